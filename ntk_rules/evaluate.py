@@ -1,0 +1,93 @@
+"""Closed forms as JAX functions: the heads of `heads.py` in numbers, and guarded division.
+
+A negative power of something that may vanish (a standard deviation, a sine) is 0 where its base is 0: that is the
+symmetric value at zero variance and at correlation +-1, where the true value is infinite or undefined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import sympy as sp
+
+from ntk_rules import heads, special
+from ntk_rules.functions import MEANING, to_jax
+from ntk_rules.law import std_symbol
+
+Entry = tuple[int, int]
+
+
+def _bivariate(m1, s1, m2, s2, r, w, k, rest):
+    h, j = _limit(m1, s1), _limit(m2, s2)
+    if isinstance(k, (int, float)) and k == 0:
+        return special.bivariate_cdf(h, j, r, w)
+    return special.scaled_bivariate_cdf(h, j, r, w, k, rest)
+
+
+def _limit(mean: jax.Array, std: jax.Array) -> jax.Array:
+    mean, std = special.as_floats(mean, std)
+    zero = std == 0
+    return jnp.where(zero, jnp.sign(mean) * 40, mean / jnp.where(zero, 1, std))
+
+
+HEAD_MEANING: dict[type, Callable[..., jax.Array]] = {
+    heads.NormalCdf: special.normal_cdf,
+    heads.ScaledCdf: special.scaled_cdf,
+    heads.Angle: special.angle,
+    heads.BivariateCdf: _bivariate,
+}
+MEANING.update(HEAD_MEANING)
+
+
+def entries_read(formula: sp.Expr) -> tuple[Entry, ...]:
+    """The covariance entries that the symbols of a closed form stand for, sorted."""
+    entries: set[Entry] = set()
+    for symbol in formula.free_symbols:
+        kind, _, index = symbol.name.partition("_")
+        if symbol.name == f"s_{index}":
+            entries.add((int(index), int(index)))
+        elif kind in ("C", "rho", "w") and len(index) == 2 and index.isdigit():
+            i, j = int(index[0]), int(index[1])
+            entries |= {(i, j)} if kind == "C" else {(i, i), (i, j), (j, j)}
+    return tuple(sorted(entries))
+
+
+def compile_formula(formula: sp.Expr, parameters: Sequence[sp.Symbol]) -> Callable[..., jax.Array]:
+    """A function of ({(i, j): covariance}, parameters) evaluating the closed form."""
+    symbols = sorted(formula.free_symbols - set(parameters), key=str)
+    evaluate = to_jax(formula, (*symbols, *parameters), guarded=True)
+
+    def value(covariances: dict[Entry, jax.Array], values: Sequence[jax.Array]) -> jax.Array:
+        return evaluate(*(_symbol_value(s, covariances) for s in symbols), *values)
+
+    return value
+
+
+def _symbol_value(symbol: sp.Symbol, covariances: dict[Entry, jax.Array]) -> jax.Array:
+    kind, _, index = symbol.name.partition("_")
+    if kind == "s":
+        i = int(index)
+        return jnp.sqrt(jnp.maximum(covariances[(i, i)], 0))
+    i, j = int(index[0]), int(index[1])
+    if kind == "C":
+        return covariances[(i, j)]
+    rho, w = special.correlation(covariances[(i, i)], covariances[(j, j)], covariances[(i, j)])
+    return rho if kind == "rho" else w
+
+
+def in_covariances(formula: sp.Expr, n: int) -> sp.Expr:
+    """The closed form in the covariances C_ij alone (C_ii the variances), for reading."""
+    known: dict[sp.Expr, sp.Expr] = {}
+    for i in range(n):
+        known[std_symbol(i)] = sp.sqrt(sp.Symbol(f"C_{i}{i}", positive=True))
+    for symbol in formula.free_symbols:
+        kind, _, index = symbol.name.partition("_")
+        if kind in ("rho", "w") and len(index) == 2:
+            a, b = (sp.Symbol(f"C_{i}{i}", positive=True) for i in index)
+            c = sp.Symbol(f"C_{index}", real=True)
+            known[symbol] = c / sp.sqrt(a * b) if kind == "rho" else sp.sqrt(a * b - c**2) / sp.sqrt(a * b)
+    return formula.xreplace(known)
+
+

@@ -1,0 +1,224 @@
+"""The questions and answers of the engine: `expectation`, its result `Expectation`, and their derivatives.
+
+The tiers are tried in the order of `TIERS`; each answers with a method or a reason why it declines. Derivatives of a
+value are not taken through its formula: Price's theorem makes them expectations again,
+d/dC_ij E[F] = E[d_i d_j F] for i != j and d/dC_ii E[F] = E[d_i^2 F]/2, derived when first asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import sympy as sp
+
+from ntk_rules import tiers
+from ntk_rules.constants import snap_floats
+from ntk_rules.errors import NoRule
+from ntk_rules.evaluate import in_covariances
+from ntk_rules.question import Question, canonical, cov_derivative, parameter_derivative
+
+Entry = tuple[int, int]
+
+
+class Core:
+    """One canonical question with the method that answers it; shared by all who ask it."""
+
+    def __init__(self, question: Question):
+        self.question = question
+        self.method = tiers.choose(question)
+        self._derivatives: dict[Any, Core | None] = {}
+        self._value = self._differentiable()
+
+    @property
+    def needs(self) -> tuple[Entry, ...]:
+        return self.method.needs
+
+    def value(self, covariances: Sequence[jax.Array], parameters: Sequence[jax.Array]) -> jax.Array:
+        return self._value(tuple(covariances), tuple(parameters))
+
+    def derivative(self, key: Entry | int) -> Core | None:
+        """The expectation that is d/dC_ij (key (i, j)) or d/d parameter (key k); None when it is zero."""
+        if key not in self._derivatives:
+            make = cov_derivative if isinstance(key, tuple) else parameter_derivative
+            question = make(self.question, key)
+            self._derivatives[key] = None if question is None else core_of(question)
+        return self._derivatives[key]
+
+    def _differentiable(self):
+        needs, method = self.needs, self.method
+
+        @jax.jit
+        def primal(covariances, parameters):
+            return method.compute(dict(zip(needs, covariances, strict=True)), parameters)
+
+        value = jax.custom_jvp(primal)
+
+        def jvp(primals, tangents):
+            covariances, parameters = primals
+            out = value(covariances, parameters)
+            total = jnp.zeros_like(out)
+            known = dict(zip(needs, covariances, strict=True))
+            for key, tangent in [*zip(needs, tangents[0], strict=True), *enumerate(tangents[1])]:
+                if type(tangent).__name__ == "SymbolicZero" or tangent.dtype == jax.dtypes.float0:
+                    continue
+                slope = self._slope(key, known, parameters)
+                if slope is not None:
+                    total = total + slope * tangent
+            return out, total
+
+        value.defjvp(jvp, symbolic_zeros=True)
+        return value
+
+    def _slope(self, key, known, parameters):
+        core = self.derivative(key)
+        if core is None:
+            return None
+        missing = [e for e in core.needs if e not in known]
+        if missing:
+            raise AssertionError(f"the derivative by {key} of {self.question} reads {missing} beyond {self.needs}")
+        return core.value([known[e] for e in core.needs], parameters)
+
+
+@functools.lru_cache(maxsize=None)
+def core_of(question: Question) -> Core:
+    """The core of a canonical question; equal questions share one."""
+    return Core(question)
+
+
+@dataclass(frozen=True, eq=False)
+class Expectation:
+    """E[F] for jointly Gaussian arguments: what it reads, how it is computed, how exact it is.
+
+    needs: the entries (i, j), i <= j, of the covariance matrix that `value` reads.
+    """
+
+    needs: tuple[Entry, ...]
+    tier: str
+    bound: float
+    bound_range: str
+    steps: tuple[str, ...]
+    formula: sp.Expr | None
+    _core: Core = field(repr=False)
+
+    def value(self, covariances: Sequence[jax.Array], parameters: Sequence[jax.Array] = ()) -> jax.Array:
+        """The expectation; `covariances` in the order of `needs`, all arrays broadcasting elementwise."""
+        self._check(covariances, parameters)
+        return self._core.value(*self._arrays(covariances, parameters))
+
+    def error(self, covariances: Sequence[jax.Array], parameters: Sequence[jax.Array] = ()) -> jax.Array:
+        """An estimate of the absolute error of `value` there, rounding excepted; 0 for closed forms."""
+        self._check(covariances, parameters)
+        covariances, parameters = self._arrays(covariances, parameters)
+        return self._core.method.error(dict(zip(self.needs, covariances, strict=True)), parameters)
+
+    def latex(self) -> str:
+        """The formula in LaTeX; of a numerical value, the name of its tier."""
+        if self.formula is None:
+            return rf"\text{{{self.tier}}}"
+        return sp.latex(self.formula)
+
+    def _arrays(self, covariances, parameters):
+        from ntk_rules.special import as_floats
+
+        arrays = as_floats(*covariances, *parameters) if len(covariances) + len(parameters) else ()
+        return arrays[: len(covariances)], arrays[len(covariances) :]
+
+    def _check(self, covariances, parameters):
+        if len(covariances) != len(self.needs):
+            raise ValueError(
+                f"Expectation.value: covariances has {len(covariances)} arrays, but {len(self.needs)} were expected, "
+                f"the entries {self.needs} in this order"
+            )
+        n = self._core.question.parameters
+        if len(parameters) != n:
+            raise ValueError(f"Expectation.value: parameters has {len(parameters)} values, expected {n}")
+
+
+def expectation(
+    F: sp.Expr,
+    gaussians: Sequence[sp.Symbol],
+    parameters: Sequence[sp.Symbol] = (),
+    *,
+    means: Sequence[sp.Expr] | None = None,
+    independent: Sequence[Entry] = (),
+    tolerance: float | None = None,
+) -> Expectation:
+    """E[F(z)] for z jointly Gaussian of mean zero (or `means`, in the parameters), covariance known at run time.
+
+    `independent` lists pairs of indices (i, j) into `gaussians` whose covariance is zero whatever the input.
+    `tolerance` is the relative error wanted of numerical tiers (default 1e-12 in float64, 1e-6 in float32).
+    Raises NoRule where no tier can answer, ValueError for malformed arguments.
+
+    >>> u, v = sp.symbols("u v", real=True)
+    >>> kernel = expectation(sp.Max(u, 0) * sp.Max(v, 0), (u, v))
+    >>> kernel.needs, kernel.tier
+    (((0, 0), (0, 1), (1, 1)), 'closed form')
+    >>> round(float(kernel.value((1.0, 1.0, 1.0))), 6)
+    0.5
+    """
+    F = snap_floats(sp.sympify(F))
+    gaussians, parameters = tuple(gaussians), tuple(parameters)
+    _validate(F, gaussians, parameters, means, independent)
+    pairs = frozenset((min(p), max(p)) for p in independent)
+    question = canonical(F, gaussians, parameters, tuple(means) if means else None, pairs, tolerance)
+    core = core_of(question)
+    method = core.method
+    formula = method.formula
+    if formula is not None:
+        formula = in_covariances(formula, len(gaussians)).xreplace(
+            dict(zip(question.parameter_symbols(), parameters, strict=True))
+        )
+    return Expectation(
+        core.needs, method.tier, method.bound, method.bound_range, tuple(method.steps), formula, core
+    )
+
+
+def explain(
+    F: sp.Expr, gaussians: Sequence[sp.Symbol] | None = None, parameters: Sequence[sp.Symbol] = (), **options: Any
+) -> str:
+    """The derivation of E[F] in words: the rules used in order, the result and its bound.
+
+    Without `gaussians`, every symbol of F that is not a parameter is one, in order of name.
+
+    >>> print(explain(sp.Max(sp.Symbol("u"), 0)).splitlines()[0])
+    E[Max(0, u)]: closed form
+    """
+    F = sp.sympify(F)
+    if gaussians is None:
+        gaussians = sorted(F.free_symbols - set(parameters), key=str)
+    result = expectation(F, gaussians, parameters, **options)
+    lines = [f"E[{F}]: {result.tier}"]
+    lines += [f"  {k}. {step}" for k, step in enumerate(result.steps, 1)]
+    if result.formula is not None:
+        lines.append(f"  = {result.formula}")
+    else:
+        lines.append(f"  error at most {result.bound:.1e} {result.bound_range}")
+    return "\n".join(lines)
+
+
+def _validate(F, gaussians, parameters, means, independent) -> None:
+    if not isinstance(F, sp.Expr):
+        raise ValueError(f"expectation: F must be a SymPy expression, got {type(F).__name__}")
+    if len(set(gaussians + parameters)) != len(gaussians) + len(parameters):
+        raise ValueError(f"expectation: a symbol is named twice in gaussians {gaussians}, parameters {parameters}")
+    unknown = F.free_symbols - set(gaussians) - set(parameters)
+    if unknown:
+        raise ValueError(
+            f"expectation: F has the symbols {sorted(map(str, unknown))}, which are neither gaussians {gaussians} "
+            f"nor parameters {parameters}; add them to one of the two"
+        )
+    if means is not None and len(means) != len(gaussians):
+        raise ValueError(f"expectation: means has {len(means)} entries for {len(gaussians)} gaussians")
+    for pair in independent:
+        if len(set(pair)) != 2 or not all(0 <= i < len(gaussians) for i in pair):
+            raise ValueError(
+                f"expectation: independent has {tuple(pair)}; expected two different indices below {len(gaussians)}"
+            )
+
+
+__all__ = ["Core", "Expectation", "NoRule", "expectation", "explain"]

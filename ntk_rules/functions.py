@@ -1,0 +1,224 @@
+"""The vocabulary of F: SymPy functions of our own, and the one table that says what each function means in JAX.
+
+A new function is one row of `MEANING` (and, when SymPy has no such function, one class with its derivative).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import sympy as sp
+from jax.scipy import special as jsp
+
+from ntk_rules import special
+
+
+class logistic(sp.Function):
+    """1 / (1 + exp(-x))."""
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        return logistic(self.args[0]) * logistic(-self.args[0])
+
+    def _latex(self, printer: Any) -> str:
+        return rf"\operatorname{{sigmoid}}\left({printer.doprint(self.args[0])}\right)"
+
+
+class softplus(sp.Function):
+    """log(1 + exp(x))."""
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        return logistic(self.args[0])
+
+
+class log1p(sp.Function):
+    """log(1 + x)."""
+
+    @classmethod
+    def eval(cls, x: sp.Expr) -> sp.Expr | None:
+        return softplus(x.args[0]) if isinstance(x, sp.exp) else None
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        return 1 / (1 + self.args[0])
+
+
+class expm1(sp.Function):
+    """exp(x) - 1."""
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        return sp.exp(self.args[0])
+
+
+def exponentials_exposed(expr: sp.Expr) -> sp.Expr:
+    """`expr` with expm1, erfc, sinh, cosh written through exp and erf, which the rules know."""
+    return expr.replace(expm1, lambda x: sp.exp(x) - 1).replace(sp.erfc, lambda x: 1 - sp.erf(x)).replace(
+        sp.sinh, lambda x: (sp.exp(x) - sp.exp(-x)) / 2
+    ).replace(sp.cosh, lambda x: (sp.exp(x) + sp.exp(-x)) / 2)  # fmt: skip
+
+
+def elementary(expr: sp.Expr) -> sp.Expr:
+    """`expr` with our own functions written out in SymPy's, for symbolic and high-precision work."""
+    return (
+        expr.replace(softplus, lambda x: sp.log(1 + sp.exp(x)))
+        .replace(log1p, lambda x: sp.log(1 + x))
+        .replace(expm1, lambda x: sp.exp(x) - 1)
+        .replace(logistic, lambda x: 1 / (1 + sp.exp(-x)))
+    )
+
+
+class Opaque(sp.Function):
+    """Base of the functions that only JAX knows; made by `opaque`."""
+
+    jax_function: Callable[[jax.Array], jax.Array]
+    kinks: tuple[float, ...] = ()
+
+
+def opaque(
+    function: Callable[[jax.Array], jax.Array], name: str = "f", kinks: Sequence[float] = ()
+) -> type[Opaque]:
+    """A SymPy function standing for a scalar JAX function that SymPy cannot express.
+
+    `kinks` are the arguments at which it, or a derivative, jumps; its derivative is taken by `jax.grad`.
+
+    >>> import jax.numpy as jnp, sympy as sp
+    >>> z = sp.Symbol("z")
+    >>> f = opaque(lambda x: jnp.tanh(x) ** 3, "cube_tanh")
+    >>> float(to_jax(sp.diff(f(z), z), (z,))(0.0))
+    0.0
+    """
+
+    def derivative(x: jax.Array) -> jax.Array:
+        return jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
+
+    def fdiff(self: sp.Function, argindex: int = 1) -> sp.Expr:
+        if "prime" not in made.__dict__:
+            made.prime = opaque(derivative, name + "'", kinks)
+        return made.prime(self.args[0])
+
+    body = {"fdiff": fdiff, "jax_function": staticmethod(function), "kinks": tuple(kinks), "nargs": 1}
+    made = type(name, (Opaque,), body)
+    return made
+
+
+def _heaviside(x: jax.Array, at_zero: jax.Array | float = 0.5) -> jax.Array:
+    return jnp.where(x > 0, 1.0, jnp.where(x < 0, 0.0, at_zero)).astype(jnp.result_type(x))
+
+
+# What each SymPy function computes; arguments are JAX arrays.
+MEANING: dict[type, Callable[..., jax.Array]] = {
+    sp.exp: jnp.exp, sp.log: jnp.log, sp.sin: jnp.sin, sp.cos: jnp.cos, sp.tan: jnp.tan,
+    sp.sinh: jnp.sinh, sp.cosh: jnp.cosh, sp.tanh: jnp.tanh, sp.atan: jnp.arctan, sp.asin: special.asin,
+    sp.acos: special.acos, sp.asinh: jnp.arcsinh, sp.acosh: jnp.arccosh, sp.atanh: jnp.arctanh,
+    sp.atan2: jnp.arctan2, sp.erf: jsp.erf, sp.erfc: jsp.erfc, sp.erfinv: jsp.erfinv,
+    sp.Abs: jnp.abs, sp.sign: jnp.sign, sp.floor: jnp.floor, sp.ceiling: jnp.ceil,
+    sp.loggamma: jsp.gammaln, sp.digamma: jsp.digamma, sp.gamma: jsp.gamma,
+    sp.Heaviside: _heaviside, logistic: jax.nn.sigmoid, softplus: jax.nn.softplus,
+    log1p: jnp.log1p, expm1: jnp.expm1, sp.sinc: lambda x: jnp.sinc(x / jnp.pi),
+    sp.StrictGreaterThan: jnp.greater, sp.GreaterThan: jnp.greater_equal, sp.StrictLessThan: jnp.less,
+    sp.LessThan: jnp.less_equal, sp.Equality: jnp.equal, sp.Unequality: jnp.not_equal,
+    sp.Not: jnp.logical_not,
+}  # fmt: skip
+
+# Functions of any number of arguments, folded in pairs.
+FOLDED: dict[type, Callable[..., jax.Array]] = {
+    sp.Add: jnp.add, sp.Mul: jnp.multiply, sp.Max: jnp.maximum, sp.Min: jnp.minimum,
+    sp.And: jnp.logical_and, sp.Or: jnp.logical_or,
+}  # fmt: skip
+
+def _evaluate_power(base: Any, exponent: sp.Expr, value: Any, guarded: bool) -> Any:
+    base = jnp.asarray(base)
+    if guarded and exponent.is_number and exponent.is_negative:
+        return special.reciprocal(_evaluate_power(base, -exponent, None, False))
+    if exponent.is_Integer:
+        return jax.lax.integer_pow(special.as_floats(base)[0], int(exponent))
+    if exponent.is_Rational and exponent.q == 2:
+        root = jnp.sqrt(special.as_floats(base)[0])
+        return root if exponent.p == 1 else jax.lax.integer_pow(root, int(exponent.p))
+    return jnp.power(base, float(exponent) if exponent.is_number else value)
+
+
+def _base_and_exponent(node: sp.Pow, children: list[Any]) -> tuple[Any, sp.Expr, Any]:
+    return children[0], node.exp, children[1]
+
+
+def _apply(node: sp.Expr, children: list[Any], guarded: bool) -> Any:
+    head = node.func
+    if head is sp.Pow:
+        return _evaluate_power(*_base_and_exponent(node, children), guarded)
+    if head in FOLDED:
+        total = children[0]
+        for child in children[1:]:
+            total = FOLDED[head](total, child)
+        return total
+    if head in MEANING:
+        return MEANING[head](*children)
+    if issubclass(head, Opaque):
+        return head.jax_function(jnp.asarray(children[0]))
+    raise ValueError(
+        f"to_jax: the function {head.__name__} in {node} has no meaning in JAX; "
+        "add a row to ntk_rules.functions.MEANING"
+    )
+
+
+def to_jax(expr: sp.Expr, symbols: Sequence[sp.Symbol], *, guarded: bool = False) -> Callable[..., jax.Array]:
+    """The JAX function of `symbols` that evaluates `expr`; equal subexpressions are computed once.
+
+    Arguments broadcast. With `guarded`, negative powers of zero are zero (see `special.reciprocal`). Raises ValueError for a function without a row in `MEANING` or an unknown symbol.
+
+    >>> x = sp.Symbol("x")
+    >>> float(to_jax(softplus(x) - x, (x,))(100.0))
+    0.0
+    """
+    symbols = tuple(symbols)
+    order = _postorder(sp.sympify(expr))
+
+    def evaluate(*arguments: jax.Array) -> jax.Array:
+        if len(arguments) != len(symbols):
+            raise ValueError(f"to_jax: {len(symbols)} arguments expected, {len(arguments)} given")
+        known: dict[Any, Any] = dict(zip(symbols, arguments, strict=True))
+        for node in order:
+            if node not in known:
+                known[node] = _node_value(node, known, guarded)
+        dtype = jnp.result_type(*arguments, 0.0) if arguments else None
+        return jnp.asarray(known[order[-1]], dtype)
+
+    return evaluate
+
+
+def _node_value(node: sp.Expr, known: dict[Any, Any], guarded: bool) -> Any:
+    if node.is_Symbol:
+        raise ValueError(f"to_jax: the symbol {node} is not among the arguments")
+    if node in (sp.true, sp.false):
+        return bool(node)
+    if node.is_number and not node.args or node.is_number and not node.has(sp.Function):
+        return int(node) if node.is_Integer else float(node)
+    if isinstance(node, sp.Piecewise):
+        return _piecewise(node, known)
+    return _apply(node, [known[a] for a in node.args], guarded)
+
+
+def _piecewise(node: sp.Piecewise, known: dict[Any, Any]) -> Any:
+    *cases, (last, condition) = node.args
+    total = known[last] if condition == sp.true else jnp.where(known[condition], known[last], jnp.nan)
+    for expr, condition in reversed(cases):
+        total = jnp.where(known[condition], known[expr], total)
+    return total
+
+
+def _postorder(expr: sp.Expr) -> list[Any]:
+    """Each distinct subexpression once, arguments before their users, without recursion."""
+    done: dict[Any, None] = {}
+    stack: list[tuple[Any, bool]] = [(expr, False)]
+    while stack:
+        node, expanded = stack.pop()
+        if node in done:
+            continue
+        if expanded or not node.args:
+            done[node] = None
+            continue
+        stack.append((node, True))
+        children = [x for pair in node.args for x in pair.args] if isinstance(node, sp.Piecewise) else node.args
+        stack.extend((child, False) for child in children)
+    return list(done)

@@ -1,0 +1,78 @@
+"""The few special functions that closed forms end in, as SymPy functions with LaTeX and a meaning in JAX.
+
+`cdf` and friends are the constructors the rules call; they simplify what can be simplified exactly. The meaning in
+JAX is in `special.py`; `evaluate.py` joins the two.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy as sp
+
+
+class NormalCdf(sp.Function):
+    """P(mean + std x > 0) for standard Gaussian x."""
+
+    nargs = 2
+
+    def _latex(self, printer: Any) -> str:
+        mean, std = self.args
+        return rf"\Phi\left({printer.doprint(mean / std)}\right)"
+
+
+class ScaledCdf(sp.Function):
+    """exp(k) P(mean + std x > 0); the fourth argument is k - mean^2/(2 std^2), simplified."""
+
+    nargs = 4
+
+    def _latex(self, printer: Any) -> str:
+        k, mean, std, _ = self.args
+        return rf"e^{{{printer.doprint(k)}}} \Phi\left({printer.doprint(mean / std)}\right)"
+
+
+class Angle(sp.Function):
+    """The angle in [0, pi] of cosine r and sine w."""
+
+    nargs = 2
+
+    def _latex(self, printer: Any) -> str:
+        return rf"\arccos\left({printer.doprint(self.args[0])}\right)"
+
+
+class BivariateCdf(sp.Function):
+    """exp(k) P(m1 + s1 x > 0, m2 + s2 y > 0), corr(x, y) = r, w = sqrt(1 - r^2); arguments
+    (m1, s1, m2, s2, r, w, k, rest), rest = k less half the squared Mahalanobis distance of the corner."""
+
+    nargs = 8
+
+    def _latex(self, printer: Any) -> str:
+        m1, s1, m2, s2, r, _, k, _ = self.args
+        scale = rf"e^{{{printer.doprint(k)}}} " if k != 0 else ""
+        inside = ", ".join(printer.doprint(x) for x in (m1 / s1, m2 / s2, r))
+        return rf"{scale}\Phi_2\left({inside}\right)"
+
+
+def cdf(mean: sp.Expr, std: sp.Expr) -> sp.Expr:
+    """P(mean + std x > 0)."""
+    if mean == 0:
+        return sp.Rational(1, 2)
+    if std == 0:
+        return sp.Heaviside(mean, sp.Rational(1, 2))
+    return NormalCdf(mean, std)
+
+
+def density_derivative(mean: sp.Expr, variance: sp.Expr, order: int) -> sp.Expr:
+    """The order-th derivative in `mean` of the density of N(0, variance) there."""
+    factor = hermite_factor(mean, variance, order)
+    return factor * sp.exp(-(mean**2) / (2 * variance)) / sp.sqrt(2 * sp.pi * variance)
+
+
+def hermite_factor(mean: sp.Expr, variance: sp.Expr, order: int) -> sp.Expr:
+    """N^(order)(mean) / N(mean) for N the density of variance `variance`: (-1)^j He_j(mean/std) / std^j."""
+    if order == 0:
+        return sp.S.One
+    previous, current = sp.S.One, -mean / variance
+    for j in range(1, order):
+        previous, current = current, sp.expand(-(mean * current + j * previous) / variance)
+    return current

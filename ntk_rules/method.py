@@ -1,0 +1,37 @@
+"""What a tier answers with: a method, or the reason why it declines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import sympy as sp
+
+Entry = tuple[int, int]
+Compute = Callable[[dict[Entry, jax.Array], tuple[jax.Array, ...]], jax.Array]
+
+
+class Declined(Exception):
+    """A tier does not answer; the message says why."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How an expectation is computed."""
+
+    tier: str
+    needs: tuple[Entry, ...]
+    compute: Compute
+    steps: tuple[str, ...]
+    formula: sp.Expr | None = None
+    bound: float = 0.0
+    bound_range: str = ""
+    estimate: Compute | None = None
+
+    def error(self, covariances: dict[Entry, jax.Array], parameters: tuple[jax.Array, ...]) -> jax.Array:
+        """Estimated absolute error at these values."""
+        if self.estimate is None:
+            return jnp.zeros_like(self.compute(covariances, parameters))
+        return self.estimate(covariances, parameters)

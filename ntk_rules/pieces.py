@@ -1,0 +1,208 @@
+"""Functions of one Gaussian with kinks, cut into intervals on which they are smooth.
+
+Max, Min, Abs, sign, Heaviside and comparisons vanish: on each interval the function is one smooth expression.
+Kinks that turn out to be none (jax's softplus is max(x, 0) + log1p(exp(-|x|))) are healed.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import sympy as sp
+
+from ntk_rules.functions import Opaque, elementary
+
+KINKED = (sp.Heaviside, sp.sign, sp.Abs, sp.Max, sp.Min, sp.Piecewise)
+
+
+class NotCuttable(ValueError):
+    """The kinks cannot be located: they depend on parameters or on several Gaussians."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`expr` on the interval (low, high)."""
+
+    low: sp.Expr
+    high: sp.Expr
+    expr: sp.Expr
+
+
+def has_kinks(expr: sp.Expr) -> bool:
+    """True when `expr` has a function with kinks in it."""
+    return expr.has(*KINKED) or any(f.kinks for f in expr.atoms(Opaque))
+
+
+@functools.lru_cache(maxsize=4096)
+def cut(expr: sp.Expr, z: sp.Symbol) -> tuple[Piece, ...]:
+    """The smooth pieces of `expr` along `z`, in order, covering the line.
+
+    >>> z = sp.Symbol("z", real=True)
+    >>> [(p.low, p.expr) for p in cut(sp.Max(z, 0) + 1, z)]
+    [(-oo, 1), (0, z + 1)]
+    """
+    pieces = _cut(expr, z, -sp.oo, sp.oo)
+    for node in expr.atoms(Opaque):
+        for kink in node.kinks:
+            pieces = _insert(pieces, _root(node.args[0] - sp.nsimplify(kink), z)[0])
+    merged = [pieces[0]]
+    for piece in pieces[1:]:
+        last = merged[-1]
+        if not piece.expr.has(Opaque) and _same_function(last.expr, piece.expr, z):
+            keep = last.expr if last.expr.count_ops() <= piece.expr.count_ops() else piece.expr
+            merged[-1] = Piece(last.low, piece.high, keep)
+        else:
+            merged.append(piece)
+    return tuple(merged)
+
+
+def _insert(pieces: list[Piece], root: sp.Expr) -> list[Piece]:
+    out = []
+    for p in pieces:
+        inside = _less(p.low, root) and _less(root, p.high)
+        out += [Piece(p.low, root, p.expr), Piece(root, p.high, p.expr)] if inside else [p]
+    return out
+
+
+def _less(a: sp.Expr, b: sp.Expr) -> bool:
+    if a == -sp.oo or b == sp.oo:
+        return a != b
+    if a == sp.oo or b == -sp.oo:
+        return False
+    answer = (b - a).is_positive
+    if answer is None:
+        raise NotCuttable(f"{a} and {b} cannot be ordered")
+    return bool(answer)
+
+
+def _cut(expr: sp.Expr, z: sp.Symbol, low: sp.Expr, high: sp.Expr) -> list[Piece]:
+    node = _innermost(expr, z)
+    if node is None:
+        return [Piece(low, high, expr)]
+    switch, when_positive, when_negative = branches(node)
+    roots, rising = _root(switch, z)
+    positive, negative = expr.xreplace({node: when_positive}), expr.xreplace({node: when_negative})
+    left, right = (negative, positive) if rising else (positive, negative)
+    if roots is None:
+        return _cut(left, z, low, high)
+    if not _less(low, roots):
+        return _cut(right, z, low, high)
+    if not _less(roots, high):
+        return _cut(left, z, low, high)
+    return _cut(left, z, low, roots) + _cut(right, z, roots, high)
+
+
+def _innermost(expr: sp.Expr, z: sp.Symbol) -> sp.Expr | None:
+    for node in sp.postorder_traversal(expr):
+        if isinstance(node, KINKED) and node.has(z):
+            return node
+    return None
+
+
+def branches(node: sp.Expr) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
+    """(switch, value where switch > 0, value where switch < 0)."""
+    if isinstance(node, sp.Heaviside):
+        return node.args[0], sp.S.One, sp.S.Zero
+    if isinstance(node, sp.sign):
+        return node.args[0], sp.S.One, -sp.S.One
+    if isinstance(node, sp.Abs):
+        return node.args[0], node.args[0], -node.args[0]
+    if isinstance(node, sp.Max | sp.Min):
+        first, rest = node.args[0], node.func(*node.args[1:])
+        pair = (first, rest) if isinstance(node, sp.Max) else (rest, first)
+        return first - rest, *pair
+    return _piecewise_branches(node)
+
+
+def _piecewise_branches(node: sp.Piecewise) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
+    (value, condition), *others = node.args
+    condition = sp.sympify(condition)
+    if condition == sp.true:
+        return sp.S.One, value, value
+    rest = sp.Piecewise(*others) if others else sp.S.Zero
+    relation = next(iter(sorted(condition.atoms(sp.core.relational.Relational), key=str)))
+    switch = relation.lhs - relation.rhs
+    truth = {sp.StrictGreaterThan: (True, False), sp.GreaterThan: (True, False), sp.StrictLessThan: (False, True),
+             sp.LessThan: (False, True), sp.Equality: (False, False), sp.Unequality: (True, True)}  # fmt: skip
+    sides = []
+    for answer in truth[relation.func]:
+        left = condition.xreplace({relation: sp.true if answer else sp.false})
+        sides.append(sp.Piecewise((value, left), (rest, True)))
+    return switch, sides[0], sides[1]
+
+
+def _root(switch: sp.Expr, z: sp.Symbol) -> tuple[sp.Expr | None, bool]:
+    """Where an affine switch changes sign (None: nowhere) and whether it rises there.
+
+    Without a root, `rising` says that the switch is negative (the left branch holds).
+    """
+    slope = sp.diff(switch, z)
+    if slope == 0:
+        if switch.is_positive or switch.is_negative or switch.is_zero:
+            return None, not switch.is_positive
+        raise NotCuttable(f"the sign of {switch} is not known")
+    if slope.has(z):
+        return _monotone_root(switch, z)
+    if not (slope.is_positive or slope.is_negative):
+        raise NotCuttable(f"the sign of {slope} is not known")
+    return sp.expand(-switch.xreplace({z: sp.S.Zero}) / slope), bool(slope.is_positive)
+
+
+def _monotone_root(switch: sp.Expr, z: sp.Symbol) -> tuple[sp.Expr | None, bool]:
+    raise NotCuttable(f"the kink of {switch} is not affine in {z}")
+
+
+def _same_function(left: sp.Expr, right: sp.Expr, z: sp.Symbol) -> bool:
+    """Whether two smooth expressions are one function, seen at complex points off the line."""
+    if left == right:
+        return True
+    if not (left.has(sp.Function) and right.has(sp.Function)):
+        return False
+    gap = elementary(left - right)
+    for shift in ("0", "-61/100", "83/100"):
+        point = {
+            s: sp.Rational("37/100") + sp.Rational(k, 7) + sp.Rational(shift) + sp.Rational(11, 100) * sp.I
+            for k, s in enumerate(sorted(gap.free_symbols, key=str))
+        }
+        try:
+            size = abs(complex(gap.xreplace(point).evalf(20)))
+        except (TypeError, ValueError, ZeroDivisionError):
+            return False
+        if not size < 1e-12:
+            return False
+    return True
+
+
+@functools.lru_cache(maxsize=4096)
+def canonical_kinks(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
+    """`expr` with the kinked parts in one Gaussian written as F_0 + sum_i (F_i - F_{i-1}) H(z - a_i).
+
+    Derivatives in this form carry their delta functions (SymPy drops them from a Piecewise).
+    """
+    used = [z for z in zs if expr.has(z)]
+    if not used or not has_kinks(expr):
+        return expr
+    if len(used) == 1 and not expr.has(sp.DiracDelta):
+        try:
+            first, *others = cut(expr, used[0])
+        except NotCuttable:
+            return _by_parts(expr, zs)
+        total, last = first.expr, first.expr
+        for piece in others:
+            total += (piece.expr - last) * sp.Heaviside(used[0] - piece.low, sp.Rational(1, 2))
+            last = piece.expr
+        return total
+    return _by_parts(expr, zs)
+
+
+def _by_parts(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
+    if isinstance(expr, sp.Heaviside | sp.DiracDelta) or not expr.args:
+        return expr
+    if isinstance(expr, KINKED) and expr.has(*zs):
+        switch, positive, negative = branches(expr)
+        step = sp.Heaviside(sp.expand(switch), sp.Rational(1, 2))
+        if switch.has(*zs):
+            return canonical_kinks(negative + (positive - negative) * step, zs)
+        return expr
+    return expr.func(*(canonical_kinks(a, zs) for a in expr.args))

@@ -1,0 +1,82 @@
+"""Canonical questions: E[F] up to renaming of symbols, and the questions that are its derivatives."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+import sympy as sp
+
+from ntk_rules.pieces import canonical_kinks
+from ntk_rules.terms import Term, differentiate, differentiate_parameter
+
+
+@functools.cache
+def gaussian_symbols(n: int) -> tuple[sp.Symbol, ...]:
+    """z_0, z_1, ...: the Gaussians of a canonical question."""
+    return tuple(sp.Symbol(f"z_{i}", real=True) for i in range(n))
+
+
+@functools.cache
+def _parameter_symbol(k: int, positive: bool | None) -> sp.Symbol:
+    return sp.Symbol(f"a{k}", positive=True) if positive else sp.Symbol(f"a{k}", real=True)
+
+
+@dataclass(frozen=True)
+class Question:
+    """E[expr] over `gaussians` Gaussians; `terms`, when given, are the normal form and take expr's place."""
+
+    expr: sp.Expr | None
+    terms: tuple[Term, ...] | None
+    gaussians: int
+    signs: tuple[bool, ...]  # of the parameters: True where the caller declared it positive
+    independent: frozenset[tuple[int, int]]
+    tolerance: float | None
+
+    @property
+    def parameters(self) -> int:
+        return len(self.signs)
+
+    def parameter_symbols(self) -> tuple[sp.Symbol, ...]:
+        return tuple(_parameter_symbol(k, sign) for k, sign in enumerate(self.signs))
+
+
+def canonical(
+    expr: sp.Expr,
+    gaussians: tuple[sp.Symbol, ...],
+    parameters: tuple[sp.Symbol, ...],
+    means: tuple[sp.Expr, ...] | None,
+    independent: frozenset[tuple[int, int]],
+    tolerance: float | None,
+) -> Question:
+    """The question with standard names; means become shifts of the arguments."""
+    signs = tuple(bool(p.is_positive) for p in parameters)
+    zs = gaussian_symbols(len(gaussians))
+    names = {p: _parameter_symbol(k, sign) for k, (p, sign) in enumerate(zip(parameters, signs, strict=True))}
+    moves = means or (sp.S.Zero,) * len(zs)
+    arguments = {g: z + sp.sympify(m).xreplace(names) for g, z, m in zip(gaussians, zs, moves, strict=True)}
+    standard = canonical_kinks(expr.xreplace({**names, **arguments}), zs)
+    return Question(standard, None, len(zs), signs, independent, tolerance)
+
+
+def cov_derivative(question: Question, entry: tuple[int, int]) -> Question | None:
+    """Price's theorem: the question whose answer is dE[F]/dC_ij."""
+    i, j = entry
+    half = sp.Rational(1, 2) if i == j else sp.S.One
+    if question.terms is not None:
+        first = [d for t in question.terms for d in differentiate(t, i)]
+        second = [replace(d, coefficient=half * d.coefficient) for t in first for d in differentiate(t, j)]
+        return replace(question, expr=None, terms=tuple(second)) if second else None
+    zs = gaussian_symbols(question.gaussians)
+    expr = half * sp.diff(question.expr, zs[i], zs[j])
+    return replace(question, expr=expr) if expr != 0 else None
+
+
+def parameter_derivative(question: Question, k: int) -> Question | None:
+    """The question whose answer is dE[F]/d a_k."""
+    a = question.parameter_symbols()[k]
+    if question.terms is not None:
+        changed = tuple(d for t in question.terms for d in differentiate_parameter(t, a))
+        return replace(question, expr=None, terms=changed) if changed else None
+    expr = sp.diff(question.expr, a)
+    return replace(question, expr=expr) if expr != 0 else None

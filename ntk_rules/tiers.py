@@ -1,0 +1,111 @@
+"""The methods, tried in one visible order: closed form, smooth, kinked, many arguments.
+
+A tier is a function of the question that answers with a `Method` or raises `Declined` with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import sympy as sp
+
+from ntk_rules.errors import NoRule
+from ntk_rules.evaluate import compile_formula, entries_read
+from ntk_rules.law import base_law
+from ntk_rules.method import Declined, Method
+from ntk_rules.numeric import one_gaussian, two_separable
+from ntk_rules.parse import Unparsed, parse
+from ntk_rules.question import Question, gaussian_symbols
+from ntk_rules.rules import Derivation, total
+
+def closed_form(question: Question) -> Method:
+    """The rewriting rules of `rules.py`."""
+    try:
+        terms = question.terms
+        if terms is None:
+            terms = parse(question.expr, gaussian_symbols(question.gaussians))
+    except Unparsed as reason:
+        raise Declined(f"outside the normal form: {reason}") from None
+    work = Derivation()
+    formula = total(list(terms), base_law(question.gaussians, question.independent), work)
+    if formula is None:
+        raise Declined("no base case for what is left of the normal form")
+    formula = tidy_formula(formula)
+    evaluate = compile_formula(formula, question.parameter_symbols())
+    object.__setattr__(question, "terms", tuple(terms))
+    return Method("closed form", entries_read(formula), evaluate, tuple(work.steps), formula)
+
+
+def tidy_formula(formula: sp.Expr) -> sp.Expr:
+    """Like terms collected; nothing that could cancel digits."""
+    return sp.factor_terms(formula) if formula.count_ops() < 200 else formula
+
+
+def choose(question: Question) -> Method:
+    """The first tier that answers; NoRule with every tier's reason when none does."""
+    reasons = []
+    for name, tier in TIERS:
+        try:
+            return tier(question)
+        except Declined as reason:
+            reasons.append(f"  {name}: {reason}")
+    raise NoRule(f"E[{question.expr}] has no rule. What each tier answered:\n" + "\n".join(reasons))
+
+
+def linearity(question: Question) -> Method:
+    """The sum of the expectations of the addends, each by its own best tier."""
+    if question.terms is not None or question.expr is None:
+        raise Declined("a normal form is not split again")
+    expanded = sp.expand_mul(question.expr)
+    if not expanded.is_Add:
+        raise Declined("a single product")
+    zs = gaussian_symbols(question.gaussians)
+    parts = [(c, replace(question, expr=e)) for c, e in _addends(expanded, zs)]
+    reasons: list[str] = []
+    methods = []
+    for _, part in parts:
+        try:
+            methods.append(choose(part))
+        except NoRule as reason:
+            reasons.append(str(reason))
+            break
+    if reasons:
+        raise Declined("an addend has no rule:\n" + reasons[0])
+    coefficients = [compile_formula(sp.sympify(c), question.parameter_symbols()) for c, _ in parts]
+    needs = tuple(sorted({e for m in methods for e in m.needs}))
+
+    def compute(covariances, parameters):
+        return sum(
+            c({}, parameters) * m.compute(covariances, parameters)
+            for c, m in zip(coefficients, methods, strict=True)
+        )
+
+    def estimate(covariances, parameters):
+        return sum(
+            abs(c({}, parameters)) * m.error(covariances, parameters)
+            for c, m in zip(coefficients, methods, strict=True)
+        )
+
+    worst = max(methods, key=lambda m: m.bound)
+    names = " + ".join(sorted({m.tier for m in methods}))
+    steps = ("linearity: the addends one by one", *dict.fromkeys(s for m in methods for s in m.steps))
+    bound = sum(m.bound * (abs(float(c)) if c.is_number else 1.0) for (c, _), m in zip(parts, methods, strict=True))
+    return Method(names, needs, compute, steps, None, bound, worst.bound_range, estimate)
+
+
+def _addends(expanded: sp.Expr, zs: tuple[sp.Symbol, ...]) -> list[tuple[sp.Expr, sp.Expr]]:
+    """(coefficient free of Gaussians, rest) of each addend, equal rests joined."""
+    sums: dict[sp.Expr, sp.Expr] = {}
+    for addend in expanded.args:
+        coefficient, rest = addend.as_independent(*zs, as_Add=False)
+        sums[rest] = sums.get(rest, sp.S.Zero) + coefficient
+    return [(c, rest) for rest, c in sums.items() if c != 0]
+
+
+TIERS: tuple[tuple[str, Callable[[Question], Method]], ...] = (
+    ("closed form", closed_form),
+    ("one Gaussian", one_gaussian),
+    ("Hermite series", two_separable),
+    ("linearity", linearity),
+)

@@ -1,0 +1,66 @@
+"""Every exception of tensorprog, and how it reads.
+
+A message says what was asked, shows where (the user's own source line when there is one), gives the
+reason, and ends with the mend. Limits of a request (`UserError` and below) and bugs of ours
+(`InternalError`) are different classes, so that neither can be mistaken for the other.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArchiveError",
+    "InputError",
+    "InternalError",
+    "NetworkError",
+    "ProgramError",
+    "TensorprogError",
+    "UnsupportedError",
+    "UserError",
+    "VerificationError",
+]
+
+
+class TensorprogError(Exception):
+    """Base class of everything tensorprog raises on purpose."""
+
+
+class UserError(TensorprogError, ValueError):
+    """The request cannot be met; the message says why and what to do."""
+
+
+class InputError(UserError):
+    """An argument of a public call is wrong: its shape, dtype, value or name."""
+
+
+class NetworkError(UserError):
+    """The function that was given is not a network tensorprog can take a limit of."""
+
+
+class UnsupportedError(NetworkError):
+    """The network uses an operation that the master theorem, or this version, does not cover."""
+
+
+class ProgramError(UserError):
+    """A tensor program, as text or from the builder, is malformed."""
+
+
+class ArchiveError(UserError):
+    """A saved kernel cannot be read: truncated, altered, foreign or too new."""
+
+
+class InternalError(TensorprogError):
+    """A bug in tensorprog: please report it with the program that provoked it."""
+
+
+class VerificationError(InternalError):
+    """A pass made a malformed program."""
+
+
+def explain(what: str, *, reason: str, mend: str, where: str | None = None) -> str:
+    """Render one message in the form every error has: what, where, why, what to do."""
+    lines = [what]
+    if where:
+        lines.append(f"  at {where}")
+    lines.append(f"  reason: {reason}")
+    lines.append(f"  to mend: {mend}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The front end: a JAX function as a tensor program."""

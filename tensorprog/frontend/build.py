@@ -1,0 +1,355 @@
+"""Making program variables from front-end values: the vocabulary the primitive rules are written in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from tensorprog.errors import UnsupportedError, explain
+from tensorprog.frontend.values import Axis, Known, Layout, Param, Value, Var, fit_power, layout_of, unit_shape, width_axis
+from tensorprog.ir import (
+    Const, LinComb, Literal, Moment, Node, Nonlin, Phi, Position, PositionMap, Source, Type, Weight, position,
+)  # fmt: skip
+
+__all__ = ["Refusal", "align", "constant", "lincomb", "map_positions", "moment", "nonlin", "scaled", "take_block", "to_var", "weight_node"]
+
+ZERO = Fraction(0)
+
+
+class Refusal(Exception):
+    """A rule cannot take an equation; the interpreter adds where and which, and raises `UnsupportedError`."""
+
+    def __init__(self, reason: str, mend: str = "write this part of the network with operations the theorem covers"):
+        super().__init__(reason)
+        self.reason, self.mend = reason, mend
+
+    def at(self, primitive: str, source: Source | None) -> UnsupportedError:
+        where = str(source) if source else None
+        return UnsupportedError(
+            explain(f"the network's {primitive!r} has no infinite-width rule here", where=where, reason=self.reason, mend=self.mend)
+        )
+
+
+def constant(array: Any, layout: Layout | None = None, power: Fraction = ZERO) -> Var:
+    """A deterministic constant as a variable."""
+    array = np.asarray(array)
+    layout = tuple(() if s == 1 else (s,) for s in array.shape) if layout is None else layout
+    return Var.of(Const(Literal.of(array)), layout, power)
+
+
+def to_var(value: Value) -> Var:
+    """Commit a value to being a variable of the program: a constant, or a parameter used as vectors."""
+    if isinstance(value, Var):
+        return value
+    if isinstance(value, Known):
+        return _known_var(value)
+    widths = [w for w in value.widths if w is not None]
+    if len(widths) > 1:
+        raise Refusal(
+            f"the weight {value.name!r} has two width axes and is used in another way than multiplying a vector",
+            "use an n x n weight only to multiply vectors (dot, matmul, einsum, conv), scaled by numbers at most",
+        )
+    return _param_var(value)
+
+
+def _known_var(value: Known) -> Var:
+    try:
+        layout = layout_of(value.shapes)
+        array, power = fit_power((_at_unit(value.values[0], layout), _at_unit(value.values[1], layout)))
+    except ValueError as error:
+        raise Refusal(
+            f"it uses a constant that has no limit: {error}",
+            "a constant may depend on the width only as c n^p, and may not vary along a width axis, "
+            "because the coordinates of a hidden vector are exchangeable",
+        ) from None
+    return constant(array, layout, power)
+
+
+def _at_unit(array: np.ndarray, layout: Layout) -> np.ndarray:
+    """One entry along each width axis, after checking that they are all the same."""
+    for i, axis in enumerate(layout):
+        if any(isinstance(f, Fraction) for f in axis):
+            first = np.take(array, [0], axis=i)
+            if not np.array_equal(array, np.broadcast_to(first, array.shape), equal_nan=array.dtype.kind == "f"):
+                raise ValueError("its entries vary along the width")
+            array = first
+    return array
+
+
+def weight_node(param: Param, shape: tuple[int, ...], widths: tuple[Fraction | None, ...], region: Any = None) -> Weight:
+    return Weight(param.name, shape, widths, param.std, param.tangent_std, region or param.region)
+
+
+def _param_var(param: Param) -> Var:
+    shape = tuple(1 if w is not None else int(b - a) for w, (a, b) in zip(param.widths, param.region, strict=True))
+    widths = tuple(
+        None if w is None else b - a for w, (a, b) in zip(param.widths, param.region, strict=True)
+    )
+    node: Node = weight_node(param, shape, widths)
+    full = tuple((f,) if f is not None else () if s == 1 else (s,) for f, s in zip(widths, shape, strict=True))
+    var = Var.of(node, full, param.power)
+    if param.mean:
+        var = lincomb([(1.0, var), (1.0, Var.of(Const(Literal.of(np.float64(param.mean))), (), param.power))])
+    var = _arrange(var, param)
+    return var if param.scale is None else scaled(var, param.scale)
+
+
+def _arrange(var: Var, param: Param) -> Var:
+    """Bring the parameter's axes into the order they have after its transposes and new axes."""
+    if param.axes == tuple(range(len(param.widths))):
+        return var
+    kept = [a for a in param.axes if a is not None]
+    order = (*kept, *(a for a in range(len(param.widths)) if a not in kept))
+    moved = map_positions(var, position("transpose", permutation=order), tuple(var.layout[a] for a in order))
+    layout = tuple(() if a is None else var.layout[a] for a in param.axes)
+    return map_positions(moved, position("reshape", to=unit_shape(layout)), layout)
+
+
+def map_positions(var: Var, op: Position, layout: Layout, *aux: Node) -> Var:
+    """Apply a position map to every block of a variable."""
+    return var.with_blocks([_mapped(op, node, layout, aux) for _, node in var.blocks], layout)
+
+
+def _mapped(op: Position, node: Node, layout: Layout, aux: tuple[Node, ...]) -> Node:
+    if _does_nothing(op, node):
+        return node
+    args = (node, *aux)
+    shape = op.shape(*(a.type.shape for a in args))
+    axis = width_axis(layout)
+    if node.type.kind == "scalar" or node.type.width is None:
+        return PositionMap(op, args, Type(node.type.kind, shape))
+    if axis is None:
+        raise Refusal("it makes an array without a width axis out of hidden vectors")
+    return PositionMap(op, args, Type("vector", shape, axis, node.type.width))
+
+
+def _does_nothing(op: Position, node: Node) -> bool:
+    shape = node.type.shape
+    match op.name:
+        case "reshape":
+            return op.kw["to"] == shape
+        case "transpose":
+            return op.kw["permutation"] == tuple(range(len(shape)))
+        case "broadcast":
+            return op.kw["to"] == shape and op.kw["axes"] == tuple(range(len(shape)))
+    return False
+
+
+def lincomb(terms: Sequence[tuple[float, Var]]) -> Var:
+    """A sum of variables with numbers as coefficients. All must scale alike."""
+    powers = {var.power for _, var in terms}
+    if len(powers) > 1:
+        raise Refusal(
+            f"it adds terms that grow with different powers of the width: {', '.join(f'n^{p}' for p in sorted(powers))}",
+            "scale the terms so that they are of the same order, such as 1/sqrt(n) before a sum over n",
+        )
+    variables = align([var for _, var in terms])
+    random = [var for var in variables if var.random]
+    shape_of = random[0] if random else max(variables, key=lambda v: len(v.layout))
+    nodes = []
+    for block in range(len(shape_of.blocks)):
+        parts = [(c, v.blocks[block if len(v.blocks) > 1 else 0][1]) for (c, _), v in zip(terms, variables, strict=True)]
+        nodes.append(_sum(parts))
+    layout = shape_of.layout if random else _joined_layout(variables)
+    return shape_of.with_blocks(nodes, layout, powers.pop())
+
+
+def _joined_layout(variables: Sequence[Var]) -> Layout:
+    """The layout of deterministic arrays broadcast against each other."""
+    rank = max(len(v.layout) for v in variables)
+    full = [v.layout for v in variables if len(v.layout) == rank]
+    return tuple(max(axes, key=len) for axes in zip(*full, strict=True))
+
+
+def _sum(parts: list[tuple[float, Node]]) -> Node:
+    """A LinComb with nested plain sums opened and equal terms joined."""
+    total: dict[tuple[Node | None, Node], float] = {}
+    for coefficient, node in parts:
+        inner = [((None, node), 1.0)]
+        if isinstance(node, LinComb) and len(node.terms) == 1 and not isinstance(node.terms[0][0], Node):
+            inner = [((None, node.terms[0][1]), node.terms[0][0])]
+        for key, factor in inner:
+            total[key] = total.get(key, 0.0) + coefficient * factor
+    terms = tuple((c, node) for (_, node), c in total.items())
+    if len(terms) == 1 and terms[0][0] == 1.0:
+        return terms[0][1]
+    return LinComb(terms)
+
+
+def scaled(var: Var, factor: Var) -> Var:
+    """`var` times a deterministic array."""
+    power = var.power + factor.power
+    var, factor = align([var, factor])
+    number = _number(factor)
+    nodes = []
+    for _, node in var.blocks:
+        if number is not None:
+            nodes.append(_sum([(number, node)]))
+        elif node.type.kind == "scalar":
+            raise AssertionError("deterministic products are elementwise")
+        else:
+            nodes.append(LinComb(((factor.node, node),)))
+    return var.with_blocks(nodes, power=power)
+
+
+def _number(var: Var) -> float | None:
+    node = var.node
+    if isinstance(node, Const) and node.value.shape == ():
+        return float(node.value.array())
+    if isinstance(node, Const) and node.value.array().size:
+        flat = node.value.array().ravel()
+        if np.all(flat == flat[0]):
+            return float(flat[0])
+    return None
+
+
+def nonlin(phi: Phi, xs: Sequence[Var], thetas: Sequence[Var], power: Fraction = ZERO) -> Var:
+    """phi applied to aligned variables, block by block."""
+    variables = align([*xs, *thetas])
+    xs, thetas = variables[: len(xs)], variables[len(xs) :]
+    if not xs:
+        node = Nonlin(phi, (), tuple(t.node for t in thetas))
+        return Var.of(node, _joined_layout(thetas), power)
+    if xs[0].blocks[0][1].type.width is None:
+        raise Refusal(
+            "it is a nonlinear function of an output of finite size: in the limit that is not Gaussian",
+            "end the network with the readout, and apply such functions to samples of the process",
+        )
+    nodes = [
+        Nonlin(phi, tuple(x.blocks[b][1] for x in xs), tuple(t.node for t in thetas)) for b in range(len(xs[0].blocks))
+    ]
+    return xs[0].with_blocks(nodes, power=power)
+
+
+def moment(var: Var, layout: Layout) -> Var:
+    """The sum over the width axis, as n times the mean: blocks add with their widths. The axis keeps its place."""
+    from tensorprog.ir.phi import identity
+
+    total: list[tuple[float, Node]] = []
+    for width, node in var.blocks:
+        phi, xs, thetas = (node.phi, node.xs, node.thetas) if isinstance(node, Nonlin) else (identity, (node,), ())
+        total.append((float(width), Moment(phi, xs, thetas)))
+    return Var.of(_sum(total), layout, var.power + 1)
+
+
+# ------------------------------------------------------------------------------------------ alignment
+
+
+def align(variables: Sequence[Var]) -> list[Var]:
+    """Give all random variables one layout and one block structure; deterministic ones may stay smaller."""
+    random = [v for v in variables if v.random]
+    if not random:
+        return list(variables)
+    layout = _common_layout(variables)
+    variables = [_grown(v, layout) if v.random else v for v in variables]
+    random = [v for v in variables if v.random]
+    finest = max(random, key=lambda v: len(v.blocks))
+    return [_split_like(v, finest) if v.random else v for v in variables]
+
+
+def _common_layout(variables: Sequence[Var]) -> Layout:
+    """The layout of the result of elementwise operations; axes of size one stretch."""
+    rank = max(len(v.layout) for v in variables)
+    layout: list[Axis] = [()] * rank
+    for var in sorted(variables, key=lambda v: v.det):
+        for i, axis in enumerate(var.layout, start=rank - len(var.layout)):
+            if axis and not layout[i]:
+                layout[i] = axis
+            elif axis and axis != layout[i] and not (var.det and math.prod(axis) == math.prod(layout[i])):
+                raise Refusal(
+                    f"it combines hidden arrays built differently along one axis: {_show(tuple(layout))} and {_show(var.layout)}",
+                    "combine arrays whose width and position axes stand in the same order",
+                )
+    if sum(isinstance(f, Fraction) for axis in layout for f in axis) > 1:
+        raise Refusal(
+            "it makes an array with two width axes out of hidden vectors (an outer product over the width)",
+            "contract the width, or let both factors share it",
+        )
+    return tuple(layout)
+
+
+def _grown(var: Var, layout: Layout) -> Var:
+    """Repeat a random variable along the axes that others have longer."""
+    if var.layout == layout:
+        return var
+    if width_axis(layout) is not None and width_axis(var.layout) is None:
+        raise Refusal(
+            "it combines a hidden vector with an output or a parameter of finite size, which stays random in the limit",
+            "give the parameter a width axis, or freeze it to a constant; keep outputs at the end",
+        )
+    axes = tuple(range(len(layout) - len(var.layout), len(layout)))
+    return map_positions(var, position("broadcast", to=unit_shape(layout), axes=axes), layout)
+
+
+def _show(layout: Layout) -> str:
+    return "(" + ", ".join("*".join(f"{f}n" if isinstance(f, Fraction) else str(f) for f in axis) or "1" for axis in layout) + ")"
+
+
+def _split_like(var: Var, model: Var) -> Var:
+    widths = [w for w, _ in model.blocks]
+    if [w for w, _ in var.blocks] == widths:
+        return var
+    if len(var.blocks) > 1:
+        raise Refusal(
+            f"it combines concatenations of different widths, {[str(w) for w, _ in var.blocks]} and {[str(w) for w in widths]} n",
+            "concatenate in the same order and with the same widths",
+        )
+    start, nodes = ZERO, []
+    for width in widths:
+        nodes.append(take_block(var.node, start, start + width))
+        start += width
+    return Var(tuple(zip(widths, nodes, strict=True)), var.layout, var.power)
+
+
+def take_block(node: Node, start: Fraction, stop: Fraction) -> Node:
+    """The coordinates from start n to stop n of a vector variable: the block is taken at the weights that made it."""
+    from tensorprog.ir import MatMul
+    from tensorprog.ir.nodes import operands
+
+    done: dict[Node, Node] = {}
+    stack = [node]
+    while stack:
+        current = stack[-1]
+        waits = [] if isinstance(current, MatMul) else [p for p in operands(current) if p.type.kind == "vector" and p not in done]
+        if waits:
+            stack.extend(waits)
+            continue
+        stack.pop()
+        if current not in done:
+            done[current] = _rebuild(current, start, stop, done)
+    return done[node]
+
+
+def _rebuild(node: Node, start: Fraction, stop: Fraction, done: dict[Node, Node]) -> Node:
+    from tensorprog.ir import MatMul
+
+    new: Callable[[Node], Node] = lambda n: done.get(n, n)  # noqa: E731
+    match node:
+        case Weight():
+            return _weight_block(node, node.type.axis, start, stop)
+        case MatMul(spec=spec, weight=Weight() as weight, x=x):
+            letters = node.letters
+            axis = letters[0].index(letters[2][node.type.axis])
+            return MatMul(spec, _weight_block(weight, axis, start, stop), x, source=node.source)
+        case LinComb(terms=terms):
+            return LinComb(tuple((a, new(x)) for a, x in terms), source=node.source)
+        case Nonlin(phi=phi, xs=xs, thetas=thetas):
+            return Nonlin(phi, tuple(map(new, xs)), thetas, source=node.source)
+        case PositionMap(op=op, args=args, result=result):
+            width = stop - start
+            return PositionMap(op, (new(args[0]), *args[1:]), Type(result.kind, result.shape, result.axis, width), source=node.source)
+    raise Refusal(f"a {type(node).__name__} cannot be cut along the width")
+
+
+def _weight_block(weight: Weight, axis: int | None, start: Fraction, stop: Fraction) -> Weight:
+    assert axis is not None
+    if weight.shape[axis] != 1:
+        raise Refusal("an axis where positions and width were flattened together cannot be cut along the width")
+    at = weight.region[axis][0]
+    region = (*weight.region[:axis], (at + start, at + stop), *weight.region[axis + 1 :])
+    widths = (*weight.widths[:axis], stop - start, *weight.widths[axis + 1 :])
+    return Weight(weight.name, weight.shape, widths, weight.std, weight.tangent_std, region, weight.primed)

@@ -1,0 +1,332 @@
+"""Contractions: products with weights (MatMul), linear maps of positions, and means over the width (Moment).
+
+Which of them a `dot_general` or a convolution is, its operands decide: a parameter times anything is a `MatMul`; a hidden
+vector times a deterministic array is a map of positions; two hidden vectors contracted over the width are n times a
+`Moment`, which concentrates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import sympy
+
+from tensorprog.frontend.build import Refusal, lincomb, map_positions, moment, nonlin, scaled, to_var, weight_node
+from tensorprog.frontend.values import Layout, Param, Value, Var, axis_of, unit_shape, width_axis
+from tensorprog.ir import LinComb, MatMul, Node, Nonlin, Phi, PositionMap, Weight, position
+from tensorprog.ir.phi import parameter, vector
+
+if TYPE_CHECKING:
+    from tensorprog.frontend.interpret import Equation
+
+__all__ = ["check_concentrates", "convolution", "dot_general", "sum_over"]
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+HALF = Fraction(1, 2)
+
+
+@dataclass(frozen=True)
+class Dims:
+    """A dot_general: which axes of the two operands are summed, which run together, which are free."""
+
+    contract: tuple[tuple[int, ...], tuple[int, ...]]
+    batch: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def swapped(self) -> Dims:
+        return Dims(self.contract[::-1], self.batch[::-1])
+
+    def free(self, side: int, rank: int) -> list[int]:
+        return [i for i in range(rank) if i not in self.contract[side] and i not in self.batch[side]]
+
+
+def dot_general(eqn: Equation, lhs: Value, rhs: Value) -> Value:
+    contract, batch = eqn.params[0]["dimension_numbers"]
+    dims = Dims(tuple(map(tuple, contract)), tuple(map(tuple, batch)))  # type: ignore[arg-type]
+    params = [isinstance(v, Param) for v in (lhs, rhs)]
+    if all(params):
+        matrices = [sum(w is not None for w in v.widths) == 2 for v in (lhs, rhs)]  # type: ignore[union-attr]
+        if matrices == [True, True]:
+            raise Refusal(
+                "it multiplies two weight matrices with each other",
+                "multiply the vector by one weight after the other: W1 @ (W2 @ x)",
+            )
+        params = matrices if any(matrices) else [True, False]
+        lhs, rhs = (v if keep else to_var(v) for v, keep in zip((lhs, rhs), params, strict=True))
+    if params[0]:
+        return _times_weight(lhs, to_var(rhs), dims, weight_first=True)  # type: ignore[arg-type]
+    if params[1]:
+        return _times_weight(rhs, to_var(lhs), dims.swapped(), weight_first=False)  # type: ignore[arg-type]
+    x, y = to_var(lhs), to_var(rhs)
+    if (x.random and y.random) or any(width_axis(v.layout) in c for v, c in zip((x, y), dims.contract, strict=True)):
+        return _sum_of_products(x, y, dims)
+    return _linear(x, y, dims, eqn)
+
+
+def _linear(x: Var, y: Var, dims: Dims, eqn: Equation) -> Var:
+    """A hidden vector (or a deterministic array) times a deterministic array: a map of positions."""
+    if y.random:
+        return _transposed(_linear(y, x, dims.swapped(), eqn), x, y, dims)
+    if width_axis(y.layout) is not None:
+        return _sum_of_products(x, y, dims)
+    ranks = (len(x.layout), len(y.layout))
+    free_x, free_y = dims.free(0, ranks[0]), dims.free(1, ranks[1])
+    layout = tuple(
+        [x.layout[i] for i in dims.batch[0]] + [x.layout[i] for i in free_x] + [y.layout[i] for i in free_y]
+    )
+    op = position("dot", contract=dims.contract, batch=dims.batch, ndim=ranks[1])
+    out = map_positions(x, op, layout, y.node)
+    return out.with_blocks([n for _, n in out.blocks], power=x.power + y.power)
+
+
+def _transposed(out: Var, x: Var, y: Var, dims: Dims) -> Var:
+    """Reorder (batch, free of y, free of x) to (batch, free of x, free of y)."""
+    nb, nx, ny = len(dims.batch[0]), len(dims.free(0, len(x.layout))), len(dims.free(1, len(y.layout)))
+    order = (*range(nb), *range(nb + ny, nb + ny + nx), *range(nb, nb + ny))
+    return map_positions(out, position("transpose", permutation=order), tuple(out.layout[i] for i in order))
+
+
+def _sum_of_products(x: Var, y: Var, dims: Dims) -> Var:
+    """Spread both to all axes (batch, free, free, summed), multiply coordinate by coordinate, and sum."""
+    free = dims.free(0, len(x.layout)), dims.free(1, len(y.layout))
+    nb, nx, ny, nc = len(dims.batch[0]), len(free[0]), len(free[1]), len(dims.contract[0])
+    rank = nb + nx + ny + nc
+    places_x = {**dict(zip(dims.batch[0], range(nb), strict=True)), **dict(zip(free[0], range(nb, nb + nx), strict=True))}
+    places_y = {
+        **dict(zip(dims.batch[1], range(nb), strict=True)),
+        **dict(zip(free[1], range(nb + nx, nb + nx + ny), strict=True)),
+    }
+    places_x |= dict(zip(dims.contract[0], range(rank - nc, rank), strict=True))
+    places_y |= dict(zip(dims.contract[1], range(rank - nc, rank), strict=True))
+    layout: list[tuple[int | Fraction, ...]] = [()] * rank
+    for var, places in ((y, places_y), (x, places_x)):
+        for i, place in places.items():
+            layout[place] = var.layout[i] or layout[place]
+    if sum(isinstance(f, Fraction) for axis in layout for f in axis) > 1:
+        raise Refusal(
+            "it makes an array with two width axes out of hidden vectors (an outer product over the width)",
+            "contract the width, or let both factors share it",
+        )
+    spread = [_spread(v, p, tuple(layout)) for v, p in ((x, places_x), (y, places_y))]
+    product = _product(*spread)
+    return sum_over(product, tuple(range(rank - nc, rank)))
+
+
+def _spread(var: Var, places: dict[int, int], layout: Layout) -> Var:
+    order = sorted(places, key=places.__getitem__)
+    moved = map_positions(var, position("transpose", permutation=tuple(order)), tuple(var.layout[i] for i in order))
+    axes = tuple(sorted(places.values()))
+    if var.random and width_axis(layout) is not None and width_axis(moved.layout) is None:
+        raise Refusal(
+            "it multiplies a hidden vector by an output or parameter of finite size, which stays random in the limit",
+            "give the parameter a width axis, or freeze it to a constant",
+        )
+    return map_positions(moved, position("broadcast", to=unit_shape(layout), axes=axes), layout)
+
+
+def _product(x: Var, y: Var) -> Var:
+    if x.random and y.random:
+        return nonlin(Phi(vector(0) * vector(1), 2), [x, y], [], x.power + y.power)
+    if x.random or y.random:
+        return scaled(x, y) if x.random else scaled(y, x)
+    return nonlin(Phi(parameter(0) * parameter(1), 0, 2), [], [x, y], x.power + y.power)
+
+
+# ------------------------------------------------------------------------------------------ sums
+
+
+def sum_over(var: Var, axes: tuple[int, ...]) -> Var:
+    """A sum over positions is a map of positions; over the width it is n times a Moment."""
+    axis = width_axis(var.layout)
+    if axis is not None and axis in axes:
+        finite = tuple(f for f in var.layout[axis] if isinstance(f, int))
+        layout = (*var.layout[:axis], finite, *var.layout[axis + 1 :])
+        if var.det:
+            size = math.prod((f for f in var.layout[axis] if isinstance(f, Fraction)), start=Fraction(1))
+            times = parameter(0) * sympy.Rational(size.numerator, size.denominator)
+            counted = nonlin(Phi(times, 0, 1), [], [var])
+            return sum_over(Var.of(counted.node, layout, var.power + 1), axes)
+        check_concentrates(var)
+        return sum_over(moment(var, layout), axes)
+    layout = tuple(a for i, a in enumerate(var.layout) if i not in axes)
+    return map_positions(var, position("sum", axes=axes), layout)
+
+
+def check_concentrates(var: Var) -> None:
+    """Refuse a sum over the width that is a weight in disguise: linear in one parameter, so of mean zero."""
+    for _, node in var.blocks:
+        factors = node.xs if isinstance(node, Nonlin) else (node,)
+        if any(_only_weights(x) for x in factors):
+            raise Refusal(
+                "it sums a parameter times hidden coordinates, but the parameter was changed entry by entry before",
+                "use the parameter itself in the product (dot, matmul, einsum), scaled by a number at most",
+            )
+
+
+def _only_weights(node: Node) -> bool:
+    stack, found = [node], False
+    while stack:
+        current = stack.pop()
+        match current:
+            case Weight():
+                found = True
+            case LinComb(terms=terms):
+                stack.extend(x for _, x in terms if x.type.kind == "vector")
+            case PositionMap(args=args):
+                stack.append(args[0])
+            case _:
+                return False
+    return found
+
+
+# ------------------------------------------------------------------------------------------ weights
+
+
+def _times_weight(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value:
+    """The product of a parameter and a variable. `dims` has the parameter first."""
+    rank_w, rank_x = len(param.axes), len(x.layout)
+    if x.random and width_axis(x.layout) is None:
+        raise Refusal(
+            f"it multiplies an output of finite size by the weight {param.name!r}: a finite bottleneck stays random in the limit",
+            "keep hidden layers infinitely wide (features=None) and put the only finite layer at the end",
+        )
+    if (reason := _elementwise_reason(param, x, dims)) is not None:
+        if sum(w is not None for w in param.widths) == 2:
+            raise Refusal(reason)
+        return _swap_product(to_var(param), x, dims, weight_first)
+    letters_w = _param_letters(param)
+    letters_x = [""] * rank_x
+    spare = iter(LETTERS[len(param.widths) :])
+    for sides in (dims.contract, dims.batch):
+        for i, j in zip(*sides, strict=True):
+            axis = param.axes[i]
+            letters_x[j] = next(spare) if axis is None else letters_w[axis]
+    for j in dims.free(1, rank_x):
+        letters_x[j] = next(spare)
+    batch = [(param.layout[i] or x.layout[j], letters_x[j]) for i, j in zip(*dims.batch, strict=True)]
+    free_w = [(param.layout[i], letters_w[a] if (a := param.axes[i]) is not None else "") for i in dims.free(0, rank_w)]
+    free_x = [(x.layout[j], letters_x[j]) for j in dims.free(1, rank_x)]
+    out = batch + (free_w + free_x if weight_first else free_x + free_w)
+    shared = {c: x.layout[j] for j, c in enumerate(letters_x) if c in letters_w}
+    # letters that only x has, of axes the parameter gained with size one, are dropped with them
+    gone = [j for j, c in enumerate(letters_x) if c not in letters_w and j in dims.contract[1]]
+    if gone:
+        x = map_positions(x, position("sum", axes=tuple(gone)), tuple(a for j, a in enumerate(x.layout) if j not in gone))
+        letters_x = [c for j, c in enumerate(letters_x) if j not in gone]
+    product = _matmul(param, x, letters_w, letters_x, shared, out)
+    return product if param.scale is None else scaled(product, param.scale)
+
+
+def _param_letters(param: Param) -> list[str]:
+    return list(LETTERS[: len(param.widths)])
+
+
+def _elementwise_reason(param: Param, x: Var, dims: Dims) -> str | None:
+    """Why this product is not a MatMul: the hidden vector keeps its width."""
+    axis = width_axis(x.layout)
+    if x.det or axis is None or axis in dims.contract[1]:
+        return None
+    return (
+        "it multiplies a hidden vector by a weight without summing over the vector's width"
+        if axis not in dims.batch[1]
+        else "it multiplies a hidden vector by a weight matrix entry by entry along the width"
+    )
+
+
+def _swap_product(param: Var, x: Var, dims: Dims, weight_first: bool) -> Var:
+    if weight_first:
+        return _sum_of_products(param, x, dims)
+    return _sum_of_products(x, param, dims.swapped())
+
+
+def _matmul(
+    param: Param, x: Var, letters_w: Sequence[str], letters_x: Sequence[str], shared: dict[str, tuple[int | Fraction, ...]],
+    out: Sequence[tuple[tuple[int | Fraction, ...], str]],
+) -> Var:  # fmt: skip
+    """Build the MatMul, one per block of the width that is summed over."""
+    summed = [c for c in shared if c not in [letter for _, letter in out]]
+    over_width = [c for c in summed if param.widths[letters_w.index(c)] is not None]
+    layout = tuple(a for a, _ in out)
+    spec = f"{''.join(letters_w)},{''.join(letters_x)}->{''.join(c for _, c in out)}"
+    power = param.power + x.power + (HALF if over_width else 0)
+    terms = []
+    at = Fraction(0)
+    for width, node in x.blocks:
+        weight = _weight_for(param, letters_w, shared, over_width, (at, at + width) if len(x.blocks) > 1 else None)
+        made: Node = MatMul(spec, weight, node)
+        at += width
+        terms.append((1.0, Var.of(_with_new_axes(made, out, layout), layout, power)))
+    return lincomb(terms)
+
+
+def _weight_for(param: Param, letters_w: Sequence[str], shared: dict[str, tuple[int | Fraction, ...]],
+                over_width: Sequence[str], block: tuple[Fraction, Fraction] | None) -> Weight:  # fmt: skip
+    """The weight with its axes laid out like the vector's it multiplies."""
+    shape, widths, region = [], [], list(param.region)
+    for axis, letter in enumerate(letters_w):
+        size = param.size(axis)
+        if param.widths[axis] is None:
+            shape.append(int(size))
+            widths.append(None)
+            continue
+        like = shared.get(letter, ())
+        finite = math.prod(f for f in like if isinstance(f, int))
+        width = Fraction(size) / finite
+        if block is not None and letter in over_width:
+            if finite != 1:
+                raise Refusal("it multiplies flattened positions of concatenated widths by a weight", "flatten before concatenating")
+            width = block[1] - block[0]
+            region[axis] = (region[axis][0] + block[0], region[axis][0] + block[1])
+        shape.append(finite)
+        widths.append(width)
+    return weight_node(param, tuple(shape), tuple(widths), tuple(region))
+
+
+def _with_new_axes(node: Node, out: Sequence[tuple[tuple[int | Fraction, ...], str]], layout: Layout) -> Node:
+    """Put back axes of size one that the parameter had gained."""
+    if all(letter for _, letter in out):
+        return node
+    var = Var.of(node, tuple(a for a, letter in out if letter))
+    return map_positions(var, position("reshape", to=unit_shape(layout)), layout).node
+
+
+# ------------------------------------------------------------------------------------------ convolution
+
+
+def convolution(eqn: Equation, lhs: Value, rhs: Value) -> Value:
+    """A convolution is a gather of patches followed by a MatMul with one matrix per offset."""
+    p = eqn.params[0]
+    if p["feature_group_count"] != 1 or p["batch_group_count"] != 1:
+        raise Refusal("a grouped or depthwise convolution", "use an ordinary convolution, or split the channels by hand")
+    if not isinstance(rhs, Param):
+        raise Refusal("a convolution whose kernel is not a parameter", "use avg_pool, pad and slices, or a product with a constant matrix")
+    numbers, x = p["dimension_numbers"], to_var(lhs)
+    space = numbers.lhs_spec[2:]
+    if width_axis(x.layout) in space:
+        raise Refusal("a convolution along the width", "convolve positions only")
+    window = tuple(rhs.size(rhs.axes[a]) for a in numbers.rhs_spec[2:])  # type: ignore[index]
+    op = position(
+        "patches", axes=tuple(space), window=window, strides=tuple(p["window_strides"]), padding=tuple(map(tuple, p["padding"])),
+        dilation=tuple(p["rhs_dilation"]), base_dilation=tuple(p["lhs_dilation"]),
+    )  # fmt: skip
+    layout = tuple(axis_of((n, n)) if i in space or i >= len(x.layout) else x.layout[i] for i, n in enumerate(op.shape(x.shape)))
+    patches = map_positions(x, op, layout)
+    rank = len(x.layout)
+    dims = Dims(
+        ((numbers.rhs_spec[1], *numbers.rhs_spec[2:]), (numbers.lhs_spec[1], *range(rank, rank + len(space)))), ((), ())
+    )
+    product = _times_weight(rhs, patches, dims, weight_first=False)
+    # now (batch, space in the order of x's axes, features): bring it to the order asked for
+    free = dims.free(1, rank + len(space))
+    made = {**{axis: i for i, axis in enumerate(free)}, "features": len(free)}
+    order = [0] * rank
+    for place, key in zip(numbers.out_spec, (numbers.lhs_spec[0], "features", *space), strict=True):
+        order[place] = made[key]
+    assert isinstance(product, Var)
+    return map_positions(product, position("transpose", permutation=tuple(order)), tuple(product.layout[i] for i in order))
+
+
+

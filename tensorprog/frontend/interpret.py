@@ -1,0 +1,329 @@
+"""Walk the two jaxprs in step and build the program: jaxpr -> Program.
+
+One table of rules, primitive -> function, gives each equation its meaning (see `frontend.primitives`). Before it is asked, three
+things are settled here once for all: what is known at both widths is simply computed, calls and loops are entered, and
+what is deterministic and has no width axis is simply run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jex
+
+from tensorprog.errors import NetworkError, UnsupportedError, explain
+from tensorprog.frontend.build import Refusal, to_var
+from tensorprog.frontend.elementwise import ELEMENTWISE
+from tensorprog.frontend.params import Constant, Gaussian
+from tensorprog.frontend.primitives import RULES, elementwise
+from tensorprog.frontend.trace import Trace, source_of
+from tensorprog.frontend.values import WIDTHS, Known, Param, Value, Var, fit_power, layout_of, width_axis
+from tensorprog.ir import ArrayOp, Hyper, Input, Node, Program, Source
+
+__all__ = ["Equation", "interpret"]
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One equation of the trace at both widths."""
+
+    primitive: str
+    eqns: tuple[jex.JaxprEqn, jex.JaxprEqn]
+    source: Source | None
+
+    @property
+    def params(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.eqns[0].params, self.eqns[1].params
+
+    def out_shapes(self, i: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return tuple(e.outvars[i].aval.shape for e in self.eqns)  # type: ignore[return-value]
+
+    @property
+    def out_dtype(self) -> np.dtype:
+        return np.dtype(self.eqns[0].outvars[0].aval.dtype)
+
+
+def interpret(traced: Trace) -> Program:
+    """The program of a traced network.
+
+    Raises `UnsupportedError`, with the user's source line, for what no rule covers, and `NetworkError` where the result is not a
+    Gaussian output of finite size.
+    """
+    with jax.enable_x64(True):
+        params = [_param(name, s1, s2) for name, s1, s2 in zip(traced.names, *traced.specs, strict=True)]
+        hypers = [Var.of(Hyper(name, default), ()) for name, default in sorted(traced.hypers.items())]
+        inputs = [Input(name, leaf.shape, leaf.dtype.name) for name, leaf in traced.inputs]
+        leaves: list[Value] = [Var.of(node, tuple(() if s == 1 else (s,) for s in node.shape)) for node in inputs]
+        outputs = run(traced.jaxprs, [*params, *hypers, *leaves])
+    return Program(tuple(inputs), *_output(outputs))
+
+
+def _param(name: str, spec1: Gaussian | Constant, spec2: Gaussian | Constant) -> Param:
+    try:
+        layout = layout_of((spec1.shape, spec2.shape))
+    except ValueError as error:
+        raise NetworkError(
+            explain(
+                f"parameter {name!r} has {error}",
+                reason="an axis must be of a fixed size or proportional to the width",
+                mend="give each axis a fixed size or a multiple of the width",
+            )
+        ) from None
+    widths = tuple(axis[0] if axis and isinstance(axis[0], Fraction) else None for axis in layout)
+    if len([w for w in widths if w is not None]) > 2:
+        raise NetworkError(f"parameter {name!r} of shape {spec1.shape} has more than two width axes; a weight is a matrix")
+    std, power = _fitted(name, "std", spec1.std, spec2.std)
+    tangent, tangent_power = _fitted(
+        name, "tangent_std", *(s.std if s.tangent_std is None else s.tangent_std for s in (spec1, spec2))
+    )
+    if std and tangent and power != tangent_power:
+        raise NetworkError(
+            explain(
+                f"parameter {name!r} starts at the scale n^{power} and moves at the scale n^{tangent_power}",
+                reason="its part of the neural tangent kernel then grows or vanishes with the width",
+                mend="use the NTK parametrisation: tangent_std proportional to std (None makes them equal)",
+            )
+        )
+    power = power if std else tangent_power
+    region = tuple((Fraction(0), w if w is not None else Fraction(s)) for w, s in zip(widths, spec1.shape, strict=True))
+    return Param(name, spec1.mean, std, tangent, widths, region, tuple(range(len(widths))), power)
+
+
+def _fitted(name: str, what: str, v1: float, v2: float) -> tuple[float, Fraction]:
+    try:
+        value, power = fit_power((np.float64(v1), np.float64(v2)))
+    except ValueError:
+        raise NetworkError(
+            f"parameter {name!r}: {what} is {v1} at width {WIDTHS[0]} and {v2} at width {WIDTHS[1]}, expected c n^p"
+        ) from None
+    return float(value), power
+
+
+def _output(outputs: Sequence[Value]) -> tuple[Node, tuple[int, ...]]:
+    from tensorprog.frontend.mirrored import mirrored_axes
+
+    if len(outputs) != 1:
+        raise NetworkError(
+            explain(
+                f"the network returns {len(outputs)} arrays, expected one",
+                reason="a kernel is the covariance of one output",
+                mend="return one array, such as nn.dense(h, features=1); compile a function for each output you need",
+            )
+        )
+    out = to_var(outputs[0])
+    if out.random and out.blocks[0][1].type.width is not None or width_axis(out.layout) is not None:
+        raise NetworkError(
+            explain(
+                "the network has no readout: its output has a width axis",
+                reason="an infinitely wide output has no kernel of finite size",
+                mend="end it with a layer of finitely many features, such as nn.dense(h, features=1)",
+            )
+        )
+    if out.det:
+        raise NetworkError(
+            explain(
+                "the network's output is not random in the limit",
+                reason="it is the input, a constant or an average over the width, which concentrates on its expectation",
+                mend="end it with a Gaussian readout, such as nn.dense(h, features=1)",
+            )
+        )
+    if out.power:
+        grows = "grows" if out.power > 0 else "vanishes"
+        raise NetworkError(
+            explain(
+                f"the network's output {grows} with the width n like n^{out.power}",
+                reason="its covariance has no finite, nonzero limit",
+                mend="in the NTK parametrisation a layer is W x / sqrt(fan_in) with standard Gaussian W; nn.dense does that",
+            )
+        )
+    return out.node, mirrored_axes(out.node)
+
+
+# ------------------------------------------------------------------------------------------ walking
+
+
+def run(jaxprs: tuple[jex.ClosedJaxpr, jex.ClosedJaxpr], args: Sequence[Value]) -> list[Value]:
+    """Interpret both jaxprs on the same arguments."""
+    first, second = jaxprs[0].jaxpr, jaxprs[1].jaxpr
+    consts = [Known((np.asarray(a), np.asarray(b))) for a, b in zip(jaxprs[0].consts, jaxprs[1].consts, strict=True)]
+    env: dict[Any, Value] = dict(zip(first.constvars, consts, strict=True))
+    env.update(zip(first.invars, args, strict=True))
+    for eqns in zip(first.eqns, second.eqns, strict=True):
+        eqn = Equation(eqns[0].primitive.name, eqns, source_of(eqns[0]))
+        values = [_read(env, *atoms) for atoms in zip(eqns[0].invars, eqns[1].invars, strict=True)]
+        results = evaluate(eqn, values)
+        for var, result in zip(eqns[0].outvars, results, strict=True):
+            env[var] = _sourced(result, eqn.source)
+    return [_read(env, *atoms) for atoms in zip(first.outvars, second.outvars, strict=True)]
+
+
+def _read(env: dict[Any, Value], atom1: Any, atom2: Any) -> Value:
+    if isinstance(atom1, jex.Literal):
+        return Known((np.asarray(atom1.val, atom1.aval.dtype), np.asarray(atom2.val, atom2.aval.dtype)))
+    return env[atom1]
+
+
+def _sourced(value: Value, source: Source | None) -> Value:
+    if isinstance(value, Var):
+        for _, node in value.blocks:
+            if node.source is None and source is not None:
+                object.__setattr__(node, "source", source)
+    return value
+
+
+def evaluate(eqn: Equation, values: Sequence[Value]) -> list[Value]:
+    """The values an equation makes."""
+    if all(isinstance(v, Known) for v in values):
+        return _compute(eqn, values)  # type: ignore[arg-type]
+    if (entered := _enter(eqn, values)) is not None:
+        return entered
+    try:
+        if _simply_run(eqn, values):
+            return _array_op(eqn, values)
+        rule = RULES.get(eqn.primitive)
+        if rule is None:
+            raise Refusal(*_advice(eqn.primitive))
+        result = rule(eqn, *values)
+        return result if isinstance(result, list) else [result]
+    except Refusal as refusal:
+        raise refusal.at(eqn.primitive, eqn.source) from None
+
+
+_WIDTH_MIXERS = {
+    "sort": "sorting mixes the coordinates of a hidden vector, which the theorem treats one by one",
+    "argmax": "an argmax over hidden coordinates is not a function of each coordinate",
+    "argmin": "an argmin over hidden coordinates is not a function of each coordinate",
+    "top_k": "a top-k over hidden coordinates is not a function of each coordinate",
+    "fft": "a Fourier transform along the width mixes coordinates with fixed coefficients",
+    "stop_gradient": "a stopped gradient is not part of the tangent program yet",
+}
+
+
+def _advice(primitive: str) -> tuple[str, str]:
+    reason = _WIDTH_MIXERS.get(primitive, f"the primitive {primitive!r} is not in the table of rules for hidden vectors")
+    mend = "use elementwise functions, products with weights, means over the width and linear maps of positions"
+    return reason, mend
+
+
+def _compute(eqn: Equation, values: Sequence[Known]) -> list[Value]:
+    """Run an equation of known values at both widths."""
+    results = []
+    for i, e in enumerate(eqn.eqns):
+        if e.primitive.name == "broadcast_in_dim" and len(values) == 1:
+            shaped = np.expand_dims(
+                values[0].values[i], [d for d in range(len(e.params["shape"])) if d not in e.params["broadcast_dimensions"]]
+            )
+            results.append([np.broadcast_to(shaped, e.params["shape"])])
+            continue
+        subfuns, params = e.primitive.get_bind_params(e.params)
+        made = e.primitive.bind(*subfuns, *(jax.numpy.asarray(v.values[i]) for v in values), **params)
+        results.append([np.asarray(r) for r in (made if e.primitive.multiple_results else [made])])
+    return [Known(pair) for pair in zip(*results, strict=True)]
+
+
+def _simply_run(eqn: Equation, values: Sequence[Value]) -> bool:
+    """Is everything in this equation deterministic, without width axes and powers of the width?"""
+    if eqn.primitive in RULES and eqn.primitive in ELEMENTWISE and eqn.out_dtype.kind == "f":
+        return False
+    for i, _ in enumerate(eqn.eqns[0].outvars):
+        if len(set(eqn.out_shapes(i))) > 1:
+            return False
+    return all(
+        (isinstance(v, Var) and v.det and not v.power and width_axis(v.layout) is None)
+        or (isinstance(v, Known) and np.array_equal(*v.values, equal_nan=v.values[0].dtype.kind == "f"))
+        for v in values
+    )
+
+
+def _array_op(eqn: Equation, values: Sequence[Value]) -> list[Value]:
+    """An operation on deterministic arrays becomes an instruction that runs it."""
+    if eqn.primitive == "convert_element_type":
+        return [elementwise(eqn, *values)]
+    if eqn.eqns[0].primitive.multiple_results and len(eqn.eqns[0].outvars) > 1 or _has_code(eqn):
+        raise Refusal(
+            f"the deterministic operation {eqn.primitive!r} cannot be written into a program",
+            "compute this part outside the network and give its result as an input",
+        )
+    nodes = tuple(to_var(v).node for v in values)
+    params = tuple(sorted((k, v) for k, v in eqn.params[0].items() if k not in _UNSTABLE))
+    shape = tuple(eqn.out_shapes()[0])
+    node = ArrayOp(eqn.primitive, tuple((k, _hashable(v)) for k, v in params), nodes, shape)
+    return [Var.of(node, tuple(() if s == 1 else (s,) for s in shape))]
+
+
+_UNSTABLE = {"sharding", "out_sharding"}  # None unless the user shards; their names move between versions of JAX
+
+
+def _has_code(eqn: Equation) -> bool:
+    return any(isinstance(v, (jex.Jaxpr, jex.ClosedJaxpr)) or callable(v) and not isinstance(v, type) for v in eqn.params[0].values())
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) and type(value) in (list, tuple) else value
+
+
+# ------------------------------------------------------------------------------------------ entering
+
+
+_CALLS = {
+    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat": "jaxpr",
+    "checkpoint": "jaxpr", "remat2": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}  # fmt: skip
+
+
+def _enter(eqn: Equation, values: Sequence[Value]) -> list[Value] | None:
+    """Calls and loops are walked into; None for any other equation."""
+    if eqn.primitive in _CALLS:
+        return run(_bodies(eqn, _CALLS[eqn.primitive]), values)
+    if eqn.primitive == "scan":
+        return list(_scan(eqn, values))
+    if eqn.primitive == "cond":
+        return _cond(eqn, values)
+    return None
+
+
+def _bodies(eqn: Equation, key: str) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr]:
+    bodies = [p[key] for p in eqn.params]
+    return tuple(b if isinstance(b, jex.ClosedJaxpr) else jex.ClosedJaxpr(b, ()) for b in bodies)  # type: ignore[return-value]
+
+
+def _cond(eqn: Equation, values: Sequence[Value]) -> list[Value]:
+    index, *operands = values
+    if not isinstance(index, Known) or index.values[0] != index.values[1]:
+        raise UnsupportedError(
+            explain(
+                "the network branches on a value of its input (lax.cond or lax.switch)",
+                where=str(eqn.source or ""),
+                reason="the program of a network is one and the same for every input",
+                mend="use jnp.where on the results of both branches",
+            )
+        )
+    branch = int(index.values[0])
+    return run(tuple(p["branches"][branch] for p in eqn.params), operands)  # type: ignore[arg-type]
+
+
+def _scan(eqn: Equation, values: Sequence[Value]) -> Iterator[Value]:
+    """A loop of known length is unrolled: one weight used at every step."""
+    from tensorprog.frontend.primitives import stack_steps, take_step
+
+    params = eqn.params[0]
+    bodies = _bodies(eqn, "jaxpr")
+    n_consts, n_carry, length = params["num_consts"], params["num_carry"], params["length"]
+    consts, carry, xs = values[:n_consts], list(values[n_consts : n_consts + n_carry]), values[n_consts + n_carry :]
+    steps = range(length - 1, -1, -1) if params["reverse"] else range(length)
+    made: dict[int, list[Value]] = {}
+    try:
+        for t in steps:
+            results = run(bodies, [*consts, *carry, *(take_step(x, t) for x in xs)])
+            carry, made[t] = results[:n_carry], results[n_carry:]
+        yield from carry
+        for i in range(len(eqn.eqns[0].outvars) - n_carry):
+            yield stack_steps([made[t][i] for t in range(length)])
+    except Refusal as refusal:
+        raise refusal.at("scan", eqn.source) from None

@@ -1,0 +1,132 @@
+"""Trace a network at two widths.
+
+The two jaxprs have the same equations; an axis whose size differs is a width axis, a literal that differs is a power of the
+width. Tracing is abstract, in float64, so that literals carry all their digits and no array of the width's size is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
+
+from tensorprog.errors import InputError, NetworkError, explain
+from tensorprog.frontend.params import Constant, Gaussian, Model, abstract
+from tensorprog.frontend.values import WIDTHS
+from tensorprog.ir import Source
+
+__all__ = ["Trace", "source_of", "trace"]
+
+_OURS = Path(__file__).resolve().parents[1]
+_LIBRARIES = tuple(str(Path(module.__file__).resolve().parent) for module in (jax, np) if module.__file__)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One network at two widths: jaxprs and specs in step, leaves of parameters and inputs in order."""
+
+    jaxprs: tuple[jex.ClosedJaxpr, jex.ClosedJaxpr]
+    specs: tuple[list[Gaussian | Constant], list[Gaussian | Constant]]
+    names: list[str]
+    inputs: list[tuple[str, jax.ShapeDtypeStruct]]
+    hypers: dict[str, float]
+    out_tree: Any
+
+
+def source_of(eqn: jex.JaxprEqn) -> Source | None:
+    """The user's own line that made an equation: the innermost frame outside JAX, its friends and tensorprog."""
+    traceback = eqn.source_info.traceback
+    if traceback is None:
+        return None
+    skipped = (*_LIBRARIES, str(_OURS))
+    for frame in traceback.frames:
+        if not frame.file_name.startswith(skipped) and not frame.file_name.startswith("<frozen"):
+            return Source(_shorten(frame.file_name), frame.line_num, eqn.primitive.name)
+    return None
+
+
+def _shorten(file: str) -> str:
+    path = Path(file)
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return path.name
+
+
+def trace(model: Model, example: Any) -> Trace:
+    """Trace `model` on an example input (arrays, ShapeDtypeStructs or Python numbers) at both widths."""
+    with jax.enable_x64(True):
+        struct = abstract(example)
+        made = [_trace_at(width, model, struct) for width in WIDTHS]
+    (jaxpr1, specs1, out1), (jaxpr2, specs2, out2) = made
+    paths1, leaves1 = _leaves(specs1)
+    paths2, leaves2 = _leaves(specs2)
+    if paths1 != paths2:
+        raise NetworkError(
+            explain(
+                "the network has different parameters at different widths",
+                reason=f"at width {WIDTHS[0]} {paths1}, at width {WIDTHS[1]} {paths2}",
+                mend="make the same parameters at every width; only their sizes may depend on it",
+            )
+        )
+    _same_structure(jaxpr1, jaxpr2)
+    if out1 != out2:
+        raise NetworkError(f"the network's output has different structures at different widths: {out1} and {out2}")
+    flat, _ = jax.tree.flatten_with_path(struct)
+    inputs = [(jax.tree_util.keystr(path, simple=True, separator=".") or "x", leaf) for path, leaf in flat]
+    return Trace((jaxpr1, jaxpr2), (leaves1, leaves2), paths1, inputs, model.hypers, out1)
+
+
+def _trace_at(width: int, model: Model, struct: Any) -> tuple[jex.ClosedJaxpr, Any, Any]:
+    specs = model.specs(width)
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float64), specs, is_leaf=_is_spec)
+    hypers = {name: jax.ShapeDtypeStruct((), jnp.float64) for name in model.hypers}
+    out_tree: list[Any] = []
+
+    def run(params: Any, hypers: dict[str, Any], x: Any) -> Any:
+        leaves, tree = jax.tree.flatten(model.run(width, params, hypers, x))
+        out_tree.append(tree)
+        return leaves
+
+    jaxpr = jax.make_jaxpr(run)(shapes, hypers, struct)
+    return jaxpr, specs, out_tree[-1]
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, (Gaussian, Constant))
+
+
+def _leaves(specs: Any) -> tuple[list[str], list[Gaussian | Constant]]:
+    flat, _ = jax.tree.flatten_with_path(specs, is_leaf=_is_spec)
+    for path, leaf in flat:
+        if not _is_spec(leaf):
+            where = jax.tree_util.keystr(path) or "the top"
+            raise InputError(
+                f"init(width) has a {type(leaf).__name__} at {where}, expected tp.Gaussian or tp.Constant at every leaf"
+            )
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat], [leaf for _, leaf in flat]
+
+
+def _same_structure(jaxpr1: jex.ClosedJaxpr, jaxpr2: jex.ClosedJaxpr) -> None:
+    eqns1, eqns2 = jaxpr1.jaxpr.eqns, jaxpr2.jaxpr.eqns
+    for eqn1, eqn2 in zip(eqns1, eqns2, strict=False):
+        if eqn1.primitive is not eqn2.primitive:
+            break
+    else:
+        if len(eqns1) == len(eqns2):
+            return
+        eqn1 = (eqns1 if len(eqns1) > len(eqns2) else eqns2)[min(len(eqns1), len(eqns2))]
+    raise NetworkError(
+        explain(
+            "the network does different things at different widths",
+            where=str(source_of(eqn1) or ""),
+            reason=f"traced at widths {WIDTHS[0]} and {WIDTHS[1]} it gives {len(eqns1)} and {len(eqns2)} operations, "
+            "which differ from here on",
+            mend="do not let the code's path depend on the width",
+        )
+    )

@@ -1,0 +1,166 @@
+"""What the front end knows of each array of a traced network.
+
+A network is traced at two widths. Every array of the trace becomes one of:
+  Known    a value that depends on neither parameters nor input: both widths' arrays, simply computed;
+  Var      a variable of the program times a power of the width;
+  Param    a parameter not yet used, so not yet committed to being a matrix, a vector or a readout.
+
+The layout of an array says how each of its axes is built: a tuple of factors, slowest first, an int for a finite axis
+and a `Fraction` for a width axis (its size relative to n). A flattened (8, 8, n) has the one axis (8, 8, 1n).
+A deterministic array is constant along its width axes: they have size one in the program.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+
+from tensorprog.ir.nodes import Node
+
+__all__ = ["WIDTHS", "Axis", "Known", "Layout", "Param", "Value", "Var", "axis_of", "fit_power", "layout_of", "unit_shape", "width_axis"]
+
+WIDTHS = (2520, 5040)  # divisible by 2..10, so that relative widths like 3/8 or 1.7 are exact
+
+Axis = tuple[int | Fraction, ...]
+Layout = tuple[Axis, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """An array known at both widths."""
+
+    values: tuple[np.ndarray, np.ndarray]
+
+    @property
+    def scalar(self) -> bool:
+        return all(v.ndim == 0 for v in self.values)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self.values[0].shape, self.values[1].shape
+
+
+@dataclass(frozen=True, eq=False)
+class Var:
+    """n^power times a program variable.
+
+    blocks: (relative width, node) along the width axis; more than one only after a concatenation of widths.
+    """
+
+    blocks: tuple[tuple[Fraction, Node], ...]
+    layout: Layout
+    power: Fraction = Fraction(0)
+
+    @classmethod
+    def of(cls, node: Node, layout: Layout, power: Fraction = Fraction(0)) -> Var:
+        axis = width_axis(layout)
+        total = Fraction(1) if axis is None else next(f for f in layout[axis] if isinstance(f, Fraction))
+        return cls(((total, node),), layout, power)
+
+    @property
+    def node(self) -> Node:
+        assert len(self.blocks) == 1
+        return self.blocks[0][1]
+
+    @property
+    def det(self) -> bool:
+        """Is it deterministic?"""
+        return all(node.type.kind == "scalar" for _, node in self.blocks)
+
+    @property
+    def random(self) -> bool:
+        return not self.det
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape at unit width."""
+        return self.blocks[0][1].type.shape
+
+    def with_blocks(self, nodes: list[Node], layout: Layout | None = None, power: Fraction | None = None) -> Var:
+        """The same block structure with other nodes."""
+        widths = [w for w, _ in self.blocks]
+        changed = replace(self, blocks=tuple(zip(widths, nodes, strict=True)))
+        changed = changed if layout is None else replace(changed, layout=layout)
+        return changed if power is None else replace(changed, power=power)
+
+
+@dataclass(frozen=True, eq=False)
+class Param:
+    """A parameter array and what was done to it before its first real use.
+
+    sizes: its whole shape at both widths. region: the part in use, per axis, (start, stop) in entries of a finite axis and
+    in units of n of a width axis. axes: which axis of the parameter each axis of this array is (None: a new axis of
+    size one). scale, power: a deterministic factor and the power of n of the entries' scale.
+    """
+
+    name: str
+    mean: float
+    std: float
+    tangent_std: float
+    widths: tuple[Fraction | None, ...]
+    region: tuple[tuple[Fraction, Fraction], ...]
+    axes: tuple[int | None, ...]
+    power: Fraction = Fraction(0)
+    scale: Var | None = None
+
+    def size(self, axis: int) -> int | Fraction:
+        start, stop = self.region[axis]
+        return stop - start if self.widths[axis] is not None else int(stop - start)
+
+    @property
+    def layout(self) -> Layout:
+        return tuple(() if a is None or self.size(a) == 1 and self.widths[a] is None else (self.size(a),) for a in self.axes)
+
+
+Value = Known | Var | Param
+
+
+def axis_of(sizes: tuple[int, int]) -> Axis:
+    """The layout of an axis seen with these sizes at the two widths.
+
+    Raises ValueError when the size is neither fixed nor proportional to the width.
+    """
+    s1, s2 = sizes
+    if s1 == s2:
+        return () if s1 == 1 else (s1,)
+    slope = Fraction(s2 - s1, WIDTHS[1] - WIDTHS[0])
+    if slope <= 0 or slope * WIDTHS[0] != s1:
+        raise ValueError(f"an axis of size {s1} at width {WIDTHS[0]} and {s2} at width {WIDTHS[1]}")
+    return (slope,)
+
+
+def layout_of(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> Layout:
+    """The layout of an array of which nothing but its shapes at the two widths is known."""
+    return tuple(axis_of(pair) for pair in zip(*shapes, strict=True))
+
+
+def unit_shape(layout: Layout) -> tuple[int, ...]:
+    """The shape at unit width."""
+    return tuple(math.prod(f for f in axis if isinstance(f, int)) for axis in layout)
+
+
+def width_axis(layout: Layout) -> int | None:
+    """The axis that holds a width factor, if any."""
+    found = [i for i, axis in enumerate(layout) if any(isinstance(f, Fraction) for f in axis)]
+    return found[0] if found else None
+
+
+def fit_power(values: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, Fraction]:
+    """Write values seen at two widths as c n^p with one power p for all entries, a multiple of 1/4.
+
+    Raises ValueError when there is none.
+    """
+    v1, v2 = (np.asarray(v) for v in values)
+    if v1.dtype == bool or np.array_equal(v1, v2, equal_nan=v1.dtype.kind == "f"):
+        return v1, Fraction(0)
+    if not np.array_equal(v1 == 0, v2 == 0) or not np.array_equal(np.sign(v1), np.sign(v2)):
+        raise ValueError("its entries are not a constant times a power of the width")
+    nonzero = v1 != 0
+    powers = np.log(v2[nonzero] / v1[nonzero]) / math.log(WIDTHS[1] / WIDTHS[0])
+    power = Fraction(round(float(powers.flat[0]) * 4), 4)
+    if np.abs(powers - float(power)).max() > 1e-9:
+        raise ValueError("its entries are not a constant times a power of the width")
+    return np.where(nonzero, v1 / float(WIDTHS[0]) ** float(power), 0.0), power

@@ -1,0 +1,92 @@
+"""A tensor program: its output variable and everything that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from tensorprog.ir.nodes import Hyper, Input, Node, Weight, operands, topological
+
+if TYPE_CHECKING:
+    import networkx
+
+__all__ = ["Program"]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A straight-line program over hash-consed instructions, with one output.
+
+    inputs: every leaf of the example input in order, used or not.
+    output: the variable whose covariance is the kernel.
+    mirrored: axes of the output along which its entries are independent copies (the features of a readout).
+    """
+
+    inputs: tuple[Input, ...]
+    output: Node
+    mirrored: tuple[int, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Program):
+            return NotImplemented
+        return (self.inputs, self.output, self.mirrored) == (other.inputs, other.output, other.mirrored)
+
+    def __hash__(self) -> int:
+        return hash((self.inputs, self.output, self.mirrored))
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """All instructions, operands before their users."""
+        order = dict.fromkeys(self.inputs)
+        order.update(dict.fromkeys(topological([self.output])))
+        return tuple(order)
+
+    @cached_property
+    def names(self) -> dict[Node, str]:
+        """What each instruction is called in the text form: x inputs, c constants, W weights, v vectors, s scalars."""
+        from tensorprog.ir.text import name_nodes
+
+        return name_nodes(self)
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return tuple(node for node in self.nodes if isinstance(node, Weight))
+
+    @property
+    def hypers(self) -> dict[str, float]:
+        """The named arguments of the kernel and their defaults."""
+        return {node.name: node.default for node in self.nodes if isinstance(node, Hyper)}
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __str__(self) -> str:
+        from tensorprog.ir.text import print_program
+
+        return print_program(self)
+
+    def __repr__(self) -> str:
+        return f"<Program of {len(self)} instructions, output {self.output.type}>"
+
+    def graph(self) -> networkx.DiGraph:
+        """The program as a directed graph: one vertex per instruction, an edge from each operand to its user."""
+        import networkx
+
+        graph = networkx.DiGraph()
+        for node in self.nodes:
+            graph.add_node(self.names[node], instruction=type(node).__name__, type=str(node.type), node=node)
+        for node in self.nodes:
+            for operand in operands(node):
+                graph.add_edge(self.names[operand], self.names[node])
+        return graph
+
+    def draw(self, path: str) -> None:
+        """Draw the graph to a picture file (needs the extra `plot`)."""
+        from tensorprog.ir.picture import draw_program
+
+        draw_program(self, path)

@@ -1,0 +1,79 @@
+"""From a program and its tangent program to the kernel graph of NNGP and NTK."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from tensorprog.ir import Program
+from tensorprog.kernel.graph import Quantity, Zero, quantities
+from tensorprog.kernel.questions import LETTERS, Question, Second, answer
+from tensorprog.kernel.rules import Rules
+from tensorprog.passes.structure import Structure
+
+__all__ = ["KernelGraph", "derive"]
+
+
+@dataclass(frozen=True)
+class KernelGraph:
+    """What is to be computed for a kernel.
+
+    nngp, ntk: E[f(x) f(x')] and E[t(x) t(x')]; nngp_self, ntk_self: the same at x' = x. Axes: those of the output along which its
+    entries differ in law (first of f(x), then of f(x')), after `mirrored` leading axes of identical copies.
+    """
+
+    nngp: Quantity
+    ntk: Quantity
+    nngp_self: Quantity
+    ntk_self: Quantity
+    mirrored: int
+    shape: tuple[int, ...]
+
+    @property
+    def outputs(self) -> tuple[Quantity, Quantity, Quantity, Quantity]:
+        return self.nngp, self.ntk, self.nngp_self, self.ntk_self
+
+    @cached_property
+    def nodes(self) -> tuple[Quantity, ...]:
+        """Every quantity, operands first."""
+        return tuple(quantities(self.outputs))
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+
+def derive(program: Program, tangent: Program | None) -> KernelGraph:
+    """Ask the rules for the covariances of the output, and of its tangent.
+
+    Raises UnsupportedError where no rule answers.
+    """
+    rules = Rules(Structure([program.output] if tangent is None else [program.output, tangent.output]))
+    memo: dict[Question, Quantity] = {}
+    shape = program.output.type.shape
+    copies = [i for i in program.mirrored if shape[i] > 1]
+    own = [i for i, n in enumerate(shape) if n > 1 and i not in copies]
+    kernel_shape = tuple(shape[i] for i in own)
+
+    def second(which: Program, cross: bool) -> Quantity:
+        letters = iter(LETTERS)
+        lead = {i: next(letters) for i in copies}
+        lu = {i: next(letters) for i in own}
+        lv = {i: next(letters) for i in own}
+        left = "".join(lead.get(i) or lu.get(i) or "1" for i in range(len(shape)))
+        right = "".join(lead.get(i) or lv.get(i) or "1" for i in range(len(shape)))
+        out = "".join([*lead.values(), *lu.values(), *lv.values()])
+        return answer(_canonical(Second(which.output, which.output, cross, left, right, out)), rules, memo)
+
+    zero = Zero((*(shape[i] for i in copies), *kernel_shape, *kernel_shape))
+    ntk, ntk_self = (zero, zero) if tangent is None else (second(tangent, True), second(tangent, False))
+    return KernelGraph(second(program, True), ntk, second(program, False), ntk_self, len(copies), kernel_shape)
+
+
+def _canonical(q: Second) -> Second:
+    """Letters numbered by first appearance, as every question has them. The order of `out` is kept: it is already sorted."""
+    names: dict[str, str] = {"1": "1"}
+    for c in q.lu + q.lv:
+        if c not in names:
+            names[c] = LETTERS[len(names) - 1]
+    swap = lambda letters: "".join(names[c] for c in letters)  # noqa: E731
+    return Second(q.u, q.v, q.cross, swap(q.lu), swap(q.lv), "".join(sorted(swap(q.out))))

@@ -1,0 +1,143 @@
+"""The kernel graph: what is to be computed for a kernel, as a graph of array operations with their meaning.
+
+A quantity belongs to one input ("self": E[u v](x, x), a mean, a deterministic array) or to a pair ("cross": E[u(x) v(x')]). Operands
+of a cross quantity are cross quantities, or self quantities of either side. Quantities are hash-consed and refer only to
+what they need, so the graph of the output holds nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ntk_rules import Expectation
+
+from tensorprog.ir import Node
+from tensorprog.ir.nodes import Interned
+from tensorprog.ir.positions import Position
+
+__all__ = [
+    "Apply", "Combine", "Contract", "Data", "Expect", "Operand", "Quantity", "Shifts", "Zero", "is_zero", "quantities",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Quantity(metaclass=Interned):
+    """An array of the kernel graph. cross: does it belong to a pair of inputs? asked: the question it answers, for the reader."""
+
+    asked: str | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A quantity as another reads it. side: whose self quantity it is for a cross reader (0: x, 1: x'); else None."""
+
+    quantity: Quantity
+    side: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Zero(Quantity):
+    """A covariance that is zero by structure."""
+
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Data(Quantity):
+    """A deterministic array of the program, computed from the input, constants, hyperparameters and means."""
+
+    node: Node
+    operands: tuple[Operand, ...]
+    shape: tuple[int, ...]
+    cross: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Contract(Quantity):
+    """scale * einsum(spec, operands): products, sums and diagonals of covariances. A 1 in an operand's letters is an axis of
+    size one that is dropped; letters that only the result has are repeated along; a letter twice in the result is a diagonal
+    (the identity)."""
+
+    spec: str
+    operands: tuple[Operand, ...]
+    scale: float
+    shape: tuple[int, ...]
+    cross: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Combine(Quantity):
+    """sum_i c_i operand_i, all of one shape."""
+
+    coefficients: tuple[float, ...]
+    operands: tuple[Operand, ...]
+    shape: tuple[int, ...]
+    cross: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Apply(Quantity):
+    """A position map applied to some axes of a covariance. places: which axis of the operand each axis of the map's argument is,
+    or None for a new axis of size one; the map's own axes come first in the result, then the other axes in order."""
+
+    op: Position
+    operands: tuple[Operand, ...]
+    places: tuple[int | None, ...]
+    shape: tuple[int, ...]
+    cross: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Shifts(Quantity):
+    """The covariance of windows summed over equal offsets: sum_k K[s + k, t + k], for windows along several axes.
+
+    axes: pairs of axes of the operand, (first side, second side), one for each windowed axis.
+    """
+
+    op: Position
+    operands: tuple[Operand, ...]
+    axes: tuple[tuple[int, int], ...]
+    shape: tuple[int, ...]
+    cross: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Expect(Quantity):
+    """E[F(z); a]: covariances in the order the expectation needs them, then parameters, each with the axes of the result it has.
+
+    letters: the axes of each operand, as letters of `out`; missing ones broadcast.
+    """
+
+    expectation: Expectation
+    letters: tuple[str, ...]
+    out: str
+    operands: tuple[Operand, ...]
+    n_covariances: int
+    shape: tuple[int, ...]
+    cross: bool
+
+
+def is_zero(quantity: Any) -> bool:
+    return isinstance(quantity, Zero)
+
+
+def quantities(outputs: Iterable[Quantity]) -> Iterator[Quantity]:
+    """Every quantity the outputs need, operands first. Iterative."""
+    done: set[Quantity] = set()
+    for output in outputs:
+        stack: list[tuple[Quantity, Iterator[Operand]]] = [(output, iter(getattr(output, "operands", ())))]
+        while stack:
+            quantity, rest = stack[-1]
+            if quantity in done:
+                stack.pop()
+                continue
+            for operand in rest:
+                if operand.quantity not in done:
+                    stack.append((operand.quantity, iter(getattr(operand.quantity, "operands", ()))))
+                    break
+            else:
+                stack.pop()
+                done.add(quantity)
+                yield quantity

@@ -1,0 +1,213 @@
+"""The master theorem as rules: how each question about a program's variables is answered by simpler ones.
+
+Sources, beside each rule: Yang, Tensor Programs III (the master theorem for NETSOR-T+ without transposes) and II (its use for
+neural tangent kernels).
+"""
+
+from __future__ import annotations
+
+from tensorprog.errors import InternalError
+from tensorprog.ir import LinComb, MatMul, Moment, Node, Nonlin, PositionMap, Weight, operands
+from tensorprog.kernel.expectations import expectation_of
+from tensorprog.kernel.graph import Data, Operand, Quantity, Zero
+from tensorprog.kernel.positions import map_mean, map_second
+from tensorprog.kernel.questions import Answer, Mean, Question, Second, Value, ask, combine, contract, fresh, sizes_of
+from tensorprog.passes.structure import Structure, opposite
+
+__all__ = ["Rules"]
+
+
+class Rules:
+    """The rules, with the structural facts of the programs they are asked about."""
+
+    def __init__(self, facts: Structure):
+        self.facts = facts
+
+    def __call__(self, question: Question) -> Answer:
+        match question:
+            case Second():
+                return self._second(question)
+            case Mean(u=u):
+                return self._mean(u)
+            case Value(node=node):
+                return self._value(node)
+
+    # ---------------------------------------------------------------------------------- second moments
+
+    def _second(self, q: Second) -> Answer:
+        sizes = sizes_of((q.lu, q.u.type.shape), (q.lv, q.v.type.shape))
+        shape = tuple(sizes[c] for c in q.out)
+        if q.u.type.kind == "scalar" or q.v.type.kind == "scalar":
+            return (yield from self._product_of_means(q, shape))
+        a, b = self.facts[q.u], self.facts[q.v]
+        if a.zero or b.zero or opposite(a.odd, b.odd):
+            return Zero(shape)
+        if not (a.roots & b.roots):  # functions of independent Gaussians: E[u v] = E[u] E[v]
+            return (yield from self._product_of_means(q, shape))
+        if isinstance(q.u, LinComb):
+            return (yield from self._linear(q, shape, first=True))
+        if isinstance(q.v, LinComb):
+            return (yield from self._linear(q, shape, first=False))
+        if isinstance(q.u, PositionMap) or isinstance(q.v, PositionMap):
+            return (yield from map_second(q))
+        if isinstance(q.u, MatMul) and isinstance(q.v, MatMul):
+            return (yield from self._matmuls(q))
+        if isinstance(q.u, Weight) and isinstance(q.v, Weight):
+            return self._weights(q, sizes, shape)
+        return (yield from expectation_of(q, self.facts))
+
+    def _product_of_means(self, q: Second, shape: tuple[int, ...]) -> Answer:
+        """E[u v] = E[u] E[v]: for deterministic and for independent variables."""
+        means = []
+        for node, letters, side in ((q.u, q.lu, 0), (q.v, q.lv, 1)):
+            if node.type.kind == "scalar":
+                value, own = (yield Value(node)), letters
+            else:
+                value, own = (yield Mean(node)), letters.replace("1", "")
+            means.append((Operand(value, side if q.cross else None), own))
+        spec = f"{means[0][1]},{means[1][1]}->{q.out}"
+        return contract(spec, [m for m, _ in means], shape, q.cross)
+
+    def _linear(self, q: Second, shape: tuple[int, ...], *, first: bool) -> Answer:
+        """E[(sum_i a_i x_i) v] = sum_i a_i E[x_i v]."""
+        node, letters = (q.u, q.lu) if first else (q.v, q.lv)
+        assert isinstance(node, LinComb)
+        terms = []
+        for a, x in node.terms:
+            own = letters[len(letters) - len(x.type.shape) :]
+            own = "".join("1" if n == 1 else c for c, n in zip(own, x.type.shape, strict=True))
+            if isinstance(a, Node):
+                terms.append((1.0, (yield from self._weighted(q, a, x, own, shape, first))))
+                continue
+            sides = (x, own, q.v, q.lv) if first else (q.u, q.lu, x, own)
+            have = "".join(c for c in q.out if c in sides[1] + sides[3])
+            part = yield from ask(*sides, have, q.cross)
+            extra = _copies(q, sides[1] + sides[3])
+            terms.append((a, contract(f"{have}->{q.out}", [Operand(part)], shape, q.cross, extra)))
+        return combine(terms, shape, q.cross)
+
+    def _weighted(self, q: Second, a: Node, x: Node, own: str, shape: tuple[int, ...], first: bool) -> Answer:
+        """One term whose coefficient is a deterministic array."""
+        letters = q.lu if first else q.lv
+        factor = letters[len(letters) - len(a.type.shape) :]
+        factor = "".join("1" if n == 1 else c for c, n in zip(factor, a.type.shape, strict=True))
+        sides = (x, own, q.v, q.lv) if first else (q.u, q.lu, x, own)
+        present = sides[1] + sides[3]
+        have = "".join(dict.fromkeys(c for c in q.out + factor if c in present and c != "1"))
+        part = yield from ask(*sides, have, q.cross)
+        value = yield Value(a)
+        operands_ = [Operand(value, (0 if first else 1) if q.cross else None), Operand(part)]
+        extra = _copies(q, present + factor)
+        return contract(f"{factor},{have}->{q.out}", operands_, shape, q.cross, extra)
+
+    def _matmuls(self, q: Second) -> Answer:
+        """Cov(W x, W y) = sigma^2 E[x y], summed over what the product sums over (Tensor Programs III, theorem on Zhat)."""
+        u, v = q.u, q.v
+        assert isinstance(u, MatMul) and isinstance(v, MatMul)
+        weight = u.root
+        if u.weight is not v.weight:
+            raise InternalError(f"two uses of the weight {weight.name!r} that no rule relates")
+        sizes = sizes_of((q.lu, u.type.shape), (q.lv, v.type.shape))
+        spare = fresh(q.lu + q.lv)
+        (wu, xu, ou), (wv, xv, ov) = u.letters, v.letters
+        mu, mv = dict(zip(ou, q.lu, strict=True)), dict(zip(ov, q.lv, strict=True))
+        scale = weight.std**2
+        twins: dict[str, str] = {}
+        for axis, (cu, cv) in enumerate(zip(wu, wv, strict=True)):
+            n, width = weight.shape[axis], weight.widths[axis]
+            if cu not in ou and cv not in ov and width is not None:
+                scale *= float(width)
+            if n == 1:
+                mu.setdefault(cu, "1")
+                mv.setdefault(cv, "1")
+                continue
+            shared = mu.get(cu) or mv.get(cv) or next(spare)
+            if cu in mu and cv in mv and mu[cu] != mv[cv]:
+                twins[mv[cv]] = shared
+            mu[cu] = mv[cv] = shared
+            sizes[shared] = n
+        lx, ly = "".join(mu[c] for c in xu), "".join(mv[c] for c in xv)
+        wanted = "".join(twins.get(c, c) for c in q.out)
+        have = "".join(dict.fromkeys(c for c in wanted if c in lx + ly))
+        inner = yield from ask(u.x, lx, v.x, ly, have, q.cross)
+        summed = {c for c in mu.values() if c != "1" and c not in lx + ly and c not in wanted}
+        for c in summed:
+            scale *= sizes[c]
+        shape = tuple(sizes[c] for c in wanted)
+        return contract(f"{have}->{wanted}", [Operand(inner)], shape, q.cross, scale)
+
+    def _weights(self, q: Second, sizes: dict[str, int], shape: tuple[int, ...]) -> Quantity:
+        """A parameter used as vectors: independent entries, E[w_s w_t] = sigma^2 [s = t]."""
+        u, v = q.u, q.v
+        assert isinstance(u, Weight) and isinstance(v, Weight)
+        if u is not v:
+            raise InternalError(f"two layouts of the parameter {u.name!r} meet")
+        scale, wanted = u.std**2, q.out
+        for a, b in zip(q.lu, q.lv, strict=True):
+            if a == "1":
+                continue
+            if a not in q.out and b not in q.out:
+                scale *= sizes[a]
+            wanted = wanted.replace(b, a)
+        return contract(f"->{wanted}", [], shape, q.cross, scale)
+
+    # ---------------------------------------------------------------------------------- means and values
+
+    def _mean(self, u: Node) -> Answer:
+        """E[u], zero for Gaussian variables and for those odd in the primed weights."""
+        shape = tuple(n for n in u.type.shape if n > 1)
+        if self.facts[u].gaussian or self.facts[u].odd or self.facts[u].zero:
+            return Zero(shape)
+        match u:
+            case LinComb(terms=terms):
+                return (yield from self._mean_of_sum(u, terms, shape))
+            case PositionMap():
+                return (yield from map_mean(u))
+            case Nonlin():
+                return (yield from expectation_of(u, self.facts))
+        raise InternalError(f"no rule for the mean of a {type(u).__name__}")
+
+    def _mean_of_sum(self, u: Node, terms: tuple[tuple[float | Node, Node], ...], shape: tuple[int, ...]) -> Answer:
+        letters = "".join(c if n > 1 else "1" for c, n in zip(fresh(""), u.type.shape, strict=False))
+        out = letters.replace("1", "")
+        parts = []
+        for a, x in terms:
+            if x.type.kind == "scalar":
+                own = _against(letters, x)
+                value = yield Value(x)
+            else:
+                own, value = out, (yield Mean(x))
+            factors, spec, scale = [Operand(value)], own, 1.0
+            if isinstance(a, Node):
+                factors.insert(0, Operand((yield Value(a))))
+                spec = f"{_against(letters, a)},{own}"
+            else:
+                scale = a
+            parts.append((1.0, contract(f"{spec}->{out}", factors, shape, False, scale)))
+        return combine(parts, shape, False)
+
+    def _value(self, node: Node) -> Answer:
+        """A deterministic variable: what makes it, or, for a Moment, the expectation it converges to."""
+        if isinstance(node, Moment):
+            found = yield from expectation_of(node, self.facts)
+            return Data(node, (Operand(found),), node.type.shape)
+        parts = []
+        for operand in operands(node):
+            parts.append(Operand((yield Value(operand))))
+        return Data(node, tuple(parts), node.type.shape)
+
+
+def _against(letters: str, x: Node) -> str:
+    """The letters of an array that broadcasts against an array with `letters`."""
+    own = letters[len(letters) - len(x.type.shape) :]
+    return "".join("1" if n == 1 else c for c, n in zip(own, x.type.shape, strict=True))
+
+
+def _copies(q: Second, present: str) -> float:
+    """How often a term is counted that is constant along axes that the question sums over."""
+    sizes = sizes_of((q.lu, q.u.type.shape), (q.lv, q.v.type.shape))
+    count = 1
+    for c in dict.fromkeys(q.lu + q.lv):
+        if c != "1" and c not in q.out and c not in present:
+            count *= sizes[c]
+    return float(count)

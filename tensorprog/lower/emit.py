@@ -1,0 +1,245 @@
+"""Emit the kernel graph as JAX code: one function of one input for what belongs to it alone, one of a pair for the rest.
+
+Nothing here knows a batch axis: `jax.vmap` over both arguments turns the first layer's inner products into one matrix product and
+keeps every self quantity at N, not N^2. One row per kind of quantity in `EMIT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from tensorprog.ir import ArrayOp, Const, Hyper, Input, LinComb, Moment, Node, Nonlin, PositionMap
+from tensorprog.kernel import KernelGraph
+from tensorprog.kernel.graph import Apply, Combine, Contract, Data, Expect, Operand, Quantity, Shifts, Zero, quantities
+from tensorprog.lower.einsum import contract
+from tensorprog.lower.fingerprint import fingerprint
+from ntk_rules.functions import to_jax
+
+__all__ = ["Lowered", "lower"]
+
+State = tuple[Any, ...]
+Env = dict[Quantity, jax.Array]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The kernel as functions without batch axes.
+
+    state: (inputs, hypers) -> what one input contributes. pair: (state, state, hypers) -> (nngp, ntk).
+    diagonal: state -> (nngp, ntk) of an input with itself.
+    """
+
+    state: Callable[[Sequence[jax.Array], dict[str, jax.Array]], State]
+    pair: Callable[[State, State], tuple[jax.Array, jax.Array]]
+    diagonal: Callable[[State], tuple[jax.Array, jax.Array]]
+
+
+def lower(graph: KernelGraph, inputs: tuple[Input, ...]) -> Lowered:
+    """The functions of a kernel graph."""
+    order = graph.nodes
+    selves = [q for q in order if not q_cross(q)]
+    crosses = [q for q in order if q_cross(q)]
+    ends = {graph.nngp_self, graph.ntk_self, *(q for q in (graph.nngp, graph.ntk) if not q_cross(q))}
+    used = {o.quantity for q in crosses for o in q.operands if o.side is not None}  # type: ignore[attr-defined]
+    kept = [q for q in selves if q in used or q in ends]
+    places = {q: i for i, q in enumerate(kept)}
+
+    def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array]) -> State:
+        dtype = jnp.result_type(*[leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)] or [float])
+        env: Env = {}
+        context = _Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype)
+        for quantity in quantities(kept):
+            env[quantity] = EMIT[type(quantity)](quantity, [env[o.quantity] for o in _operands(quantity)], context)
+        return (fingerprint(leaves), *(env[q] for q in kept))
+
+    def pair(a: State, b: State) -> tuple[jax.Array, jax.Array]:
+        env: Env = {}
+        dtype = _dtype(a)
+        context = _Context({}, {}, dtype)
+        for quantity in crosses:
+            args = [env[o.quantity] if o.side is None else (a, b)[o.side][1 + places[o.quantity]] for o in _operands(quantity)]
+            made = EMIT[type(quantity)](quantity, args, context)
+            env[quantity] = lax.optimization_barrier(made) if isinstance(quantity, (Expect, Shifts)) else made
+        same = jnp.all(a[0] == b[0])
+        found = []
+        for quantity, own in ((graph.nngp, graph.nngp_self), (graph.ntk, graph.ntk_self)):
+            value = env[quantity] if quantity in env else a[1 + places[quantity]]
+            at_equal = (a[1 + places[own]] + b[1 + places[own]]) / 2
+            found.append(jnp.where(same, at_equal, value)[(0,) * graph.mirrored])
+        return found[0], found[1]
+
+    def diagonal(a: State) -> tuple[jax.Array, jax.Array]:
+        first = (0,) * graph.mirrored
+        return a[1 + places[graph.nngp_self]][first], a[1 + places[graph.ntk_self]][first]
+
+    return Lowered(state, pair, diagonal)
+
+
+def q_cross(quantity: Quantity) -> bool:
+    return getattr(quantity, "cross", False)
+
+
+def _operands(quantity: Quantity) -> tuple[Operand, ...]:
+    return getattr(quantity, "operands", ())
+
+
+def _dtype(state: State) -> jnp.dtype:
+    return jnp.result_type(*[x for x in state[1:] if jnp.issubdtype(x.dtype, jnp.floating)])
+
+
+@dataclass(frozen=True)
+class _Context:
+    leaves: dict[Node, jax.Array]
+    hypers: dict[str, jax.Array]
+    dtype: jnp.dtype
+
+
+# ------------------------------------------------------------------------------------------ quantities
+
+
+def _zero(q: Zero, args: list[jax.Array], context: _Context) -> jax.Array:
+    return jnp.zeros(q.shape, context.dtype)
+
+
+def _contract(q: Contract, args: list[jax.Array], context: _Context) -> jax.Array:
+    args = [a.astype(context.dtype) for a in args]
+    return contract(q.spec, args, q.scale, q.shape, context.dtype)
+
+
+def _combine(q: Combine, args: list[jax.Array], context: _Context) -> jax.Array:
+    total = None
+    for c, a in zip(q.coefficients, args, strict=True):
+        term = a if c == 1.0 else a * jnp.asarray(c, context.dtype)
+        total = term if total is None else total + term
+    assert total is not None
+    return total
+
+
+def _apply(q: Apply, args: list[jax.Array], context: _Context) -> jax.Array:
+    """The position map over its axes, every other axis riding along."""
+    covariance, *aux = args
+    rest = [i for i in range(covariance.ndim) if i not in q.places]
+    own = [i for i in q.places if i is not None]
+    moved = jnp.transpose(covariance, (*rest, *own))
+    extra = tuple(covariance.shape[i] for i in rest)
+    full = tuple(1 if i is None else covariance.shape[i] for i in q.places)
+    flat = moved.reshape((-1, *full))
+    mapped = jax.vmap(lambda one: q.op(one, *aux))(flat)
+    trailing = tuple(n for n in mapped.shape[1:] if n > 1)
+    mapped = mapped.reshape((*extra, *trailing))
+    return jnp.moveaxis(mapped, range(len(extra)), range(len(trailing), len(trailing) + len(extra)))
+
+
+def _shifts(q: Shifts, args: list[jax.Array], context: _Context) -> jax.Array:
+    """sum_k K[s + k, t + k], one window axis after the other: shifts along different axes are summed separately."""
+    value = args[0]
+    kw = q.op.kw
+    for pair, k, stride, pad, dilation, base in zip(
+        q.axes, kw["window"], kw["strides"], kw["padding"], kw["dilation"], kw["base_dilation"], strict=True
+    ):
+        config = [(0, 0, 0)] * value.ndim
+        for axis in pair:
+            config[axis] = (*pad, base - 1)
+        padded = lax.pad(value, jnp.zeros((), value.dtype), config)
+        counts = [q.shape[axis] for axis in pair]
+        total = None
+        for offset in range(k):
+            part = padded
+            for axis, count in zip(pair, counts, strict=True):
+                start = offset * dilation
+                part = lax.slice_in_dim(part, start, start + (count - 1) * stride + 1, stride, axis)
+            total = part if total is None else total + part
+        assert total is not None
+        value = total
+    return value
+
+
+def _expect(q: Expect, args: list[jax.Array], context: _Context) -> jax.Array:
+    aligned = []
+    for own, arg in zip(q.letters, args, strict=True):
+        ones = tuple(i for i, c in enumerate(own) if c == "1")
+        arg = jnp.squeeze(arg, ones) if ones else arg
+        own = own.replace("1", "")
+        if arg.ndim == 0:
+            own = ""
+        missing = tuple(i for i, c in enumerate(q.out) if c not in own)
+        order = [own.index(c) for c in q.out if c in own]
+        arg = arg if order == sorted(order) else jnp.transpose(arg, order)
+        aligned.append((jnp.expand_dims(arg, missing) if arg.ndim and missing else arg).astype(context.dtype))
+    value = q.expectation.value(aligned[: q.n_covariances], aligned[q.n_covariances :])
+    return jnp.broadcast_to(value, q.shape).astype(context.dtype)
+
+
+# ------------------------------------------------------------------------------------------ deterministic arrays
+
+
+def _data(q: Data, args: list[jax.Array], context: _Context) -> jax.Array:
+    match q.node:
+        case Input():
+            leaf = context.leaves[q.node]
+            return leaf.astype(context.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        case Const(value=value):
+            array = value.array()
+            return jnp.asarray(array, context.dtype if array.dtype.kind == "f" else None)
+        case Hyper(name=name):
+            return jnp.asarray(context.hypers[name], context.dtype)
+        case Moment():
+            return args[0].reshape(q.shape)
+        case LinComb(terms=terms):
+            return _sum_of(terms, args, context)
+        case Nonlin(phi=phi):
+            return jnp.broadcast_to(_function(phi)(*(a.astype(context.dtype) for a in args)), q.shape)
+        case PositionMap(op=op):
+            return op(*args)
+        case ArrayOp():
+            return _run(q.node, args, context)
+    raise AssertionError(f"{type(q.node).__name__} is not deterministic")
+
+
+def _function(phi: Any) -> Callable[..., jax.Array]:
+    return to_jax(phi.expr, phi.parameters)
+
+
+def _sum_of(terms: Sequence[tuple[float | Node, Node]], args: list[jax.Array], context: _Context) -> jax.Array:
+    rest, total = iter(args), None
+    for a, _ in terms:
+        factor = next(rest) if isinstance(a, Node) else jnp.asarray(a, context.dtype)
+        term = factor * next(rest)
+        total = term if total is None else total + term
+    assert total is not None
+    return total
+
+
+def _run(node: ArrayOp, args: list[jax.Array], context: _Context) -> jax.Array:
+    """An operation that is simply run: one of ours by name, else the JAX primitive of that name."""
+    match node.primitive:
+        case "to_real":
+            return args[0].astype(context.dtype)
+        case "to_integer":
+            return args[0].astype(int)
+        case "to_boolean":
+            return args[0].astype(bool)
+    primitive = getattr(lax, f"{node.primitive}_p")
+    params = dict(node.params)
+    if "new_dtype" in params and np.issubdtype(params["new_dtype"], np.floating):
+        params["new_dtype"] = context.dtype
+    result = primitive.bind(*args, **params)
+    return result[0] if primitive.multiple_results else result
+
+
+EMIT: dict[type, Callable[..., jax.Array]] = {
+    Zero: _zero,
+    Data: _data,
+    Contract: _contract,
+    Combine: _combine,
+    Apply: _apply,
+    Shifts: _shifts,
+    Expect: _expect,
+}

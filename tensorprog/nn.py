@@ -1,0 +1,272 @@
+"""Layers: thin helpers that make their parameters as they are called, inside an ordinary JAX function of one example.
+
+Every layer is a few lines of JAX over `weight` and `bias`, in the NTK parametrisation (Jacot et al. 2018): parameters are
+standard Gaussians, and the factor sqrt(variance / fan_in) stands in the code. The compiler knows none of them by name; the
+same function runs at finite width through `tp.init` and `tp.apply`. Arrays are channels last, without a batch axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from tensorprog.errors import InputError, NetworkError, explain
+from tensorprog.frontend.params import Constant, Gaussian, Hyper, Recorder, Spec, current
+
+__all__ = [
+    "avg_pool", "bias", "conv", "dense", "flatten", "global_avg_pool", "layer_norm", "sum_pool", "weight", "width",
+]  # fmt: skip
+
+Number = float | Hyper | jax.Array
+Padding = str | Sequence[tuple[int, int]]
+
+
+def _recorder(what: str) -> Recorder:
+    recorder = current()
+    if recorder is None:
+        raise NetworkError(
+            explain(
+                f"nn.{what} was called outside a network",
+                reason="it makes parameters, which exist only while tp.compile, tp.init or tp.apply runs the network",
+                mend="put it inside the function that you give to tp.compile",
+            )
+        )
+    return recorder
+
+
+def width(relative: float = 1.0) -> int:
+    """The number of coordinates of a hidden layer: `relative` times the width n at which the network runs now.
+
+    Raises InputError where that is not a whole number.
+    """
+    n = _recorder("width").width
+    size = Fraction(relative).limit_denominator(10_000) * n
+    if size.denominator != 1 or size <= 0:
+        raise InputError(f"width: relative is {relative!r}, expected a positive multiple that makes {relative} * {n} a whole number")
+    return int(size)
+
+
+def weight(shape: Sequence[int], *, std: float = 1.0, train: bool = True, name: str | None = None) -> jax.Array:
+    """A parameter with independent N(0, std^2) entries, trained unless `train` is False.
+
+    shape: finite sizes and multiples of `width()`.
+    Sharing a weight is using the array twice. Its transpose `W.T` is reserved: a weight may be used one way round only.
+    """
+    return _parameter(name or _auto("weight"), Gaussian(tuple(shape), std, None if train else 0.0))
+
+
+def bias(shape: Sequence[int], *, std: float = 1.0, train: bool = True, name: str | None = None) -> jax.Array:
+    """Like `weight`, for a parameter that is added: independent N(0, std^2) entries."""
+    return _parameter(name or _auto("bias"), Gaussian(tuple(shape), std, None if train else 0.0))
+
+
+def _auto(kind: str) -> str:
+    return _recorder(kind).layer_name(kind, None)
+
+
+def _parameter(name: str, spec: Spec) -> jax.Array:
+    return _recorder("weight").parameter(name, spec)
+
+
+def _variance(value: Number, argument: str, layer: str) -> Number:
+    """Check a variance given as a number; a hyperparameter is checked when the kernel is called."""
+    if isinstance(value, Hyper):
+        recorder = _recorder(layer)
+        recorder.nonnegative.add(value.name)
+        _check_variance(value.default, argument, layer)
+        return jnp.asarray(value)
+    if isinstance(value, (int, float)):
+        _check_variance(float(value), argument, layer)
+    return value
+
+
+def _check_variance(value: float, argument: str, layer: str) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise InputError(f"nn.{layer}: {argument} is {value!r}, expected a finite number >= 0 (it is a variance)")
+
+
+def _root(variance: Number, fan_in: int = 1) -> Any:
+    if isinstance(variance, (int, float)):
+        return math.sqrt(variance / fan_in)
+    return jnp.sqrt(variance / fan_in)
+
+
+def _has_bias(variance: Number) -> bool:
+    return not (isinstance(variance, (int, float)) and variance == 0)
+
+
+def dense(
+    x: jax.Array, features: int | None = None, *, width: float = 1.0, weight_var: Number = 1.0, bias_var: Number = 0.0,
+    train: bool = True, name: str | None = None,
+) -> jax.Array:  # fmt: skip
+    """sqrt(weight_var / fan_in) W x + sqrt(bias_var) b along the last axis, W and b standard Gaussian and trainable.
+
+    x: (..., channels). features: how many outputs; None makes an infinitely wide layer of `width` times n.
+    Source: the NTK parametrisation of Jacot, Gabriel and Hongler 2018, section 4.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, tensorprog as tp
+        >>> from tensorprog import nn
+        >>> net = lambda x: nn.dense(jax.nn.relu(nn.dense(x, weight_var=2.0)), features=1)
+        >>> k = tp.compile(net, jnp.zeros(2))(jnp.eye(2))
+        >>> [round(float(v), 4) for v in k.nngp[0]]
+        [0.5, 0.1592]
+    """
+    weight_var, bias_var = _variance(weight_var, "weight_var", "dense"), _variance(bias_var, "bias_var", "dense")
+    label = _recorder("dense").layer_name("dense", name)
+    size = _features(features, width, "dense")
+    fan_in = x.shape[-1]
+    w = weight((size, fan_in), train=train, name=f"{label}.weight")
+    y = _root(weight_var, fan_in) * jnp.einsum("oi,...i->...o", w, x)
+    if _has_bias(bias_var):
+        y = y + _root(bias_var) * bias((size,), train=train, name=f"{label}.bias")
+    return y
+
+
+def _features(features: int | None, relative: float, layer: str) -> int:
+    if features is None:
+        return width(relative)
+    if not isinstance(features, int) or features < 1:
+        raise InputError(f"nn.{layer}: features is {features!r}, expected a positive whole number, or None for a wide layer")
+    return features
+
+
+def conv(
+    x: jax.Array, window: int | Sequence[int], *, strides: int | Sequence[int] = 1, padding: Padding = "SAME",
+    dilation: int | Sequence[int] = 1, features: int | None = None, width: float = 1.0, weight_var: Number = 1.0,
+    bias_var: Number = 0.0, train: bool = True, name: str | None = None,
+) -> jax.Array:  # fmt: skip
+    """Convolution of x (positions.., channels) in 1 to 3 dimensions; fan_in is channels times the window's size.
+
+    window: its size per dimension (one number for all). padding: "SAME", "VALID", "CIRCULAR", or (low, high) per dimension.
+    The result is (positions.., features), scaled like `dense`.
+    Source: Arora et al. 2019, section 4 (there with weight_var for their factor c_sigma).
+    """
+    weight_var, bias_var = _variance(weight_var, "weight_var", "conv"), _variance(bias_var, "bias_var", "conv")
+    sizes = _window(window, x, "conv")
+    steps, spread = _per_dim(strides, len(sizes), "strides", "conv"), _per_dim(dilation, len(sizes), "dilation", "conv")
+    label = _recorder("conv").layer_name("conv", name)
+    channels, fan_in = x.shape[-1], x.shape[-1] * math.prod(sizes)
+    w = weight((*sizes, channels, _features(features, width, "conv")), train=train, name=f"{label}.weight")
+    x, pads = _padded(x, sizes, steps, spread, padding, "conv")
+    d = "DHW"[3 - len(sizes) :]
+    numbers = lax.conv_dimension_numbers((1, *x.shape), w.shape, (f"N{d}C", f"{d}IO", f"N{d}C"))
+    dtype = jnp.promote_types(x.dtype, w.dtype)
+    y = lax.conv_general_dilated(x[None].astype(dtype), w.astype(dtype), steps, pads, rhs_dilation=spread, dimension_numbers=numbers)[0]
+    y = _root(weight_var, fan_in) * y
+    if _has_bias(bias_var):
+        y = y + _root(bias_var) * bias(w.shape[-1:], train=train, name=f"{label}.bias")
+    return y
+
+
+def _window(window: int | Sequence[int], x: jax.Array, layer: str) -> tuple[int, ...]:
+    dims = x.ndim - 1
+    sizes = (window,) * dims if isinstance(window, int) else tuple(window)
+    if not 1 <= len(sizes) <= 3 or len(sizes) != dims or any(k < 1 for k in sizes):
+        raise InputError(
+            f"nn.{layer}: window is {window!r} and x has shape {x.shape}, expected x of shape (positions.., channels) with 1 to 3 "
+            "position axes and one positive window size for each"
+        )
+    return sizes
+
+
+def _per_dim(value: int | Sequence[int], dims: int, argument: str, layer: str) -> tuple[int, ...]:
+    values = (value,) * dims if isinstance(value, int) else tuple(value)
+    if len(values) != dims or any(not isinstance(v, int) or v < 1 for v in values):
+        raise InputError(f"nn.{layer}: {argument} is {value!r}, expected a positive whole number, or {dims} of them")
+    return values
+
+
+def _padded(
+    x: jax.Array, window: tuple[int, ...], strides: tuple[int, ...], dilation: tuple[int, ...], padding: Padding, layer: str
+) -> tuple[jax.Array, list[tuple[int, int]]]:
+    """x, wrapped around where the padding is circular, and the zero padding that is left."""
+    reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+    if padding == "VALID":
+        return x, [(0, 0)] * len(window)
+    if padding in ("SAME", "CIRCULAR"):
+        pads = []
+        for size, stride, r in zip(x.shape, strides, reach, strict=False):
+            total = max((math.ceil(size / stride) - 1) * stride + r - size, 0)
+            pads.append((total // 2, total - total // 2))
+        if padding == "SAME":
+            return x, pads
+        for axis, (low, high) in enumerate(pads):
+            around = np.arange(-low, x.shape[axis] + high) % x.shape[axis]
+            x = jnp.take(x, around, axis=axis, mode="clip")
+        return x, [(0, 0)] * len(window)
+    if isinstance(padding, str) or len(padding) != len(window) or any(len(p) != 2 or min(p) < 0 for p in padding):
+        raise InputError(
+            f"nn.{layer}: padding is {padding!r}, expected 'SAME', 'VALID', 'CIRCULAR' or a (low, high) pair for each of the "
+            f"{len(window)} position axes"
+        )
+    return x, [(int(low), int(high)) for low, high in padding]
+
+
+def sum_pool(
+    x: jax.Array, window: int | Sequence[int], *, strides: int | Sequence[int] | None = None, padding: Padding = "VALID"
+) -> jax.Array:
+    """Sums of x (positions.., channels) over windows. strides: None means the window itself."""
+    sizes = _window(window, x, "sum_pool")
+    steps = sizes if strides is None else _per_dim(strides, len(sizes), "strides", "sum_pool")
+    x, pads = _padded(x, sizes, steps, (1,) * len(sizes), padding, "sum_pool")
+    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, (*sizes, 1), (*steps, 1), [*pads, (0, 0)])
+
+
+def avg_pool(
+    x: jax.Array, window: int | Sequence[int], *, strides: int | Sequence[int] | None = None, padding: Padding = "VALID",
+    normalize_edges: bool = False,
+) -> jax.Array:  # fmt: skip
+    """Averages of x (positions.., channels) over windows. strides: None means the window itself.
+
+    normalize_edges: divide at the edges by the number of positions inside x instead of by the whole window.
+    """
+    total = sum_pool(x, window, strides=strides, padding=padding)
+    sizes = _window(window, x, "avg_pool")
+    if not normalize_edges or padding in ("VALID", "CIRCULAR"):
+        return total / math.prod(sizes)
+    inside = sum_pool(jnp.ones((*x.shape[:-1], 1), x.dtype), window, strides=strides, padding=padding)
+    return total / inside
+
+
+def global_avg_pool(x: jax.Array) -> jax.Array:
+    """The mean of x (positions.., channels) over all positions: (channels,)."""
+    if x.ndim < 2:
+        raise InputError(f"nn.global_avg_pool: x has shape {x.shape}, expected (positions.., channels)")
+    return jnp.mean(x, axis=tuple(range(x.ndim - 1)))
+
+
+def flatten(x: jax.Array) -> jax.Array:
+    """x as one axis."""
+    return jnp.reshape(x, (-1,))
+
+
+def layer_norm(
+    x: jax.Array, epsilon: float = 1e-6, *, gain: bool = False, shift: bool = False, axes: Sequence[int] = (-1,), name: str | None = None
+) -> jax.Array:
+    """(x - mean) / sqrt(variance + epsilon) over the last axis (the width), or over it and the position axes named in `axes`.
+
+    gain, shift: multiply by trainable ones and add trainable zeros, one for each entry of the last axis.
+    Source: Ba, Kiros and Hinton 2016; in the limit theory.md and Yang 2020 (Tensor Programs II), appendix B.
+    """
+    if not (isinstance(epsilon, (int, float)) and epsilon >= 0):
+        raise InputError(f"nn.layer_norm: epsilon is {epsilon!r}, expected a number >= 0")
+    over = tuple(sorted(a % x.ndim for a in axes))
+    if x.ndim - 1 not in over:
+        raise InputError(f"nn.layer_norm: axes is {tuple(axes)}, expected to include the last axis of x, of shape {x.shape}")
+    mean = jnp.mean(x, over, keepdims=True)
+    variance = jnp.mean(jnp.square(x - mean), over, keepdims=True)
+    y = (x - mean) / jnp.sqrt(variance + epsilon)
+    label = _recorder("layer_norm").layer_name("layer_norm", name)
+    if gain:
+        y = y * _parameter(f"{label}.gain", Constant(x.shape[-1:], 1.0))
+    if shift:
+        y = y + _parameter(f"{label}.shift", Constant(x.shape[-1:], 0.0))
+    return y

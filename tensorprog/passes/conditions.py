@@ -1,0 +1,79 @@
+"""The conditions under which a program's covariances need no transposes, and its NTK is that of the tangent program.
+
+Every weight is used one way round only, and a readout weight is used for nothing else (the simple GIA check of Yang, Tensor
+Programs II, condition 1). Otherwise the master theorem has correction terms (Zdot), which this version does not compute.
+"""
+
+from __future__ import annotations
+
+from tensorprog.errors import UnsupportedError, explain
+from tensorprog.ir import MatMul, Node, Program, Trsp, Weight, operands
+
+__all__ = ["check_conditions"]
+
+
+def check_conditions(program: Program) -> Program:
+    """Return the program, or raise UnsupportedError naming the weight and the two uses that clash."""
+    uses: dict[str, tuple[str, Node]] = {}
+    parts: dict[str, list[Weight]] = {}
+    for node in program.nodes:
+        if isinstance(node, Trsp):
+            raise _refusal(_root(node), "as its transpose", node, "as itself", node)
+        for weight in (w for w in operands(node) if isinstance(w, Weight)):
+            _parts_agree(weight, parts.setdefault(weight.name, []), node)
+            use = _use(node, weight)
+            first, where = uses.setdefault(weight.name, (use, node))
+            if use != first:
+                raise _refusal(weight, first, where, use, node)
+    return program
+
+
+def _root(node: Node) -> Weight:
+    while isinstance(node, Trsp):
+        node = node.matrix
+    assert isinstance(node, Weight)
+    return node
+
+
+def _use(node: Node, weight: Weight) -> str:
+    """How an instruction uses a weight: along which of its width axes it sums."""
+    if not isinstance(node, MatMul):
+        return "as a vector of hidden coordinates"
+    letters, _, out = node.letters
+    summed = [i for i, w in enumerate(weight.widths) if w is not None and letters[i] not in out]
+    if summed:
+        return f"summed over its axis {summed[0]}"
+    return "as a vector of hidden coordinates"
+
+
+def _parts_agree(weight: Weight, known: list[Weight], node: Node) -> None:
+    for other in known:
+        if other is weight:
+            return
+        overlap = all(a < d and c < b for (a, b), (c, d) in zip(weight.region, other.region, strict=True))
+        if overlap:
+            raise UnsupportedError(
+                explain(
+                    f"the weight {weight.name!r} is cut or laid out in two ways that overlap",
+                    where=str(node.source or ""),
+                    reason=f"one use sees its part {_region(other)} as {other.type}, another its part {_region(weight)} as {weight.type}",
+                    mend="cut a weight in one way everywhere, or use two weights",
+                )
+            )
+    known.append(weight)
+
+
+def _region(weight: Weight) -> str:
+    return "[" + ", ".join(f"{a}:{b}" for a, b in weight.region) + "]"
+
+
+def _refusal(weight: Weight, first: str, at_first: Node, second: str, at_second: Node) -> UnsupportedError:
+    return UnsupportedError(
+        explain(
+            f"the weight {weight.name!r} is used in two ways: {first} and {second}",
+            where=f"{at_first.source or '?'} and {at_second.source or '?'}",
+            reason="a weight and its transpose (or a readout and a hidden vector) are dependent, and the limit then has correction terms "
+            "that need the master theorem with transposes, which is not part of this version",
+            mend="use two independent weights, or use this one one way round only",
+        )
+    )

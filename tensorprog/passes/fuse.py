@@ -1,0 +1,208 @@
+"""Fuse elementwise chains: every Nonlin and Moment becomes one scalar function of Gaussian variables.
+
+phi(psi(g)) becomes one function of g; a sum of Gaussians stays one argument; in a sum of Gaussians and images of
+nonlinearities the Gaussian part becomes one argument and the images are inlined; a map that only selects positions moves
+inside. What remains an argument without being Gaussian (a pooled image, say) the kernel stage takes up or refuses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import sympy
+
+from tensorprog.ir import LinComb, Moment, Node, Nonlin, Phi, PositionMap, Program, Type, operands, position, topological
+from tensorprog.ir.phi import parameter, vector
+from tensorprog.ir.rebuild import rebuild
+from tensorprog.passes.simplify import simplify
+from tensorprog.passes.structure import Structure
+
+__all__ = ["fuse"]
+
+_MOST_ARGUMENTS = 16  # a function of more Gaussians has no hope of an expectation; leave its sum unopened
+
+
+def fuse(program: Program, *, drop_zeros: bool = False) -> Program:
+    """The same program with every nonlinearity a function of Gaussian variables.
+
+    drop_zeros: also replace parameters that start at zero by zero (only after the tangent program was taken).
+    """
+    facts = Structure([])
+    new: dict[Node, Node] = {}
+    for node in topological([program.output]):
+        made = rebuild(node, [new[o] for o in operands(node)])
+        if isinstance(made, (Nonlin, Moment)) and made.xs:
+            made = _fused(made, facts, drop_zeros)
+        elif isinstance(made, Nonlin):
+            made = _fused_scalars(made)
+        new[node] = simplify(made, facts)
+    return replace(program, output=new[program.output])
+
+
+class _Arguments:
+    """The arguments of the function being made."""
+
+    def __init__(self, facts: Structure, drop_zeros: bool):
+        self.facts, self.drop_zeros = facts, drop_zeros
+        self.xs: dict[Node, sympy.Symbol] = {}
+        self.thetas: dict[Node, sympy.Symbol] = {}
+        self._scales: dict[Node, tuple[float, Node]] = {}
+
+    def x(self, node: Node) -> sympy.Expr:
+        """The symbol of a vector argument; multiples of one variable share it."""
+        if self.drop_zeros and self.facts[node].zero:
+            return sympy.Integer(0)
+        scale, base = 1.0, node
+        while isinstance(base, LinComb) and len(base.terms) == 1 and not isinstance(base.terms[0][0], Node):
+            scale, base = scale * base.terms[0][0], base.terms[0][1]
+        first_scale, first = self._scales.setdefault(base, (scale, node))
+        symbol = self.xs.setdefault(first, sympy.Dummy(f"x{len(self.xs)}", real=True))
+        return symbol if first is node else _exact(scale / first_scale) * symbol
+
+    def theta(self, node: Node) -> sympy.Expr:
+        return self.thetas.setdefault(node, sympy.Dummy(f"t{len(self.thetas)}", real=True))
+
+
+def _fused(node: Nonlin | Moment, facts: Structure, drop_zeros: bool) -> Node:
+    arguments = _Arguments(facts, drop_zeros)
+    expr = _compose(node, [_open(x, arguments) for x in node.xs], arguments)
+    return _canonical(type(node), expr, arguments, node)
+
+
+def _compose(node: Nonlin | Moment, inner: list[sympy.Expr], arguments: _Arguments) -> sympy.Expr:
+    swap = dict(zip(node.phi.vectors, inner, strict=True))
+    swap.update({s: arguments.theta(t) for s, t in zip(node.phi.parameters, node.thetas, strict=True)})
+    return node.phi.expr.xreplace(swap)
+
+
+def _open(x: Node, arguments: _Arguments) -> sympy.Expr:
+    """The expression of an argument in Gaussian variables."""
+    if arguments.facts[x].gaussian:
+        return arguments.x(x)
+    match x:
+        case Nonlin():
+            return _compose(x, [_open(inner, arguments) for inner in x.xs], arguments)
+        case LinComb():
+            return _open_sum(x, arguments)
+        case PositionMap(op=op) if op.selects and not op.row.fills and len(x.args) == 1:
+            pushed = _push(x)
+            return arguments.x(x) if pushed is x else _open(pushed, arguments)
+    return arguments.x(x)
+
+
+def _open_sum(x: LinComb, arguments: _Arguments) -> sympy.Expr:
+    facts = arguments.facts
+    flat = _flatten(x, facts)
+    if flat is None:
+        return arguments.x(x)
+    gaussian = tuple(term for term in flat if term[1].type.kind == "vector" and facts[term[1]].gaussian)
+    expr = sympy.Integer(0)
+    if gaussian:
+        plain = len(gaussian) == 1 and gaussian[0][0] == 1.0
+        expr += arguments.x(gaussian[0][1] if plain else LinComb(gaussian, source=x.source))
+    for a, term in flat:
+        if term.type.kind == "scalar":
+            inner = _number(term) if _number(term) is not None else arguments.theta(term)
+        elif not facts[term].gaussian:
+            inner = _open(term, arguments)
+        else:
+            continue
+        expr += (arguments.theta(a) if isinstance(a, Node) else _exact(a)) * inner
+    return expr
+
+
+def _number(node: Node) -> sympy.Expr | None:
+    from tensorprog.ir import Const
+
+    if isinstance(node, Const) and node.value.array().size == 1:
+        return _exact(float(node.value.array().ravel()[0]))
+    return None
+
+
+def _exact(value: float) -> sympy.Expr:
+    from tensorprog.ir.phi import snap
+
+    return snap(value)
+
+
+def _flatten(x: LinComb, facts: Structure) -> list[tuple[float | Node, Node]] | None:
+    """Open sums inside sums, as far as their coefficients are numbers; None when there are too many terms."""
+    flat: list[tuple[float | Node, Node]] = []
+    stack: list[tuple[float | Node, Node]] = list(reversed(x.terms))
+    while stack:
+        a, term = stack.pop()
+        opens = isinstance(term, LinComb) and term.type.kind == "vector" and not facts[term].gaussian
+        if opens and not isinstance(a, Node):
+            inner = [(b, y) for b, y in term.terms]
+            if a == 1.0 or not any(isinstance(b, Node) for b, _ in inner):
+                stack.extend((b if a == 1.0 else a * b, y) for b, y in reversed(inner))  # type: ignore[operator]
+                continue
+        flat.append((a, term))
+        if len(flat) > _MOST_ARGUMENTS:
+            return None
+    return flat
+
+
+def _push(x: PositionMap) -> Node:
+    """op(phi(y; theta)) = phi(op y; op theta) for a map that only selects positions."""
+    inner, op = x.args[0], x.op
+    if isinstance(inner, Nonlin):
+        return Nonlin(inner.phi, tuple(_apply(op, y, x.result) for y in inner.xs), tuple(_apply_scalar(op, t, inner) for t in inner.thetas))
+    if isinstance(inner, LinComb):
+        terms = tuple(
+            (
+                _apply_scalar(op, a, inner) if isinstance(a, Node) else a,
+                _apply(op, y, x.result) if y.type.kind == "vector" else _apply_scalar(op, y, inner),
+            )
+            for a, y in inner.terms
+        )
+        return LinComb(terms, source=x.source)
+    return x
+
+
+def _apply(op: object, y: Node, result: Type) -> Node:
+    return PositionMap(op, (y,), result)  # type: ignore[arg-type]
+
+
+def _apply_scalar(op: object, theta: Node, like: Node) -> Node:
+    shape = like.type.shape
+    if all(size == 1 for size in theta.type.shape):
+        return theta if theta.type.shape == () else PositionMap(position("reshape", to=()), (theta,), Type("scalar", ()))
+    if theta.type.shape != shape:
+        missing = len(shape) - len(theta.type.shape)
+        grown = position("broadcast", to=shape, axes=tuple(range(missing, len(shape))))
+        theta = PositionMap(grown, (theta,), Type("scalar", shape))
+    return PositionMap(op, (theta,), Type("scalar", op.shape(shape)))  # type: ignore[attr-defined, arg-type]
+
+
+def _canonical(kind: type, expr: sympy.Expr, arguments: _Arguments, node: Node) -> Node:
+    """Drop what the expression does not use and number the rest."""
+    free = expr.free_symbols
+    xs = [(n, s) for n, s in arguments.xs.items() if s in free]
+    thetas = [(n, s) for n, s in arguments.thetas.items() if s in free]
+    if not xs:
+        # keep one vector argument, so that a constant function stays a vector variable
+        xs = list(arguments.xs.items())[:1] or [(node.xs[0], sympy.Dummy())]  # type: ignore[attr-defined]
+    swap = {s: vector(i) for i, (_, s) in enumerate(xs)} | {s: parameter(i) for i, (_, s) in enumerate(thetas)}
+    phi = Phi(expr.xreplace(swap), len(xs), len(thetas))
+    return kind(phi, tuple(n for n, _ in xs), tuple(n for n, _ in thetas), source=node.source)
+
+
+def _fused_scalars(node: Nonlin) -> Node:
+    """Deterministic arithmetic fuses in the same way."""
+    inner: dict[Node, sympy.Symbol] = {}
+    swap = {}
+    for symbol, theta in zip(node.phi.parameters, node.thetas, strict=True):
+        if isinstance(theta, Nonlin) and theta.type.shape in (node.type.shape, ()):
+            parts = {s: inner.setdefault(t, sympy.Dummy(f"t{len(inner)}", real=True)) for s, t in zip(theta.phi.parameters, theta.thetas, strict=True)}
+            swap[symbol] = theta.phi.expr.xreplace(parts)
+        else:
+            number = _number(theta)
+            swap[symbol] = number if number is not None else inner.setdefault(theta, sympy.Dummy(f"t{len(inner)}", real=True))
+    expr = node.phi.expr.xreplace(swap)
+    kept = [(t, s) for t, s in inner.items() if s in expr.free_symbols] or list(inner.items())[:1]
+    if not kept:
+        return node
+    renamed = expr.xreplace({s: parameter(i) for i, (_, s) in enumerate(kept)})
+    made = Nonlin(Phi(renamed, 0, len(kept)), (), tuple(t for t, _ in kept), source=node.source)
+    return made if made.type.shape == node.type.shape else node

@@ -1,0 +1,107 @@
+"""Small equalities that hold for every input, one rule each: the first that applies is taken.
+
+A rule takes an instruction whose operands are already simple, and returns a simpler one, or None to decline.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from tensorprog.ir import Const, LinComb, Literal, Moment, Node, Nonlin, PositionMap, position
+from tensorprog.ir.phi import identity, parameter
+from tensorprog.passes.structure import Structure
+
+__all__ = ["RULES", "simplify"]
+
+
+def simplify(node: Node, facts: Structure) -> Node:
+    """The simplest form the rules find."""
+    changed = True
+    while changed:
+        changed = False
+        for rule in RULES:
+            simpler = rule(node, facts)
+            if simpler is not None and simpler is not node:
+                node, changed = simpler, True
+                break
+    return node
+
+
+def mean_of_gaussian(node: Node, facts: Structure) -> Node | None:
+    """E g = 0."""
+    if isinstance(node, Moment) and node.phi == identity and facts[node.xs[0]].gaussian:
+        return Const(Literal.of(np.zeros(node.type.shape)))
+    return None
+
+
+def copied_scalar(node: Node, facts: Structure) -> Node | None:
+    """The elementwise function a -> a."""
+    if isinstance(node, Nonlin) and not node.xs and node.phi.expr == parameter(0) and len(node.thetas) == 1:
+        return node.thetas[0]
+    return None
+
+
+def zero_moved(node: Node, facts: Structure) -> Node | None:
+    """A linear map of zeros is zeros."""
+    if isinstance(node, PositionMap) and is_zero(node.args[0]):
+        return Const(Literal.of(np.zeros(node.type.shape)))
+    return None
+
+
+def is_zero(node: Node) -> bool:
+    return isinstance(node, Const) and not np.any(node.value.array())
+
+
+def short_sum(node: Node, facts: Structure) -> Node | None:
+    """Zero terms go; a sum of one term with coefficient one is that term."""
+    if not isinstance(node, LinComb):
+        return None
+    kept = tuple((a, x) for a, x in node.terms if not is_zero(x) and not (isinstance(a, Node) and is_zero(a)) and a != 0.0)
+    same_shape = len(kept) == 1 and kept[0][1].type.shape == node.type.shape
+    if same_shape and kept[0][0] == 1.0:
+        return kept[0][1]
+    if len(kept) < len(node.terms) and kept and LinComb(kept).type == node.type:
+        return LinComb(kept, source=node.source)
+    return None
+
+
+def factor_taken_in(node: Node, facts: Structure) -> Node | None:
+    """a (b x) = (a b) x when one of the two is a number."""
+    if isinstance(node, LinComb) and len(node.terms) == 1:
+        a, x = node.terms[0]
+        if isinstance(x, LinComb) and x.type.kind == "vector" and not isinstance(a, Node):
+            if not any(isinstance(b, Node) for b, _ in x.terms):
+                return LinComb(tuple((a * b, y) for b, y in x.terms), source=node.source)  # type: ignore[operator]
+    return None
+
+
+def only_reshapes(node: Node, facts: Structure) -> Node | None:
+    """Sums over axes of size one, and broadcasts to new ones, are reshapes; reshapes after one another are one."""
+    if not isinstance(node, PositionMap) or len(node.args) > 1:
+        return None
+    x = node.args[0]
+    if node.op.name in ("sum", "broadcast", "squeeze") and math.prod(x.type.shape) == math.prod(node.type.shape):
+        return PositionMap(position("reshape", to=node.type.shape), (x,), node.result, source=node.source)
+    if node.op.name != "reshape":
+        return None
+    if x.type == node.type:
+        return x
+    if isinstance(x, PositionMap) and x.op.name == "reshape":
+        first = x.args[0]
+        return first if first.type == node.type else PositionMap(node.op, (first,), node.result, source=node.source)
+    return None
+
+
+def reshaped_constant(node: Node, facts: Structure) -> Node | None:
+    """A map of a constant with one entry is a constant."""
+    if isinstance(node, PositionMap) and node.op.name == "reshape" and isinstance(node.args[0], Const):
+        return Const(Literal.of(node.args[0].value.array().reshape(node.type.shape)))
+    return None
+
+
+RULES: tuple[Callable[[Node, Structure], Node | None], ...] = (
+    mean_of_gaussian, copied_scalar, zero_moved, short_sum, factor_taken_in, only_reshapes, reshaped_constant,
+)  # fmt: skip

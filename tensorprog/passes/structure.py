@@ -1,0 +1,133 @@
+"""Facts read off a program without computing anything: what is Gaussian, what is independent, what is odd.
+
+roots: the Gaussian weights a vector variable is made of at its surface. The image W x depends on W, and on x only through
+covariances, so its root is W alone; variables without a common root are independent (Yang, Tensor Programs III: Zhat of
+different matrices are independent).
+parity: how a variable answers to flipping the sign of all primed weights at once (even, odd, or neither): an odd one has
+zero mean and zero covariance with an even one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import sympy
+
+from tensorprog.ir import LinComb, MatMul, Node, Nonlin, PositionMap, Weight, topological
+
+__all__ = ["Facts", "Structure", "opposite"]
+
+Root = tuple[str, bool, tuple[tuple[Fraction, Fraction], ...]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of one vector variable. gaussian: jointly Gaussian with zero mean. zero: identically zero."""
+
+    gaussian: bool
+    zero: bool
+    roots: frozenset[Root]
+    odd: bool | None
+
+
+class Structure:
+    """The facts of every vector variable of some programs."""
+
+    def __init__(self, outputs: Iterable[Node]):
+        self._facts: dict[Node, Facts] = {}
+        for node in topological(outputs):
+            self.add(node)
+
+    def add(self, node: Node) -> None:
+        """Learn of one more variable, whose operands are known."""
+        if node.type.kind == "vector" and node not in self._facts:
+            self._facts[node] = _facts(node, self)
+
+    def __getitem__(self, node: Node) -> Facts:
+        if node not in self._facts:
+            for operand in topological([node]):
+                self.add(operand)
+        return self._facts[node]
+
+    def independent(self, u: Node, v: Node) -> bool:
+        """No weight is at the surface of both."""
+        return not (self[u].roots & self[v].roots)
+
+    def uncorrelated(self, u: Node, v: Node) -> bool:
+        """Is E[u v] structurally zero for two zero-mean Gaussian variables?"""
+        a, b = self[u], self[v]
+        return a.zero or b.zero or opposite(a.odd, b.odd) or not (a.roots & b.roots)
+
+
+def opposite(a: bool | None, b: bool | None) -> bool:
+    """One is odd and the other even."""
+    return a is not None and b is not None and a != b
+
+
+def _facts(node: Node, known: Structure) -> Facts:
+    match node:
+        case Weight():
+            root = (node.name, node.primed, node.region)
+            return Facts(True, node.std == 0, frozenset([root]), node.primed)
+        case MatMul(x=x):
+            inner = known[x].odd if x.type.kind == "vector" else False
+            root = (node.root.name, node.root.primed, node.root.region)
+            zero = node.root.std == 0 or (x.type.kind == "vector" and known[x].zero)
+            return Facts(True, zero, frozenset([root]), None if inner is None else inner != node.root.primed)
+        case LinComb(terms=terms):
+            facts = [known[x] for _, x in terms if x.type.kind == "vector"]
+            affine = len(facts) < len(terms)
+            parities = {f.odd for f in facts if not f.zero} | ({False} if affine else set())
+            return Facts(
+                all(f.gaussian for f in facts) and not affine,
+                all(f.zero for f in facts) and not affine,
+                frozenset().union(*(f.roots for f in facts if not f.zero)),
+                parities.pop() if len(parities) == 1 else None if parities else False,
+            )
+        case PositionMap(args=args):
+            return known[args[0]]
+        case Nonlin(phi=phi, xs=xs):
+            facts = [known[x] for x in xs]
+            signs = tuple(f.odd for f in facts)
+            return Facts(False, False, frozenset().union(*(f.roots for f in facts if not f.zero)), _parity(phi.expr, signs))
+    raise AssertionError(f"no facts about {type(node).__name__}")
+
+
+@lru_cache(maxsize=4096)
+def _parity(expr: sympy.Expr, signs: tuple[bool | None, ...]) -> bool | None:
+    """Whether an expression changes sign with its odd arguments; read off its form, None when that does not say."""
+    if not any(signs) and None not in signs:
+        return False
+    odd = {f"z{i}": sign for i, sign in enumerate(signs)}
+    known: dict[sympy.Basic, bool | None] = {}
+    for part in sympy.postorder_traversal(expr):
+        if part.is_Symbol:
+            known[part] = odd.get(part.name, False)
+        elif not part.args:
+            known[part] = False
+        else:
+            known[part] = _combine(part, [known[a] for a in part.args])
+    return known[expr]
+
+
+def _combine(part: sympy.Basic, signs: list[bool | None]) -> bool | None:
+    if None in signs:
+        return None
+    if not any(signs):
+        return False
+    if part.is_Add:
+        return signs[0] if len(set(signs)) == 1 else None
+    if part.is_Mul:
+        return sum(map(bool, signs)) % 2 == 1
+    if part.is_Pow and part.exp.is_Integer:
+        return bool(signs[0]) and part.exp % 2 == 1
+    if isinstance(part, (sympy.sin, sympy.tanh, sympy.erf, sympy.sign, sympy.sinh, sympy.tan, sympy.atan, sympy.asinh)):
+        return True
+    if isinstance(part, (sympy.cos, sympy.cosh, sympy.Abs)):
+        return False
+    return None
+
+

@@ -1,0 +1,6 @@
+"""Running compiled kernels: gram matrices in tiles, and archives."""
+
+from tensorprog.runtime.kernel import KernelResult
+from tensorprog.runtime.tiles import TILE_BYTES
+
+__all__ = ["TILE_BYTES", "KernelResult"]

@@ -1,0 +1,93 @@
+"""Checking what a kernel is called with, once, so that every later step can rely on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tensorprog.errors import InputError
+from tensorprog.ir import Input
+
+__all__ = ["check_hypers", "check_inputs", "is_traced"]
+
+
+def is_traced(tree: Any) -> bool:
+    """Is any leaf inside jit, grad or vmap?"""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def check_inputs(value: Any, argument: str, inputs: Sequence[Input], tree: Any) -> list[jax.Array]:
+    """The leaves of a batch of inputs as JAX arrays of one floating dtype, each of shape (N, *example).
+
+    Raises InputError for another structure, shape or dtype, differing batch sizes, and NaN or infinite entries.
+    """
+    leaves, found = jax.tree.flatten(value)
+    if found != tree:
+        raise InputError(
+            f"kernel: {argument} has the structure {found}, expected {tree}, that of the example input the kernel was compiled with"
+        )
+    arrays = [_leaf(leaf, argument, spec) for leaf, spec in zip(leaves, inputs, strict=True)]
+    counts = {a.shape[0] for a in arrays}
+    if len(counts) > 1:
+        raise InputError(f"kernel: the arrays of {argument} hold {sorted(counts)} examples, expected one number for all")
+    kinds = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
+    kind = jnp.result_type(*kinds) if kinds else jnp.result_type(float)
+    return [a.astype(kind) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays]
+
+
+def _leaf(leaf: Any, argument: str, spec: Input) -> jax.Array:
+    what = argument if spec.name == "x" else f"{argument} ({spec.name})"
+    try:
+        array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"kernel: {what} is a {type(leaf).__name__}, expected an array of numbers ({error})") from None
+    real = spec.dtype == "float64"
+    kind = np.dtype(array.dtype)
+    numeric = kind.kind in "fiub" or jnp.issubdtype(array.dtype, jnp.floating)
+    if not numeric or (not real and kind.kind == "f"):
+        expected = "real numbers" if real else f"{spec.dtype}, as in the example input"
+        raise InputError(f"kernel: {what} has dtype {kind}, expected {expected}")
+    if array.ndim != len(spec.shape) + 1 or tuple(array.shape[1:]) != spec.shape:
+        shown = ", ".join(["N", *map(str, spec.shape)]) + ("," if not spec.shape else "")
+        raise InputError(
+            f"kernel: {what} has shape {tuple(array.shape)}, expected ({shown}): a batch of examples of shape {spec.shape}"
+            + (f"\n  to mend: add the batch axis, {argument}[None]" if tuple(array.shape) == spec.shape else "")
+        )
+    array = jnp.asarray(array)
+    if real and not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(float)
+    if jnp.issubdtype(array.dtype, jnp.floating) and not is_traced(array) and array.size and not bool(jnp.isfinite(array).all()):
+        bad = np.argwhere(~np.isfinite(np.asarray(array)))[0]
+        raise InputError(
+            f"kernel: {what} has {array[tuple(bad)]} at {tuple(int(i) for i in bad)}, expected finite numbers\n"
+            "  to mend: remove or impute such rows before computing the kernel"
+        )
+    return array
+
+
+def check_hypers(given: Mapping[str, Any], defaults: Mapping[str, float], nonnegative: frozenset[str], dtype: Any) -> dict[str, jax.Array]:
+    """Hyperparameters with defaults filled in."""
+    unknown = sorted(set(given) - set(defaults))
+    if unknown:
+        names = ", ".join(sorted(defaults)) or "none"
+        raise InputError(
+            f"kernel: unknown argument {unknown[0]!r}; this kernel's hyperparameters are: {names}\n"
+            "  to mend: name a number in the network with tp.hyper(name, default) to make it an argument"
+        )
+    values = {}
+    for name, default in defaults.items():
+        value = given.get(name, default)
+        if np.shape(value) != ():
+            raise InputError(f"kernel: hyperparameter {name!r} has shape {np.shape(value)}, expected one number")
+        if not is_traced(value):
+            number = float(value)
+            if not math.isfinite(number) or (name in nonnegative and number < 0):
+                wanted = "a finite number >= 0 (it is a variance)" if name in nonnegative else "a finite number"
+                raise InputError(f"kernel: hyperparameter {name!r} is {number}, expected {wanted}")
+        values[name] = jnp.asarray(value, dtype)
+    return values

@@ -1,0 +1,251 @@
+"""Kernels against sampled finite networks, by the rates that theory gives.
+
+One random network of width n has an empirical NNGP kernel and NTK; over draws,
+
+  their mean is  K + c/n + O(1/n^2)          (bias falls like 1/n)
+  and one draw strays by  s/sqrt(n)          (fluctuation falls like 1/sqrt n)
+
+with K the infinite-width kernel.  Three questions are asked of a series of widths, each
+with a stated confidence: does the mean, extrapolated to 1/n = 0, equal K; is the
+exponent of the bias 1, where the bias can be told from noise; is the exponent of the
+fluctuation 1/2.  A question whose answer would be too vague to reject a wrong kernel is
+an error too: the draws were too few.
+
+Intervals span Z = 5 standard errors: a true statement fails with probability below 1e-6
+per entry, and seeds are fixed, so a passing test stays passing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests import plain
+
+Kernels = tuple[jax.Array, jax.Array]
+Draw = Callable[[int, jax.Array], Kernels]
+
+Z = 5.0
+GROUPS = 32  # draws are grouped for error estimates of variances
+
+
+# --------------------------------------------------------------------------- drawing networks
+
+
+def empirical(f: Callable, params: object, inputs: jax.Array) -> Kernels:
+    """(nngp, ntk) of one network f(params, x) -> (features,), each (N, N).
+
+    The NNGP kernel is averaged over the features, which are as many as the network is wide;
+    the NTK is that of the first feature.
+    """
+    outputs = jax.vmap(lambda x: f(params, x))(inputs)
+    gradients = jax.vmap(lambda x: jax.grad(lambda p: f(p, x)[0])(params))(inputs)
+    flat = [g.reshape(len(inputs), -1) for g in jax.tree.leaves(gradients)]
+    return outputs @ outputs.T / outputs.shape[-1], sum(g @ g.T for g in flat)
+
+
+def plain_draw(net: plain.Net, inputs: np.ndarray) -> Draw:
+    """Draws of ``net(nn, x, features)`` with the layers of ``tests.plain``."""
+    inputs = jnp.asarray(inputs, jnp.float32)
+
+    def draw(width: int, key: jax.Array) -> Kernels:
+        wide = lambda nn, x: net(nn, x, width)
+        params = plain.init(wide, inputs[0], width, key)
+        return empirical(lambda p, x: plain.apply(wide, p, x, width), params, inputs)
+
+    return draw
+
+
+def tensorprog_draw(net: plain.Net, inputs: np.ndarray) -> Draw:
+    """Draws of ``net(nn, x, features)`` with ``tensorprog.nn``, through tp.init and tp.apply."""
+    import tensorprog as tp
+
+    inputs = jnp.asarray(inputs, jnp.float32)
+
+    def draw(width: int, key: jax.Array) -> Kernels:
+        wide = lambda x: net(tp.nn, x, width)
+        params = tp.init(wide, inputs[0], width, key)
+        return empirical(lambda p, x: tp.apply(wide, p, x), params, inputs)
+
+    return draw
+
+
+# --------------------------------------------------------------------------- estimates
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draws at one width: entries of both kernels, divided by the scale of the limit."""
+
+    width: int
+    entries: np.ndarray  # (draws, entries)
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.entries.mean(0)
+
+    @property
+    def error(self) -> np.ndarray:
+        """Standard errors of the mean."""
+        return self.entries.std(0, ddof=1) / np.sqrt(len(self.entries))
+
+    def log_spread(self) -> tuple[float, float]:
+        """log of the root mean square fluctuation of one draw, and its standard error.
+
+        The error comes from groups of draws, as fourth moments would need.
+        """
+        strays = ((self.entries - self.mean) ** 2).mean(1)
+        groups = np.array([g.mean() for g in np.array_split(strays, GROUPS)])
+        relative = groups.std(ddof=1) / np.sqrt(GROUPS) / strays.mean()
+        return 0.5 * float(np.log(strays.mean())), 0.5 * float(relative)
+
+
+def scaled_entries(kernels: Kernels, scales: tuple[float, float]) -> np.ndarray:
+    """Upper triangles of both kernels in units of the limit's largest entry, (.., entries)."""
+    upper = np.triu_indices(kernels[0].shape[-1])
+    parts = [np.asarray(k, float)[..., *upper] / s for k, s in zip(kernels, scales, strict=True)]
+    return np.concatenate(parts, -1)
+
+
+def sample(draw: Draw, widths: Sequence[int], draws: Sequence[int], limit: Kernels, seed: int) -> list[Sample]:
+    """Independent draws at every width."""
+    scales = tuple(float(np.abs(k).max()) for k in limit)
+    out = []
+    for width, count in zip(widths, draws, strict=True):
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), width), count)
+        # One network at a time: the matrices stay in cache, and there is less to compile.
+        run = jax.jit(lambda ks, w=width: jax.lax.map(lambda k: draw(w, k), ks))
+        out.append(Sample(width, scaled_entries(run(keys), scales)))
+    return out
+
+
+# --------------------------------------------------------------------------- rates
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A power of the width with its confidence interval."""
+
+    best: float
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.best:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def extrapolate(samples: Sequence[Sample], limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean at 1/n = 0 minus the limit, per entry, and its standard error.
+
+    Weighted least squares in 1, 1/n, 1/n^2 (as many powers as there are widths, at most).
+    """
+    order = min(3, len(samples))
+    widths = np.array([s.width for s in samples], float)
+    design = (widths.min() / widths)[:, None] ** np.arange(order)
+    offsets, errors = [], []
+    for entry in range(len(limit)):
+        sigma = np.array([s.error[entry] for s in samples]) + 1e-7  # float32 rounding of the draws
+        gap = np.array([s.mean[entry] for s in samples]) - limit[entry]
+        covariance = np.linalg.pinv(design.T @ (design / sigma[:, None] ** 2))
+        offsets.append((covariance @ design.T @ (gap / sigma**2))[0])
+        errors.append(np.sqrt(covariance[0, 0]))
+    return np.array(offsets), np.array(errors)
+
+
+def bias_exponent(samples: Sequence[Sample], limit: np.ndarray) -> Interval | None:
+    """alpha in bias = c n^-alpha (1 + d/n), or None where the bias drowns in the noise.
+
+    The vector of biases is projected on one direction: the one seen in half of the draws at the
+    smallest width; the other half, and the other widths, are then independent of the choice.
+    """
+    first, rest = samples[0], samples[1:]
+    half = len(first.entries) // 2
+    guess = Sample(first.width, first.entries[:half])
+    direction = (guess.mean - limit) / guess.error.max() ** 2
+    used = [Sample(first.width, first.entries[half:]), *rest]
+    bias = np.array([(s.mean - limit) @ direction for s in used])
+    sigma = np.array([(s.entries @ direction).std(ddof=1) / np.sqrt(len(s.entries)) for s in used])
+    if np.abs(bias[0]) < 2 * Z * sigma[0]:
+        return None
+    ratio = np.array([s.width for s in used]) / first.width
+    exponents = np.linspace(-1.0, 3.0, 401)
+    misfit = np.array([_misfit(bias / sigma, np.stack([ratio**-a, ratio ** -(a + 1)], 1) / sigma[:, None]) for a in exponents])
+    inside = exponents[misfit <= misfit.min() + Z**2]
+    return Interval(float(exponents[misfit.argmin()]), float(inside.min()), float(inside.max()))
+
+
+def _misfit(target: np.ndarray, design: np.ndarray) -> float:
+    """The weighted sum of squares that the best curve leaves."""
+    scaled = design / np.linalg.norm(design, axis=0)
+    solution, *_ = np.linalg.lstsq(scaled, target, rcond=None)
+    return float(np.sum((scaled @ solution - target) ** 2))
+
+
+def spread_exponent(samples: Sequence[Sample]) -> Interval:
+    """alpha in fluctuation = s n^-alpha exp(d/n), by weighted least squares of logarithms."""
+    logs, sigma = np.array([s.log_spread() for s in samples]).T
+    widths = np.array([s.width for s in samples], float)
+    design = np.stack([np.ones_like(widths), -np.log(widths), widths.min() / widths], 1)
+    covariance = np.linalg.inv(design.T @ (design / sigma[:, None] ** 2))
+    best = float((covariance @ design.T @ (logs / sigma**2))[1])
+    margin = Z * float(np.sqrt(covariance[1, 1]))
+    return Interval(best, best - margin, best + margin)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the draws say about a kernel."""
+
+    offset: np.ndarray  # extrapolated mean minus limit, per entry, relative to the largest
+    error: np.ndarray
+    bias: Interval | None
+    spread: Interval
+
+    def __str__(self) -> str:
+        worst = int(np.argmax(np.abs(self.offset) / self.error))
+        return (
+            f"extrapolated mean - kernel: {self.offset[worst]:+.4f} +- {self.error[worst]:.4f} (entry {worst}), "
+            f"largest error {self.error.max():.4f}; bias ~ n^-alpha, alpha = {self.bias}; "
+            f"fluctuation ~ n^-beta, beta = {self.spread}"
+        )
+
+
+def report(draw: Draw, limit: Kernels, widths: Sequence[int], draws: Sequence[int], seed: int = 0) -> Report:
+    """Draw networks of all widths and compare them with the limit (nngp, ntk)."""
+    limit = tuple(np.asarray(k, float) for k in limit)
+    target = scaled_entries(limit, tuple(float(np.abs(k).max()) for k in limit))
+    samples = sample(draw, widths, draws, limit, seed)
+    offset, error = extrapolate(samples, target)
+    return Report(offset, error, bias_exponent(samples, target), spread_exponent(samples))
+
+
+def check(
+    draw: Draw,
+    limit: Kernels,
+    widths: Sequence[int],
+    draws: Sequence[int],
+    *,
+    seed: int = 0,
+    resolution: float = 0.03,
+) -> Report:
+    """Assert that networks approach the limit at the rates of theory; see the module.
+
+    ``resolution`` bounds the standard error of the extrapolated mean, relative to the
+    largest entry: a kernel wrong by more than 2 Z times that is rejected.
+    """
+    found = report(draw, limit, widths, draws, seed)
+    assert found.error.max() <= resolution, f"too few draws to tell: {found}"
+    assert np.all(np.abs(found.offset) <= Z * found.error), f"the limit is not met: {found}"
+    assert 0.5 in found.spread, f"the fluctuation does not fall like n^-1/2: {found}"
+    assert 0.0 not in found.spread, f"too few draws to see the fluctuation fall: {found}"
+    if found.bias is not None:
+        assert 1.0 in found.bias, f"the bias does not fall like 1/n: {found}"
+        assert 0.0 not in found.bias, f"too few draws to see the bias fall: {found}"
+    return found
