@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -66,6 +67,7 @@ class WorkerFailed(Exception):
 def main(argv: list[str] | None = None) -> int:
     """Run the cases asked for. Returns 0, 1 when a row has complaints, 2 for arguments that make no sense."""
     args = _parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that a worker is ended too
     try:
         chosen = cases.select(args.cases, slow=not args.quick)
     except ValueError as error:

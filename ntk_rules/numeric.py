@@ -1,177 +1,330 @@
-"""The tiers for smooth functions of one and of two Gaussians (`smooth.py` has the mathematics).
+"""The numerical tiers for products of functions of one Gaussian each: E[f(u)] and E[f(u) g(v)].
 
-The order is not fixed here: at run time the series stops where its tail falls below working precision. What is decided
-at compile time is whether the tolerance holds, and up to which variance, by computing the error at variances up
-to 16 with the same code in float64.
+Smooth factors go through the trapezoidal rule and Mehler's series (`smooth.py`); a kinked factor has its coefficients
+by panels, and the series still converges geometrically as long as one factor is smooth; two kinked factors need the
+plane (`panels.py`); delta functions, which come with derivatives, condition. Whether a tolerance holds, and up to which
+variance, is decided at compile time by the same code in float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from ntk_rules import smooth, special
-from ntk_rules.functions import to_jax
-from ntk_rules.method import Declined, Method
-from ntk_rules.pieces import NotCuttable, cut, has_kinks
+from ntk_rules import panels, smooth, special
+from ntk_rules.chunks import elementwise
+from ntk_rules.evaluate import compile_formula
+from ntk_rules.factors import Delta, Factor, factor_of, piecewise, separated
+from ntk_rules.law import covariance_symbol, std_symbol
+from ntk_rules.method import Compute, Declined, Method
 from ntk_rules.question import Question, gaussian_symbols
 
 DEFAULT_TOLERANCE = 1e-12
 _VARIANCES = (16.0, 8.0, 4.0, 2.0, 1.0)
-_SMALL_VARIANCES = (1.0, 0.3, 0.01)
+_SMALL_VARIANCES = (0.3, 0.01)
+_PLANE_CHUNK = 16
 
 
 @dataclass(frozen=True)
-class Factor:
-    """f(z_i), smooth, with its JAX function of (z, *parameters)."""
+class Part:
+    """One addend: its value, and (estimate of its error, scale of its size), as functions of run-time values."""
 
-    index: int
-    expr: sp.Expr
-    function: Callable[..., jax.Array]
-
-
-def smooth_factor(expr: sp.Expr, i: int, question: Question) -> Factor:
-    """The factor as JAX function, or Declined when it has a kink."""
-    z = gaussian_symbols(question.gaussians)[i]
-    if expr.has(sp.DiracDelta):
-        raise Declined(f"{expr} has a delta function")
-    if has_kinks(expr):
-        try:
-            pieces = cut(expr, z)
-        except NotCuttable as reason:
-            raise Declined(str(reason)) from None
-        if len(pieces) > 1 or has_kinks(pieces[0].expr):
-            raise Declined(f"{expr} has kinks")
-        expr = pieces[0].expr
-    return Factor(i, expr, to_jax(expr, (z, *question.parameter_symbols())))
+    compute: Compute
+    error: Callable[..., tuple[jax.Array, jax.Array]]
+    step: str
 
 
-def separated(question: Question) -> tuple[sp.Expr, dict[int, sp.Expr]]:
-    """(coefficient, {i: the factors in z_i}) of a product of functions of one Gaussian each, or Declined."""
-    if question.expr is None:
-        raise Declined("only the normal form is known")
-    zs = gaussian_symbols(question.gaussians)
-    coefficient, groups = sp.S.One, {}
-    for factor in sp.Mul.make_args(question.expr):
-        used = [i for i, z in enumerate(zs) if factor.has(z)]
-        if len(used) > 1:
-            raise Declined(f"{factor} mixes {len(used)} Gaussians")
-        if not used:
-            coefficient = coefficient * factor
-        else:
-            groups[used[0]] = groups.get(used[0], sp.S.One) * factor
-    return coefficient, groups
+def one_gaussian(question: Question) -> Method:
+    """E[f(z)]: the trapezoidal rule, or panels between kinks."""
+    coefficient, groups = separated(question)
+    if len(groups) != 1:
+        raise Declined(f"{len(groups)} Gaussians occur")
+    ((i, expr),) = groups.items()
+    parts = _line_parts(factor_of(coefficient * expr, i, question), question)
+    return _assemble(parts, ((i, i),), question, "one-dimensional quadrature")
+
+
+def two_separable(question: Question) -> Method:
+    """E[f(u) g(v)]: Mehler's series where a factor is smooth, the plane where none is."""
+    coefficient, groups = separated(question)
+    if len(groups) != 2:
+        raise Declined(f"{len(groups)} Gaussians occur")
+    (i, left), (j, right) = sorted(groups.items())
+    f = factor_of(coefficient * left, i, question)
+    g = factor_of(right, j, question)
+    if (i, j) in question.independent:
+        return _independent_pair(f, g, coefficient * left, right, question)
+    parts = []
+    tier = "delta functions and one-dimensional quadrature"
+    if f.regular != 0 and g.regular != 0:
+        part, tier = _regular_pair(f, g, question)
+        parts.append(part)
+    for delta in f.deltas:
+        parts += _conditioned(delta, f.index, g, question)
+    for delta in g.deltas:
+        parts += _conditioned(delta, g.index, replace(f, deltas=()), question)
+    return _assemble(parts, ((i, i), (i, j), (j, j)), question, tier)
+
+
+def _assemble(parts: list[Part], needs: tuple, question: Question, tier: str) -> Method:
+    def compute(covariances, parameters):
+        return sum(p.compute(covariances, parameters) for p in parts)
+
+    def error_and_scale(covariances, parameters):
+        pairs = [p.error(covariances, parameters) for p in parts]
+        return sum(e for e, _ in pairs), sum(s for _, s in pairs)
+
+    if not parts:
+        return zero_method()
+    bound, reach = admissible(error_and_scale, needs, question)
+    steps = tuple(dict.fromkeys(p.step for p in parts))
+
+    def estimate(covariances, parameters):
+        return error_and_scale(covariances, parameters)[0]
+
+    return Method(tier, needs, compute, steps, None, bound, reach, estimate)
+
+
+def zero_method() -> Method:
+    """The expectation of what vanishes, as z delta(z)."""
+
+    def compute(covariances, parameters):
+        return jnp.zeros(jnp.broadcast_shapes(*(p.shape for p in parameters)))
+
+    return Method("closed form", (), compute, ("z delta(z) = 0",), sp.S.Zero)
 
 
 def _std(q: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.maximum(q, 0))
 
 
-def one_gaussian(question: Question) -> Method:
-    """E[f(z)], f smooth: the trapezoidal rule."""
-    coefficient, groups = separated(question)
-    if len(groups) != 1:
-        raise Declined(f"{len(groups)} Gaussians occur")
-    ((i, expr),) = groups.items()
-    factor = smooth_factor(coefficient * expr, i, question)
+def _squared(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    return lambda *arguments: function(*arguments) ** 2
 
-    def error_at(s, parameters):
-        fine = smooth.mean_one(factor.function, s, parameters)
-        coarse = smooth.mean_one(factor.function, s, parameters, stride=2)
-        scale = jnp.sqrt(smooth.mean_one(lambda *a: factor.function(*a) ** 2, s, parameters))
-        return smooth.refined_error(jnp.abs(fine - coarse), scale), scale
 
-    bound, reach = admissible(lambda s, p: error_at(s, p), question)
+def _line_parts(f: Factor, question: Question) -> list[Part]:
+    """E[f(z)] for one factor."""
+    i = f.index
+    parts = []
+    if f.regular != 0:
+        pieces = piecewise(f.regular, i, question)
+        mean = _line_mean(pieces)
+
+        def compute(covariances, parameters):
+            return mean(_std(covariances[(i, i)]), parameters, 1)
+
+        def error(covariances, parameters):
+            s = _std(covariances[(i, i)])
+            fine, coarse = mean(s, parameters, 1), mean(s, parameters, 2)
+            scale = jnp.sqrt(_line_mean(pieces, square=True)(s, parameters, 1))
+            return smooth.refined_error(jnp.abs(fine - coarse), scale), scale
+
+        kind = "trapezoidal rule" if not pieces.kinks else "Gauss-Legendre between the kinks"
+        parts.append(Part(compute, error, f"one Gaussian: {kind} for {f.regular}"))
+    z, s = gaussian_symbols(question.gaussians)[i], std_symbol(i)
+    for delta in f.deltas:
+        density = sp.exp(-(z**2) / (2 * s**2)) / (sp.sqrt(2 * sp.pi) * s)
+        value = (-1) ** delta.order * sp.diff(density * delta.weight, z, delta.order).xreplace({z: delta.place})
+        parts.append(_exact_part(value, question))
+    return parts
+
+
+def _exact_part(formula: sp.Expr, question: Question) -> Part:
+    evaluate = compile_formula(formula, question.parameter_symbols())
+
+    def error(covariances, parameters):
+        size = jnp.abs(evaluate(covariances, parameters))
+        return 4 * jnp.finfo(size.dtype).eps * size, size
+
+    return Part(evaluate, error, "delta function: the integrand at the kink times the density there")
+
+
+def _line_mean(pieces: panels.Piecewise, square: bool = False) -> Callable[..., jax.Array]:
+    """(s, parameters, thin) -> E[f(s x)], or of f^2."""
+    if square:
+        pieces = pieces.mapped(_squared)
+    if not pieces.kinks:
+        return lambda s, parameters, thin: smooth.mean_one(pieces.functions[0], s, parameters, thin)
+    return lambda s, parameters, thin: panels.mean_one(pieces, jnp.zeros_like(s), s, parameters, thin)
+
+
+def _hermite(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
+    """(s, parameters, thin) -> Hermite coefficients."""
+    if not pieces.kinks:
+        return lambda s, parameters, thin: smooth.coefficients(pieces.functions[0], s, parameters, thin)
+    return lambda s, parameters, thin: panels.coefficients(pieces, s, parameters, thin)
+
+
+def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
+    left, right = (piecewise(h.regular, h.index, question) for h in (f, g))
+    if left.kinks and right.kinks:
+        return _plane_pair(left, right, f.index, g.index), "quadrature split at the kinks"
+    i, j = f.index, g.index
+    series = (_hermite(left), _hermite(right))
+
+    def stds(covariances):
+        return _std(covariances[(i, i)]), _std(covariances[(j, j)])
 
     def compute(covariances, parameters):
-        return smooth.mean_one(factor.function, _std(covariances[(i, i)]), parameters)
-
-    def estimate(covariances, parameters):
-        return error_at(_std(covariances[(i, i)]), parameters)[0]
-
-    steps = (f"smooth function of one Gaussian: trapezoidal rule for {factor.expr}",)
-    return Method("trapezoidal rule", ((i, i),), compute, steps, None, bound, reach, estimate)
-
-
-def two_separable(question: Question) -> Method:
-    """E[f(u) g(v)], both smooth: Mehler's series with coefficients by the trapezoidal rule."""
-    coefficient, groups = separated(question)
-    if len(groups) != 2:
-        raise Declined(f"{len(groups)} Gaussians occur")
-    (i, left), (j, right) = sorted(groups.items())
-    f = smooth_factor(coefficient * left, i, question)
-    g = smooth_factor(right, j, question)
-    if (i, j) in question.independent:
-        return _independent_pair(f, g, question)
-
-    def error_at(s_f, s_g, parameters):
-        pairs = [(smooth.coefficients(h.function, s, parameters), smooth.coefficients(h.function, s, parameters, 2))
-                 for h, s in ((f, s_f), (g, s_g))]  # fmt: skip
-        (a, a2), (b, b2) = pairs
-        size_a, size_b = (jnp.sqrt(jnp.sum(c * c, axis=0)) for c in (a, b))
-        tail = size_a * smooth.relative_tails(a)[-2] * size_b * smooth.relative_tails(b)[-2]
-        off_a, off_b = (
-            smooth.refined_error(jnp.sqrt(jnp.sum((c - d) ** 2, axis=0)), size)
-            for c, d, size in ((a, a2, size_a), (b, b2, size_b))
-        )
-        return tail + off_a * size_b + off_b * size_a, size_a * size_b
-
-    bound, reach = admissible(lambda s, p: error_at(s, s, p), question)
-
-    def compute(covariances, parameters):
-        q1, c, q2 = covariances[(i, i)], covariances[(i, j)], covariances[(j, j)]
-        rho, _ = special.correlation(q1, q2, c)
-        a = smooth.coefficients(f.function, _std(q1), parameters)
-        b = smooth.coefficients(g.function, _std(q2), parameters)
+        rho, _ = special.correlation(covariances[(i, i)], covariances[(j, j)], covariances[(i, j)])
+        a, b = (h(s, parameters, 1) for h, s in zip(series, stds(covariances), strict=True))
         return smooth.mehler_sum(a, b, rho)
 
-    def estimate(covariances, parameters):
-        error = error_at(_std(covariances[(i, i)]), _std(covariances[(j, j)]), parameters)[0]
-        return jnp.broadcast_to(error, jnp.broadcast_shapes(error.shape, covariances[(i, j)].shape))
+    def error(covariances, parameters):
+        fine = [h(s, parameters, 1) for h, s in zip(series, stds(covariances), strict=True)]
+        coarse = [h(s, parameters, 2) for h, s in zip(series, stds(covariances), strict=True)]
+        # Thinned panels cannot resolve the highest orders: compare the half that both resolve.
+        half = fine[0].shape[0] // 2
+        sizes = [jnp.sqrt(jnp.sum(c * c, axis=0)) for c in fine]
+        off = [
+            smooth.refined_error(jnp.sqrt(jnp.sum((c[:half] - d[:half]) ** 2, axis=0)), size)
+            for c, d, size in zip(fine, coarse, sizes, strict=True)
+        ]
+        tails = [smooth.relative_tails(c)[-2] * size for c, size in zip(fine, sizes, strict=True)]
+        total = tails[0] * tails[1] + off[0] * sizes[1] + off[1] * sizes[0]
+        shape = jnp.broadcast_shapes(total.shape, covariances[(i, j)].shape)
+        return jnp.broadcast_to(total, shape), jnp.broadcast_to(sizes[0] * sizes[1], shape)
 
-    steps = (
-        "Mehler's series: E[f(u) g(v)] = sum_k a_k(s_u) b_k(s_v) rho^k, Hermite coefficients by the trapezoidal rule",
-    )
-    return Method("Hermite series", ((i, i), (i, j), (j, j)), compute, steps, None, bound, reach, estimate)
+    step = "Mehler's series: E[f(u) g(v)] = sum_k a_k(s_u) b_k(s_v) rho^k, Hermite coefficients by quadrature"
+    return Part(compute, error, step), "Hermite series"
 
 
-def _independent_pair(f: Factor, g: Factor, question: Question) -> Method:
+def _plane_pair(left: panels.Piecewise, right: panels.Piecewise, i: int, j: int) -> Part:
+    rules = {thin: elementwise(panels.mean_two(left, right, thin), _PLANE_CHUNK) for thin in (1, 2)}
+
+    def value(covariances, parameters, thin):
+        q1, c, q2 = covariances[(i, i)], covariances[(i, j)], covariances[(j, j)]
+        rho, w = special.correlation(q1, q2, c)
+        return rules[thin](_std(q1), _std(q2), rho, w, *parameters)
+
+    def error(covariances, parameters):
+        fine, coarse = (value(covariances, parameters, thin) for thin in (1, 2))
+        size = [
+            jnp.sqrt(_line_mean(p, square=True)(_std(covariances[(k, k)]), parameters, 1))
+            for p, k in ((left, i), (right, j))
+        ]
+        scale = size[0] * size[1]
+        return smooth.refined_error(jnp.abs(fine - coarse), scale), scale
+
+    step = "both factors have kinks: panels between the kinks, Gauss-Legendre on each"
+    return Part(lambda c, p: value(c, p, 1), error, step)
+
+
+def _independent_pair(f: Factor, g: Factor, left: sp.Expr, right: sp.Expr, question: Question) -> Method:
     """E[f(u)] E[g(v)]."""
-    from dataclasses import replace
-
-    left, right = (one_gaussian(replace(question, expr=h.expr)) for h in (f, g))
+    methods = [one_gaussian(replace(question, expr=e)) for e in (left, right)]
 
     def compute(covariances, parameters):
-        return left.compute(covariances, parameters) * right.compute(covariances, parameters)
+        return methods[0].compute(covariances, parameters) * methods[1].compute(covariances, parameters)
 
     def estimate(covariances, parameters):
-        a, b = (abs(m.compute(covariances, parameters)) for m in (left, right))
-        return a * right.error(covariances, parameters) + b * left.error(covariances, parameters)
+        a, b = (abs(m.compute(covariances, parameters)) for m in methods)
+        return a * methods[1].error(covariances, parameters) + b * methods[0].error(covariances, parameters)
 
-    needs = tuple(sorted({*left.needs, *right.needs}))
-    steps = ("independence: E[f(u) g(v)] = E[f(u)] E[g(v)]", *left.steps, *right.steps)
-    bound = max(left.bound, right.bound)
-    return Method("trapezoidal rule", needs, compute, steps, None, bound, left.bound_range, estimate)
+    needs = tuple(sorted({e for m in methods for e in m.needs}))
+    steps = ("independence: E[f(u) g(v)] = E[f(u)] E[g(v)]", *methods[0].steps, *methods[1].steps)
+    bound = methods[0].bound + methods[1].bound
+    return Method(methods[0].tier, needs, compute, steps, None, bound, methods[0].bound_range, estimate)
+
+
+def _conditioned(delta: Delta, i: int, g: Factor, question: Question) -> list[Part]:
+    """E[delta^(k)(u - a) phi(u) g(v)]: the density at the kink times E[g(v) | u = a]; orders k > 0 by parts.
+
+    E[delta^(k)(u - a) G] = -E[delta^(k-1)(u - a) (G_u + (c/q_u) G_v - (u/q_u) G)].
+    """
+    z_u, z_v = (gaussian_symbols(question.gaussians)[k] for k in (i, g.index))
+    entry = (min(i, g.index), max(i, g.index))
+    gain, inverse = covariance_symbol(*entry) / std_symbol(i) ** 2, std_symbol(i) ** -2
+    whole = g.regular + sp.Add(*(d.weight * sp.DiracDelta(z_v - d.place, d.order) for d in g.deltas))
+    work = [(sp.S.One, delta.order, delta.weight, whole)]
+    parts = []
+    while work:
+        coefficient, order, phi, psi = work.pop()
+        if coefficient == 0 or phi == 0 or psi == 0:
+            continue
+        if order:
+            work += [
+                (-coefficient, order - 1, sp.diff(phi, z_u), psi),
+                (-coefficient * gain, order - 1, phi, sp.diff(psi, z_v)),
+                (coefficient * inverse, order - 1, z_u * phi, psi),
+            ]
+            continue
+        at_kink = phi.xreplace({z_u: delta.place})
+        if at_kink != 0:
+            parts += _at_kink(coefficient * at_kink, delta.place, i, factor_of(psi, g.index, question), question)
+    return parts
+
+
+def _at_kink(weight: sp.Expr, place: sp.Expr, i: int, g: Factor, question: Question) -> list[Part]:
+    """weight * p_u(place) * E[g(v) | u = place]."""
+    j = g.index
+    entry = (min(i, j), max(i, j))
+    s_u = std_symbol(i)
+    density = weight * sp.exp(-(place**2) / (2 * s_u**2)) / (sp.sqrt(2 * sp.pi) * s_u)
+    parts = []
+    for d in g.deltas:
+        if d.order:
+            raise Declined("derivatives of delta functions of two Gaussians at once")
+        parts.append(_exact_part(_joint_density(weight * d.weight, place, d.place, i, j), question))
+    if g.regular == 0:
+        return parts
+    pieces = piecewise(g.regular, j, question)
+    outside = compile_formula(density, question.parameter_symbols())
+    where = compile_formula(place, question.parameter_symbols())
+    squared = pieces.mapped(_squared)
+
+    def value(h, covariances, parameters, thin):
+        q_u, q_v, c = covariances[(i, i)], covariances[(j, j)], covariances[entry]
+        _, w = special.correlation(q_u, q_v, c)
+        mean = c * special.reciprocal(q_u) * where({}, parameters)
+        mean, std = jnp.broadcast_arrays(mean, _std(q_v) * w)
+        return panels.mean_one(h, mean, std, parameters, thin)
+
+    def compute(covariances, parameters):
+        return outside(covariances, parameters) * value(pieces, covariances, parameters, 1)
+
+    def error(covariances, parameters):
+        out = jnp.abs(outside(covariances, parameters))
+        fine, coarse = (value(pieces, covariances, parameters, thin) for thin in (1, 2))
+        scale = jnp.sqrt(value(squared, covariances, parameters, 1))
+        return out * smooth.refined_error(jnp.abs(fine - coarse), scale), out * scale
+
+    step = "delta function: E[delta(u - a) g(v)] = p_u(a) E[g(v) | u = a], one-dimensional quadrature"
+    return [*parts, Part(compute, error, step)]
+
+
+def _joint_density(weight: sp.Expr, a: sp.Expr, b: sp.Expr, i: int, j: int) -> sp.Expr:
+    """weight times the joint density at u = a, v = b."""
+    from ntk_rules.law import correlation_symbol, sine_symbol
+
+    entry = (min(i, j), max(i, j))
+    s_i, s_j, rho, w = std_symbol(i), std_symbol(j), correlation_symbol(*entry), sine_symbol(*entry)
+    x, y = a / s_i, b / s_j
+    return weight * sp.exp(-(x**2 + y**2 - 2 * rho * x * y) / (2 * w**2)) / (2 * sp.pi * s_i * s_j * w)
 
 
 def admissible(
-    error_at: Callable[[jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, jax.Array]], question: Question
+    error_at: Callable[..., tuple[jax.Array, jax.Array]], needs: tuple, question: Question
 ) -> tuple[float, str]:
     """(bound relative to the scale of the answer, the variances it holds for), or Declined."""
     wanted = question.tolerance or DEFAULT_TOLERANCE
+    variances = _VARIANCES + _SMALL_VARIANCES
     with jax.enable_x64(True):
-        s = jnp.sqrt(jnp.asarray(_VARIANCES + _SMALL_VARIANCES[1:]))
-        probes = tuple(jnp.ones_like(s) for _ in range(question.parameters))
-        error, scale = map(np.asarray, error_at(s, probes))
-    if not np.all(np.isfinite(scale[len(_VARIANCES) - 1 :])):
+        q = np.asarray(variances)
+        rho = 0.9 if len(needs) > 1 else 1.0
+        known = {e: jnp.asarray(q if e[0] == e[1] else rho * q) for e in needs}
+        probes = tuple(jnp.ones_like(q) for _ in range(question.parameters))
+        error, scale = (np.broadcast_to(x, q.shape) for x in error_at(known, probes))
+    usable = np.isfinite(error) & np.isfinite(scale)
+    if not usable[len(_VARIANCES) - 1 :].all():
         raise Declined("the function grows too fast: its square has no finite mean at variance 1")
-    with np.errstate(invalid="ignore", divide="ignore"):
-        relative = np.where(scale > 0, error / np.where(scale > 0, scale, 1), 0.0)
+    relative = np.where(usable & (scale > 0), error / np.where(usable & (scale > 0), scale, 1), 0.0)
+    relative = np.where(usable, relative, np.inf)
     small = relative[len(_VARIANCES) :].max()
     for k, variance in enumerate(_VARIANCES):
         bound = max(relative[k : len(_VARIANCES)].max(), small)

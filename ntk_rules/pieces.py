@@ -205,4 +205,10 @@ def _by_parts(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
         if switch.has(*zs):
             return canonical_kinks(negative + (positive - negative) * step, zs)
         return expr
+    if expr.is_Mul:  # factors in one Gaussian belong together: products of their steps collapse
+        groups: dict[tuple[bool, ...], list[sp.Expr]] = {}
+        for factor in expr.args:
+            groups.setdefault(tuple(factor.has(z) for z in zs), []).append(factor)
+        if len(groups) > 1:
+            return sp.Mul(*(canonical_kinks(sp.Mul(*g), zs) for g in groups.values()))
     return expr.func(*(canonical_kinks(a, zs) for a in expr.args))

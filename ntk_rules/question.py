@@ -68,8 +68,18 @@ def cov_derivative(question: Question, entry: tuple[int, int]) -> Question | Non
         second = [replace(d, coefficient=half * d.coefficient) for t in first for d in differentiate(t, j)]
         return replace(question, expr=None, terms=tuple(second)) if second else None
     zs = gaussian_symbols(question.gaussians)
-    expr = half * sp.diff(question.expr, zs[i], zs[j])
+    expr = half * _by_factor(_by_factor(question.expr, zs, i), zs, j)
     return replace(question, expr=expr) if expr != 0 else None
+
+
+def _by_factor(expr: sp.Expr, zs: tuple[sp.Symbol, ...], i: int) -> sp.Expr:
+    """d expr / d z_i; a product keeps the factors in other Gaussians apart, so that it stays a product."""
+    mine, others = [], []
+    for factor in sp.Mul.make_args(expr):
+        (mine if factor.has(zs[i]) else others).append(factor)
+    if any(factor.has(*(z for z in zs if z != zs[i])) for factor in mine):
+        return sp.diff(expr, zs[i])
+    return sp.Mul(sp.diff(sp.Mul(*mine), zs[i]), *others)
 
 
 def parameter_derivative(question: Question, k: int) -> Question | None:

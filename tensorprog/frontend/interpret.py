@@ -18,7 +18,6 @@ from jax.extend import core as jex
 
 from tensorprog.errors import NetworkError, UnsupportedError, explain
 from tensorprog.frontend.build import Refusal, to_var
-from tensorprog.frontend.elementwise import ELEMENTWISE
 from tensorprog.frontend.params import Constant, Gaussian
 from tensorprog.frontend.primitives import RULES, elementwise
 from tensorprog.frontend.trace import Trace, source_of
@@ -178,10 +177,10 @@ def _sourced(value: Value, source: Source | None) -> Value:
 
 def evaluate(eqn: Equation, values: Sequence[Value]) -> list[Value]:
     """The values an equation makes."""
-    if all(isinstance(v, Known) for v in values):
-        return _compute(eqn, values)  # type: ignore[arg-type]
     if (entered := _enter(eqn, values)) is not None:
         return entered
+    if all(isinstance(v, Known) for v in values):
+        return _compute(eqn, values)  # type: ignore[arg-type]
     try:
         if _simply_run(eqn, values):
             return _array_op(eqn, values)
@@ -220,15 +219,18 @@ def _compute(eqn: Equation, values: Sequence[Known]) -> list[Value]:
             )
             results.append([np.broadcast_to(shaped, e.params["shape"])])
             continue
-        subfuns, params = e.primitive.get_bind_params(e.params)
-        made = e.primitive.bind(*subfuns, *(jax.numpy.asarray(v.values[i]) for v in values), **params)
+        made = e.primitive.bind(*(jax.numpy.asarray(v.values[i]) for v in values), **e.params)
         results.append([np.asarray(r) for r in (made if e.primitive.multiple_results else [made])])
     return [Known(pair) for pair in zip(*results, strict=True)]
 
 
+_MOVES = {"reshape", "squeeze", "expand_dims", "broadcast_in_dim", "transpose", "slice", "rev", "gather", "split", "copy"}
+_OPAQUE = {"conv_general_dilated", "reduce_window_max"}  # run as they are where everything is deterministic
+
+
 def _simply_run(eqn: Equation, values: Sequence[Value]) -> bool:
     """Is everything in this equation deterministic, without width axes and powers of the width?"""
-    if eqn.primitive in RULES and eqn.primitive in ELEMENTWISE and eqn.out_dtype.kind == "f":
+    if eqn.primitive in RULES and (eqn.out_dtype.kind == "f" or eqn.primitive in _MOVES) and eqn.primitive not in _OPAQUE:
         return False
     for i, _ in enumerate(eqn.eqns[0].outvars):
         if len(set(eqn.out_shapes(i))) > 1:
@@ -250,13 +252,10 @@ def _array_op(eqn: Equation, values: Sequence[Value]) -> list[Value]:
             "compute this part outside the network and give its result as an input",
         )
     nodes = tuple(to_var(v).node for v in values)
-    params = tuple(sorted((k, v) for k, v in eqn.params[0].items() if k not in _UNSTABLE))
+    params = tuple(sorted((k, _hashable(v)) for k, v in eqn.params[0].items()))
     shape = tuple(eqn.out_shapes()[0])
-    node = ArrayOp(eqn.primitive, tuple((k, _hashable(v)) for k, v in params), nodes, shape)
+    node = ArrayOp(eqn.primitive, params, nodes, shape)
     return [Var.of(node, tuple(() if s == 1 else (s,) for s in shape))]
-
-
-_UNSTABLE = {"sharding", "out_sharding"}  # None unless the user shards; their names move between versions of JAX
 
 
 def _has_code(eqn: Equation) -> bool:

@@ -6,6 +6,8 @@ E[phi'(u) t phi'(v) t'] falls apart into E[phi'(u) phi'(v)] E[t t']. Only the co
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,8 +16,9 @@ from ntk_rules import Expectation, NoRule, expectation
 
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import Moment, Node, Nonlin
-from tensorprog.kernel.graph import Expect, Operand, Zero
-from tensorprog.kernel.questions import Answer, Second, Value, ask, contract, fresh, sizes_of
+from tensorprog.ir.phi import parameter, vector
+from tensorprog.kernel.graph import Expect, Operand, Zero, is_zero
+from tensorprog.kernel.questions import Answer, Second, Value, ask, combine, contract, fresh, sizes_of
 from tensorprog.passes.structure import Structure
 
 __all__ = ["expectation_of"]
@@ -52,27 +55,58 @@ def expectation_of(asked: Second | Node, facts: Structure) -> Answer:
     for node, letters, side in sides:
         at = 0 if aligned else side  # on the diagonal of one input both factors see the same variables
         factors.append(_factor(node, letters, at, arguments, parameters))
-    law = _law(tuple(factors), len(arguments), len(parameters), _independent(arguments, facts))
     _check_gaussian(arguments, facts, sides)
-    found = _derive(law, sides)
     sizes = sizes_of(*((letters, node.type.shape) for node, letters, _ in sides))
     everything = "".join(dict.fromkeys("".join(letters for _, letters, _ in sides).replace("1", "")))
     shape = tuple(sizes[c] for c in out)
+    terms = []
+    for product in _terms(tuple(factors), _independent(arguments, facts)):
+        made = []
+        for law, used, given in product:
+            found = yield from _expected(law, used, given, arguments, parameters, sides, sizes, cross)
+            made.append(found)
+            if is_zero(found[0].quantity):
+                break
+        spec = ",".join(letters for _, letters in made)
+        terms.append((1.0, contract(f"{spec}->{out}", [o for o, _ in made], shape, cross, _copies(made, everything, out, sizes))))
+    return combine(terms, shape, cross)
+
+
+def _copies(made: list[tuple[Operand, str]], everything: str, out: str, sizes: dict[str, int]) -> float:
+    present = set("".join(letters for _, letters in made)) | set(out)
+    return float(math.prod(sizes[c] for c in everything if c not in present))
+
+
+def _expected(
+    law: _Law, used: tuple[int, ...], given: tuple[int, ...], arguments: list[_Argument], parameters: list[_Parameter],
+    sides: list[tuple[Node, str, int]], sizes: dict[str, int], cross: bool,
+) -> Answer:  # fmt: skip
+    """One factor: its quantity as an operand, and the letters of its axes."""
+    found = _derive(law, sides)
     if found.formula is not None and found.formula == 0:
-        return Zero(shape)
+        return Operand(Zero(())), ""  # type: ignore[return-value]
     covariances, their_letters = [], []
     for i, j in found.needs:
-        operand, letters = yield from _covariance(arguments[i], arguments[j], cross)
+        operand, letters = yield from _covariance(arguments[used[i]], arguments[used[j]], cross)
         covariances.append(operand)
         their_letters.append(letters)
+    if law.is_covariance:
+        return covariances[0], their_letters[0]  # type: ignore[return-value]
     values = []
-    for parameter in parameters:
+    for k in given:
+        parameter = parameters[k]
         values.append(Operand((yield Value(parameter.node)), parameter.side if cross else None))
         their_letters.append(parameter.letters)
+    everything = "".join(dict.fromkeys("".join(their_letters).replace("1", "")))
+    operands = (*covariances, *values)
+    own = all(o.side is not None for o in operands) and len({o.side for o in operands}) == 1
+    if own and cross:  # it concerns one input only
+        side = operands[0].side
+        operands = tuple(Operand(o.quantity) for o in operands)
     made = Expect(
-        found, tuple(their_letters), everything, (*covariances, *values), len(covariances), tuple(sizes[c] for c in everything), cross,
+        found, tuple(their_letters), everything, operands, len(covariances), tuple(sizes[c] for c in everything), cross and not own,
     )  # fmt: skip
-    return contract(f"{everything}->{out}", [Operand(made)], shape, cross)
+    return Operand(made, side if own and cross else None), everything  # type: ignore[return-value]
 
 
 def _factor(
@@ -80,8 +114,6 @@ def _factor(
 ) -> tuple[sympy.Expr, tuple[int, ...], tuple[int, ...]]:
     """One factor of the product: its expression and which arguments and parameters its symbols are."""
     if not isinstance(node, (Nonlin, Moment)):
-        from tensorprog.ir.phi import vector
-
         return vector(0), (_place(arguments, _Argument(node, side, letters)),), ()
     xs = tuple(_place(arguments, _Argument(x, side, letters)) for x in node.xs)
     thetas = tuple(_place(parameters, _Parameter(t, side, _against(letters, t))) for t in node.thetas)
@@ -129,29 +161,107 @@ def _kind(node: Node) -> str:
 
 @dataclass(frozen=True)
 class _Law:
-    """A canonical expectation: the same for every layer that asks for it."""
+    """A canonical expectation of u0, u1, .. given b0, b1, ..: the same for every layer that asks for it."""
 
-    factors: tuple[tuple[sympy.Expr, tuple[int, ...], tuple[int, ...]], ...]
+    expr: sympy.Expr
     n_arguments: int
     n_parameters: int
     independent: frozenset[tuple[int, int]]
 
+    @property
+    def is_covariance(self) -> bool:
+        return self.n_parameters == 0 and (
+            (self.n_arguments == 2 and self.expr == _u(0) * _u(1)) or (self.n_arguments == 1 and self.expr == _u(0) ** 2)
+        )
 
-def _law(factors: tuple, n_arguments: int, n_parameters: int, independent: frozenset) -> _Law:  # type: ignore[type-arg]
-    return _Law(factors, n_arguments, n_parameters, independent)
+
+def _u(i: int) -> sympy.Symbol:
+    return sympy.Symbol(f"u{i}", real=True)
+
+
+def _b(i: int) -> sympy.Symbol:
+    return sympy.Symbol(f"b{i}", real=True)
+
+
+Factor = tuple[sympy.Expr, tuple[int, ...], tuple[int, ...]]
+Part = tuple[_Law, tuple[int, ...], tuple[int, ...]]
+
+
+@lru_cache(maxsize=4096)
+def _terms(factors: tuple[Factor, ...], independent: frozenset[tuple[int, int]]) -> tuple[tuple[Part, ...], ...]:
+    """The product of the factors as a sum of products of expectations of independent groups of arguments."""
+    sums = [_linear_parts(*factor) for factor in factors]
+    products = []
+    for choice in itertools.product(*sums):
+        products.append(_groups(sympy.Mul(*choice), independent))
+    return tuple(products)
+
+
+def _linear_parts(expr: sympy.Expr, xs: tuple[int, ...], thetas: tuple[int, ...]) -> list[sympy.Expr]:
+    """The addends of a factor, opened only where it is linear in some argument: sum_i c_i(z) t_i."""
+    swap = {vector(k): _u(i) for k, i in enumerate(xs)} | {parameter(k): _b(i) for k, i in enumerate(thetas)}
+    expr = expr.xreplace(swap)
+    linear = [_u(i) for i in dict.fromkeys(xs) if _is_linear(expr, _u(i))]
+    together = [t for t in linear if not any(expr.diff(t).has(s) for s in linear)]
+    if not together or expr.xreplace(dict.fromkeys(together, sympy.Integer(0))) != 0:
+        return [expr]
+    return [expr.diff(t) * t for t in together]
+
+
+def _is_linear(expr: sympy.Expr, symbol: sympy.Symbol) -> bool:
+    if expr.is_Mul:
+        return expr.as_independent(symbol)[1] == symbol
+    if expr.is_Add:
+        return all(not part.has(symbol) or _is_linear(part, symbol) for part in expr.args)
+    return expr == symbol
+
+
+def _groups(product: sympy.Expr, independent: frozenset[tuple[int, int]]) -> tuple[Part, ...]:
+    """Split a product into factors whose arguments are independent of each other."""
+    groups: list[tuple[set[int], list[sympy.Expr]]] = []
+    constant: list[sympy.Expr] = []
+    for factor in _factors(product):
+        indices = {int(s.name[1:]) for s in factor.free_symbols if s.name.startswith("u")}
+        if not indices:
+            constant.append(factor)
+            continue
+        joined = [g for g in groups if any(_dependent(i, j, independent) for i in g[0] for j in indices)]
+        groups = [g for g in groups if g not in joined]
+        groups.append((indices.union(*(g[0] for g in joined)), [f for g in joined for f in g[1]] + [factor]))
+    if not groups:
+        groups = [(set(), [])]
+    groups[0][1].extend(constant)
+    return tuple(_part(sorted(indices), sympy.Mul(*parts), independent) for indices, parts in groups)
+
+
+def _factors(product: sympy.Expr) -> list[sympy.Expr]:
+    parts = []
+    for factor in sympy.Mul.make_args(product):
+        if factor.is_Pow and factor.exp.is_Integer and factor.exp > 0 and factor.base.is_Mul:
+            parts.extend(part**factor.exp for part in factor.base.args)
+        else:
+            parts.append(factor)
+    return parts
+
+
+def _dependent(i: int, j: int, independent: frozenset[tuple[int, int]]) -> bool:
+    return i == j or (min(i, j), max(i, j)) not in independent
+
+
+def _part(indices: list[int], expr: sympy.Expr, independent: frozenset[tuple[int, int]]) -> Part:
+    given = sorted(int(s.name[1:]) for s in expr.free_symbols if s.name.startswith("b"))
+    swap = {_u(i): _u(k) for k, i in enumerate(indices)} | {_b(i): _b(k) for k, i in enumerate(given)}
+    pairs = frozenset(
+        (k, m) for m, j in enumerate(indices) for k, i in enumerate(indices[:m]) if (i, j) in independent
+    )
+    return _Law(expr.xreplace(swap), len(indices), len(given), pairs), tuple(indices), tuple(given)
 
 
 @lru_cache(maxsize=4096)
 def _expectation(law: _Law) -> Expectation:
-    from tensorprog.ir.phi import parameter, vector
-
-    u = [sympy.Symbol(f"u{i}", real=True) for i in range(law.n_arguments)]
-    a = [sympy.Symbol(f"b{i}", real=True) for i in range(law.n_parameters)]
-    product = sympy.Integer(1)
-    for expr, xs, thetas in law.factors:
-        swap = {vector(k): u[i] for k, i in enumerate(xs)} | {parameter(k): a[i] for k, i in enumerate(thetas)}
-        product *= expr.xreplace(swap)
-    return expectation(product, tuple(u), tuple(a), independent=tuple(sorted(law.independent)))
+    arguments = tuple(_u(i) for i in range(law.n_arguments))
+    given = tuple(_b(i) for i in range(law.n_parameters))
+    return expectation(law.expr, arguments, given, independent=tuple(sorted(law.independent)))
 
 
 def _derive(law: _Law, sides: list[tuple[Node, str, int]]) -> Expectation:
@@ -159,10 +269,9 @@ def _derive(law: _Law, sides: list[tuple[Node, str, int]]) -> Expectation:
         return _expectation(law)
     except NoRule as refusal:
         where = next((str(n.source) for n, _, _ in sides if n.source), None)
-        functions = " and ".join(str(expr) for expr, _, _ in law.factors)
         raise UnsupportedError(
             explain(
-                f"no Gaussian expectation rule for {functions}", where=where, reason=str(refusal),
+                f"no rule for the Gaussian expectation of {law.expr}", where=where, reason=str(refusal),
                 mend="use a nonlinearity of fewer Gaussian arguments, or one of slower growth",
             )
         ) from None  # fmt: skip

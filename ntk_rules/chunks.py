@@ -1,0 +1,40 @@
+"""Costly elementwise functions on large arrays in bounded memory, under vmap as well.
+
+A value by two-dimensional quadrature works on thousands of nodes per element. `elementwise` evaluates such a function
+on slices of the flattened, broadcast arguments, and turns the axes that vmap adds into more elements to slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def elementwise(function: Callable[..., jax.Array], size: int) -> Callable[..., jax.Array]:
+    """`function` of equal one-dimensional arrays as a broadcasting function, `size` elements at a time."""
+
+    @jax.custom_batching.custom_vmap
+    def call(*arrays: jax.Array) -> jax.Array:
+        shape = jnp.broadcast_shapes(*(a.shape for a in arrays))
+        flat = [jnp.broadcast_to(a, shape).reshape(-1) for a in arrays]
+        count = flat[0].size
+        if count <= size:
+            return function(*flat).reshape(shape)
+        chunks = -(-count // size)
+        padded = [jnp.pad(a, (0, chunks * size - count), mode="edge").reshape(chunks, size) for a in flat]
+        return jax.lax.map(lambda rows: function(*rows), tuple(padded)).reshape(-1)[:count].reshape(shape)
+
+    @call.def_vmap
+    def batched_call(batch, batched, *arrays):
+        rank = max(a.ndim - b for a, b in zip(arrays, batched, strict=True))
+        spread = []
+        for a, is_batched in zip(arrays, batched, strict=True):
+            inner = a.shape[1:] if is_batched else a.shape
+            lead = (batch,) if is_batched else (1,)
+            spread.append(a.reshape(lead + (1,) * (rank - len(inner)) + inner))
+        out = call(*spread)
+        return jnp.broadcast_to(out, (batch, *out.shape[1:])), True
+
+    return call

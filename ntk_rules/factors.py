@@ -1,0 +1,93 @@
+"""Products of functions of one Gaussian each, taken apart for the numerical tiers.
+
+Every factor becomes a distribution: smooth pieces between kinks, and delta functions (they come with derivatives).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy as sp
+
+from ntk_rules.method import Declined
+from ntk_rules.panels import Piecewise
+from ntk_rules.pieces import NotCuttable, cut, has_kinks
+from ntk_rules.question import Question, gaussian_symbols
+
+
+@dataclass(frozen=True)
+class Delta:
+    """weight(z) times the order-th derivative of delta(z - place)."""
+
+    place: sp.Expr
+    order: int
+    weight: sp.Expr
+
+
+@dataclass(frozen=True)
+class Factor:
+    """f(z_i) = regular part + delta functions."""
+
+    index: int
+    regular: sp.Expr
+    deltas: tuple[Delta, ...]
+
+
+def separated(question: Question) -> tuple[sp.Expr, dict[int, sp.Expr]]:
+    """(coefficient, {i: the factors in z_i}) of a product of functions of one Gaussian each, or Declined."""
+    if question.expr is None:
+        raise Declined("only the normal form is known")
+    zs = gaussian_symbols(question.gaussians)
+    coefficient, groups = sp.S.One, {}
+    for factor in sp.Mul.make_args(question.expr):
+        used = [i for i, z in enumerate(zs) if factor.has(z)]
+        if len(used) > 1:
+            raise Declined(f"{factor} mixes {len(used)} Gaussians")
+        if not used:
+            coefficient = coefficient * factor
+        else:
+            groups[used[0]] = groups.get(used[0], sp.S.One) * factor
+    return coefficient, groups
+
+
+def factor_of(expr: sp.Expr, i: int, question: Question) -> Factor:
+    """`expr` as a distribution in z_i."""
+    z = gaussian_symbols(question.gaussians)[i]
+    if not expr.has(sp.DiracDelta):
+        return Factor(i, expr, ())
+    regular, deltas = [], []
+    for addend in sp.Add.make_args(sp.expand_mul(expr)):
+        found = [a for a in sp.Mul.make_args(addend) if isinstance(a, sp.DiracDelta)]
+        if not found:
+            regular.append(addend)
+        elif len(found) == 1:
+            deltas.append(_delta(found[0], addend / found[0], z))
+        else:
+            raise Declined(f"{addend} multiplies delta functions of one Gaussian")
+    return Factor(i, sp.Add(*regular), tuple(d for d in deltas if d is not None))
+
+
+def _delta(delta: sp.DiracDelta, weight: sp.Expr, z: sp.Symbol) -> Delta | None:
+    argument = delta.args[0]
+    if sp.diff(argument, z) != 1:
+        raise Declined(f"{delta} has a slope other than 1")
+    place = sp.expand(z - argument)
+    order = int(delta.args[1]) if len(delta.args) > 1 else 0
+    if order == 0:
+        weight = weight.xreplace({z: place})
+        if weight == 0 or (weight.is_number and abs(float(weight)) < 1e-14):
+            return None
+    return Delta(place, order, weight)
+
+
+def piecewise(expr: sp.Expr, i: int, question: Question) -> Piecewise:
+    """The regular part as pieces, or Declined when the kinks cannot be located."""
+    z = gaussian_symbols(question.gaussians)[i]
+    try:
+        pieces = cut(expr, z)
+    except NotCuttable as reason:
+        raise Declined(str(reason)) from None
+    for piece in pieces:
+        if piece.expr.has(*(sp.Heaviside, sp.DiracDelta)) or (has_kinks(piece.expr) and len(pieces) == 1):
+            raise Declined(f"{piece.expr} keeps a kink")
+    return Piecewise(pieces, z, question.parameter_symbols())

@@ -1,0 +1,155 @@
+"""Quadrature for functions with kinks: split at the kinks, Gauss-Legendre on every panel.
+
+On each panel the integrand is analytic, so convergence is geometric in the number of nodes. The kinks sit at
+(kink - mean)/std of the standardised Gaussian, which only run time knows: panels move with the variances.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import sympy as sp
+
+from ntk_rules import special
+from ntk_rules.functions import to_jax
+from ntk_rules.pieces import Piece
+
+Parameters = tuple[jax.Array, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Nodes per panel, reach in standard deviations, and the highest Hermite order resolved."""
+
+    nodes: int
+    reach: float
+    orders: int
+
+
+LINE64, LINE32 = Rule(320, 13.0, 768), Rule(128, 9.0, 256)
+PLANE64, PLANE32 = Rule(64, 9.0, 0), Rule(24, 6.0, 0)
+
+
+def line_rule(x: jax.Array) -> Rule:
+    """The one-dimensional rule for the dtype of `x`."""
+    return LINE64 if special.is_double(x) else LINE32
+
+
+class Piecewise:
+    """A function of one Gaussian, smooth between kinks: its pieces as JAX functions of (z, *parameters)."""
+
+    def __init__(self, pieces: tuple[Piece, ...], z: sp.Symbol, parameters: tuple[sp.Symbol, ...]):
+        self.pieces = pieces
+        self.kinks = [to_jax(p.low, parameters) for p in pieces[1:]]
+        self.functions = [to_jax(p.expr, (z, *parameters)) for p in pieces]
+
+    def mapped(self, change: Callable[..., Callable[..., jax.Array]]) -> Piecewise:
+        """The same kinks with every piece changed by `change`."""
+        out = object.__new__(Piecewise)
+        out.pieces, out.kinks, out.functions = self.pieces, self.kinks, [change(f) for f in self.functions]
+        return out
+
+    def edges(self, mean: jax.Array, std: jax.Array, parameters: Parameters, reach: float) -> list[jax.Array]:
+        """The panel edges in the standardised variable, clipped to [-reach, reach], ends included."""
+        shape = jnp.broadcast_shapes(mean.shape, std.shape, *(p.shape for p in parameters))
+        zero = std == 0
+        inner = []
+        for kink in self.kinks:
+            gap = kink(*parameters) - mean
+            scaled = jnp.where(zero, jnp.sign(gap) * reach, gap / jnp.where(zero, 1, std))
+            inner.append(jnp.broadcast_to(jnp.clip(scaled, -reach, reach), shape).astype(std.dtype))
+        ends = [jnp.full(shape, e, std.dtype) for e in (-reach, reach)]
+        return [ends[0], *inner, ends[1]]
+
+    def samples(
+        self, mean: jax.Array, std: jax.Array, parameters: Parameters, rule: Rule
+    ) -> tuple[jax.Array, jax.Array]:
+        """(nodes x, weight times f(mean + std x)) on all panels, the node axis last; no density factor."""
+        edges = self.edges(mean, std, parameters, rule.reach)
+        inner = tuple(p[..., None] for p in parameters)
+        xs, values = [], []
+        for k, f in enumerate(self.functions):
+            x, weights = panel(edges[k], edges[k + 1], rule.nodes)
+            xs.append(x)
+            values.append(weights * f(mean[..., None] + std[..., None] * x, *inner))
+        return jnp.concatenate(xs, -1), jnp.concatenate(values, -1)
+
+
+def panel(low: jax.Array, high: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+    """Gauss-Legendre nodes and weights between `low` and `high`, the node axis last."""
+    nodes, weights = (t.astype(low.dtype) for t in special.gauss_legendre(n))
+    width = (high - low)[..., None]
+    return low[..., None] + width * nodes, width * weights
+
+
+def density(x: jax.Array) -> jax.Array:
+    """The standard normal density."""
+    return jnp.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+
+def mean_one(f: Piecewise, mean: jax.Array, std: jax.Array, parameters: Parameters, thin: int = 1) -> jax.Array:
+    """E[f(mean + std x)]; `thin` divides the number of nodes."""
+    rule = line_rule(std)
+    rule = Rule(rule.nodes // (2 * thin), rule.reach, 0)
+    x, values = f.samples(mean, std, parameters, rule)
+    return jnp.sum(density(x) * values, axis=-1)
+
+
+def coefficients(f: Piecewise, s: jax.Array, parameters: Parameters, thin: int = 1) -> jax.Array:
+    """Hermite coefficients E[f(s x) h_k(x)], order axis first, by a scan over the recurrence of the h_k."""
+    rule = line_rule(s)
+    x, values = f.samples(jnp.zeros_like(s), s, parameters, Rule(rule.nodes // thin, rule.reach, 0))
+    values = values * jnp.exp(-x * x / 4) / math.sqrt(2 * math.pi)
+    roots = jnp.sqrt(jnp.arange(rule.orders + 1, dtype=s.dtype))
+
+    def step(state, k):
+        previous, current = state
+        following = (x * current - roots[k] * previous) / roots[k + 1]
+        return (current, following), jnp.sum(values * current, axis=-1)
+
+    start = (jnp.zeros_like(x), jnp.exp(-x * x / 4))
+    return jax.lax.scan(step, start, jnp.arange(rule.orders))[1]
+
+
+def mean_two(f: Piecewise, g: Piecewise, thin: int = 1) -> Callable[..., jax.Array]:
+    """E[f(s_u x) g(s_v (rho x + w y))] as a function of one-dimensional arrays (s_u, s_v, rho, w, *parameters).
+
+    Outer panels end at the kinks of f and, for every kink of g, at the place where it is met and 1 inner reach to
+    either side: across that transition the inner integral varies on the scale w.
+    """
+
+    def value(s_u, s_v, rho, w, *parameters):
+        rule = PLANE64 if special.is_double(s_u) else PLANE32
+        n, reach = rule.nodes // thin, rule.reach
+        outer = f.edges(jnp.zeros_like(s_u), s_u, parameters, reach)[1:-1]
+        places = g.edges(jnp.zeros_like(s_v), s_v, parameters, 1e6)[1:-1]
+        flat = jnp.abs(rho) < 1e-3
+        slope = jnp.where(flat, 1, rho)
+        for place in places:
+            for side in (-reach, 0.0, reach):
+                outer.append(jnp.where(flat, reach, jnp.clip((place - side * w) / slope, -reach, reach)))
+        ends = [jnp.full_like(s_u, -reach), jnp.full_like(s_u, reach)]
+        edges = jnp.sort(jnp.stack([ends[0], *outer, ends[1]]), axis=0)
+        x, weights = panel(edges[:-1], edges[1:], n)  # (panels, elements, n)
+        x, weights = (jnp.moveaxis(t, 1, 0).reshape(s_u.size, -1) for t in (x, weights))
+        wide = tuple(p[:, None] for p in parameters)
+        inner_rule = Rule(n, reach, 0)
+        y, inner = g.samples((s_v * rho)[:, None] * x, jnp.broadcast_to((s_v * w)[:, None], x.shape), wide, inner_rule)
+        inner = jnp.sum(density(y) * inner, axis=-1)
+        return jnp.sum(weights * density(x) * _select(f, s_u[:, None] * x, wide) * inner, axis=-1)
+
+    return value
+
+
+def _select(f: Piecewise, z: jax.Array, parameters: Parameters) -> jax.Array:
+    """f(z): the piece that z falls into, each piece evaluated only where it holds."""
+    total = f.functions[0](jnp.minimum(z, f.kinks[0](*parameters)) if f.kinks else z, *parameters)
+    for k, kink in enumerate(f.kinks):
+        low = kink(*parameters)
+        high = f.kinks[k + 1](*parameters) if k + 1 < len(f.kinks) else jnp.inf
+        total = jnp.where(z > low, f.functions[k + 1](jnp.clip(z, low, high), *parameters), total)
+    return total
