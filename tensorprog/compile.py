@@ -14,6 +14,7 @@ from tensorprog.frontend.params import abstract, as_model, collect
 from tensorprog.frontend.trace import trace
 from tensorprog.ir import Program, parse_program, verify
 from tensorprog.kernel import KernelGraph, derive
+from tensorprog.kernel.report import derivation
 from tensorprog.lower import lower
 from tensorprog.passes.conditions import check_conditions
 from tensorprog.passes.fuse import fuse
@@ -92,6 +93,11 @@ class Kernel:
         leaves = check_inputs(x, "x", self.program.inputs, self._tree)
         dtype = jnp.result_type(*[a for a in leaves if jnp.issubdtype(a.dtype, jnp.floating)] or [float])
         return KernelResult(*self._gram.diagonal(leaves, check_hypers(hypers, self.hypers, self._nonnegative, dtype)))
+
+    def derivation(self) -> str:
+        """How the kernels come about, as Markdown with LaTeX: the program, the rule and error bound of every Gaussian
+        expectation, the recursion."""
+        return derivation(self.program, self.tangent_program, self.graph)
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{leaf.name}: {leaf.shape}" for leaf in self.program.inputs)

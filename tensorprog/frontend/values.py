@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
+from ntk_rules.constants import snap
 
 from tensorprog.ir.nodes import Node
 
@@ -163,4 +164,5 @@ def fit_power(values: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, Fracti
     power = Fraction(round(float(powers.flat[0]) * 4), 4)
     if np.abs(powers - float(power)).max() > 1e-9:
         raise ValueError("its entries are not a constant times a power of the width")
-    return np.where(nonzero, v1 / float(WIDTHS[0]) ** float(power), 0.0), power
+    scaled = np.where(nonzero, v1 / float(WIDTHS[0]) ** float(power), 0.0)
+    return (np.float64(snap(float(scaled))) if scaled.ndim == 0 else scaled), power

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from tensorprog.ir import Program
@@ -19,7 +20,8 @@ class KernelGraph:
     """What is to be computed for a kernel.
 
     nngp, ntk: E[f(x) f(x')] and E[t(x) t(x')]; nngp_self, ntk_self: the same at x' = x. Axes: those of the output along which its
-    entries differ in law (first of f(x), then of f(x')), after `mirrored` leading axes of identical copies.
+    entries differ in law (first of f(x), then of f(x')), after `mirrored` leading axes of identical copies. answers: the questions
+    that each quantity answers, for the reader.
     """
 
     nngp: Quantity
@@ -28,6 +30,7 @@ class KernelGraph:
     ntk_self: Quantity
     mirrored: int
     shape: tuple[int, ...]
+    answers: Mapping[Quantity, Sequence[Question]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def outputs(self) -> tuple[Quantity, Quantity, Quantity, Quantity]:
@@ -66,7 +69,11 @@ def derive(program: Program, tangent: Program | None) -> KernelGraph:
 
     zero = Zero((*(shape[i] for i in copies), *kernel_shape, *kernel_shape))
     ntk, ntk_self = (zero, zero) if tangent is None else (second(tangent, True), second(tangent, False))
-    return KernelGraph(second(program, True), ntk, second(program, False), ntk_self, len(copies), kernel_shape)
+    nngp, nngp_self = second(program, True), second(program, False)
+    answers: dict[Quantity, list[Question]] = {}
+    for question, quantity in memo.items():
+        answers.setdefault(quantity, []).append(question)
+    return KernelGraph(nngp, ntk, nngp_self, ntk_self, len(copies), kernel_shape, answers)
 
 
 def _canonical(q: Second) -> Second:

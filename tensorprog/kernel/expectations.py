@@ -104,7 +104,7 @@ def _expected(
         side = operands[0].side
         operands = tuple(Operand(o.quantity) for o in operands)
     made = Expect(
-        found, tuple(their_letters), everything, operands, len(covariances), tuple(sizes[c] for c in everything), cross and not own,
+        found, law.expr, tuple(their_letters), everything, operands, len(covariances), tuple(sizes[c] for c in everything), cross and not own,
     )  # fmt: skip
     return Operand(made, side if own and cross else None), everything  # type: ignore[return-value]
 

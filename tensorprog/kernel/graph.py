@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import sympy
 from ntk_rules import Expectation
 
 from tensorprog.ir import Node
@@ -107,10 +108,11 @@ class Shifts(Quantity):
 class Expect(Quantity):
     """E[F(z); a]: covariances in the order the expectation needs them, then parameters, each with the axes of the result it has.
 
-    letters: the axes of each operand, as letters of `out`; missing ones broadcast.
+    letters: the axes of each operand, as letters of `out`; missing ones broadcast. function: F, in u0, u1, .. and b0, b1, ..
     """
 
     expectation: Expectation
+    function: sympy.Expr
     letters: tuple[str, ...]
     out: str
     operands: tuple[Operand, ...]

@@ -15,14 +15,14 @@ from tensorprog.kernel.questions import Answer, Mean, Second, Value, ask, contra
 __all__ = ["map_mean", "map_second"]
 
 
-def map_second(q: Second) -> Answer:
-    """E[(L x) v], E[u (L y)] or E[(L x) (L y)]."""
+def map_second(q: Second, *, first: bool) -> Answer:
+    """E[(L x) v], E[u (L y)] or E[(L x) (L y)]. first: open u's map before v's."""
     if isinstance(q.u, PositionMap) and isinstance(q.v, PositionMap) and _same_map(q.u, q.v, q.cross):
         if _along_diagonal(q.u, q.lu, q.lv):
             return (yield from _on_diagonal(q, q.u, q.v))
         if _convolves(q, q.u):
             return (yield from _shifted(q, q.u, q.v))
-    return (yield from _one_side(q, first=isinstance(q.u, PositionMap)))
+    return (yield from _one_side(q, first=first))
 
 
 def _same_map(u: PositionMap, v: PositionMap, cross: bool) -> bool:
@@ -75,6 +75,8 @@ def _applied(q: Second, u: PositionMap, inner: object, have: str, lx: str, lu: s
     aux = []
     for node in u.args[1:]:
         aux.append(Operand((yield Value(node)), side if q.cross else None))
+    if _only_moves(u):
+        return contract(f"{_moved(u, have, lx, lu)}->{q.out}", [Operand(inner)], shape, q.cross)
     places = tuple(None if c == "1" else have.index(c) for c in lx)
     rest = "".join(c for c in have if c not in lx)
     inner_sizes = sizes | sizes_of((lx, u.args[0].type.shape))
@@ -82,6 +84,21 @@ def _applied(q: Second, u: PositionMap, inner: object, have: str, lx: str, lu: s
     made_shape = tuple(n for n in u.type.shape if n > 1) + tuple(inner_sizes[c] for c in rest)
     mapped = Apply(u.op, (Operand(inner), *aux), places, made_shape, q.cross)  # type: ignore[arg-type]
     return contract(f"{made}->{q.out}", [Operand(mapped)], shape, q.cross)
+
+
+def _only_moves(u: PositionMap) -> bool:
+    """Does the map at most reorder axes, and add or drop axes of size one?"""
+    inner = u.args[0].type.shape
+    source = u.op.same_axis(inner)
+    kept = [i for i, n in zip(source, u.type.shape, strict=True) if n > 1]
+    return None not in kept and sorted(kept) == [i for i, n in enumerate(inner) if n > 1]  # type: ignore[type-var]
+
+
+def _moved(u: PositionMap, have: str, lx: str, lu: str) -> str:
+    """The letters of `have` as the map names them."""
+    source = u.op.same_axis(u.args[0].type.shape)
+    names = {lx[i]: lu[j] for j, i in enumerate(source) if i is not None and lx[i] != "1"}
+    return "".join(names.get(c, c) for c in have)
 
 
 def _convolves(q: Second, u: PositionMap) -> bool:

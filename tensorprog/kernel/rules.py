@@ -16,6 +16,8 @@ from tensorprog.passes.structure import Structure, opposite
 
 __all__ = ["Rules"]
 
+_OPENED = (LinComb, PositionMap)
+
 
 class Rules:
     """The rules, with the structural facts of the programs they are asked about."""
@@ -44,17 +46,19 @@ class Rules:
             return Zero(shape)
         if not (a.roots & b.roots):  # functions of independent Gaussians: E[u v] = E[u] E[v]
             return (yield from self._product_of_means(q, shape))
-        if isinstance(q.u, LinComb):
-            return (yield from self._linear(q, shape, first=True))
-        if isinstance(q.v, LinComb):
-            return (yield from self._linear(q, shape, first=False))
-        if isinstance(q.u, PositionMap) or isinstance(q.v, PositionMap):
-            return (yield from map_second(q))
+        kinds = (q.u, a.gaussian), (q.v, b.gaussian)
+        if any(isinstance(node, Nonlin) for node, _ in kinds) and all(g or isinstance(n, Nonlin) for n, g in kinds):
+            return (yield from expectation_of(q, self.facts))
+        if isinstance(q.u, _OPENED) or isinstance(q.v, _OPENED):
+            first = not isinstance(q.v, _OPENED) or (isinstance(q.u, _OPENED) and not self.facts.later(q.v, q.u))
+            if isinstance(q.u if first else q.v, LinComb):
+                return (yield from self._linear(q, shape, first=first))
+            return (yield from map_second(q, first=first))
         if isinstance(q.u, MatMul) and isinstance(q.v, MatMul):
             return (yield from self._matmuls(q))
         if isinstance(q.u, Weight) and isinstance(q.v, Weight):
             return self._weights(q, sizes, shape)
-        return (yield from expectation_of(q, self.facts))
+        raise InternalError(f"no rule for the covariance of a {type(q.u).__name__} and a {type(q.v).__name__}")
 
     def _product_of_means(self, q: Second, shape: tuple[int, ...]) -> Answer:
         """E[u v] = E[u] E[v]: for deterministic and for independent variables."""

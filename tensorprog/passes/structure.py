@@ -38,6 +38,7 @@ class Structure:
 
     def __init__(self, outputs: Iterable[Node]):
         self._facts: dict[Node, Facts] = {}
+        self._order: dict[Node, int] = {}
         for node in topological(outputs):
             self.add(node)
 
@@ -45,6 +46,12 @@ class Structure:
         """Learn of one more variable, whose operands are known."""
         if node.type.kind == "vector" and node not in self._facts:
             self._facts[node] = _facts(node, self)
+            self._order[node] = len(self._order)
+
+    def later(self, u: Node, v: Node) -> bool:
+        """Was u made after v? Opening the later of two variables first meets the fewest new pairs."""
+        self[u], self[v]
+        return self._order[u] > self._order[v]
 
     def __getitem__(self, node: Node) -> Facts:
         if node not in self._facts:

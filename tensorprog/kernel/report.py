@@ -1,0 +1,229 @@
+"""The derivation of a kernel as a page to read: Markdown with LaTeX, printed from the graph itself.
+
+First the program (and its tangent program) with a name for every variable, then each Gaussian expectation that was needed, with its
+rule and error bound, then the recursion, one quantity a line, in the order in which it is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import sympy
+from ntk_rules import Expectation
+from ntk_rules.constants import snap
+
+from tensorprog.ir import (
+    Const, Hyper, Input, LinComb, MatMul, Moment, Node, Nonlin, PositionMap, Program, Weight, topological,
+)  # fmt: skip
+from tensorprog.kernel.derive import KernelGraph
+from tensorprog.kernel.graph import Apply, Combine, Contract, Data, Expect, Operand, Quantity, Shifts, Zero
+from tensorprog.kernel.questions import Mean, Question, Second, Value
+from tensorprog.passes.structure import Structure
+
+__all__ = ["derivation"]
+
+
+def derivation(program: Program, tangent: Program | None, graph: KernelGraph) -> str:
+    """The page for one kernel."""
+    return "\n".join(_Page(program, tangent, graph).lines())
+
+
+class _Page:
+    def __init__(self, program: Program, tangent: Program | None, graph: KernelGraph):
+        self.graph = graph
+        self.answers = _answers(graph, program, tangent)
+        outputs = [program.output] if tangent is None else [program.output, tangent.output]
+        self.facts = Structure(outputs)
+        self.nodes = list(topological(outputs))
+        self.outputs = outputs
+        self.names = _names(self.nodes, self.facts)
+        self.laws: dict[int, tuple[int, Expect]] = {}
+        for quantity in graph.nodes:
+            if isinstance(quantity, Expect) and id(quantity.expectation) not in self.laws:
+                self.laws[id(quantity.expectation)] = (len(self.laws) + 1, quantity)
+
+    # -------------------------------------------------------------------------------------- the page
+
+    def lines(self) -> Iterator[str]:
+        yield "# The infinite-width limit of this network\n"
+        yield "## The program\n"
+        yield "Each line is an instruction of the tensor program; $n$ is the width. Variables $h$ are vectors of the network, $t$ their"
+        yield "tangents (derivatives in a random direction of all parameters), $s$ deterministic.\n"
+        yield "| instruction | shape | made at |\n|---|---|---|"
+        for node in self.nodes:
+            if node in self.names and not isinstance(node, (Input, Const, Hyper, Weight)):
+                yield f"| ${self.names[node]} = {self.instruction(node)}$ | `{node.type}` | {node.source or ''} |"
+        yield "\n## The Gaussian expectations\n"
+        if not self.laws:
+            yield "None: every variable is Gaussian and linear in the weights."
+        for number, law in self.laws.values():
+            yield from self.law(number, law)
+        yield "\n## The recursion\n"
+        yield "$K[u,v]$ stands for $\\mathbb{E}[Z^u(x)\\,Z^v(x')]$, a prime-free $K[u,v](x)$ for both at the input $x$; matrices of one"
+        yield "weight give $\\operatorname{Cov}(Wu, Wv) = \\sigma_W^2\\,\\mathbb{E}[uv]$ (Yang, Tensor Programs III), different ones are independent.\n"
+        for quantity in self.graph.nodes:
+            if (line := self.step(quantity)) is not None:
+                yield line
+        yield "\n## The kernels\n"
+        for name, cross in (("NNGP", self.graph.nngp), ("NTK", self.graph.ntk)):
+            yield f"$$\\mathrm{{{name}}}(x,x') = {self.symbol(Operand(cross))}$$\n"
+
+    def law(self, number: int, quantity: Expect) -> Iterator[str]:
+        law = quantity.expectation
+        entries = ", ".join(f"C_{{{i}{j}}}" for i, j in law.needs)
+        value = f" = {law.latex()}" if law.formula is not None else ""
+        yield f"**E{number}** ({law.tier}; {_bound(law)})\n"
+        yield f"$$E_{{{number}}}({entries}) = \\mathbb{{E}}\\left[{sympy.latex(quantity.function)}\\right]{value}$$\n"
+        if law.steps:
+            yield "- " + "\n- ".join(str(step) for step in law.steps) + "\n"
+
+    # -------------------------------------------------------------------------------------- instructions
+
+    def instruction(self, node: Node) -> str:
+        match node:
+            case MatMul(weight=weight, x=x):
+                spec = "" if node.spec in ("ab,b->a",) else f"\\;[\\text{{{node.spec}}}]"
+                return f"{self.name(weight)}\\,{self.name(x)}{spec}"
+            case LinComb(terms=terms):
+                return _sum([(self.coefficient(a), self.name(x)) for a, x in terms])
+            case PositionMap(op=op, args=args):
+                return f"\\operatorname{{{_text(op.name)}}}({', '.join(map(self.name, args))})"
+            case Nonlin() | Moment():
+                swap = {s: sympy.Symbol(self.name(x)) for s, x in zip(node.phi.vectors, node.xs, strict=True)}
+                swap |= {s: sympy.Symbol(self.name(x)) for s, x in zip(node.phi.parameters, node.thetas, strict=True)}
+                inner = sympy.latex(node.phi.expr.xreplace(swap))
+                return f"\\tfrac1n\\sum_\\alpha {inner}" if isinstance(node, Moment) else inner
+        return f"\\operatorname{{{_text(getattr(node, 'primitive', type(node).__name__))}}}(\\ldots)"
+
+    def name(self, node: Node) -> str:
+        if isinstance(node, Const) and node.value.array().size == 1:
+            return _number(float(node.value.array().ravel()[0]))
+        return self.names.get(node, "?")
+
+    def coefficient(self, a: float | Node) -> str:
+        return self.name(a) if isinstance(a, Node) else _number(a)
+
+    # -------------------------------------------------------------------------------------- quantities
+
+    def step(self, quantity: Quantity) -> str | None:
+        """One line of the recursion, for quantities that answer a question."""
+        if quantity not in self.answers or isinstance(quantity, (Zero, Data)):
+            return None
+        return f"$${self.symbol(Operand(quantity))} = {self.formula(quantity)}$$\n"
+
+    def symbol(self, operand: Operand) -> str:
+        """How a quantity is called: by the question it answers."""
+        quantity = operand.quantity
+        at = "" if operand.side is None else ("(x)", "(x')")[operand.side]
+        match self.answers.get(quantity):
+            case Second(u=u, v=v, cross=cross, out=out):
+                inner = self.name(u) if u is v else f"{self.name(u)},{self.name(v)}"
+                where = "(x,x')" if cross else at or "(x)"
+                return f"K[{inner}]{'_{' + out + '}' if out else ''}{where}"
+            case Mean(u=u):
+                return f"\\mathbb{{E}}[{self.name(u)}]{at}"
+            case Value(node=node):
+                return self.value(node, quantity, at)
+        return self.formula(quantity, at)
+
+    def value(self, node: Node, quantity: Quantity, at: str) -> str:
+        if isinstance(node, Moment):
+            return f"\\mathbb{{E}}\\left[{self.instruction(Nonlin(node.phi, node.xs, node.thetas))}\\right]{at}"
+        if isinstance(node, Input):
+            return {"(x')": f"{self.name(node)}'"}.get(at, self.name(node))
+        return self.name(node) + (at if not isinstance(node, (Const, Hyper)) else "")
+
+    def formula(self, quantity: Quantity, at: str = "") -> str:
+        match quantity:
+            case Zero():
+                return "0"
+            case Combine(coefficients=coefficients, operands=operands):
+                return _sum([(_number(c), self.symbol(self._at(o, at))) for c, o in zip(coefficients, operands, strict=True)])
+            case Contract():
+                return self._contraction(quantity, at)
+            case Apply(op=op, operands=operands):
+                return f"\\operatorname{{{_text(op.name)}}}\\left({self.symbol(self._at(operands[0], at))}\\right)"
+            case Shifts(operands=operands, op=op):
+                window = "\\times ".join(map(str, op.kw["window"]))
+                return f"\\sum_{{k\\in {window}}} {self.symbol(self._at(operands[0], at))}\\big|_{{s+k,\\,t+k}}"
+            case Expect(expectation=law, operands=operands):
+                inner = ",\\; ".join(self.symbol(self._at(o, at)) for o in operands)
+                return f"E_{{{self.laws[id(law)][0]}}}\\left({inner}\\right)"
+            case Data(node=node):
+                return self.value(node, quantity, at)
+        return "?"
+
+    def _at(self, operand: Operand, at: str) -> Operand:
+        if operand.side is None and at:
+            return Operand(operand.quantity, 0 if at == "(x)" else 1)
+        return operand
+
+    def _contraction(self, q: Contract, at: str) -> str:
+        left, right = q.spec.split("->")
+        summed = "".join(dict.fromkeys(c for c in left if c.isalpha() and c not in right))
+        parts = []
+        for letters, operand in zip(left.split(",") if q.operands else [], q.operands, strict=True):
+            own = letters.replace("1", "")
+            symbol = self.symbol(self._at(operand, at))
+            parts.append(f"{{{symbol}}}_{{{own}}}" if own and len(q.operands) > 1 else symbol)
+        identity = [c for c in dict.fromkeys(right) if right.count(c) > 1]
+        parts += [f"\\delta_{{{c}{c}'}}" for c in identity]
+        if q.scale != 1.0 or not parts:
+            parts.insert(0, _number(q.scale))
+        return (f"\\sum_{{{summed}}} " if summed else "") + "\\,".join(parts)
+
+
+def _answers(graph: KernelGraph, program: Program, tangent: Program | None) -> dict[Quantity, Question]:
+    """For each quantity the plainest question it answers: one about the network rather than its tangent, about one variable."""
+    facts = Structure([p.output for p in (program, tangent) if p is not None])
+
+    def plainness(question: Question) -> tuple[bool, bool]:
+        if isinstance(question, Second) and question.u.type.kind == "vector":
+            return bool(facts[question.u].odd), question.u is not question.v
+        return False, False
+
+    return {quantity: min(questions, key=plainness) for quantity, questions in graph.answers.items()}
+
+
+def _names(nodes: list[Node], facts: Structure) -> dict[Node, str]:
+    names: dict[Node, str] = {}
+    counts: dict[str, int] = {}
+    for node in nodes:
+        match node:
+            case Input(name=name):
+                names[node] = _text(name) if name == "x" else f"\\mathrm{{{_text(name)}}}"
+                continue
+            case Hyper(name=name):
+                names[node] = f"\\mathrm{{{_text(name)}}}"
+                continue
+            case Weight():
+                prime = "\\prime" if node.primed else ""
+                names[node] = f"W^{{\\text{{{_text(node.name)}}}{prime}}}"
+                continue
+        letter = {"matrix": "M", "scalar": "s"}.get(node.type.kind) or ("t" if facts[node].odd else "h")
+        counts[letter] = counts.get(letter, 0) + 1
+        names[node] = f"{letter}_{{{counts[letter]}}}"
+    return names
+
+
+def _bound(law: Expectation) -> str:
+    return "exact" if law.bound == 0 else f"error at most {law.bound:.1g} {law.bound_range}".strip()
+
+
+def _number(value: float) -> str:
+    exact = snap(float(value))
+    if exact.is_Float and (fraction := Fraction(value)).denominator <= 10**6:
+        exact = sympy.Rational(fraction.numerator, fraction.denominator)
+    return sympy.latex(exact)
+
+
+def _sum(terms: list[tuple[str, str]]) -> str:
+    written = []
+    for c, x in terms:
+        written.append(x if c == "1" else f"-{x}" if c == "-1" else f"{c}\\,{x}")
+    return " + ".join(written).replace("+ -", "- ")
+
+
+def _text(name: str) -> str:
+    return name.replace("_", "\\_")
