@@ -102,12 +102,16 @@ class Interned(type):
 
 @dataclass(frozen=True, eq=False)
 class Node(metaclass=Interned):
-    """Base of all instructions. `source` is set by the first maker and takes no part in equality."""
+    """Base of all instructions. `source` is that of the first maker and takes no part in equality."""
 
     source: Source | None = field(default=None, compare=False, repr=False, kw_only=True)
+    type: Type = field(init=False, compare=False, repr=False)
 
-    @property
-    def type(self) -> Type:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "type", self._infer())
+
+    def _infer(self) -> Type:
+        """The type, from those of the operands; worked out once, when the node is made."""
         raise NotImplementedError
 
 
@@ -119,8 +123,7 @@ class Input(Node):
     shape: tuple[int, ...]
     dtype: str
 
-    @property
-    def type(self) -> Type:
+    def _infer(self) -> Type:
         return Type("scalar", self.shape)
 
 
@@ -131,8 +134,7 @@ class Hyper(Node):
     name: str
     default: float
 
-    @property
-    def type(self) -> Type:
+    def _infer(self) -> Type:
         return Type("scalar", ())
 
 
@@ -142,8 +144,7 @@ class Const(Node):
 
     value: Literal
 
-    @property
-    def type(self) -> Type:
+    def _infer(self) -> Type:
         return Type("scalar", self.value.shape)
 
 
@@ -168,8 +169,7 @@ class Weight(Node):
     region: tuple[tuple[Fraction, Fraction], ...]
     primed: bool = False
 
-    @property
-    def type(self) -> Type:
+    def _infer(self) -> Type:
         axes = [i for i, w in enumerate(self.widths) if w is not None]
         if len(axes) == 2:
             return Type("matrix", self.shape)
@@ -188,8 +188,7 @@ class Trsp(Node):
 
     matrix: Node
 
-    @property
-    def type(self) -> Type:
+    def _infer(self) -> Type:
         return self.matrix.type
 
 
@@ -212,8 +211,7 @@ class MatMul(Node):
         w, x = operands.split(",")
         return w, x, out
 
-    @property
-    def type(self) -> Type:
+    def _infer(self) -> Type:
         w, x, out = self.letters
         size = dict(zip(w, self.weight.type.shape, strict=True)) | dict(zip(x, self.x.type.shape, strict=True))
         shape = tuple(size[c] for c in out)
@@ -242,8 +240,7 @@ class LinComb(Node):
 
     terms: tuple[tuple[float | Node, Node], ...]
 
-    @property
-    def type(self) -> Type:
+    def _infer(self) -> Type:
         for _, x in self.terms:
             if x.type.kind == "vector":
                 return x.type
@@ -262,8 +259,7 @@ class PositionMap(Node):
     args: tuple[Node, ...]
     result: Type
 
-    @property
-    def type(self) -> Type:
+    def _infer(self) -> Type:
         return self.result
 
 
@@ -278,8 +274,7 @@ class Nonlin(Node):
     xs: tuple[Node, ...]
     thetas: tuple[Node, ...] = ()
 
-    @property
-    def type(self) -> Type:
+    def _infer(self) -> Type:
         if self.xs:
             return self.xs[0].type
         return Type("scalar", np.broadcast_shapes(*(t.type.shape for t in self.thetas)))
@@ -296,8 +291,7 @@ class Moment(Node):
     xs: tuple[Node, ...]
     thetas: tuple[Node, ...] = ()
 
-    @property
-    def type(self) -> Type:
+    def _infer(self) -> Type:
         return Type("scalar", self.xs[0].type.shape)
 
 
@@ -310,8 +304,7 @@ class ArrayOp(Node):
     args: tuple[Node, ...]
     shape: tuple[int, ...]
 
-    @property
-    def type(self) -> Type:
+    def _infer(self) -> Type:
         return Type("scalar", self.shape)
 
 
