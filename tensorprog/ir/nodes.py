@@ -181,6 +181,12 @@ class Weight(Node):
     def label(self) -> str:
         return self.name + ("'" if self.primed else "")
 
+    @property
+    def dims(self) -> str:
+        """Its shape as it is written: (n, 64)."""
+        dims = [str(n) if w is None else _axis_text(n, w) for n, w in zip(self.shape, self.widths, strict=True)]
+        return f"({', '.join(dims)}{',' if len(dims) == 1 else ''})"
+
 
 @dataclass(frozen=True, eq=False)
 class Trsp(Node):

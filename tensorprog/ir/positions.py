@@ -7,6 +7,7 @@ the operation itself to the covariance, over one side's axes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-__all__ = ["POSITIONS", "Position", "PositionRow", "position"]
+__all__ = ["POSITIONS", "Position", "PositionRow", "plain", "position"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,15 @@ def position(name: str, **params: Any) -> Position:
     """Make a `Position`, refusing a name that is not in the table."""
     if name not in POSITIONS:
         raise KeyError(f"no position map named {name!r}: one of {', '.join(POSITIONS)}")
-    return Position(name, tuple(sorted(params.items())))
+    return Position(name, tuple((k, plain(v)) for k, v in sorted(params.items())))
+
+
+def plain(value: Any) -> Any:
+    """A parameter of an operation in Python's own types, comparable by value: one NaN, no NumPy numbers, tuples for lists."""
+    if type(value) in (tuple, list):
+        return tuple(map(plain, value))
+    value = value.item() if isinstance(value, np.generic) else value
+    return math.nan if isinstance(value, float) and math.isnan(value) else value
 
 
 @lru_cache(maxsize=4096)

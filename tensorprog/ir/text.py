@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -32,6 +33,7 @@ from tensorprog.ir.nodes import (
 from tensorprog.ir.phi import Phi, parse_expression
 from tensorprog.ir.positions import position
 from tensorprog.ir.program import Program
+from tensorprog.ir.verify import RULES
 
 __all__ = ["VERSION", "name_nodes", "parse_program", "print_program"]
 
@@ -121,7 +123,9 @@ def _print_node(node: Node, names: dict[Node, str]) -> str:
 
 
 def _quote(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    """A string literal on one line, whatever it holds."""
+    plain = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain) + '"'
 
 
 def _print_array(value: Literal) -> str:
@@ -132,15 +136,10 @@ def _print_array(value: Literal) -> str:
 
 
 def _print_weight(node: Weight) -> str:
-    dims = []
-    for size, width in zip(node.shape, node.widths, strict=True):
-        n = "n" if width == 1 else f"n({width})"
-        dims.append(str(size) if width is None else n if size == 1 else f"{size}*{n}")
-    shape = f"({', '.join(dims)}{',' if len(dims) == 1 else ''})"
     extra = ", primed=True" if node.primed else ""
     if node.region != _whole(node.shape, node.widths):
         extra += ", region=[" + ", ".join(f"({a}, {b})" for a, b in node.region) + "]"
-    return f"Weight({_quote(node.name)}, {shape}, std={node.std!r}, tangent_std={node.tangent_std!r}{extra})"
+    return f"Weight({_quote(node.name)}, {node.dims}, std={node.std!r}, tangent_std={node.tangent_std!r}{extra})"
 
 
 def _whole(shape: tuple[int, ...], widths: tuple[Fraction | None, ...]) -> tuple[tuple[Fraction, Fraction], ...]:
@@ -149,6 +148,8 @@ def _whole(shape: tuple[int, ...], widths: tuple[Fraction | None, ...]) -> tuple
 
 def _print_value(value: Any) -> str:
     """Parameters of operations: numbers, strings, nested tuples, and the enums and dimension numbers of jax.lax."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, (bool, int, float, str)) or value is None:
         return _quote(value) if isinstance(value, str) else repr(value)
     if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
@@ -186,16 +187,29 @@ def parse_program(text: str) -> Program:
         try:
             for statement in ast.parse(line.strip()).body:
                 if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-                    env[statement.targets[0].id] = _make(statement.value, env)
+                    env[statement.targets[0].id] = _checked(_make(statement.value, env))
                 elif isinstance(statement, ast.Expr):
                     return _finish(statement.value, env)
                 else:
                     raise ProgramError("expected 'name = Instruction(..)' or 'return_(name)'")
         except ProgramError as error:
             raise ProgramError(f"line {number}: {error}\n  {line.strip()[:160]}") from None
-        except (SyntaxError, KeyError, TypeError, ValueError, IndexError, AssertionError) as error:
+        except _UNREADABLE as error:
             raise ProgramError(f"line {number}: cannot be read ({error})\n  {line.strip()[:160]}") from error
     raise ProgramError("the program has no return_ line: it is incomplete")
+
+
+_UNREADABLE = (
+    SyntaxError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError, RecursionError, MemoryError,
+)  # fmt: skip
+
+
+def _checked(node: Node) -> Node:
+    """The instruction, if the verifier has no complaint."""
+    for rule in RULES:
+        for complaint in rule(node):
+            raise ProgramError(complaint)
+    return node
 
 
 def _finish(call: ast.expr, env: dict[str, Node]) -> Program:
@@ -227,6 +241,8 @@ def _value(expr: ast.expr, env: dict[str, Node]) -> Any:
             return value
         case ast.Name(id="n"):
             return Width(1, Fraction(1))
+        case ast.Name(id="nan" | "inf" as name):
+            return getattr(math, name)
         case ast.Name(id=name):
             if name not in env:
                 raise ProgramError(f"{name!r} is used before it is made")

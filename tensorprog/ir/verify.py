@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from tensorprog.errors import VerificationError
-from tensorprog.ir.nodes import Input, LinComb, MatMul, Moment, Node, Nonlin, PositionMap, Trsp, Weight
+from tensorprog.ir.nodes import (
+    ArrayOp, Input, LinComb, MatMul, Moment, Node, Nonlin, PositionMap, Trsp, Weight, operands,
+)  # fmt: skip
 from tensorprog.ir.program import Program
 
 __all__ = ["RULES", "verify"]
@@ -29,6 +31,9 @@ def _weight(node: Node) -> Iterator[str]:
 def _matmul(node: Node) -> Iterator[str]:
     if not isinstance(node, MatMul):
         return
+    if node.spec.count(",") != 1 or node.spec.count("->") != 1:
+        yield f"spec {node.spec!r} is not of the form 'ab,b->a'"
+        return
     w, x, out = node.letters
     if not isinstance(node.weight, (Weight, Trsp)):
         yield "the first operand of MatMul is not a weight"
@@ -41,8 +46,10 @@ def _matmul(node: Node) -> Iterator[str]:
         for letter, size in zip(letters, shape, strict=True):
             if sizes.setdefault(letter, size) != size:
                 yield f"letter {letter!r} of {node.spec!r} has two sizes"
+                return
     if not set(out) <= set(w) | set(x) or len(set(out)) != len(out):
         yield f"spec {node.spec!r} makes letters from nothing"
+        return
     if set(x) - set(w) - set(out):
         yield f"spec {node.spec!r} sums a position that the weight does not have"
 
@@ -51,11 +58,18 @@ def _lincomb(node: Node) -> Iterator[str]:
     if isinstance(node, LinComb):
         if not node.terms:
             yield "an empty LinComb"
+            return
         types = {x.type for _, x in node.terms if x.type.kind == "vector"}
         if len(types) > 1:
             yield f"LinComb of vectors of different types: {', '.join(map(str, types))}"
+            return
         if any(isinstance(a, Node) and a.type.kind != "scalar" for a, _ in node.terms):
             yield "a coefficient of LinComb is not deterministic"
+        if any(x.type.kind == "matrix" for _, x in node.terms):
+            yield "a matrix is not a term of LinComb: it only multiplies vectors"
+        parts = [part for part in operands(node) if part.type.kind == "scalar"]
+        if types and any(not _fits(part.type.shape, next(iter(types)).shape) for part in parts):
+            yield "a deterministic term or coefficient of LinComb does not broadcast against the vectors"
 
 
 def _elementwise(node: Node) -> Iterator[str]:
@@ -71,13 +85,18 @@ def _elementwise(node: Node) -> Iterator[str]:
         yield "a nonlinearity of an output: its coordinates are finitely many"
     if isinstance(node, Moment) and not node.xs:
         yield "a Moment of nothing"
-    for theta in node.thetas:
-        if node.xs:
-            try:
-                if np.broadcast_shapes(theta.type.shape, node.xs[0].type.shape) != node.xs[0].type.shape:
-                    yield "a deterministic argument is larger than the vectors"
-            except ValueError:
-                yield "a deterministic argument does not broadcast against the vectors"
+    if node.xs and any(not _fits(theta.type.shape, node.xs[0].type.shape) for theta in node.thetas):
+        yield "a deterministic argument does not broadcast against the vectors"
+    if not node.xs and not node.thetas:
+        yield "a function of nothing: a number is a Const"
+
+
+def _fits(small: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Does an array of the first shape broadcast to the second?"""
+    try:
+        return np.broadcast_shapes(small, shape) == shape
+    except ValueError:
+        return False
 
 
 def _position(node: Node) -> Iterator[str]:
@@ -90,12 +109,17 @@ def _position(node: Node) -> Iterator[str]:
             yield "a position map changes the kind or the width of its operand"
 
 
+def _array_op(node: Node) -> Iterator[str]:
+    if isinstance(node, ArrayOp) and any(a.type.kind != "scalar" for a in node.args):
+        yield "an operation that is simply run has a random operand"
+
+
 def _input(node: Node) -> Iterator[str]:
     if isinstance(node, Input) and any(size < 0 for size in node.shape):
         yield "an input of negative size"
 
 
-RULES: tuple[Callable[[Node], Iterator[str]], ...] = (_input, _weight, _matmul, _lincomb, _elementwise, _position)
+RULES: tuple[Callable[[Node], Iterator[str]], ...] = (_input, _weight, _matmul, _lincomb, _elementwise, _position, _array_op)
 
 
 def verify(program: Program) -> Program:
@@ -103,5 +127,20 @@ def verify(program: Program) -> Program:
     for node in program.nodes:
         for rule in RULES:
             for complaint in rule(node):
-                raise VerificationError(f"{program.names[node]}: {complaint}\n{program}")
+                raise VerificationError(f"{_name(program, node)}: {complaint}\n{_text(program)}")
     return program
+
+
+def _name(program: Program, node: Node) -> str:
+    """What the instruction is called, or, where the program is too broken for names, what it is."""
+    try:
+        return program.names[node]
+    except (ValueError, LookupError, AttributeError):
+        return repr(node)[:200]
+
+
+def _text(program: Program) -> str:
+    try:
+        return str(program)
+    except (ValueError, LookupError, AttributeError):
+        return "(the program is too broken to be printed)"

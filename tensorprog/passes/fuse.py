@@ -15,6 +15,7 @@ from tensorprog.ir import LinComb, Moment, Node, Nonlin, Phi, PositionMap, Progr
 from tensorprog.ir.phi import parameter, vector
 from tensorprog.ir.rebuild import rebuild
 from tensorprog.passes.simplify import simplify
+from tensorprog.passes.spread import opened_window, split_concatenation
 from tensorprog.passes.structure import Structure
 
 __all__ = ["fuse"]
@@ -32,11 +33,23 @@ def fuse(program: Program, *, drop_zeros: bool = False) -> Program:
     for node in topological([program.output]):
         made = rebuild(node, [new[o] for o in operands(node)])
         if isinstance(made, (Nonlin, Moment)) and made.xs:
-            made = _fused(made, facts, drop_zeros)
+            made = _fused_parts(made, facts, drop_zeros)
         elif isinstance(made, Nonlin):
             made = _fused_scalars(made)
         new[node] = simplify(made, facts)
     return replace(program, output=new[program.output])
+
+
+def _fused_parts(node: Nonlin | Moment, facts: Structure, drop_zeros: bool) -> Node:
+    split = split_concatenation(node, facts)
+    if split is None:
+        return _fused(node, facts, drop_zeros)
+    assert isinstance(split, LinComb)
+    parts = []
+    for a, padded in split.terms:
+        part = _fused_parts(operands(padded)[0], facts, drop_zeros)  # type: ignore[arg-type]
+        parts.append((a, rebuild(padded, [part])))
+    return LinComb(tuple(parts), source=node.source)
 
 
 class _Arguments:
@@ -87,6 +100,8 @@ def _open(x: Node, arguments: _Arguments) -> sympy.Expr:
         case PositionMap(op=op) if op.selects and not op.row.fills and len(x.args) == 1:
             pushed = _push(x)
             return arguments.x(x) if pushed is x else _open(pushed, arguments)
+        case PositionMap() if (window := opened_window(x)) is not None:
+            return _open_sum(window, arguments)
     return arguments.x(x)
 
 
