@@ -1,4 +1,6 @@
-"""Gaussian expectations E[F(z)] as a rewriting system: exact where an exact form exists, bounded elsewhere."""
+"""Gaussian expectations E[F(z)] as a rewriting system: exact where an exact form exists, bounded
+elsewhere.
+"""
 
 from ntk_rules import functions
 from ntk_rules.errors import NoRule

@@ -1,7 +1,9 @@
 """Costly elementwise functions on large arrays in bounded memory, under vmap as well.
 
-A value by two-dimensional quadrature works on thousands of nodes per element. `elementwise` evaluates such a function
-on slices of the flattened, broadcast arguments, and turns the axes that vmap adds into more elements to slice.
+A value by two-dimensional quadrature works on thousands of nodes per element. `elementwise` evaluates
+such a function
+on slices of the flattened, broadcast arguments, and turns the axes that vmap adds into more elements to
+slice.
 """
 
 from __future__ import annotations

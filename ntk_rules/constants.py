@@ -10,6 +10,7 @@ import functools
 import math
 from fractions import Fraction
 
+import numpy as np
 import sympy as sp
 
 _ROOTS = {
@@ -22,12 +23,20 @@ _ROOTS = {
     "sqrt(pi/2)": sp.sqrt(sp.pi / 2),
 }
 
+# Irrational constants of activations, recognised in single precision too.
+_SINGLES = (
+    sp.sqrt(2), sp.sqrt(2) / 2, sp.sqrt(2 / sp.pi), sp.pi, sp.pi / 2, 1 / sp.pi, 1 / sp.sqrt(sp.pi),
+    sp.sqrt(sp.pi),
+    sp.Rational(1, 3), sp.Rational(2, 3), sp.Rational(1, 6), sp.sqrt(3), sp.sqrt(3) / 3, sp.sqrt(sp.pi) / 2,
+    2 / sp.sqrt(sp.pi), 2 / sp.pi,
+)  # fmt: skip
+
 
 def _small_fraction(x: float, ulps: float) -> sp.Rational | None:
     fraction = Fraction(x).limit_denominator(1000)
-    if fraction.numerator and abs(fraction.numerator) <= 100_000:
-        if abs(float(fraction) - x) <= ulps * math.ulp(abs(x)):
-            return sp.Rational(fraction.numerator, fraction.denominator)
+    close = abs(float(fraction) - x) <= ulps * math.ulp(abs(x))
+    if close and 0 < abs(fraction.numerator) <= 100_000:
+        return sp.Rational(fraction.numerator, fraction.denominator)
     return None
 
 
@@ -37,12 +46,27 @@ def _short_decimal(x: float) -> sp.Rational | None:
     return sp.Rational(text) if len(text.replace("-", "").replace(".", "").lstrip("0")) <= 7 else None
 
 
+def _snap_single(x: float) -> sp.Expr | None:
+    """The number that was rounded to single precision on its way here, when it has a short name."""
+    if float(np.float32(x)) != x:
+        return None
+    text = repr(float(str(np.float32(x))))
+    if len(text.replace("-", "").replace(".", "").lstrip("0")) <= 6:
+        return sp.Rational(text)
+    for exact in _SINGLES:
+        if float(np.float32(float(exact))) == x:
+            return exact
+        if float(np.float32(-float(exact))) == x:
+            return -exact
+    return None
+
+
 @functools.cache
 def snap(x: float) -> sp.Expr:
     """The simple exact number within one ulp of `x`, else the float itself.
 
-    >>> snap(0.7071067811865476), snap(0.5), snap(0.044715), snap(0.123456789012)
-    (sqrt(2)/2, 1/2, 8943/200000, 0.123456789012000)
+    >>> snap(0.7071067811865476), snap(0.5), snap(0.044715), float(snap(0.123456789012))
+    (sqrt(2)/2, 1/2, 8943/200000, 0.123456789012)
     """
     if not math.isfinite(x):
         return sp.oo * int(math.copysign(1, x)) if math.isinf(x) else sp.nan
@@ -51,6 +75,9 @@ def snap(x: float) -> sp.Expr:
     decimal = _small_fraction(x, 1) or _short_decimal(x)
     if decimal is not None:
         return decimal
+    single = _snap_single(x)
+    if single is not None:
+        return single
     for root in _ROOTS.values():
         ratio = x / float(root)
         found = _small_fraction(ratio, 2)

@@ -2,4 +2,6 @@
 
 
 class NoRule(ValueError):
-    """No tier can give the expectation to the tolerance asked for; the message says what each tier answered."""
+    """No tier can give the expectation to the tolerance asked for; the message says what each tier
+    answered.
+    """

@@ -1,6 +1,7 @@
 """Closed forms as JAX functions: the heads of `heads.py` in numbers, and guarded division.
 
-A negative power of something that may vanish (a standard deviation, a sine) is 0 where its base is 0: that is the
+A negative power of something that may vanish (a standard deviation, a sine) is 0 where its base is 0:
+that is the
 symmetric value at zero variance and at correlation +-1, where the true value is infinite or undefined.
 """
 
@@ -35,7 +36,7 @@ def _limit(mean: jax.Array, std: jax.Array) -> jax.Array:
 HEAD_MEANING: dict[type, Callable[..., jax.Array]] = {
     heads.NormalCdf: special.normal_cdf,
     heads.ScaledCdf: special.scaled_cdf,
-    heads.Angle: special.angle,
+    heads.Arcsine: special.signed_angle,
     heads.BivariateCdf: _bivariate,
 }
 MEANING.update(HEAD_MEANING)
@@ -89,5 +90,3 @@ def in_covariances(formula: sp.Expr, n: int) -> sp.Expr:
             c = sp.Symbol(f"C_{index}", real=True)
             known[symbol] = c / sp.sqrt(a * b) if kind == "rho" else sp.sqrt(a * b - c**2) / sp.sqrt(a * b)
     return formula.xreplace(known)
-
-

@@ -1,7 +1,7 @@
 """The questions and answers of the engine: `expectation`, its result `Expectation`, and their derivatives.
 
-The tiers are tried in the order of `TIERS`; each answers with a method or a reason why it declines. Derivatives of a
-value are not taken through its formula: Price's theorem makes them expectations again,
+The tiers are tried in the order of `TIERS`; each answers with a method or a reason why it declines.
+Derivatives of a value are not taken through its formula: Price's theorem makes them expectations again,
 d/dC_ij E[F] = E[d_i d_j F] for i != j and d/dC_ii E[F] = E[d_i^2 F]/2, derived when first asked for.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import sympy as sp
+from jax.custom_derivatives import SymbolicZero
 
 from ntk_rules import tiers
 from ntk_rules.constants import snap_floats
@@ -64,9 +65,14 @@ class Core:
             total = jnp.zeros_like(out)
             known = dict(zip(needs, covariances, strict=True))
             for key, tangent in [*zip(needs, tangents[0], strict=True), *enumerate(tangents[1])]:
-                if type(tangent).__name__ == "SymbolicZero" or tangent.dtype == jax.dtypes.float0:
+                if isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0:
                     continue
-                slope = self._slope(key, known, parameters)
+                try:
+                    slope = self._slope(key, known, parameters)
+                except NoRule:
+                    if method.pathwise is None:
+                        raise
+                    slope = _pathwise_slope(method, key, known, parameters)
                 if slope is not None:
                     total = total + slope * tangent
             return out, total
@@ -84,7 +90,21 @@ class Core:
         return core.value([known[e] for e in core.needs], parameters)
 
 
-@functools.lru_cache(maxsize=None)
+def _pathwise_slope(method, key, known, parameters):
+    """The derivative along z = L x of a sampled expectation (for Lipschitz F), where Price's theorem
+    has no rule.
+    """
+
+    def along(moved):
+        if isinstance(key, tuple):
+            return method.pathwise({**known, key: moved}, parameters)
+        return method.pathwise(known, (*parameters[:key], moved, *parameters[key + 1 :]))
+
+    start = known[key] if isinstance(key, tuple) else parameters[key]
+    return jax.jvp(along, (start,), (jnp.ones_like(start),))[1]
+
+
+@functools.cache
 def core_of(question: Question) -> Core:
     """The core of a canonical question; equal questions share one."""
     return Core(question)
@@ -131,7 +151,7 @@ class Expectation:
     def _check(self, covariances, parameters):
         if len(covariances) != len(self.needs):
             raise ValueError(
-                f"Expectation.value: covariances has {len(covariances)} arrays, but {len(self.needs)} were expected, "
+                f"Expectation.value: covariances has {len(covariances)} arrays, expected {len(self.needs)}, "
                 f"the entries {self.needs} in this order"
             )
         n = self._core.question.parameters
@@ -148,7 +168,8 @@ def expectation(
     independent: Sequence[Entry] = (),
     tolerance: float | None = None,
 ) -> Expectation:
-    """E[F(z)] for z jointly Gaussian of mean zero (or `means`, in the parameters), covariance known at run time.
+    """E[F(z)] for z jointly Gaussian of mean zero (or `means`, in the parameters), covariance known at
+    run time.
 
     `independent` lists pairs of indices (i, j) into `gaussians` whose covariance is zero whatever the input.
     `tolerance` is the relative error wanted of numerical tiers (default 1e-12 in float64, 1e-6 in float32).
@@ -167,19 +188,25 @@ def expectation(
     pairs = frozenset((min(p), max(p)) for p in independent)
     question = canonical(F, gaussians, parameters, tuple(means) if means else None, pairs, tolerance)
     core = core_of(question)
-    method = core.method
+    return _named(core, parameters)
+
+
+@functools.lru_cache(maxsize=1024)
+def _named(core: Core, parameters: tuple[sp.Symbol, ...]) -> Expectation:
+    """The answer with the caller's names for the parameters."""
+    method, question = core.method, core.question
     formula = method.formula
     if formula is not None:
-        formula = in_covariances(formula, len(gaussians)).xreplace(
-            dict(zip(question.parameter_symbols(), parameters, strict=True))
-        )
-    return Expectation(
-        core.needs, method.tier, method.bound, method.bound_range, tuple(method.steps), formula, core
-    )
+        names = dict(zip(question.parameter_symbols(), parameters, strict=True))
+        formula = in_covariances(formula, question.gaussians).xreplace(names)
+    return Expectation(core.needs, method.tier, method.bound, method.bound_range, tuple(method.steps), formula, core)
 
 
 def explain(
-    F: sp.Expr, gaussians: Sequence[sp.Symbol] | None = None, parameters: Sequence[sp.Symbol] = (), **options: Any
+    F: sp.Expr,
+    gaussians: Sequence[sp.Symbol] | None = None,
+    parameters: Sequence[sp.Symbol] = (),
+    **options: Any,
 ) -> str:
     """The derivation of E[F] in words: the rules used in order, the result and its bound.
 
@@ -209,16 +236,14 @@ def _validate(F, gaussians, parameters, means, independent) -> None:
     unknown = F.free_symbols - set(gaussians) - set(parameters)
     if unknown:
         raise ValueError(
-            f"expectation: F has the symbols {sorted(map(str, unknown))}, which are neither gaussians {gaussians} "
+            f"expectation: F has the symbols {sorted(map(str, unknown))}, neither gaussians {gaussians} "
             f"nor parameters {parameters}; add them to one of the two"
         )
     if means is not None and len(means) != len(gaussians):
         raise ValueError(f"expectation: means has {len(means)} entries for {len(gaussians)} gaussians")
     for pair in independent:
         if len(set(pair)) != 2 or not all(0 <= i < len(gaussians) for i in pair):
-            raise ValueError(
-                f"expectation: independent has {tuple(pair)}; expected two different indices below {len(gaussians)}"
-            )
+            raise ValueError(f"expectation: independent has {tuple(pair)}; expected two indices below {len(gaussians)}")
 
 
 __all__ = ["Core", "Expectation", "NoRule", "expectation", "explain"]

@@ -1,6 +1,7 @@
 """Products of functions of one Gaussian each, taken apart for the numerical tiers.
 
-Every factor becomes a distribution: smooth pieces between kinks, and delta functions (they come with derivatives).
+Every factor becomes a distribution: smooth pieces between kinks, and delta functions (they come with
+derivatives).
 """
 
 from __future__ import annotations

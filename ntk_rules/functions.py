@@ -1,4 +1,5 @@
-"""The vocabulary of F: SymPy functions of our own, and the one table that says what each function means in JAX.
+"""The vocabulary of F: SymPy functions of our own, and the one table that says what each function means
+in JAX.
 
 A new function is one row of `MEANING` (and, when SymPy has no such function, one class with its derivative).
 """
@@ -75,9 +76,7 @@ class Opaque(sp.Function):
     kinks: tuple[float, ...] = ()
 
 
-def opaque(
-    function: Callable[[jax.Array], jax.Array], name: str = "f", kinks: Sequence[float] = ()
-) -> type[Opaque]:
+def opaque(function: Callable[[jax.Array], jax.Array], name: str = "f", kinks: Sequence[float] = ()) -> type[Opaque]:
     """A SymPy function standing for a scalar JAX function that SymPy cannot express.
 
     `kinks` are the arguments at which it, or a derivative, jumps; its derivative is taken by `jax.grad`.
@@ -127,6 +126,7 @@ FOLDED: dict[type, Callable[..., jax.Array]] = {
     sp.And: jnp.logical_and, sp.Or: jnp.logical_or,
 }  # fmt: skip
 
+
 def _evaluate_power(base: Any, exponent: sp.Expr, value: Any, guarded: bool) -> Any:
     base = jnp.asarray(base)
     if guarded and exponent.is_number and exponent.is_negative:
@@ -165,7 +165,8 @@ def _apply(node: sp.Expr, children: list[Any], guarded: bool) -> Any:
 def to_jax(expr: sp.Expr, symbols: Sequence[sp.Symbol], *, guarded: bool = False) -> Callable[..., jax.Array]:
     """The JAX function of `symbols` that evaluates `expr`; equal subexpressions are computed once.
 
-    Arguments broadcast. With `guarded`, negative powers of zero are zero (see `special.reciprocal`). Raises ValueError for a function without a row in `MEANING` or an unknown symbol.
+    Arguments broadcast. With `guarded`, negative powers of zero are zero (see `special.reciprocal`).
+    Raises ValueError for a function without a row in `MEANING` or an unknown symbol.
 
     >>> x = sp.Symbol("x")
     >>> float(to_jax(softplus(x) - x, (x,))(100.0))
@@ -192,7 +193,7 @@ def _node_value(node: sp.Expr, known: dict[Any, Any], guarded: bool) -> Any:
         raise ValueError(f"to_jax: the symbol {node} is not among the arguments")
     if node in (sp.true, sp.false):
         return bool(node)
-    if node.is_number and not node.args or node.is_number and not node.has(sp.Function):
+    if (node.is_number and not node.args) or (node.is_number and not node.has(sp.Function)):
         return int(node) if node.is_Integer else float(node)
     if isinstance(node, sp.Piecewise):
         return _piecewise(node, known)

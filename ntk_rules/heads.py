@@ -1,7 +1,7 @@
 """The few special functions that closed forms end in, as SymPy functions with LaTeX and a meaning in JAX.
 
-`cdf` and friends are the constructors the rules call; they simplify what can be simplified exactly. The meaning in
-JAX is in `special.py`; `evaluate.py` joins the two.
+`cdf` and friends are the constructors the rules call; they simplify what can be simplified exactly. The
+meaning in JAX is in `special.py`; `evaluate.py` joins the two.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class ScaledCdf(sp.Function):
         return rf"e^{{{printer.doprint(k)}}} \Phi\left({printer.doprint(mean / std)}\right)"
 
 
-class Angle(sp.Function):
-    """The angle in [0, pi] of cosine r and sine w."""
+class Arcsine(sp.Function):
+    """The angle in [-pi/2, pi/2] of sine r and cosine w."""
 
     nargs = 2
 
     def _latex(self, printer: Any) -> str:
-        return rf"\arccos\left({printer.doprint(self.args[0])}\right)"
+        return rf"\arcsin\left({printer.doprint(self.args[0])}\right)"
 
 
 class BivariateCdf(sp.Function):

@@ -1,7 +1,9 @@
 """Covariances of the Gaussians as symbolic expressions that stay accurate when evaluated.
 
-A law keeps, beside the covariances, the 2x2 determinants C_ii C_jj - C_ij^2 as expressions that do not cancel:
-they start as s_i^2 s_j^2 w_ij^2, with s_i a standard deviation and w_ij = sqrt(1 - rho_ij^2), and conditioning carries
+A law keeps, beside the covariances, the 2x2 determinants C_ii C_jj - C_ij^2 as expressions that do not
+cancel:
+they start as s_i^2 s_j^2 w_ij^2, with s_i a standard deviation and w_ij = sqrt(1 - rho_ij^2), and
+conditioning carries
 them along in closed form (the matrix determinant lemma).
 """
 
@@ -94,7 +96,9 @@ def joint_determinant(law: Law, f: Form, g: Form) -> sp.Expr:
 
 
 def conditioned(law: Law, form: Form, variance: sp.Expr) -> Law:
-    """The law given that the (noisy) argument of `form` is observed; nu > 0, or one Gaussian's worth of it fixed."""
+    """The law given that the (noisy) argument of `form` is observed; nu > 0, or one Gaussian's worth of
+    it fixed.
+    """
     n = len(law.cov)
     used = [i for i, a in enumerate(form.slope) if a != 0]
     cov = [[sp.S.Zero] * n for _ in range(n)]

@@ -29,6 +29,7 @@ class Method:
     bound: float = 0.0
     bound_range: str = ""
     estimate: Compute | None = None
+    pathwise: Compute | None = None  # differentiable in place of Price's theorem, where that has no rule
 
     def error(self, covariances: dict[Entry, jax.Array], parameters: tuple[jax.Array, ...]) -> jax.Array:
         """Estimated absolute error at these values."""

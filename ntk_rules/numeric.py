@@ -1,9 +1,11 @@
 """The numerical tiers for products of functions of one Gaussian each: E[f(u)] and E[f(u) g(v)].
 
-Smooth factors go through the trapezoidal rule and Mehler's series (`smooth.py`); a kinked factor has its coefficients
-by panels, and the series still converges geometrically as long as one factor is smooth; two kinked factors need the
-plane (`panels.py`); delta functions, which come with derivatives, condition. Whether a tolerance holds, and up to which
-variance, is decided at compile time by the same code in float64.
+Smooth factors go through the trapezoidal rule and Mehler's series (`smooth.py`); a kinked factor has
+its coefficients
+by panels, and the series still converges geometrically as long as one factor is smooth; two kinked
+factors need the
+plane (`panels.py`); delta functions, which come with derivatives, condition. Whether a tolerance holds,
+and up to which variance, is decided at compile time by the same code in float64.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ _PLANE_CHUNK = 16
 
 @dataclass(frozen=True)
 class Part:
-    """One addend: its value, and (estimate of its error, scale of its size), as functions of run-time values."""
+    """One addend: its value, and (estimate of its error, scale of its size), as functions of run-time
+    values.
+    """
 
     compute: Compute
     error: Callable[..., tuple[jax.Array, jax.Array]]

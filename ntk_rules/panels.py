@@ -116,10 +116,11 @@ def coefficients(f: Piecewise, s: jax.Array, parameters: Parameters, thin: int =
 
 
 def mean_two(f: Piecewise, g: Piecewise, thin: int = 1) -> Callable[..., jax.Array]:
-    """E[f(s_u x) g(s_v (rho x + w y))] as a function of one-dimensional arrays (s_u, s_v, rho, w, *parameters).
+    """E[f(s_u x) g(s_v (rho x + w y))] as a function of one-dimensional arrays (s_u, s_v, rho, w,
+    *parameters).
 
-    Outer panels end at the kinks of f and, for every kink of g, at the place where it is met and 1 inner reach to
-    either side: across that transition the inner integral varies on the scale w.
+    Outer panels end at the kinks of f and, for every kink of g, at the place where it is met and 1
+    inner reach to either side: across that transition the inner integral varies on the scale w.
     """
 
     def value(s_u, s_v, rho, w, *parameters):

@@ -95,7 +95,7 @@ def affine(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> tuple[tuple[sp.Expr, ...
     slope = tuple(sp.diff(expr, z) if expr.has(z) else sp.S.Zero for z in zs)
     if any(a.has(*zs) or a.has(sp.Subs, sp.Derivative) for a in slope):
         raise Unparsed(f"{expr} is not affine in the Gaussians")
-    return tuple(map(sp.sympify, slope)), sp.sympify(expr.xreplace({z: sp.S.Zero for z in zs}))
+    return tuple(map(sp.sympify, slope)), sp.sympify(expr.xreplace(dict.fromkeys(zs, sp.S.Zero)))
 
 
 def _step(argument: sp.Expr, zs: tuple[sp.Symbol, ...], nu: sp.Expr = sp.S.Zero, order: int = 0) -> list[Term]:
@@ -202,7 +202,8 @@ def _with_squares(term: Term, square: list[list[sp.Expr]], argument: sp.Expr) ->
 
 
 _HEADS = {
-    sp.exp: _exp, sp.Pow: _power, sp.Heaviside: _heaviside, sp.DiracDelta: _delta, sp.erf: _erf, sp.sin: _wave,
+    sp.exp: _exp, sp.Pow: _power, sp.Heaviside: _heaviside, sp.DiracDelta: _delta, sp.erf: _erf, sp.sin:
+    _wave,
     sp.cos: _wave, sp.Max: _by_switch, sp.Min: _by_switch, sp.Abs: _by_switch, sp.sign: _by_switch,
     sp.Piecewise: _by_switch,
 }  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import sympy as sp
 
-from ntk_rules.functions import Opaque, elementary
+from ntk_rules.functions import Opaque, elementary, expm1, logistic, softplus
 
 KINKED = (sp.Heaviside, sp.sign, sp.Abs, sp.Max, sp.Min, sp.Piecewise)
 
@@ -115,6 +115,13 @@ def branches(node: sp.Expr) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
     return _piecewise_branches(node)
 
 
+# A relation's truth where lhs - rhs is positive, and where it is negative.
+_TRUTH = {
+    sp.StrictGreaterThan: (True, False), sp.GreaterThan: (True, False), sp.StrictLessThan: (False, True),
+    sp.LessThan: (False, True), sp.Equality: (False, False), sp.Unequality: (True, True),
+}  # fmt: skip
+
+
 def _piecewise_branches(node: sp.Piecewise) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
     (value, condition), *others = node.args
     condition = sp.sympify(condition)
@@ -123,11 +130,10 @@ def _piecewise_branches(node: sp.Piecewise) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
     rest = sp.Piecewise(*others) if others else sp.S.Zero
     relation = next(iter(sorted(condition.atoms(sp.core.relational.Relational), key=str)))
     switch = relation.lhs - relation.rhs
-    truth = {sp.StrictGreaterThan: (True, False), sp.GreaterThan: (True, False), sp.StrictLessThan: (False, True),
-             sp.LessThan: (False, True), sp.Equality: (False, False), sp.Unequality: (True, True)}  # fmt: skip
+    answer = _TRUTH[relation.func]
     sides = []
-    for answer in truth[relation.func]:
-        left = condition.xreplace({relation: sp.true if answer else sp.false})
+    for holds in answer:
+        left = condition.xreplace({relation: sp.true if holds else sp.false})
         sides.append(sp.Piecewise((value, left), (rest, True)))
     return switch, sides[0], sides[1]
 
@@ -143,14 +149,38 @@ def _root(switch: sp.Expr, z: sp.Symbol) -> tuple[sp.Expr | None, bool]:
             return None, not switch.is_positive
         raise NotCuttable(f"the sign of {switch} is not known")
     if slope.has(z):
-        return _monotone_root(switch, z)
+        plain = _plain_switch(switch, z)
+        if plain is None:
+            raise NotCuttable(f"the kink of {switch} is not affine in {z}")
+        return _root(plain, z)
     if not (slope.is_positive or slope.is_negative):
         raise NotCuttable(f"the sign of {slope} is not known")
     return sp.expand(-switch.xreplace({z: sp.S.Zero}) / slope), bool(slope.is_positive)
 
 
-def _monotone_root(switch: sp.Expr, z: sp.Symbol) -> tuple[sp.Expr | None, bool]:
-    raise NotCuttable(f"the kink of {switch} is not affine in {z}")
+# Odd and strictly increasing: their sign is the sign of their argument.
+_ODD = (expm1, sp.tanh, sp.sinh, sp.asinh, sp.atan, sp.erf, sp.erfinv)
+_POSITIVE = (sp.exp, sp.cosh, logistic, softplus)
+
+
+def _plain_switch(switch: sp.Expr, z: sp.Symbol) -> sp.Expr | None:
+    """An affine function of the sign of `switch`, or None: positive factors dropped, odd functions undone."""
+    while True:
+        kept = [a for a in sp.Mul.make_args(switch) if not (a.is_positive or isinstance(a, _POSITIVE))]
+        flips = sum(1 for a in kept if a.is_negative)
+        kept = [a for a in kept if not a.is_negative]
+        if len(kept) != 1:
+            return None
+        (inner,) = kept
+        if isinstance(inner, _ODD):
+            inner = inner.args[0]
+        elif inner.is_Pow and inner.exp.is_Integer and inner.exp % 2:
+            inner = inner.base
+        elif switch == inner:
+            return switch if not sp.diff(switch, z).has(z) else None
+        switch = (-1) ** flips * inner
+        if not sp.diff(switch, z).has(z):
+            return switch
 
 
 def _same_function(left: sp.Expr, right: sp.Expr, z: sp.Symbol) -> bool:

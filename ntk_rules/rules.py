@@ -1,7 +1,8 @@
 """Closed forms by rewriting: one ordered list of rules, each of which answers or declines with None.
 
 Sources: Stein's lemma E[z_i G] = sum_j C_ij E[d_j G]; Girsanov E[e^{b'z} G(z)] = e^{b'Cb/2} E[G(z + Cb)];
-conditioning E[p_nu(a'z + beta) G] = p_{a'Ca + nu}(beta) E[G | a'z + beta + noise = 0], where nu = 0 is a delta
+conditioning E[p_nu(a'z + beta) G] = p_{a'Ca + nu}(beta) E[G | a'z + beta + noise = 0], where nu = 0 is a
+delta
 function and nu > 0 a Gaussian factor; base cases: Sheppard's orthant probabilities and the bivariate normal
 integral.
 """
@@ -15,7 +16,14 @@ from dataclasses import dataclass, field, replace
 import sympy as sp
 
 from ntk_rules import heads
-from ntk_rules.law import Law, conditioned, correlation_symbol, covariance_symbol, joint_determinant, std_symbol
+from ntk_rules.law import (
+    Law,
+    conditioned,
+    correlation_symbol,
+    covariance_symbol,
+    joint_determinant,
+    std_symbol,
+)
 from ntk_rules.terms import Form, Term, differentiate, shift, tidy
 
 
@@ -149,7 +157,11 @@ def _eliminate(form: Form, rest: Term, law: Law, work: Derivation) -> sp.Expr | 
     terms = [start]
     for _ in range(power):
         terms = [
-            replace(t, coefficient=t.coefficient * c, powers=tuple(p + (j == k) for j, p in enumerate(t.powers)))
+            replace(
+                t,
+                coefficient=t.coefficient * c,
+                powers=tuple(p + (j == k) for j, p in enumerate(t.powers)),
+            )
             for t in terms for k, c in enumerate(moves[i]) if c != 0
         ]  # fmt: skip
     return total(terms, _transformed(law, form, i), work)
@@ -197,7 +209,9 @@ def exponential(term: Term, law: Law, work: Derivation) -> sp.Expr | None:
 
 
 def characteristic(term: Term, law: Law, work: Derivation) -> sp.Expr | None:
-    """Base case: E[cos(t'z + phase)] = cos(phase) e^{-t'Ct/2}, the real part of the characteristic function."""
+    """Base case: E[cos(t'z + phase)] = cos(phase) e^{-t'Ct/2}, the real part of the characteristic
+    function.
+    """
     if term.forms or term.wave is None:
         return None
     slope, phase = term.wave
@@ -249,7 +263,7 @@ def two_forms(term: Term, law: Law, work: Derivation) -> sp.Expr | None:
     w = sp.sqrt(joint_determinant(law, f, g)) / (s_f * s_g)
     scale = settle(term.constant)
     if f.offset == 0 and g.offset == 0:
-        work.say("orthant probability", "P(x > 0, y > 0) = (pi - angle)/(2 pi)")
+        work.say("orthant probability", "P(x > 0, y > 0) = 1/4 + arcsin(rho)/(2 pi)")
         return sp.exp(scale) * _orthant(r, w)
     work.say("bivariate normal integral", f"of {_readable(f)} and {_readable(g)}")
     rest, outside = sp.S.Zero, sp.S.One
@@ -266,7 +280,7 @@ def two_forms(term: Term, law: Law, work: Derivation) -> sp.Expr | None:
 
 
 def three_centred_forms(term: Term, law: Law, work: Derivation) -> sp.Expr | None:
-    """Base case: P(x, y, z > 0) = (2 pi - the three angles)/(4 pi) for centred forms."""
+    """Base case: P(x, y, z > 0) = 1/8 + (the three arcsines)/(4 pi) for centred forms."""
     if term.wave or len(term.forms) != 3 or any(f.offset != 0 for f in term.forms):
         return None
     angles = sp.S.Zero
@@ -274,9 +288,9 @@ def three_centred_forms(term: Term, law: Law, work: Derivation) -> sp.Expr | Non
         f, g = term.forms[a], term.forms[b]
         s = sp.sqrt(law.variance(f)) * sp.sqrt(law.variance(g))
         w = sp.sqrt(joint_determinant(law, f, g)) / s
-        angles += _angle(_ratio(law.between(f.slope, g.slope), s), w)
-    work.say("orthant probability", "in three dimensions, (2 pi - the three angles)/(4 pi)")
-    return sp.exp(settle(term.constant)) * (sp.Rational(1, 2) - angles / (4 * sp.pi))
+        angles += _arcsine(_ratio(law.between(f.slope, g.slope), s), w)
+    work.say("orthant probability", "in three dimensions, 1/8 + the three arcsines/(4 pi)")
+    return sp.exp(settle(term.constant)) * (sp.Rational(1, 8) + angles / (4 * sp.pi))
 
 
 # Tried from the top; the first that does not decline answers.
@@ -294,15 +308,15 @@ RULES: tuple[Callable[[Term, Law, Derivation], sp.Expr | None], ...] = (
 
 
 def _orthant(r: sp.Expr, w: sp.Expr) -> sp.Expr:
-    return sp.Rational(1, 2) - _angle(r, w) / (2 * sp.pi)
+    return sp.Rational(1, 4) + _arcsine(r, w) / (2 * sp.pi)
 
 
-def _angle(r: sp.Expr, w: sp.Expr) -> sp.Expr:
+def _arcsine(r: sp.Expr, w: sp.Expr) -> sp.Expr:
     if r == 0:
-        return sp.pi / 2
+        return sp.S.Zero
     if r.could_extract_minus_sign():
-        return sp.pi - heads.Angle(-r, w)
-    return heads.Angle(r, w)
+        return -heads.Arcsine(-r, w)
+    return heads.Arcsine(r, w)
 
 
 def _ratio(cov: sp.Expr, scale: sp.Expr) -> sp.Expr:

@@ -1,9 +1,12 @@
 """Smooth functions without closed form: Mehler's series, and the trapezoidal rule it rests on.
 
-For one Gaussian of standard deviation s, E[f(s x)] is a trapezoidal sum, which converges geometrically for analytic
+For one Gaussian of standard deviation s, E[f(s x)] is a trapezoidal sum, which converges geometrically
+for analytic
 f (L. N. Trefethen, J. A. C. Weideman, "The exponentially convergent trapezoidal rule", SIAM Review 56, 2014).
-For two, E[f(u) g(v)] = sum_k a_k(s_u) b_k(s_v) rho^k with a_k(s) = E[f(s x) h_k(x)], h_k the orthonormal Hermite
-polynomials (Mehler 1866): everything expensive is per variance, a pair costs two multiplications per order. By Cauchy
+For two, E[f(u) g(v)] = sum_k a_k(s_u) b_k(s_v) rho^k with a_k(s) = E[f(s x) h_k(x)], h_k the
+orthonormal Hermite
+polynomials (Mehler 1866): everything expensive is per variance, a pair costs two multiplications per
+order. By Cauchy
 and Schwarz the error of stopping at K is at most (sum_{k>=K} a_k^2 sum_{k>=K} b_k^2)^(1/2) |rho|^K.
 """
 
@@ -98,7 +101,8 @@ def relative_tails(a: jax.Array) -> jax.Array:
 def mehler_sum(a: jax.Array, b: jax.Array, rho: jax.Array) -> jax.Array:
     """sum_k a_k b_k rho^k, stopping at the block after which both tails are below working precision.
 
-    `a`, `b` have the order axis first and broadcast against `rho` behind it. Under vmap the batch becomes one more
+    `a`, `b` have the order axis first and broadcast against `rho` behind it. Under vmap the batch
+    becomes one more
     broadcast axis, so that one stopping test serves the whole batch and a_k, b_k stay as small as they were.
     """
     small = jnp.sqrt(jnp.finfo(rho.dtype).eps) / 4
@@ -144,7 +148,8 @@ def _mehler_sum_batched(size, batched, a, b, rho):
 def refined_error(halved: jax.Array, scale: jax.Array) -> jax.Array:
     """The error of a trapezoidal sum from its difference to the sum with twice the step.
 
-    Geometric convergence squares the relative error when the step is halved; a factor 10 of margin, and rounding.
+    Geometric convergence squares the relative error when the step is halved; a factor 10 of margin, and
+    rounding.
     """
     scale = jnp.where(scale == 0, 1, scale)
     ratio = jnp.minimum(10 * halved / scale, 1)

@@ -6,8 +6,8 @@ A term over Gaussians z is
 
 and a form is Phi((a'z + beta)/sqrt(nu)) differentiated `order` times in its argument a'z + beta. With nu = 0
 that is the step function H(a'z + beta), its derivatives the delta function and onwards; with nu = 1/2 it is
-(1 + erf(a'z + beta))/2, its derivative a Gaussian. So steps, deltas, error functions and Gaussian factors are one
-kind of thing: erf is a step of an argument with noise of variance nu added to it.
+(1 + erf(a'z + beta))/2, its derivative a Gaussian. So steps, deltas, error functions and Gaussian
+factors are one kind of thing: erf is a step of an argument with noise of variance nu added to it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _wave_derivative(term: Term) -> Term:
 
 def _form_derivative(term: Term, k: int, factor: sp.Expr) -> Term:
     form = term.forms[k]
-    forms = term.forms[:k] + (replace(form, order=form.order + 1),) + term.forms[k + 1 :]
+    forms = (*term.forms[:k], replace(form, order=form.order + 1), *term.forms[k + 1 :])
     return replace(term, coefficient=factor * term.coefficient, forms=forms)
 
 
@@ -183,7 +183,7 @@ def _noise_derivative(term: Term, a: sp.Symbol) -> list[Term]:
     out = [_restore(t, back) for t in differentiate_parameter(replace(term, forms=fixed), a)]
     for k, form in enumerate(term.forms):
         if form.nu.has(a):
-            forms = term.forms[:k] + (replace(form, order=form.order + 2),) + term.forms[k + 1 :]
+            forms = (*term.forms[:k], replace(form, order=form.order + 2), *term.forms[k + 1 :])
             half = sp.diff(form.nu, a) / 2
             out.append(replace(term, coefficient=half * term.coefficient, forms=forms))
     return out

@@ -5,7 +5,8 @@ A tier is a function of the question that answers with a `Method` or raises `Dec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import sympy as sp
@@ -13,11 +14,13 @@ import sympy as sp
 from ntk_rules.errors import NoRule
 from ntk_rules.evaluate import compile_formula, entries_read
 from ntk_rules.law import base_law
+from ntk_rules.many import plane, quasi_monte_carlo
 from ntk_rules.method import Declined, Method
 from ntk_rules.numeric import one_gaussian, two_separable
 from ntk_rules.parse import Unparsed, parse
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.rules import Derivation, total
+
 
 def closed_form(question: Question) -> Method:
     """The rewriting rules of `rules.py`."""
@@ -53,6 +56,54 @@ def choose(question: Question) -> Method:
     raise NoRule(f"E[{question.expr}] has no rule. What each tier answered:\n" + "\n".join(reasons))
 
 
+def independence(question: Question) -> Method:
+    """The product of the expectations of mutually independent factors."""
+    if question.expr is None or not question.independent:
+        raise Declined("no Gaussians are known to be independent")
+    zs = gaussian_symbols(question.gaussians)
+    blocks = independent_blocks(sp.Mul.make_args(question.expr), zs, question.independent)
+    if len(blocks) < 2:
+        raise Declined("the factors do not separate")
+    try:
+        methods = [choose(replace(question, expr=sp.Mul(*block))) for block in blocks]
+    except NoRule as reason:
+        raise Declined(f"a factor has no rule:\n{reason}") from None
+
+    def compute(covariances, parameters):
+        return math.prod(m.compute(covariances, parameters) for m in methods)
+
+    def estimate(covariances, parameters):
+        sizes = [abs(m.compute(covariances, parameters)) for m in methods]
+        errors = [m.error(covariances, parameters) for m in methods]
+        return math.prod(s + e for s, e in zip(sizes, errors, strict=True)) - math.prod(sizes)
+
+    needs = tuple(sorted({e for m in methods for e in m.needs}))
+    worst = max(methods, key=lambda m: m.bound)
+    steps = ("independence: the factors one by one", *dict.fromkeys(s for m in methods for s in m.steps))
+    tier = " * ".join(sorted({m.tier for m in methods}))
+    bound = sum(m.bound for m in methods)
+    return Method(tier, needs, compute, steps, None, bound, worst.bound_range, estimate)
+
+
+def independent_blocks(
+    factors: Sequence[sp.Expr], zs: Sequence[sp.Symbol], independent: frozenset[tuple[int, int]]
+) -> list[list[sp.Expr]]:
+    """The factors in groups, such that Gaussians of different groups are independent."""
+    groups: list[tuple[set[int], list[sp.Expr]]] = []
+    for factor in factors:
+        used = {i for i, z in enumerate(zs) if factor.has(z)}
+        joined, members = set(used), [factor]
+        apart = []
+        for other, others in groups:
+            linked = any(i == j or (min(i, j), max(i, j)) not in independent for i in used for j in other)
+            if linked or not used or not other:
+                joined, members = joined | other, members + others
+            else:
+                apart.append((other, others))
+        groups = [*apart, (joined, members)]
+    return [members for _, members in groups]
+
+
 def linearity(question: Question) -> Method:
     """The sum of the expectations of the addends, each by its own best tier."""
     if question.terms is not None or question.expr is None:
@@ -60,6 +111,8 @@ def linearity(question: Question) -> Method:
     expanded = sp.expand_mul(question.expr)
     if not expanded.is_Add:
         raise Declined("a single product")
+    if not question.expr.has(sp.DiracDelta) and _needs_sampling(expanded, question):
+        raise Declined("the addends mix Gaussians; together they are sampled once")
     zs = gaussian_symbols(question.gaussians)
     parts = [(c, replace(question, expr=e)) for c, e in _addends(expanded, zs)]
     reasons: list[str] = []
@@ -77,8 +130,7 @@ def linearity(question: Question) -> Method:
 
     def compute(covariances, parameters):
         return sum(
-            c({}, parameters) * m.compute(covariances, parameters)
-            for c, m in zip(coefficients, methods, strict=True)
+            c({}, parameters) * m.compute(covariances, parameters) for c, m in zip(coefficients, methods, strict=True)
         )
 
     def estimate(covariances, parameters):
@@ -94,6 +146,18 @@ def linearity(question: Question) -> Method:
     return Method(names, needs, compute, steps, None, bound, worst.bound_range, estimate)
 
 
+def _needs_sampling(expanded: sp.Expr, question: Question) -> bool:
+    """Whether more than two Gaussians are mixed by an addend that is not in the normal form."""
+    zs = gaussian_symbols(question.gaussians)
+    for addend in expanded.args:
+        if sum(addend.has(z) for z in zs) > 2:
+            try:
+                parse(addend, zs)
+            except Unparsed:
+                return True
+    return False
+
+
 def _addends(expanded: sp.Expr, zs: tuple[sp.Symbol, ...]) -> list[tuple[sp.Expr, sp.Expr]]:
     """(coefficient free of Gaussians, rest) of each addend, equal rests joined."""
     sums: dict[sp.Expr, sp.Expr] = {}
@@ -105,7 +169,10 @@ def _addends(expanded: sp.Expr, zs: tuple[sp.Symbol, ...]) -> list[tuple[sp.Expr
 
 TIERS: tuple[tuple[str, Callable[[Question], Method]], ...] = (
     ("closed form", closed_form),
+    ("independence", independence),
     ("one Gaussian", one_gaussian),
     ("Hermite series", two_separable),
     ("linearity", linearity),
+    ("plane quadrature", plane),
+    ("quasi-Monte Carlo", quasi_monte_carlo),
 )

@@ -19,9 +19,9 @@ __all__ = ["KernelGraph", "derive"]
 class KernelGraph:
     """What is to be computed for a kernel.
 
-    nngp, ntk: E[f(x) f(x')] and E[t(x) t(x')]; nngp_self, ntk_self: the same at x' = x. Axes: those of the output along which its
-    entries differ in law (first of f(x), then of f(x')), after `mirrored` leading axes of identical copies. answers: the questions
-    that each quantity answers, for the reader.
+    nngp, ntk: E[f(x) f(x')] and E[t(x) t(x')]; nngp_self, ntk_self: the same at x' = x. Axes: those of the output
+    along which its entries differ in law (first of f(x), then of f(x')), after `mirrored` leading axes of identical
+    copies. answers: the questions that each quantity answers, for the reader.
     """
 
     nngp: Quantity
@@ -77,7 +77,8 @@ def derive(program: Program, tangent: Program | None) -> KernelGraph:
 
 
 def _canonical(q: Second) -> Second:
-    """Letters numbered by first appearance, as every question has them. The order of `out` is kept: it is already sorted."""
+    """Letters numbered by first appearance, as every question has them. The order of `out` is kept: it is already
+    sorted."""
     names: dict[str, str] = {"1": "1"}
     for c in q.lu + q.lv:
         if c not in names:

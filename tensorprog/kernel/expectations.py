@@ -10,6 +10,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import sympy
 from ntk_rules import Expectation, NoRule, expectation
@@ -18,7 +19,7 @@ from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import Moment, Node, Nonlin
 from tensorprog.ir.phi import parameter, vector
 from tensorprog.kernel.graph import Expect, Operand, Zero, is_zero
-from tensorprog.kernel.questions import Answer, Second, Value, ask, combine, contract, fresh, sizes_of
+from tensorprog.kernel.questions import Answer, Second, Value, Work, ask, combine, contract, fresh, sizes_of
 from tensorprog.passes.structure import Structure
 
 __all__ = ["expectation_of"]
@@ -80,18 +81,18 @@ def _copies(made: list[tuple[Operand, str]], everything: str, out: str, sizes: d
 def _expected(
     law: _Law, used: tuple[int, ...], given: tuple[int, ...], arguments: list[_Argument], parameters: list[_Parameter],
     sides: list[tuple[Node, str, int]], sizes: dict[str, int], cross: bool,
-) -> Answer:  # fmt: skip
+) -> Work[tuple[Operand, str]]:  # fmt: skip
     """One factor: its quantity as an operand, and the letters of its axes."""
     found = _derive(law, sides)
     if found.formula is not None and found.formula == 0:
-        return Operand(Zero(())), ""  # type: ignore[return-value]
+        return Operand(Zero(())), ""
     covariances, their_letters = [], []
     for i, j in found.needs:
         operand, letters = yield from _covariance(arguments[used[i]], arguments[used[j]], cross)
         covariances.append(operand)
         their_letters.append(letters)
     if law.is_covariance:
-        return covariances[0], their_letters[0]  # type: ignore[return-value]
+        return covariances[0], their_letters[0]
     values = []
     for k in given:
         parameter = parameters[k]
@@ -99,14 +100,15 @@ def _expected(
         their_letters.append(parameter.letters)
     everything = "".join(dict.fromkeys("".join(their_letters).replace("1", "")))
     operands = (*covariances, *values)
-    own = all(o.side is not None for o in operands) and len({o.side for o in operands}) == 1
-    if own and cross:  # it concerns one input only
-        side = operands[0].side
+    sides_read = {o.side for o in operands}
+    own = cross and len(sides_read) == 1 and None not in sides_read  # it concerns one input only
+    side = operands[0].side if own else None
+    if own:
         operands = tuple(Operand(o.quantity) for o in operands)
     made = Expect(
         found, law.expr, tuple(their_letters), everything, operands, len(covariances), tuple(sizes[c] for c in everything), cross and not own,
     )  # fmt: skip
-    return Operand(made, side if own and cross else None), everything  # type: ignore[return-value]
+    return Operand(made, side), everything
 
 
 def _factor(
@@ -120,7 +122,7 @@ def _factor(
     return node.phi.expr, xs, thetas
 
 
-def _place(known: list, item: object) -> int:  # type: ignore[type-arg]
+def _place(known: list[Any], item: object) -> int:
     if item not in known:
         known.append(item)
     return known.index(item)
@@ -235,7 +237,7 @@ def _groups(product: sympy.Expr, independent: frozenset[tuple[int, int]]) -> tup
 
 
 def _factors(product: sympy.Expr) -> list[sympy.Expr]:
-    parts = []
+    parts: list[sympy.Expr] = []
     for factor in sympy.Mul.make_args(product):
         if factor.is_Pow and factor.exp.is_Integer and factor.exp > 0 and factor.base.is_Mul:
             parts.extend(part**factor.exp for part in factor.base.args)
@@ -277,13 +279,13 @@ def _derive(law: _Law, sides: list[tuple[Node, str, int]]) -> Expectation:
         ) from None  # fmt: skip
 
 
-def _covariance(a: _Argument, b: _Argument, cross: bool) -> Answer:  # type: ignore[misc]
+def _covariance(a: _Argument, b: _Argument, cross: bool) -> Work[tuple[Operand, str]]:
     """The covariance of two arguments, with the letters of its axes."""
     if a.side == b.side or (not cross and a.letters == b.letters):
         letters = a.letters.replace("1", "")
         found = yield from ask(a.node, a.letters, b.node, b.letters, letters, False)
-        return Operand(found, a.side if cross else None), letters  # type: ignore[return-value]
+        return Operand(found, a.side if cross else None), letters
     first, second = (a, b) if a.side < b.side else (b, a)
     letters = "".join(dict.fromkeys((first.letters + second.letters).replace("1", "")))
     found = yield from ask(first.node, first.letters, second.node, second.letters, letters, cross)
-    return Operand(found), letters  # type: ignore[return-value]
+    return Operand(found), letters

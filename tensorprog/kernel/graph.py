@@ -1,8 +1,8 @@
 """The kernel graph: what is to be computed for a kernel, as a graph of array operations with their meaning.
 
-A quantity belongs to one input ("self": E[u v](x, x), a mean, a deterministic array) or to a pair ("cross": E[u(x) v(x')]). Operands
-of a cross quantity are cross quantities, or self quantities of either side. Quantities are hash-consed and refer only to
-what they need, so the graph of the output holds nothing else.
+A quantity belongs to one input ("self": E[u v](x, x), a mean, a deterministic array) or to a pair ("cross": E[u(x)
+v(x')]). Operands of a cross quantity are cross quantities, or self quantities of either side. Quantities are
+hash-consed and refer only to what they need, so the graph of the output holds nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Quantity(metaclass=Interned):
-    """An array of the kernel graph. cross: does it belong to a pair of inputs? asked: the question it answers, for the reader."""
+    """An array of the kernel graph. cross: does it belong to a pair of inputs? asked: the question it answers, for
+    the reader."""
 
     asked: str | None = field(default=None, compare=False, repr=False, kw_only=True)
 
@@ -57,9 +58,9 @@ class Data(Quantity):
 
 @dataclass(frozen=True, eq=False)
 class Contract(Quantity):
-    """scale * einsum(spec, operands): products, sums and diagonals of covariances. A 1 in an operand's letters is an axis of
-    size one that is dropped; letters that only the result has are repeated along; a letter twice in the result is a diagonal
-    (the identity)."""
+    """scale * einsum(spec, operands): products, sums and diagonals of covariances. A 1 in an operand's letters is an
+    axis of size one that is dropped; letters that only the result has are repeated along; a letter twice in the
+    result is a diagonal (the identity)."""
 
     spec: str
     operands: tuple[Operand, ...]
@@ -80,8 +81,9 @@ class Combine(Quantity):
 
 @dataclass(frozen=True, eq=False)
 class Apply(Quantity):
-    """A position map applied to some axes of a covariance. places: which axis of the operand each axis of the map's argument is,
-    or None for a new axis of size one; the map's own axes come first in the result, then the other axes in order."""
+    """A position map applied to some axes of a covariance. places: which axis of the operand each axis of the map's
+    argument is, or None for a new axis of size one; the map's own axes come first in the result, then the other axes
+    in order."""
 
     op: Position
     operands: tuple[Operand, ...]
@@ -106,9 +108,11 @@ class Shifts(Quantity):
 
 @dataclass(frozen=True, eq=False)
 class Expect(Quantity):
-    """E[F(z); a]: covariances in the order the expectation needs them, then parameters, each with the axes of the result it has.
+    """E[F(z); a]: covariances in the order the expectation needs them, then parameters, each with the axes of the
+    result it has.
 
-    letters: the axes of each operand, as letters of `out`; missing ones broadcast. function: F, in u0, u1, .. and b0, b1, ..
+    letters: the axes of each operand, as letters of `out`; missing ones broadcast. function: F, in u0, u1, .. and
+    b0, b1, ..
     """
 
     expectation: Expectation
@@ -122,6 +126,7 @@ class Expect(Quantity):
 
 
 def is_zero(quantity: Any) -> bool:
+    """Is it zero by structure?"""
     return isinstance(quantity, Zero)
 
 

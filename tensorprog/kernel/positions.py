@@ -1,15 +1,15 @@
 """Position maps in covariances: the map itself, applied over one side's axes.
 
-Three ways, the first that fits: both sides carry the same selecting map along a diagonal, so it acts on the diagonal itself;
-both are windows whose offsets are summed together (a convolution), so covariances are summed along shifts; otherwise the
-map acts on one side and the diagonal, if asked for, is taken afterwards.
+Three ways, the first that fits: both sides carry the same selecting map along a diagonal, so it acts on the diagonal
+itself; both are windows whose offsets are summed together (a convolution), so covariances are summed along shifts;
+otherwise the map acts on one side and the diagonal, if asked for, is taken afterwards.
 """
 
 from __future__ import annotations
 
 from tensorprog.ir import PositionMap
 from tensorprog.ir.nodes import Const
-from tensorprog.kernel.graph import Apply, Operand, Shifts, Zero, is_zero
+from tensorprog.kernel.graph import Apply, Operand, Quantity, Shifts, Zero, is_zero
 from tensorprog.kernel.questions import Answer, Mean, Second, Value, ask, contract, fresh, sizes_of
 
 __all__ = ["map_mean", "map_second"]
@@ -66,7 +66,7 @@ def _one_side(q: Second, *, first: bool) -> Answer:
     return (yield from _applied(q, node, inner, have, inner_letters, letters, 0 if first else 1))
 
 
-def _applied(q: Second, u: PositionMap, inner: object, have: str, lx: str, lu: str, side: int) -> Answer:
+def _applied(q: Second, u: PositionMap, inner: Quantity, have: str, lx: str, lu: str, side: int) -> Answer:
     """The map over the axes `lx` of an inner covariance with axes `have`; then what the question asks of the result."""
     sizes = sizes_of((q.lu, q.u.type.shape), (q.lv, q.v.type.shape))
     shape = tuple(sizes[c] for c in q.out)
@@ -82,7 +82,7 @@ def _applied(q: Second, u: PositionMap, inner: object, have: str, lx: str, lu: s
     inner_sizes = sizes | sizes_of((lx, u.args[0].type.shape))
     made = "".join(c for c in lu if c != "1") + rest
     made_shape = tuple(n for n in u.type.shape if n > 1) + tuple(inner_sizes[c] for c in rest)
-    mapped = Apply(u.op, (Operand(inner), *aux), places, made_shape, q.cross)  # type: ignore[arg-type]
+    mapped = Apply(u.op, (Operand(inner), *aux), places, made_shape, q.cross)
     return contract(f"{made}->{q.out}", [Operand(mapped)], shape, q.cross)
 
 
@@ -91,7 +91,7 @@ def _only_moves(u: PositionMap) -> bool:
     inner = u.args[0].type.shape
     source = u.op.same_axis(inner)
     kept = [i for i, n in zip(source, u.type.shape, strict=True) if n > 1]
-    return None not in kept and sorted(kept) == [i for i, n in enumerate(inner) if n > 1]  # type: ignore[type-var]
+    return sorted(i for i in kept if i is not None) == [i for i, n in enumerate(inner) if n > 1] and None not in kept
 
 
 def _moved(u: PositionMap, have: str, lx: str, lu: str) -> str:

@@ -1,11 +1,11 @@
 """The questions the theory asks of a program, in the letters of einsum, and the loop that answers them.
 
-`Second(u, v, cross, lu, lv, out)` asks for E[u v] with one letter for every axis of u and of v: a letter that both have is a
-diagonal, a letter that `out` lacks is summed over, a 1 stands for an axis of size one. cross: v is taken at another input than
-u. `Mean(u)` asks for E[u], and `Value(s)` for a deterministic array.
+`Second(u, v, cross, lu, lv, out)` asks for E[u v] with one letter for every axis of u and of v: a letter that both
+have is a diagonal, a letter that `out` lacks is summed over, a 1 stands for an axis of size one. cross: v is taken
+at another input than u. `Mean(u)` asks for E[u], and `Value(s)` for a deterministic array.
 
-A rule is a generator that yields further questions and returns a quantity. Answers are remembered, and the loop keeps its own
-stack: what the output does not need is never asked, and depth meets no recursion limit.
+A rule is a generator that yields further questions and returns a quantity. Answers are remembered, and the loop
+keeps its own stack: what the output does not need is never asked, and depth meets no recursion limit.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from tensorprog.ir import Node
 from tensorprog.kernel.graph import Combine, Contract, Operand, Quantity, Zero, is_zero
 
-__all__ = ["LETTERS", "Answer", "Mean", "Question", "Second", "Value", "answer", "ask", "combine", "contract", "fresh", "sizes_of"]
+__all__ = ["LETTERS", "Answer", "Mean", "Question", "Second", "Value", "Work", "answer", "ask", "combine", "contract", "fresh", "sizes_of"]
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -50,7 +50,9 @@ class Value:
 
 
 Question = Second | Mean | Value
-Answer = Generator[Question, Quantity, Quantity]
+T = TypeVar("T")
+Work = Generator[Question, Quantity, T]  # asks questions, is sent their answers, returns a T
+Answer = Work[Quantity]
 
 
 def answer(question: Question, rule: Callable[[Question], Answer], memo: dict[Question, Quantity]) -> Quantity:
@@ -132,6 +134,3 @@ def combine(terms: Sequence[tuple[float, Quantity]], shape: Sequence[int], cross
         return next(iter(total))
     return Combine(tuple(total.values()), tuple(Operand(q) for q in total), tuple(shape), cross)
 
-
-def shape_of(quantity: Any) -> tuple[int, ...]:
-    return quantity.shape

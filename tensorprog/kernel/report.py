@@ -1,7 +1,7 @@
 """The derivation of a kernel as a page to read: Markdown with LaTeX, printed from the graph itself.
 
-First the program (and its tangent program) with a name for every variable, then each Gaussian expectation that was needed, with its
-rule and error bound, then the recursion, one quantity a line, in the order in which it is computed.
+First the program (and its tangent program) with a name for every variable, then each Gaussian expectation that was
+needed, with its rule and error bound, then the recursion, one quantity a line, in the order in which it is computed.
 """
 
 from __future__ import annotations
@@ -175,7 +175,8 @@ class _Page:
 
 
 def _answers(graph: KernelGraph, program: Program, tangent: Program | None) -> dict[Quantity, Question]:
-    """For each quantity the plainest question it answers: one about the network rather than its tangent, about one variable."""
+    """For each quantity the plainest question it answers: one about the network rather than its tangent, about one
+    variable."""
     facts = Structure([p.output for p in (program, tangent) if p is not None])
 
     def plainness(question: Question) -> tuple[bool, bool]:

@@ -1,7 +1,7 @@
 """The master theorem as rules: how each question about a program's variables is answered by simpler ones.
 
-Sources, beside each rule: Yang, Tensor Programs III (the master theorem for NETSOR-T+ without transposes) and II (its use for
-neural tangent kernels).
+Sources, beside each rule: Yang, Tensor Programs III (the master theorem for NETSOR-T+ without transposes) and II
+(its use for neural tangent kernels).
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class Rules:
         return contract(f"{factor},{have}->{q.out}", operands_, shape, q.cross, extra)
 
     def _matmuls(self, q: Second) -> Answer:
-        """Cov(W x, W y) = sigma^2 E[x y], summed over what the product sums over (Tensor Programs III, theorem on Zhat)."""
+        """Cov(W x, W y) = sigma^2 E[x y], summed over what the product sums over (Tensor Programs III, theorem on
+        Zhat)."""
         u, v = q.u, q.v
         assert isinstance(u, MatMul) and isinstance(v, MatMul)
         weight = u.root

@@ -1,7 +1,7 @@
 """Contractions of covariance arrays, in the dialect of the kernel graph.
 
-A 1 in an operand's letters is an axis of size one, dropped first. A letter twice in one operand takes the diagonal; a letter only in
-the result repeats along it; a letter twice in the result makes a diagonal matrix (the identity).
+A 1 in an operand's letters is an axis of size one, dropped first. A letter twice in one operand takes the diagonal;
+a letter only in the result repeats along it; a letter twice in the result makes a diagonal matrix (the identity).
 """
 
 from __future__ import annotations

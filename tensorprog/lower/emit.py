@@ -1,7 +1,8 @@
-"""Emit the kernel graph as JAX code: one function of one input for what belongs to it alone, one of a pair for the rest.
+"""Emit the kernel graph as JAX code: one function of one input for what belongs to it alone, one of a pair for the
+rest.
 
-Nothing here knows a batch axis: `jax.vmap` over both arguments turns the first layer's inner products into one matrix product and
-keeps every self quantity at N, not N^2. One row per kind of quantity in `EMIT`.
+Nothing here knows a batch axis: `jax.vmap` over both arguments turns the first layer's inner products into one
+matrix product and keeps every self quantity at N, not N^2. One row per kind of quantity in `EMIT`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...]) -> Lowered:
     places = {q: i for i, q in enumerate(kept)}
 
     def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array]) -> State:
-        dtype = jnp.result_type(*[leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)] or [float])
+        real = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        dtype = jnp.result_type(*real) if real else jnp.result_type(float)
         env: Env = {}
         context = _Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype)
         for quantity in quantities(kept):

@@ -24,18 +24,29 @@ def fingerprint(leaves: Sequence[jax.Array]) -> jax.Array:
     total = jnp.zeros(2, jnp.uint32)
     for i, leaf in enumerate(leaves):
         words = _words(lax.stop_gradient(leaf))
-        rng = np.random.default_rng(_SEED + i)
-        weights = rng.integers(0, 2**31, (words.size, 2), dtype=np.uint32) * np.uint32(2) + np.uint32(1)
         mixed = words * jnp.uint32(0x9E37_79B1)
         mixed = mixed ^ (mixed >> 15)
-        total = total + jnp.sum(mixed[:, None] * weights, axis=0, dtype=jnp.uint32)
+        total = total + jnp.sum(mixed[:, None] * _weights(i, words.size), axis=0, dtype=jnp.uint32)
     return total
 
 
+def _weights(leaf: int, size: int) -> jax.Array:
+    """Odd pseudo-random numbers, (size, 2), made where they are used: as constants they would fill the compiled program."""
+    seeds = np.random.default_rng(_SEED + leaf).integers(0, 2**32, 2, dtype=np.uint32)
+    numbers = jnp.arange(size, dtype=jnp.uint32)[:, None] * jnp.uint32(0x9E37_79B1) + seeds
+    for shift, factor in ((16, 0x85EB_CA6B), (13, 0xC2B2_AE35)):  # the finaliser of MurmurHash3 (Appleby, public domain)
+        numbers = (numbers ^ (numbers >> shift)) * jnp.uint32(factor)
+    return (numbers ^ (numbers >> 16)) | jnp.uint32(1)
+
+
 def _words(leaf: jax.Array) -> jax.Array:
-    """The bits of an array as 32-bit words, -0.0 read as 0.0."""
+    """The bits of an array as 32-bit words, -0.0 read as 0.0.
+
+    Eight bytes are read as one integer and split by arithmetic: a bitcast that changes the shape cannot be exported with an open
+    batch size (StableHLO does not refine it).
+    """
     if jnp.issubdtype(leaf.dtype, jnp.floating):
         leaf = jnp.where(leaf == 0, jnp.zeros_like(leaf), leaf)
-        kind = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[leaf.dtype.itemsize]
-        return lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32).reshape(-1)
-    return leaf.astype(jnp.uint32).reshape(-1)
+        leaf = lax.bitcast_convert_type(leaf, {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[leaf.dtype.itemsize])
+    parts = [leaf, leaf >> 32] if leaf.dtype.itemsize == 8 else [leaf]
+    return jnp.concatenate([part.astype(jnp.uint32).reshape(-1) for part in parts])

@@ -1,7 +1,8 @@
 """The conditions under which a program's covariances need no transposes, and its NTK is that of the tangent program.
 
-Every weight is used one way round only, and a readout weight is used for nothing else (the simple GIA check of Yang, Tensor
-Programs II, condition 1). Otherwise the master theorem has correction terms (Zdot), which this version does not compute.
+Every weight is used one way round only, and a readout weight is used for nothing else (the simple GIA check of Yang,
+Tensor Programs II, condition 1). Otherwise the master theorem has correction terms (Zdot), which this version does
+not compute.
 """
 
 from __future__ import annotations

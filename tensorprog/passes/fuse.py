@@ -1,8 +1,9 @@
 """Fuse elementwise chains: every Nonlin and Moment becomes one scalar function of Gaussian variables.
 
 phi(psi(g)) becomes one function of g; a sum of Gaussians stays one argument; in a sum of Gaussians and images of
-nonlinearities the Gaussian part becomes one argument and the images are inlined; a map that only selects positions moves
-inside. What remains an argument without being Gaussian (a pooled image, say) the kernel stage takes up or refuses.
+nonlinearities the Gaussian part becomes one argument and the images are inlined; a map that only selects positions
+moves inside. What remains an argument without being Gaussian (a pooled image, say) the kernel stage takes up or
+refuses.
 """
 
 from __future__ import annotations
@@ -146,11 +147,14 @@ def _flatten(x: LinComb, facts: Structure) -> list[tuple[float | Node, Node]] | 
     stack: list[tuple[float | Node, Node]] = list(reversed(x.terms))
     while stack:
         a, term = stack.pop()
-        opens = isinstance(term, LinComb) and term.type.kind == "vector" and not facts[term].gaussian
-        if opens and not isinstance(a, Node):
-            inner = [(b, y) for b, y in term.terms]
-            if a == 1.0 or not any(isinstance(b, Node) for b, _ in inner):
-                stack.extend((b if a == 1.0 else a * b, y) for b, y in reversed(inner))  # type: ignore[operator]
+        opens = term.type.kind == "vector" and not facts[term].gaussian and not isinstance(a, Node)
+        if opens and isinstance(term, LinComb) and not isinstance(a, Node):
+            numbers = [(b, y) for b, y in term.terms if not isinstance(b, Node)]
+            if a == 1.0:
+                stack.extend(reversed(term.terms))
+                continue
+            if len(numbers) == len(term.terms):
+                stack.extend((a * b, y) for b, y in reversed(numbers))
                 continue
         flat.append((a, term))
         if len(flat) > _MOST_ARGUMENTS:

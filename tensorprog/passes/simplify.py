@@ -73,8 +73,9 @@ def factor_taken_in(node: Node, facts: Structure) -> Node | None:
     if isinstance(node, LinComb) and len(node.terms) == 1:
         a, x = node.terms[0]
         if isinstance(x, LinComb) and x.type.kind == "vector" and not isinstance(a, Node):
-            if not any(isinstance(b, Node) for b, _ in x.terms):
-                return LinComb(tuple((a * b, y) for b, y in x.terms), source=node.source)  # type: ignore[operator]
+            numbers = [(b, y) for b, y in x.terms if not isinstance(b, Node)]
+            if len(numbers) == len(x.terms):
+                return LinComb(tuple((a * b, y) for b, y in numbers), source=node.source)
     return None
 
 

@@ -1,10 +1,10 @@
 """Facts read off a program without computing anything: what is Gaussian, what is independent, what is odd.
 
-roots: the Gaussian weights a vector variable is made of at its surface. The image W x depends on W, and on x only through
-covariances, so its root is W alone; variables without a common root are independent (Yang, Tensor Programs III: Zhat of
-different matrices are independent).
-parity: how a variable answers to flipping the sign of all primed weights at once (even, odd, or neither): an odd one has
-zero mean and zero covariance with an even one.
+roots: the Gaussian weights a vector variable is made of at its surface. The image W x depends on W, and on x only
+through covariances, so its root is W alone; variables without a common root are independent (Yang, Tensor Programs
+III: Zhat of different matrices are independent).
+parity: how a variable answers to flipping the sign of all primed weights at once (even, odd, or neither): an odd one
+has zero mean and zero covariance with an even one.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     t(W x) = W t(x) + W' x      t(phi(x)) = sum_i d_i phi(x) t(x_i)      t(LinComb) = LinComb of t
 
-with W' a fresh Gaussian weight. At any width the mean over directions of t_f(x) t_f(x') is exactly the NTK, so in the limit
-NTK(x, x') = E[Z^{t_f(x)} Z^{t_f(x')}] (design note 2.3; it restates Yang, Tensor Programs II, theorem 2.1, which sums over
-weights and pairs of uses, as one more program). It needs the readout to be an independent zero-mean Gaussian, which
-`passes.conditions` checks; a Moment then has no tangent.
+with W' a fresh Gaussian weight. At any width the mean over directions of t_f(x) t_f(x') is exactly the NTK, so in
+the limit NTK(x, x') = E[Z^{t_f(x)} Z^{t_f(x')}] (design note 2.3; it restates Yang, Tensor Programs II, theorem 2.1,
+which sums over weights and pairs of uses, as one more program). It needs the readout to be an independent zero-mean
+Gaussian, which `passes.conditions` checks; a Moment then has no tangent.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def _tangent(node: Node, known: dict[Node, Node | None]) -> Node | None:
             derivative = _derivative(phi, tuple(moving))
             if derivative.expr == 0:
                 return None
-            return Nonlin(derivative, (*xs, *(known[xs[i]] for i in moving)), thetas, source=node.source)  # type: ignore[misc]
+            tangents = tuple(t for i in moving if (t := known[xs[i]]) is not None)
+            return Nonlin(derivative, (*xs, *tangents), thetas, source=node.source)
     raise AssertionError(f"no tangent of {type(node).__name__}")
 
 

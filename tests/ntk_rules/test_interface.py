@@ -1,0 +1,102 @@
+"""The public interface: caching, explanations, errors, constants, doctests."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+import sympy as sp
+
+import ntk_rules
+from ntk_rules import expectation, explain
+from ntk_rules.constants import snap
+
+u, v, a = sp.symbols("u v a")
+
+
+def test_equal_questions_share_their_derivation():
+    x, y = sp.symbols("x y")
+    first = expectation(sp.Max(u, 0) * sp.Max(v, 0), (u, v))
+    start = time.perf_counter()
+    for _ in range(50):
+        again = expectation(sp.Max(x, 0) * sp.Max(y, 0), (x, y))
+    assert time.perf_counter() - start < 5.0  # a derivation takes a tenth of a second, a look-up milliseconds
+    assert again._core is first._core
+
+
+def test_a_layer_traces_to_few_operations():
+    E = expectation(sp.Max(u, 0) * sp.Max(v, 0), (u, v))
+    text = jax.jit(lambda a, b, c: E.value((a, b, c))).lower(1.0, 0.5, 1.0).as_text()
+    assert sum("stablehlo." in line for line in text.splitlines()) < 250
+
+
+def test_explain_names_the_rules():
+    text = explain(sp.Max(u, 0) * sp.Max(v, 0))
+    assert "closed form" in text and "Stein" in text and "orthant" in text
+    assert "Mehler" in explain(sp.tanh(u) * sp.tanh(v))
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: expectation(u * v, (u,)), "neither gaussians"),
+        (lambda: expectation("no", (u,)), "neither gaussians"),
+        (lambda: expectation(u, (u, u)), "named twice"),
+        (lambda: expectation(u * v, (u, v), means=(a,)), "means has 1"),
+        (lambda: expectation(u * v, (u, v), independent=[(0, 2)]), "expected two indices below 2"),
+        (lambda: expectation(u * v, (u, v)).value((1.0, 2.0)), "expected 1"),
+        (lambda: expectation(a * u**2, (u,), (a,)).value((1.0,)), "parameters"),
+        (lambda: expectation(sp.zeta(u) * sp.tanh(u), (u,)), "no meaning in JAX"),
+    ],
+)
+def test_bad_input_gets_one_clear_error(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
+@pytest.mark.parametrize(
+    "given, meant",
+    [
+        (0.7071067811865476, sp.sqrt(2) / 2),
+        (0.7978845608028654, sp.sqrt(2 / sp.pi)),
+        (0.044715, sp.Rational("0.044715")),
+        (0.044714998453855515, sp.Rational("0.044715")),
+        (0.7071067690849304, sp.sqrt(2) / 2),
+        (1 / 3, sp.Rational(1, 3)),
+        (-1.5, -sp.Rational(3, 2)),
+        (3.141592653589793, sp.pi),
+    ],
+)
+def test_constants_are_recognised(given, meant):
+    assert sp.simplify(snap(given) - meant) == 0
+
+
+def test_other_constants_stay_exactly_themselves():
+    for x in (1.0507009873554805, 0.1234567890123, 2.718281828459045):
+        assert float(snap(x)) == x
+
+
+def test_values_without_covariances():
+    assert float(expectation(sp.Heaviside(u), (u,)).value(())) == 0.5
+    E = expectation(a + 0 * u, (u,), (a,))
+    assert float(E.value((), (jnp.asarray(3.0),))) == 3.0
+
+
+def test_import_is_quick():
+    code = "import jax, sympy, time; t = time.time(); import ntk_rules; print(time.time() - t)"
+    took = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert took < 2.0
+
+
+def test_doctests():
+    for module in pkgutil.iter_modules(ntk_rules.__path__):
+        found = importlib.import_module(f"ntk_rules.{module.name}")
+        result = doctest.testmod(found, optionflags=doctest.ELLIPSIS)
+        assert result.failed == 0, module.name

@@ -1,0 +1,110 @@
+"""The special functions against mpmath, in both precisions."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+
+from ntk_rules import special
+
+from . import references
+
+DTYPES = [np.float64, np.float32]
+EPS = {np.float64: 1e-15, np.float32: 3e-7}  # a few units in the last place of numbers of order one
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_acos_and_asin(dtype):
+    x = np.concatenate([np.linspace(-1, 1, 401), 1 - np.logspace(-12, -1, 40), np.logspace(-12, -1, 40)]).astype(dtype)
+    for ours, exact in ((special.acos, mp.acos), (special.asin, mp.asin)):
+        want = np.array([float(exact(mp.mpf(float(t)))) for t in x])
+        assert np.max(np.abs(np.asarray(ours(x), float) - want)) < 4 * EPS[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_angle_keeps_relative_accuracy_for_small_angles(dtype):
+    t = np.logspace(-6, 0, 30)
+    got = np.asarray(special.angle(np.cos(t).astype(dtype), np.sin(t).astype(dtype)), float)
+    np.testing.assert_allclose(got, t, rtol=8 * EPS[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_erfcx(dtype):
+    x = np.concatenate([np.linspace(0, 30, 200), np.logspace(2, 8, 20)]).astype(dtype)
+    with mp.workdps(40):
+        want = [
+            float(mp.erfc(mp.mpf(float(t))) * mp.exp(mp.mpf(float(t)) ** 2))
+            if t < 100
+            else float((1 - 1 / (2 * mp.mpf(float(t)) ** 2)) / (mp.sqrt(mp.pi) * mp.mpf(float(t))))
+            for t in x
+        ]
+    # Beyond 100 the two-term expansion is right to 1e-8 relative, so the far points get that tolerance.
+    near = x < 100
+    got = np.asarray(special.erfcx(x), float)
+    np.testing.assert_allclose(got[near], np.array(want)[near], rtol=8 * EPS[dtype])
+    np.testing.assert_allclose(got[~near], np.array(want)[~near], rtol=3e-7)
+
+
+def _cases():
+    rng = np.random.default_rng(0)
+    for h, k in [
+        (0, 0),
+        (0.0, 1.3),
+        (-2.0, 0.0),
+        (1e-5, -1e-5),
+        (0.7, 0.7),
+        (0.7, -0.7),
+        (-3.0, 2.5),
+        (5.0, -1.0),
+    ]:
+        for r in (0.0, 0.5, -0.5, 0.999, -0.999, 1 - 1e-9, -1 + 1e-9):
+            yield h, k, r
+    for _ in range(20):
+        yield (*rng.normal(size=2) * 1.5, rng.uniform(-1, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bivariate_cdf(dtype):
+    h, k, r = (np.array(t).astype(dtype) for t in zip(*_cases(), strict=True))
+    inside = np.abs(r) < 1
+    h, k, r = h[inside], k[inside], r[inside]
+    w = np.array([float(mp.sqrt((1 - mp.mpf(float(t))) * (1 + mp.mpf(float(t))))) for t in r]).astype(dtype)
+    want = [float(references.bivariate_normal(*map(float, case))) for case in zip(h, k, r, strict=True)]
+    worst = np.max(np.abs(np.asarray(special.bivariate_cdf(h, k, r, w), float) - want))
+    assert worst < (1e-14 if dtype is np.float64 else 5e-7)
+
+
+def test_bivariate_cdf_at_the_boundary():
+    """Correlation +-1 and infinite limits."""
+    h = jnp.array([0.3, -0.2, jnp.inf, 0.5])
+    k = jnp.array([0.1, 0.4, 0.7, -jnp.inf])
+    phi = jax.scipy.special.ndtr
+    np.testing.assert_allclose(special.bivariate_cdf(h, k, 1.0, 0.0), phi(jnp.minimum(h, k)), atol=1e-15)
+    np.testing.assert_allclose(special.bivariate_cdf(h, k, -1.0, 0.0), jnp.maximum(phi(h) - phi(-k), 0), atol=1e-15)
+
+
+def test_bivariate_cdf_derivatives():
+    def value(h, k, r):
+        return special.bivariate_cdf(h, k, r, jnp.sqrt((1 - r) * (1 + r)))
+
+    point = (0.3, -0.8, 0.6)
+    step = 1e-5
+    for n in range(3):
+        moved = [list(point), list(point)]
+        moved[0][n] += step
+        moved[1][n] -= step
+        slope = (value(*moved[0]) - value(*moved[1])) / (2 * step)
+        assert abs(jax.grad(value, n)(*point) - slope) < 1e-9  # of the finite difference
+
+
+def test_correlation_is_one_for_equal_entries_and_guards_zero():
+    q = jnp.asarray(np.random.default_rng(0).lognormal(sigma=8, size=1000), jnp.float32)
+    rho, w = special.correlation(q, q, q)
+    assert bool(jnp.all(rho == 1)) and bool(jnp.all(w == 0))
+    rho, w = special.correlation(jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0]), jnp.array([0.0, 0.0]))
+    assert rho.tolist() == [0.0, 0.0] and w.tolist() == [1.0, 1.0]
+    rho, _ = special.correlation(1.0, 1.0, 1.0 + 1e-12)
+    assert float(rho) == 1.0
