@@ -226,9 +226,7 @@ def _relate(row: dict[str, Any], work: Path) -> None:
     """Add what compares the sides: errors against both references, differences, ratio, fraction of limit."""
     present = [name for name in ("ours", "peer") if name in row and "failed" not in row[name]]
     for name in present:
-        row[name]["error"] = {
-            f"{other}64": _difference(work / name, work / f"{other}64") for other in present
-        }
+        row[name]["error"] = {f"{other}64": _difference(work / name, work / f"{other}64") for other in present}
     if "ours" in present and row["limit_s"] is not None:
         row["fraction_of_limit"] = row["limit_s"] / row["ours"]["median_s"]
     if len(present) == 2:
@@ -276,16 +274,10 @@ def _peer(skip: bool) -> tuple[Side | None, str | None]:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compare", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument(
-        "--cases", metavar="GLOBS", help="only cases whose name matches one of these (comma-separated)"
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--cases", metavar="GLOBS", help="only cases whose name matches one of these (comma-separated)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side per case (default 3)")
-    parser.add_argument(
-        "--budget", type=float, default=2.0, help="seconds of warm calls per turn (default 2)"
-    )
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds of warm calls per turn (default 2)")
     parser.add_argument("--quick", action="store_true", help="one short round, without the slow cases")
     parser.add_argument("--no-peer", action="store_true", help="time tensorprog alone")
     parser.add_argument(

@@ -92,9 +92,7 @@ def complaints(row: Row) -> list[str]:
     wrong = [f"{side} failed: {message}" for side, message in failed.items()]
     apart = worst(row.get("difference64"))
     if apart is not None and not apart <= row["agreement"]:
-        wrong.append(
-            f"the two float64 kernels differ by {apart:.1e}; expected at most {row['agreement']:.0e}"
-        )
+        wrong.append(f"the two float64 kernels differ by {apart:.1e}; expected at most {row['agreement']:.0e}")
     error = worst(row.get("ours", {}).get("error", {}).get("ours64"))
     if error is not None and not error <= FLOAT32_BOUND:
         wrong.append(f"ours in float32 is {error:.1e} off its float64; promised is {FLOAT32_BOUND:.0e}")
@@ -168,10 +166,7 @@ def _versions(rows: list[Row]) -> dict[str, str]:
 
 def _base(rows: list[Row]) -> str:
     """Memory after imports, per side."""
-    found = {
-        side: [row[side]["rss_base_mb"] for row in rows if "rss_base_mb" in row.get(side, {})]
-        for side in SIDES
-    }
+    found = {side: [row[side]["rss_base_mb"] for row in rows if "rss_base_mb" in row.get(side, {})] for side in SIDES}
     return ", ".join(f"{side} {max(mb):.0f} MB" for side, mb in found.items() if mb) or "not measured"
 
 

@@ -48,9 +48,7 @@ def _layer(spec: Case, layer: Layer, nodes: int | None) -> Any:
             return CLOSED[name]() if nodes is None else stax.ElementwiseNumerical(NUMERICAL[name], deg=nodes)
         case Residual(main=main, shortcut=shortcut):
             other = stack(spec, shortcut, nodes) if shortcut else stax.Identity()
-            return stax.serial(
-                stax.FanOut(2), stax.parallel(stack(spec, main, nodes), other), stax.FanInSum()
-            )
+            return stax.serial(stax.FanOut(2), stax.parallel(stack(spec, main, nodes), other), stax.FanInSum())
         case Flatten():
             return stax.Flatten()
         case GlobalAvgPool():
@@ -66,9 +64,7 @@ def prepare(spec: Case, job: Job) -> Prepared:
     _, _, kernel_fn = stack(spec, spec.layers, job.nodes)
     if spec.peer_batch and job.rows is None:
         batched = nt.batch(kernel_fn, batch_size=spec.peer_batch)
-        return Prepared(
-            lambda: jax.block_until_ready(tuple(batched(*args, get=GET))), time.perf_counter() - start
-        )
+        return Prepared(lambda: jax.block_until_ready(tuple(batched(*args, get=GET))), time.perf_counter() - start)
 
     def both(*xs: jax.Array) -> tuple[jax.Array, jax.Array]:
         kernels = kernel_fn(*xs, get=GET)

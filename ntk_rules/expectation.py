@@ -45,8 +45,8 @@ class Core:
     def derivative(self, key: Entry | int) -> Core | None:
         """The expectation that is d/dC_ij (key (i, j)) or d/d parameter (key k); None when it is zero."""
         if key not in self._derivatives:
-            make = cov_derivative if isinstance(key, tuple) else parameter_derivative
-            question = make(self.question, key)
+            asked = self.question
+            question = cov_derivative(asked, key) if isinstance(key, tuple) else parameter_derivative(asked, key)
             self._derivatives[key] = None if question is None else core_of(question)
         return self._derivatives[key]
 
@@ -107,7 +107,8 @@ def _pathwise_slope(method, key, known, parameters):
 @functools.cache
 def core_of(question: Question) -> Core:
     """The core of a canonical question; equal questions share one."""
-    return Core(question)
+    with jax.ensure_compile_time_eval():  # a derivative may first be asked for inside a trace; its nodes are numbers
+        return Core(question)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +134,8 @@ class Expectation:
     def error(self, covariances: Sequence[jax.Array], parameters: Sequence[jax.Array] = ()) -> jax.Array:
         """An estimate of the absolute error of `value` there, rounding excepted; 0 for closed forms."""
         self._check(covariances, parameters)
-        covariances, parameters = self._arrays(covariances, parameters)
-        return self._core.method.error(dict(zip(self.needs, covariances, strict=True)), parameters)
+        entries, values = self._arrays(covariances, parameters)
+        return self._core.method.error(dict(zip(self.needs, entries, strict=True)), values)
 
     def latex(self) -> str:
         """The formula in LaTeX; of a numerical value, the name of its tier."""

@@ -39,7 +39,8 @@ def separated(question: Question) -> tuple[sp.Expr, dict[int, sp.Expr]]:
     if question.expr is None:
         raise Declined("only the normal form is known")
     zs = gaussian_symbols(question.gaussians)
-    coefficient, groups = sp.S.One, {}
+    coefficient = sp.S.One
+    groups: dict[int, sp.Expr] = {}
     for factor in sp.Mul.make_args(question.expr):
         used = [i for i, z in enumerate(zs) if factor.has(z)]
         if len(used) > 1:

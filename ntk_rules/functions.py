@@ -91,10 +91,12 @@ def opaque(function: Callable[[jax.Array], jax.Array], name: str = "f", kinks: S
     def derivative(x: jax.Array) -> jax.Array:
         return jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
 
+    prime: list[type[Opaque]] = []
+
     def fdiff(self: sp.Function, argindex: int = 1) -> sp.Expr:
-        if "prime" not in made.__dict__:
-            made.prime = opaque(derivative, name + "'", kinks)
-        return made.prime(self.args[0])
+        if not prime:
+            prime.append(opaque(derivative, name + "'", kinks))
+        return prime[0](self.args[0])
 
     body = {"fdiff": fdiff, "jax_function": staticmethod(function), "kinks": tuple(kinks), "nargs": 1}
     made = type(name, (Opaque,), body)

@@ -74,7 +74,8 @@ def cov_derivative(question: Question, entry: tuple[int, int]) -> Question | Non
 
 def _by_factor(expr: sp.Expr, zs: tuple[sp.Symbol, ...], i: int) -> sp.Expr:
     """d expr / d z_i; a product keeps the factors in other Gaussians apart, so that it stays a product."""
-    mine, others = [], []
+    mine: list[sp.Expr] = []
+    others: list[sp.Expr] = []
     for factor in sp.Mul.make_args(expr):
         (mine if factor.has(zs[i]) else others).append(factor)
     if any(factor.has(*(z for z in zs if z != zs[i])) for factor in mine):

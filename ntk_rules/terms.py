@@ -136,6 +136,7 @@ def differentiate(term: Term, i: int) -> list[Term]:
 
 
 def _wave_derivative(term: Term) -> Term:
+    assert term.wave is not None
     slope, phase = term.wave
     return replace(term, wave=(slope, phase + sp.pi / 2))
 

@@ -25,9 +25,8 @@ from ntk_rules.rules import Derivation, total
 def closed_form(question: Question) -> Method:
     """The rewriting rules of `rules.py`."""
     try:
-        terms = question.terms
-        if terms is None:
-            terms = parse(question.expr, gaussian_symbols(question.gaussians))
+        known = question.terms
+        terms = tuple(parse(question.expr, gaussian_symbols(question.gaussians)) if known is None else known)
     except Unparsed as reason:
         raise Declined(f"outside the normal form: {reason}") from None
     work = Derivation()
@@ -36,7 +35,7 @@ def closed_form(question: Question) -> Method:
         raise Declined("no base case for what is left of the normal form")
     formula = tidy_formula(formula)
     evaluate = compile_formula(formula, question.parameter_symbols())
-    object.__setattr__(question, "terms", tuple(terms))
+    object.__setattr__(question, "terms", terms)
     return Method("closed form", entries_read(formula), evaluate, tuple(work.steps), formula)
 
 

@@ -1,17 +1,24 @@
 """tensorprog: a symbolic compiler for infinitely wide neural networks."""
 
 from tensorprog import nn
-from tensorprog.compile import Kernel, compile, compile_program
+from tensorprog.compile import Kernel, compile, compile_program, load
 from tensorprog.errors import (
-    ArchiveError, InputError, InternalError, NetworkError, ProgramError, TensorprogError, UnsupportedError, UserError,
+    ArchiveError,
+    InputError,
+    InternalError,
+    NetworkError,
+    ProgramError,
+    TensorprogError,
+    UnsupportedError,
+    UserError,
 )  # fmt: skip
 from tensorprog.frontend.finite import apply, init
 from tensorprog.frontend.params import Constant, Gaussian, Network, hyper
 from tensorprog.ir import Program, parse_program
-from tensorprog.runtime import KernelResult
+from tensorprog.runtime import KernelResult, LoadedKernel
 
 __all__ = [
-    "ArchiveError", "Constant", "Gaussian", "InputError", "InternalError", "Kernel", "KernelResult", "Network", "NetworkError",
-    "Program", "ProgramError", "TensorprogError", "UnsupportedError", "UserError", "apply", "compile", "compile_program", "hyper",
-    "init", "nn", "parse_program",
+    "ArchiveError", "Constant", "Gaussian", "InputError", "InternalError", "Kernel", "KernelResult", "LoadedKernel", "Network",
+    "NetworkError", "Program", "ProgramError", "TensorprogError", "UnsupportedError", "UserError", "apply", "compile",
+    "compile_program", "hyper", "init", "load", "nn", "parse_program",
 ]  # fmt: skip

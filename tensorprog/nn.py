@@ -1,8 +1,9 @@
 """Layers: thin helpers that make their parameters as they are called, inside an ordinary JAX function of one example.
 
-Every layer is a few lines of JAX over `weight` and `bias`, in the NTK parametrisation (Jacot et al. 2018): parameters are
-standard Gaussians, and the factor sqrt(variance / fan_in) stands in the code. The compiler knows none of them by name; the
-same function runs at finite width through `tp.init` and `tp.apply`. Arrays are channels last, without a batch axis.
+Every layer is a few lines of JAX over `weight` and `bias`, in the NTK parametrisation (Jacot et al. 2018):
+parameters are standard Gaussians, and the factor sqrt(variance / fan_in) stands in the code. The compiler knows none
+of them by name; the same function runs at finite width through `tp.init` and `tp.apply`. Arrays are channels last,
+without a batch axis.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def width(relative: float = 1.0) -> int:
     n = _recorder("width").width
     size = Fraction(relative).limit_denominator(10_000) * n
     if size.denominator != 1 or size <= 0:
-        raise InputError(f"width: relative is {relative!r}, expected a positive multiple that makes {relative} * {n} a whole number")
+        raise InputError(
+            f"width: relative is {relative!r}, expected a positive multiple that makes {relative} * {n} a whole number"
+        )
     return int(size)
 
 
@@ -134,7 +137,9 @@ def _features(features: int | None, relative: float, layer: str) -> int:
     if features is None:
         return width(relative)
     if not isinstance(features, int) or features < 1:
-        raise InputError(f"nn.{layer}: features is {features!r}, expected a positive whole number, or None for a wide layer")
+        raise InputError(
+            f"nn.{layer}: features is {features!r}, expected a positive whole number, or None for a wide layer"
+        )
     return features
 
 
@@ -145,7 +150,8 @@ def conv(
 ) -> jax.Array:  # fmt: skip
     """Convolution of x (positions.., channels) in 1 to 3 dimensions; fan_in is channels times the window's size.
 
-    window: its size per dimension (one number for all). padding: "SAME", "VALID", "CIRCULAR", or (low, high) per dimension.
+    window: its size per dimension (one number for all). padding: "SAME", "VALID", "CIRCULAR", or (low, high) per
+    dimension.
     The result is (positions.., features), scaled like `dense`.
     Source: Arora et al. 2019, section 4 (there with weight_var for their factor c_sigma).
     """
@@ -159,7 +165,9 @@ def conv(
     d = "DHW"[3 - len(sizes) :]
     numbers = lax.conv_dimension_numbers((1, *x.shape), w.shape, (f"N{d}C", f"{d}IO", f"N{d}C"))
     dtype = jnp.promote_types(x.dtype, w.dtype)
-    y = lax.conv_general_dilated(x[None].astype(dtype), w.astype(dtype), steps, pads, rhs_dilation=spread, dimension_numbers=numbers)[0]
+    y = lax.conv_general_dilated(
+        x[None].astype(dtype), w.astype(dtype), steps, pads, rhs_dilation=spread, dimension_numbers=numbers
+    )[0]
     y = _root(weight_var, fan_in) * y
     if _has_bias(bias_var):
         y = y + _root(bias_var) * bias(w.shape[-1:], train=train, name=f"{label}.bias")
@@ -185,7 +193,12 @@ def _per_dim(value: int | Sequence[int], dims: int, argument: str, layer: str) -
 
 
 def _padded(
-    x: jax.Array, window: tuple[int, ...], strides: tuple[int, ...], dilation: tuple[int, ...], padding: Padding, layer: str
+    x: jax.Array,
+    window: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilation: tuple[int, ...],
+    padding: Padding,
+    layer: str,
 ) -> tuple[jax.Array, list[tuple[int, int]]]:
     """x, wrapped around where the padding is circular, and the zero padding that is left."""
     reach = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
@@ -249,9 +262,16 @@ def flatten(x: jax.Array) -> jax.Array:
 
 
 def layer_norm(
-    x: jax.Array, epsilon: float = 1e-6, *, gain: bool = False, shift: bool = False, axes: Sequence[int] = (-1,), name: str | None = None
+    x: jax.Array,
+    epsilon: float = 1e-6,
+    *,
+    gain: bool = False,
+    shift: bool = False,
+    axes: Sequence[int] = (-1,),
+    name: str | None = None,
 ) -> jax.Array:
-    """(x - mean) / sqrt(variance + epsilon) over the last axis (the width), or over it and the position axes named in `axes`.
+    """(x - mean) / sqrt(variance + epsilon) over the last axis (the width), or over it and the position axes named
+    in `axes`.
 
     gain, shift: multiply by trainable ones and add trainable zeros, one for each entry of the last axis.
     Source: Ba, Kiros and Hinton 2016; in the limit theory.md and Yang 2020 (Tensor Programs II), appendix B.
@@ -260,7 +280,9 @@ def layer_norm(
         raise InputError(f"nn.layer_norm: epsilon is {epsilon!r}, expected a number >= 0")
     over = tuple(sorted(a % x.ndim for a in axes))
     if x.ndim - 1 not in over:
-        raise InputError(f"nn.layer_norm: axes is {tuple(axes)}, expected to include the last axis of x, of shape {x.shape}")
+        raise InputError(
+            f"nn.layer_norm: axes is {tuple(axes)}, expected to include the last axis of x, of shape {x.shape}"
+        )
     mean = jnp.mean(x, over, keepdims=True)
     variance = jnp.mean(jnp.square(x - mean), over, keepdims=True)
     y = (x - mean) / jnp.sqrt(variance + epsilon)

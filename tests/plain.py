@@ -113,9 +113,7 @@ class Layers:
         return y + self._take((x.shape[-1],), 0.0) if shift else y
 
 
-def wrap(
-    x: jax.Array, window: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
-) -> jax.Array:
+def wrap(x: jax.Array, window: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> jax.Array:
     """Periodic padding by the amounts of SAME."""
     pads = []
     for n, w, s, d in zip(x.shape, window, strides, dilation, strict=False):
@@ -135,9 +133,7 @@ def init(net: Net, example: jax.Array, width: int, key: jax.Array) -> list[jax.A
     jax.eval_shape(lambda x: net(Layers(width, record), x), example)
     keys = jax.random.split(key, len(shapes))
     return [
-        jax.random.normal(k, shape, example.dtype)
-        if initial == "normal"
-        else jnp.full(shape, initial, example.dtype)
+        jax.random.normal(k, shape, example.dtype) if initial == "normal" else jnp.full(shape, initial, example.dtype)
         for k, (shape, initial) in zip(keys, shapes, strict=True)
     ]
 

@@ -32,6 +32,7 @@ Kernels = tuple[Any, Any]
 Z = 4.5
 GROUPS = 32  # draws are grouped for the error of an estimated variance
 CHUNK = 1 << 22  # entries of one square matrix, over all draws held at once
+CURVATURE = 0.5
 ROUNDING = 1e-6  # of a mean of float32 draws, relative to the largest entry
 
 
@@ -116,29 +117,49 @@ class Sample:
 def scaled_entries(kernels: Kernels, scales: tuple[float, float]) -> np.ndarray:
     """Upper triangles of both kernels in units of the limit's largest entry, (.., entries)."""
     upper = np.triu_indices(kernels[0].shape[-1])
-    parts = [np.asarray(k, float)[..., *upper] / s for k, s in zip(kernels, scales, strict=True)]
+    parts = [np.asarray(k, float)[..., upper[0], upper[1]] / s for k, s in zip(kernels, scales, strict=True)]
     return np.concatenate(parts, -1)
 
 
-def sample(
-    network: Finite, widths: Sequence[int], draws: Sequence[int], limit: Kernels, seed: int
-) -> list[Sample]:
-    """Independent draws at every width, in float32.
+def is_constant(x: jax.Array) -> bool:
+    """Whether a drawn parameter is a constant; if not, it must look standard Gaussian (Z standard errors)."""
+    x = np.asarray(x)
+    if x.size > 1 and np.all(x == x.flat[0]):
+        return True
+    assert abs(np.mean(x**2) - 1) <= Z * np.sqrt(2 / x.size) + Z**2 / x.size, "not a standard Gaussian"
+    return False
 
-    Parameters are drawn outside of the compiled part (the random generator takes longest to
-    compile, and is then compiled once per shape, not once per network).
+
+def redraw(template: Any, shapes: Any, count: int, rng: np.random.Generator) -> Any:
+    """``count`` sets of parameters of these shapes, like the template: standard Gaussian, or constant.
+
+    NumPy draws them because JAX's generator takes longer to compile than a small network.
     """
+
+    def leaf(x: jax.Array, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        size = (count, *shape.shape)
+        if is_constant(x):
+            return np.full(size, np.asarray(x).flat[0], np.float32)
+        return rng.standard_normal(size, dtype=np.float32)
+
+    kinds, (sizes, tree) = jax.tree.leaves(template), jax.tree.flatten(shapes)
+    return tree.unflatten(leaf(x, shape) for x, shape in zip(kinds, sizes, strict=True))
+
+
+def sample(network: Finite, widths: Sequence[int], draws: Sequence[int], limit: Kernels, seed: int) -> list[Sample]:
+    """Independent draws at every width, in float32."""
     scales = tuple(float(np.abs(k).max()) for k in limit)
-    out = []
+    out, key = [], jax.random.key(seed)
     with jax.enable_x64(False):
+        template = network.init(widths[0], key)
         for width, count in zip(widths, draws, strict=True):
+            shapes = jax.eval_shape(lambda k, w=width: network.init(w, k), key)
             # One network at a time: its matrices stay in cache.
             run = jax.jit(lambda batch, w=width: jax.lax.map(lambda p: network.kernels(w, p), batch))
-            init = jax.vmap(lambda key, w=width: network.init(w, key))
+            rng = np.random.default_rng([seed, width])
             size = min(count, CHUNK // width**2)
-            keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), width), (-(-count // size), size))
-            parts = [scaled_entries(run(init(chunk)), scales) for chunk in keys]
-            out.append(Sample(width, np.concatenate(parts)))
+            chunks = [run(redraw(template, shapes, size, rng)) for _ in range(-(-count // size))]
+            out.append(Sample(width, np.concatenate([scaled_entries(c, scales) for c in chunks])))
     return out
 
 
@@ -181,6 +202,7 @@ def extrapolate(samples: Sequence[Sample], limit: np.ndarray) -> tuple[np.ndarra
 def bias_exponent(samples: Sequence[Sample], limit: np.ndarray) -> Interval | None:
     """alpha in bias = c n^-alpha (1 + d/n), or None with fewer than four widths or a bias lost in noise.
 
+    The next order is taken to be at most CURVATURE of the leading one at the smallest width.
     The vector of biases is projected on one direction: the one seen in half of the draws at the
     smallest width; the other half, and the other widths, are then independent of the choice.
     """
@@ -193,18 +215,15 @@ def bias_exponent(samples: Sequence[Sample], limit: np.ndarray) -> Interval | No
     sigma = np.array([(s.entries @ direction).std(ddof=1) / np.sqrt(len(s.entries)) for s in used])
     if len(samples) < 4 or np.abs(bias[0]) < 2 * Z * sigma[0]:
         return None
-    ratio = np.array([s.width for s in used]) / first.width
-    exponents = np.linspace(-1.0, 3.0, 401)
-    misfit = np.array([_misfit(bias / sigma, np.stack([ratio**-a, ratio ** -(a + 1)], 1) / sigma[:, None]) for a in exponents])
+    ratio = first.width / np.array([s.width for s in used])
+    exponents, bends = np.linspace(-1.0, 3.0, 401), np.linspace(-CURVATURE, CURVATURE, 21)
+    curves = ratio ** exponents[:, None, None] * (1 + bends[:, None] * ratio) / sigma
+    target = bias / sigma
+    # The best multiple of a unit curve leaves |target|^2 - <target, curve>^2.
+    overlap = curves @ target / np.linalg.norm(curves, axis=-1)
+    misfit = target @ target - (overlap**2).max(1)
     inside = exponents[misfit <= misfit.min() + Z**2]
     return Interval(float(exponents[misfit.argmin()]), float(inside.min()), float(inside.max()))
-
-
-def _misfit(target: np.ndarray, design: np.ndarray) -> float:
-    """The weighted sum of squares that the best curve leaves."""
-    scaled = design / np.linalg.norm(design, axis=0)
-    solution, *_ = np.linalg.lstsq(scaled, target, rcond=None)
-    return float(np.sum((scaled @ solution - target) ** 2))
 
 
 def spread_exponent(samples: Sequence[Sample]) -> Interval:
@@ -230,15 +249,13 @@ class Report:
     def __str__(self) -> str:
         worst = int(np.argmax(np.abs(self.offset) / self.error))
         return (
-            f"extrapolated mean - kernel: {self.offset[worst]:+.4f} +- {self.error[worst]:.4f} (entry {worst}), "
-            f"largest error {self.error.max():.4f}; bias ~ n^-alpha, alpha = {self.bias}; "
+            f"extrapolated mean - kernel: {self.offset[worst]:+.4f} +- {self.error[worst]:.4f} "
+            f"(entry {worst}), largest error {self.error.max():.4f}; bias ~ n^-alpha, alpha = {self.bias}; "
             f"fluctuation ~ n^-beta, beta = {self.spread}"
         )
 
 
-def report(
-    network: Finite, limit: Kernels, widths: Sequence[int], draws: Sequence[int], seed: int = 0
-) -> Report:
+def report(network: Finite, limit: Kernels, widths: Sequence[int], draws: Sequence[int], seed: int = 0) -> Report:
     """Draw networks of all widths and compare them with the limit (nngp, ntk)."""
     limit = tuple(np.asarray(k, float) for k in limit)
     target = scaled_entries(limit, tuple(float(np.abs(k).max()) for k in limit))

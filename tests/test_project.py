@@ -47,9 +47,7 @@ def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def copy_config(folder: Path) -> None:
-    (folder / "pyproject.toml").write_text(
-        (ROOT / "pyproject.toml").read_text(encoding="utf-8"), encoding="utf-8"
-    )
+    (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text(encoding="utf-8"), encoding="utf-8")
 
 
 # ---- types
@@ -89,9 +87,7 @@ def test_mypy_exempts_only_libraries_that_need_it() -> None:
         library = name.removesuffix(".*")
         spec = importlib.util.find_spec(library)
         assert spec is not None and spec.origin is not None, f"no library is called {library}"
-        assert not Path(spec.origin).with_name("py.typed").exists(), (
-            f"{library} ships types: end its exemption"
-        )
+        assert not Path(spec.origin).with_name("py.typed").exists(), f"{library} ships types: end its exemption"
 
 
 # ---- the import contract
@@ -139,9 +135,7 @@ def test_contract_refuses(tmp_path: Path, module: str, imported: str, contract: 
     stub_packages(tmp_path)
     (tmp_path / module / "__init__.py").write_text(f"import {imported}\n")
     run = lint_imports(tmp_path)
-    assert run.returncode == 1 and f"{CONTRACTS[contract]['name']} BROKEN" in run.stdout, (
-        run.stdout + run.stderr
-    )
+    assert run.returncode == 1 and f"{CONTRACTS[contract]['name']} BROKEN" in run.stdout, run.stdout + run.stderr
 
 
 @needs("importlinter")
@@ -201,9 +195,7 @@ def test_a_lock_for_every_supported_python() -> None:
     versions = [f"3.{minor}" for minor in range(8, 30) if f"3.{minor}" in supported]
     assert [path.stem.removeprefix("lock-") for path in LOCKS] == versions
     named = [
-        c.rsplit(" ", 1)[1]
-        for c in PROJECT["classifiers"]
-        if c.startswith("Programming Language :: Python :: 3.")
+        c.rsplit(" ", 1)[1] for c in PROJECT["classifiers"] if c.startswith("Programming Language :: Python :: 3.")
     ]
     assert named == versions
 
@@ -227,17 +219,13 @@ def test_lock_holds_pins_alone_and_meets_every_requirement(path: Path) -> None:
     for requirement in asked:
         if requirement.marker is None or requirement.marker.evaluate({"python_version": python_version}):
             pin = pins.get(canonicalize_name(requirement.name))
-            assert pin is not None and requirement.specifier.contains(pin), (
-                f"{requirement} but the lock has {pin}"
-            )
+            assert pin is not None and requirement.specifier.contains(pin), f"{requirement} but the lock has {pin}"
 
 
 @needs("build")
 @needs("hatchling")
 def test_wheel_holds_the_two_packages_and_their_types(tmp_path: Path) -> None:
-    run = python(
-        "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT), cwd=tmp_path
-    )
+    run = python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT), cwd=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -269,9 +257,7 @@ def forbidden(source: str) -> list[str]:
         *imports(tree),
         *(ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)),
     }
-    return sorted(
-        name for name in names if any(f"{name}.".startswith(f"{bad}.") for bad in FORBIDDEN_IMPORTS)
-    )
+    return sorted(name for name in names if any(f"{name}.".startswith(f"{bad}.") for bad in FORBIDDEN_IMPORTS))
 
 
 def test_forbidden_imports_are_seen() -> None:

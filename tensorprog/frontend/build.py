@@ -10,12 +10,47 @@ from typing import Any
 import numpy as np
 
 from tensorprog.errors import UnsupportedError, explain
-from tensorprog.frontend.values import Axis, Known, Layout, Param, Value, Var, fit_power, layout_of, unit_shape, width_axis
+from tensorprog.frontend.values import (
+    Axis,
+    Known,
+    Layout,
+    Param,
+    Value,
+    Var,
+    fit_power,
+    layout_of,
+    unit_shape,
+    width_axis,
+)
 from tensorprog.ir import (
-    Const, LinComb, Literal, Moment, Node, Nonlin, Phi, Position, PositionMap, Source, Type, Weight, position,
+    Const,
+    LinComb,
+    Literal,
+    Moment,
+    Node,
+    Nonlin,
+    Phi,
+    Position,
+    PositionMap,
+    Source,
+    Type,
+    Weight,
+    position,
 )  # fmt: skip
 
-__all__ = ["Refusal", "align", "constant", "lincomb", "map_positions", "moment", "nonlin", "scaled", "take_block", "to_var", "weight_node"]
+__all__ = [
+    "Refusal",
+    "align",
+    "constant",
+    "lincomb",
+    "map_positions",
+    "moment",
+    "nonlin",
+    "scaled",
+    "take_block",
+    "to_var",
+    "weight_node",
+]
 
 ZERO = Fraction(0)
 
@@ -30,7 +65,12 @@ class Refusal(Exception):
     def at(self, primitive: str, source: Source | None) -> UnsupportedError:
         where = str(source) if source else None
         return UnsupportedError(
-            explain(f"the network's {primitive!r} has no infinite-width rule here", where=where, reason=self.reason, mend=self.mend)
+            explain(
+                f"the network's {primitive!r} has no infinite-width rule here",
+                where=where,
+                reason=self.reason,
+                mend=self.mend,
+            )
         )
 
 
@@ -80,15 +120,16 @@ def _at_unit(array: np.ndarray, layout: Layout) -> np.ndarray:
     return array
 
 
-def weight_node(param: Param, shape: tuple[int, ...], widths: tuple[Fraction | None, ...], region: Any = None) -> Weight:
+def weight_node(
+    param: Param, shape: tuple[int, ...], widths: tuple[Fraction | None, ...], region: Any = None
+) -> Weight:
+    """The weight of a parameter, laid out as it is used."""
     return Weight(param.name, shape, widths, param.std, param.tangent_std, region or param.region)
 
 
 def _param_var(param: Param) -> Var:
     shape = tuple(1 if w is not None else int(b - a) for w, (a, b) in zip(param.widths, param.region, strict=True))
-    widths = tuple(
-        None if w is None else b - a for w, (a, b) in zip(param.widths, param.region, strict=True)
-    )
+    widths = tuple(None if w is None else b - a for w, (a, b) in zip(param.widths, param.region, strict=True))
     node: Node = weight_node(param, shape, widths)
     full = tuple((f,) if f is not None else () if s == 1 else (s,) for f, s in zip(widths, shape, strict=True))
     var = Var.of(node, full, param.power)
@@ -152,7 +193,9 @@ def lincomb(terms: Sequence[tuple[float, Var]]) -> Var:
     shape_of = random[0] if random else max(variables, key=lambda v: len(v.layout))
     nodes = []
     for block in range(len(shape_of.blocks)):
-        parts = [(c, v.blocks[block if len(v.blocks) > 1 else 0][1]) for (c, _), v in zip(terms, variables, strict=True)]
+        parts = [
+            (c, v.blocks[block if len(v.blocks) > 1 else 0][1]) for (c, _), v in zip(terms, variables, strict=True)
+        ]
         nodes.append(_sum(parts))
     layout = shape_of.layout if random else _joined_layout(variables)
     return shape_of.with_blocks(nodes, layout, powers.pop())
@@ -219,7 +262,7 @@ def nonlin(phi: Phi, xs: Sequence[Var], thetas: Sequence[Var], power: Fraction =
             "it is a nonlinear function of an output of finite size: in the limit that is not Gaussian",
             "end the network with the readout, and apply such functions to samples of the process",
         )
-    nodes = [
+    nodes: list[Node] = [
         Nonlin(phi, tuple(x.blocks[b][1] for x in xs), tuple(t.node for t in thetas)) for b in range(len(xs[0].blocks))
     ]
     return xs[0].with_blocks(nodes, power=power)
@@ -286,7 +329,11 @@ def _grown(var: Var, layout: Layout) -> Var:
 
 
 def _show(layout: Layout) -> str:
-    return "(" + ", ".join("*".join(f"{f}n" if isinstance(f, Fraction) else str(f) for f in axis) or "1" for axis in layout) + ")"
+    return (
+        "("
+        + ", ".join("*".join(f"{f}n" if isinstance(f, Fraction) else str(f) for f in axis) or "1" for axis in layout)
+        + ")"
+    )
 
 
 def _split_like(var: Var, model: Var) -> Var:
@@ -314,7 +361,11 @@ def take_block(node: Node, start: Fraction, stop: Fraction) -> Node:
     stack = [node]
     while stack:
         current = stack[-1]
-        waits = [] if isinstance(current, MatMul) else [p for p in operands(current) if p.type.kind == "vector" and p not in done]
+        waits = (
+            []
+            if isinstance(current, MatMul)
+            else [p for p in operands(current) if p.type.kind == "vector" and p not in done]
+        )
         if waits:
             stack.extend(waits)
             continue
@@ -327,12 +378,13 @@ def take_block(node: Node, start: Fraction, stop: Fraction) -> Node:
 def _rebuild(node: Node, start: Fraction, stop: Fraction, done: dict[Node, Node]) -> Node:
     from tensorprog.ir import MatMul
 
-    new: Callable[[Node], Node] = lambda n: done.get(n, n)  # noqa: E731
+    new: Callable[[Node], Node] = lambda n: done.get(n, n)
     match node:
         case Weight():
             return _weight_block(node, node.type.axis, start, stop)
         case MatMul(spec=spec, weight=Weight() as weight, x=x):
             letters = node.letters
+            assert node.type.axis is not None
             axis = letters[0].index(letters[2][node.type.axis])
             return MatMul(spec, _weight_block(weight, axis, start, stop), x, source=node.source)
         case LinComb(terms=terms):
@@ -341,7 +393,9 @@ def _rebuild(node: Node, start: Fraction, stop: Fraction, done: dict[Node, Node]
             return Nonlin(phi, tuple(map(new, xs)), thetas, source=node.source)
         case PositionMap(op=op, args=args, result=result):
             width = stop - start
-            return PositionMap(op, (new(args[0]), *args[1:]), Type(result.kind, result.shape, result.axis, width), source=node.source)
+            return PositionMap(
+                op, (new(args[0]), *args[1:]), Type(result.kind, result.shape, result.axis, width), source=node.source
+            )
     raise Refusal(f"a {type(node).__name__} cannot be cut along the width")
 
 

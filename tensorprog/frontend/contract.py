@@ -1,8 +1,8 @@
 """Contractions: products with weights (MatMul), linear maps of positions, and means over the width (Moment).
 
-Which of them a `dot_general` or a convolution is, its operands decide: a parameter times anything is a `MatMul`; a hidden
-vector times a deterministic array is a map of positions; two hidden vectors contracted over the width are n times a
-`Moment`, which concentrates.
+Which of them a `dot_general` or a convolution is, its operands decide: a parameter times anything is a `MatMul`; a
+hidden vector times a deterministic array is a map of positions; two hidden vectors contracted over the width are n
+times a `Moment`, which concentrates.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Dims:
 
 
 def dot_general(eqn: Equation, lhs: Value, rhs: Value) -> Value:
+    """A product of two arrays, read as what its operands make it."""
     contract, batch = eqn.params[0]["dimension_numbers"]
     dims = Dims(tuple(map(tuple, contract)), tuple(map(tuple, batch)))  # type: ignore[arg-type]
     params = [isinstance(v, Param) for v in (lhs, rhs)]
@@ -74,9 +75,7 @@ def _linear(x: Var, y: Var, dims: Dims, eqn: Equation) -> Var:
         return _sum_of_products(x, y, dims)
     ranks = (len(x.layout), len(y.layout))
     free_x, free_y = dims.free(0, ranks[0]), dims.free(1, ranks[1])
-    layout = tuple(
-        [x.layout[i] for i in dims.batch[0]] + [x.layout[i] for i in free_x] + [y.layout[i] for i in free_y]
-    )
+    layout = tuple([x.layout[i] for i in dims.batch[0]] + [x.layout[i] for i in free_x] + [y.layout[i] for i in free_y])
     op = position("dot", contract=dims.contract, batch=dims.batch, ndim=ranks[1])
     out = map_positions(x, op, layout, y.node)
     return out.with_blocks([n for _, n in out.blocks], power=x.power + y.power)
@@ -94,7 +93,10 @@ def _sum_of_products(x: Var, y: Var, dims: Dims) -> Var:
     free = dims.free(0, len(x.layout)), dims.free(1, len(y.layout))
     nb, nx, ny, nc = len(dims.batch[0]), len(free[0]), len(free[1]), len(dims.contract[0])
     rank = nb + nx + ny + nc
-    places_x = {**dict(zip(dims.batch[0], range(nb), strict=True)), **dict(zip(free[0], range(nb, nb + nx), strict=True))}
+    places_x = {
+        **dict(zip(dims.batch[0], range(nb), strict=True)),
+        **dict(zip(free[0], range(nb, nb + nx), strict=True)),
+    }
     places_y = {
         **dict(zip(dims.batch[1], range(nb), strict=True)),
         **dict(zip(free[1], range(nb + nx, nb + nx + ny), strict=True)),
@@ -214,7 +216,9 @@ def _times_weight(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value
     # letters that only x has, of axes the parameter gained with size one, are dropped with them
     gone = [j for j, c in enumerate(letters_x) if c not in letters_w and j in dims.contract[1]]
     if gone:
-        x = map_positions(x, position("sum", axes=tuple(gone)), tuple(a for j, a in enumerate(x.layout) if j not in gone))
+        x = map_positions(
+            x, position("sum", axes=tuple(gone)), tuple(a for j, a in enumerate(x.layout) if j not in gone)
+        )
         letters_x = [c for j, c in enumerate(letters_x) if j not in gone]
     product = _matmul(param, x, letters_w, letters_x, shared, out)
     return product if param.scale is None else scaled(product, param.scale)
@@ -265,7 +269,9 @@ def _matmul(
 def _weight_for(param: Param, letters_w: Sequence[str], shared: dict[str, tuple[int | Fraction, ...]],
                 over_width: Sequence[str], block: tuple[Fraction, Fraction] | None) -> Weight:  # fmt: skip
     """The weight with its axes laid out like the vector's it multiplies."""
-    shape, widths, region = [], [], list(param.region)
+    shape: list[int] = []
+    widths: list[Fraction | None] = []
+    region = list(param.region)
     for axis, letter in enumerate(letters_w):
         size = param.size(axis)
         if param.widths[axis] is None:
@@ -277,7 +283,10 @@ def _weight_for(param: Param, letters_w: Sequence[str], shared: dict[str, tuple[
         width = Fraction(size) / finite
         if block is not None and letter in over_width:
             if finite != 1:
-                raise Refusal("it multiplies flattened positions of concatenated widths by a weight", "flatten before concatenating")
+                raise Refusal(
+                    "it multiplies flattened positions of concatenated widths by a weight",
+                    "flatten before concatenating",
+                )
             width = block[1] - block[0]
             region[axis] = (region[axis][0] + block[0], region[axis][0] + block[1])
         shape.append(finite)
@@ -300,19 +309,26 @@ def convolution(eqn: Equation, lhs: Value, rhs: Value) -> Value:
     """A convolution is a gather of patches followed by a MatMul with one matrix per offset."""
     p = eqn.params[0]
     if p["feature_group_count"] != 1 or p["batch_group_count"] != 1:
-        raise Refusal("a grouped or depthwise convolution", "use an ordinary convolution, or split the channels by hand")
+        raise Refusal(
+            "a grouped or depthwise convolution", "use an ordinary convolution, or split the channels by hand"
+        )
     if not isinstance(rhs, Param):
-        raise Refusal("a convolution whose kernel is not a parameter", "use avg_pool, pad and slices, or a product with a constant matrix")
+        raise Refusal(
+            "a convolution whose kernel is not a parameter",
+            "use avg_pool, pad and slices, or a product with a constant matrix",
+        )
     numbers, x = p["dimension_numbers"], to_var(lhs)
     space = numbers.lhs_spec[2:]
     if width_axis(x.layout) in space:
         raise Refusal("a convolution along the width", "convolve positions only")
-    window = tuple(rhs.size(rhs.axes[a]) for a in numbers.rhs_spec[2:])  # type: ignore[index]
+    window = tuple(rhs.size(rhs.axes[a]) for a in numbers.rhs_spec[2:])
     op = position(
         "patches", axes=tuple(space), window=window, strides=tuple(p["window_strides"]), padding=tuple(map(tuple, p["padding"])),
         dilation=tuple(p["rhs_dilation"]), base_dilation=tuple(p["lhs_dilation"]),
     )  # fmt: skip
-    layout = tuple(axis_of((n, n)) if i in space or i >= len(x.layout) else x.layout[i] for i, n in enumerate(op.shape(x.shape)))
+    layout = tuple(
+        axis_of((n, n)) if i in space or i >= len(x.layout) else x.layout[i] for i, n in enumerate(op.shape(x.shape))
+    )
     patches = map_positions(x, op, layout)
     rank = len(x.layout)
     dims = Dims(
@@ -321,12 +337,13 @@ def convolution(eqn: Equation, lhs: Value, rhs: Value) -> Value:
     product = _times_weight(rhs, patches, dims, weight_first=False)
     # now (batch, space in the order of x's axes, features): bring it to the order asked for
     free = dims.free(1, rank + len(space))
-    made = {**{axis: i for i, axis in enumerate(free)}, "features": len(free)}
+    made = {axis: i for i, axis in enumerate(free)}
+    features = len(free)
     order = [0] * rank
-    for place, key in zip(numbers.out_spec, (numbers.lhs_spec[0], "features", *space), strict=True):
-        order[place] = made[key]
+    sources = (made[numbers.lhs_spec[0]], features, *(made[a] for a in space))
+    for place, source in zip(numbers.out_spec, sources, strict=True):
+        order[place] = source
     assert isinstance(product, Var)
-    return map_positions(product, position("transpose", permutation=tuple(order)), tuple(product.layout[i] for i in order))
-
-
-
+    return map_positions(
+        product, position("transpose", permutation=tuple(order)), tuple(product.layout[i] for i in order)
+    )

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import sympy
-from ntk_rules import functions as nf
 from sympy import Expr
+
+from ntk_rules import functions as nf
 
 __all__ = ["ELEMENTWISE"]
 

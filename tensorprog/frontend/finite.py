@@ -51,10 +51,10 @@ def init(net: Any, example: Any, width: int, key: jax.Array) -> Any:
     """
     if not isinstance(width, int) or width < 1:
         raise InputError(f"init: width is {width!r}, expected a positive whole number")
-    is_spec = lambda leaf: isinstance(leaf, (Gaussian, Constant))  # noqa: E731
+    is_spec = lambda leaf: isinstance(leaf, (Gaussian, Constant))
     specs = net.init(width) if isinstance(net, Network) else collect(net, example, width).specs
     leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
-    keys = jax.random.split(key, len(leaves)) if leaves else []
+    keys = list(jax.random.split(key, max(1, len(leaves))))[: len(leaves)]
     arrays = jax.tree.unflatten(tree, [spec.sample(k) for spec, k in zip(leaves, keys, strict=True)])
     return arrays if isinstance(net, Network) else Parameters(arrays, width)
 
@@ -68,6 +68,8 @@ def apply(net: Any, params: Any, x: Any, *, width: int | None = None, **hypers: 
         return net.apply(params, x)
     width = getattr(params, "width", width)
     if width is None:
-        raise InputError("apply: params is a plain dict, expected what tp.init returns\n  to mend: give width=.. as well")
+        raise InputError(
+            "apply: params is a plain dict, expected what tp.init returns\n  to mend: give width=.. as well"
+        )
     with recording(Recorder(width, dict(params), hypers)):
         return net(x)

@@ -1,8 +1,8 @@
 """Walk the two jaxprs in step and build the program: jaxpr -> Program.
 
-One table of rules, primitive -> function, gives each equation its meaning (see `frontend.primitives`). Before it is asked, three
-things are settled here once for all: what is known at both widths is simply computed, calls and loops are entered, and
-what is deterministic and has no width axis is simply run.
+One table of rules, primitive -> function, gives each equation its meaning (see `frontend.primitives`). Before it is
+asked, three things are settled here once for all: what is known at both widths is simply computed, calls and loops
+are entered, and what is deterministic and has no width axis is simply run.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from tensorprog.errors import NetworkError, UnsupportedError, explain
 from tensorprog.frontend.build import Refusal, to_var
 from tensorprog.frontend.params import Constant, Gaussian
 from tensorprog.frontend.primitives import RULES, elementwise
-from tensorprog.frontend.trace import Trace, source_of
-from tensorprog.frontend.values import WIDTHS, Known, Param, Value, Var, fit_power, layout_of, width_axis
+from tensorprog.frontend.trace import Trace, from_library, source_of
+from tensorprog.frontend.values import WIDTHS, Known, Param, Value, Var, aval, fit_power, layout_of, width_axis
 from tensorprog.ir import ArrayOp, Hyper, Input, Node, Program, Source
+from tensorprog.ir.positions import plain
 
 __all__ = ["Equation", "interpret"]
 
@@ -40,18 +41,18 @@ class Equation:
         return self.eqns[0].params, self.eqns[1].params
 
     def out_shapes(self, i: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return tuple(e.outvars[i].aval.shape for e in self.eqns)  # type: ignore[return-value]
+        return aval(self.eqns[0].outvars[i]).shape, aval(self.eqns[1].outvars[i]).shape
 
     @property
     def out_dtype(self) -> np.dtype:
-        return np.dtype(self.eqns[0].outvars[0].aval.dtype)
+        return np.dtype(aval(self.eqns[0].outvars[0]).dtype)
 
 
 def interpret(traced: Trace) -> Program:
     """The program of a traced network.
 
-    Raises `UnsupportedError`, with the user's source line, for what no rule covers, and `NetworkError` where the result is not a
-    Gaussian output of finite size.
+    Raises `UnsupportedError`, with the user's source line, for what no rule covers, and `NetworkError` where the
+    result is not a Gaussian output of finite size.
     """
     with jax.enable_x64(True):
         params = [_param(name, s1, s2) for name, s1, s2 in zip(traced.names, *traced.specs, strict=True)]
@@ -75,7 +76,9 @@ def _param(name: str, spec1: Gaussian | Constant, spec2: Gaussian | Constant) ->
         ) from None
     widths = tuple(axis[0] if axis and isinstance(axis[0], Fraction) else None for axis in layout)
     if len([w for w in widths if w is not None]) > 2:
-        raise NetworkError(f"parameter {name!r} of shape {spec1.shape} has more than two width axes; a weight is a matrix")
+        raise NetworkError(
+            f"parameter {name!r} of shape {spec1.shape} has more than two width axes; a weight is a matrix"
+        )
     std, power = _fitted(name, "std", spec1.std, spec2.std)
     tangent, tangent_power = _fitted(
         name, "tangent_std", *(s.std if s.tangent_std is None else s.tangent_std for s in (spec1, spec2))
@@ -95,7 +98,7 @@ def _param(name: str, spec1: Gaussian | Constant, spec2: Gaussian | Constant) ->
 
 def _fitted(name: str, what: str, v1: float, v2: float) -> tuple[float, Fraction]:
     try:
-        value, power = fit_power((np.float64(v1), np.float64(v2)))
+        value, power = fit_power((np.asarray(v1), np.asarray(v2)))
     except ValueError:
         raise NetworkError(
             f"parameter {name!r}: {what} is {v1} at width {WIDTHS[0]} and {v2} at width {WIDTHS[1]}, expected c n^p"
@@ -115,7 +118,7 @@ def _output(outputs: Sequence[Value]) -> tuple[Node, tuple[int, ...]]:
             )
         )
     out = to_var(outputs[0])
-    if out.random and out.blocks[0][1].type.width is not None or width_axis(out.layout) is not None:
+    if (out.random and out.blocks[0][1].type.width is not None) or width_axis(out.layout) is not None:
         raise NetworkError(
             explain(
                 "the network has no readout: its output has a width axis",
@@ -146,14 +149,17 @@ def _output(outputs: Sequence[Value]) -> tuple[Node, tuple[int, ...]]:
 # ------------------------------------------------------------------------------------------ walking
 
 
-def run(jaxprs: tuple[jex.ClosedJaxpr, jex.ClosedJaxpr], args: Sequence[Value]) -> list[Value]:
-    """Interpret both jaxprs on the same arguments."""
+def run(
+    jaxprs: tuple[jex.ClosedJaxpr, jex.ClosedJaxpr], args: Sequence[Value], caller: Source | None = None
+) -> list[Value]:
+    """Interpret both jaxprs on the same arguments. caller: the user's line that calls them."""
     first, second = jaxprs[0].jaxpr, jaxprs[1].jaxpr
     consts = [Known((np.asarray(a), np.asarray(b))) for a, b in zip(jaxprs[0].consts, jaxprs[1].consts, strict=True)]
     env: dict[Any, Value] = dict(zip(first.constvars, consts, strict=True))
     env.update(zip(first.invars, args, strict=True))
+    foreign = caller is not None and from_library(jaxprs[0])
     for eqns in zip(first.eqns, second.eqns, strict=True):
-        eqn = Equation(eqns[0].primitive.name, eqns, source_of(eqns[0]))
+        eqn = Equation(eqns[0].primitive.name, eqns, caller if foreign else source_of(eqns[0]) or caller)
         values = [_read(env, *atoms) for atoms in zip(eqns[0].invars, eqns[1].invars, strict=True)]
         results = evaluate(eqn, values)
         for var, result in zip(eqns[0].outvars, results, strict=True):
@@ -163,7 +169,7 @@ def run(jaxprs: tuple[jex.ClosedJaxpr, jex.ClosedJaxpr], args: Sequence[Value]) 
 
 def _read(env: dict[Any, Value], atom1: Any, atom2: Any) -> Value:
     if isinstance(atom1, jex.Literal):
-        return Known((np.asarray(atom1.val, atom1.aval.dtype), np.asarray(atom2.val, atom2.aval.dtype)))
+        return Known((np.asarray(atom1.val, aval(atom1).dtype), np.asarray(atom2.val, aval(atom2).dtype)))
     return env[atom1]
 
 
@@ -204,7 +210,9 @@ _WIDTH_MIXERS = {
 
 
 def _advice(primitive: str) -> tuple[str, str]:
-    reason = _WIDTH_MIXERS.get(primitive, f"the primitive {primitive!r} is not in the table of rules for hidden vectors")
+    reason = _WIDTH_MIXERS.get(
+        primitive, f"the primitive {primitive!r} is not in the table of rules for hidden vectors"
+    )
     mend = "use elementwise functions, products with weights, means over the width and linear maps of positions"
     return reason, mend
 
@@ -215,7 +223,8 @@ def _compute(eqn: Equation, values: Sequence[Known]) -> list[Value]:
     for i, e in enumerate(eqn.eqns):
         if e.primitive.name == "broadcast_in_dim" and len(values) == 1:
             shaped = np.expand_dims(
-                values[0].values[i], [d for d in range(len(e.params["shape"])) if d not in e.params["broadcast_dimensions"]]
+                values[0].values[i],
+                [d for d in range(len(e.params["shape"])) if d not in e.params["broadcast_dimensions"]],
             )
             results.append([np.broadcast_to(shaped, e.params["shape"])])
             continue
@@ -224,13 +233,28 @@ def _compute(eqn: Equation, values: Sequence[Known]) -> list[Value]:
     return [Known(pair) for pair in zip(*results, strict=True)]
 
 
-_MOVES = {"reshape", "squeeze", "expand_dims", "broadcast_in_dim", "transpose", "slice", "rev", "gather", "split", "copy"}
+_MOVES = {
+    "reshape",
+    "squeeze",
+    "expand_dims",
+    "broadcast_in_dim",
+    "transpose",
+    "slice",
+    "rev",
+    "gather",
+    "split",
+    "copy",
+}
 _OPAQUE = {"conv_general_dilated", "reduce_window_max"}  # run as they are where everything is deterministic
 
 
 def _simply_run(eqn: Equation, values: Sequence[Value]) -> bool:
     """Is everything in this equation deterministic, without width axes and powers of the width?"""
-    if eqn.primitive in RULES and (eqn.out_dtype.kind == "f" or eqn.primitive in _MOVES) and eqn.primitive not in _OPAQUE:
+    if (
+        eqn.primitive in RULES
+        and (eqn.out_dtype.kind == "f" or eqn.primitive in _MOVES)
+        and eqn.primitive not in _OPAQUE
+    ):
         return False
     for i, _ in enumerate(eqn.eqns[0].outvars):
         if len(set(eqn.out_shapes(i))) > 1:
@@ -246,24 +270,23 @@ def _array_op(eqn: Equation, values: Sequence[Value]) -> list[Value]:
     """An operation on deterministic arrays becomes an instruction that runs it."""
     if eqn.primitive == "convert_element_type":
         return [elementwise(eqn, *values)]
-    if eqn.eqns[0].primitive.multiple_results and len(eqn.eqns[0].outvars) > 1 or _has_code(eqn):
+    if (eqn.eqns[0].primitive.multiple_results and len(eqn.eqns[0].outvars) > 1) or _has_code(eqn):
         raise Refusal(
             f"the deterministic operation {eqn.primitive!r} cannot be written into a program",
             "compute this part outside the network and give its result as an input",
         )
     nodes = tuple(to_var(v).node for v in values)
-    params = tuple(sorted((k, _hashable(v)) for k, v in eqn.params[0].items()))
+    params = tuple(sorted((k, plain(v)) for k, v in eqn.params[0].items()))
     shape = tuple(eqn.out_shapes()[0])
     node = ArrayOp(eqn.primitive, params, nodes, shape)
     return [Var.of(node, tuple(() if s == 1 else (s,) for s in shape))]
 
 
 def _has_code(eqn: Equation) -> bool:
-    return any(isinstance(v, (jex.Jaxpr, jex.ClosedJaxpr)) or callable(v) and not isinstance(v, type) for v in eqn.params[0].values())
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) and type(value) in (list, tuple) else value
+    return any(
+        isinstance(v, (jex.Jaxpr, jex.ClosedJaxpr)) or (callable(v) and not isinstance(v, type))
+        for v in eqn.params[0].values()
+    )
 
 
 # ------------------------------------------------------------------------------------------ entering
@@ -279,7 +302,7 @@ _CALLS = {
 def _enter(eqn: Equation, values: Sequence[Value]) -> list[Value] | None:
     """Calls and loops are walked into; None for any other equation."""
     if eqn.primitive in _CALLS:
-        return run(_bodies(eqn, _CALLS[eqn.primitive]), values)
+        return run(_bodies(eqn, _CALLS[eqn.primitive]), values, eqn.source)
     if eqn.primitive == "scan":
         return list(_scan(eqn, values))
     if eqn.primitive == "cond":
@@ -304,7 +327,7 @@ def _cond(eqn: Equation, values: Sequence[Value]) -> list[Value]:
             )
         )
     branch = int(index.values[0])
-    return run(tuple(p["branches"][branch] for p in eqn.params), operands)  # type: ignore[arg-type]
+    return run(tuple(p["branches"][branch] for p in eqn.params), operands, eqn.source)
 
 
 def _scan(eqn: Equation, values: Sequence[Value]) -> Iterator[Value]:
@@ -319,7 +342,7 @@ def _scan(eqn: Equation, values: Sequence[Value]) -> Iterator[Value]:
     made: dict[int, list[Value]] = {}
     try:
         for t in steps:
-            results = run(bodies, [*consts, *carry, *(take_step(x, t) for x in xs)])
+            results = run(bodies, [*consts, *carry, *(take_step(x, t) for x in xs)], eqn.source)
             carry, made[t] = results[:n_carry], results[n_carry:]
         yield from carry
         for i in range(len(eqn.eqns[0].outvars) - n_carry):

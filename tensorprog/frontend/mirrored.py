@@ -24,8 +24,8 @@ def _axes(node: Node, known: dict[Node, frozenset[int]]) -> frozenset[int]:
         case Weight(shape=shape):
             return frozenset(range(len(shape)))
         case MatMul():
-            weight, x, out = node.letters
-            return frozenset(i for i, c in enumerate(out) if c in weight and c not in x)
+            of_weight, of_x, of_out = node.letters
+            return frozenset(i for i, c in enumerate(of_out) if c in of_weight and c not in of_x)
         case LinComb(terms=terms):
             axes = frozenset(range(len(node.type.shape)))
             for a, x in terms:

@@ -1,7 +1,7 @@
 """Parameters of a network: how each starts, how each is trained, and the named numbers a kernel keeps open.
 
-`Gaussian` and `Constant` describe one parameter array; `Hyper` is a number that stays an argument of the compiled kernel;
-`Network` is the plain form of a model, a pair of functions `init(width)` and `apply(params, x)`.
+`Gaussian` and `Constant` describe one parameter array; `Hyper` is a number that stays an argument of the compiled
+kernel; `Network` is the plain form of a model, a pair of functions `init(width)` and `apply(params, x)`.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ class Gaussian:
         for name in ("std", "tangent_std"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
-                raise InputError(
-                    f"Gaussian: {name} is {value!r}, expected a finite number >= 0 (a standard deviation)"
-                )
+                raise InputError(f"Gaussian: {name} is {value!r}, expected a finite number >= 0 (a standard deviation)")
 
     @property
     def mean(self) -> float:
@@ -217,7 +215,9 @@ class Recorder:
             )
         array = self.params[name]
         if tuple(array.shape) != spec.shape:
-            raise InputError(f"params[{name!r}] has shape {tuple(array.shape)}, expected {spec.shape} at width {self.width}")
+            raise InputError(
+                f"params[{name!r}] has shape {tuple(array.shape)}, expected {spec.shape} at width {self.width}"
+            )
         return array
 
     def hyper(self, hyper: Hyper) -> jax.Array:
@@ -269,7 +269,10 @@ def abstract(example: Any) -> Any:
 
 
 def _abstract_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
-    dtype = np.dtype(getattr(leaf, "dtype", None) or np.result_type(leaf))
+    try:
+        dtype = np.dtype(leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype)
+    except (TypeError, ValueError):
+        raise InputError(f"example has a {type(leaf).__name__}, expected real numbers, integers or booleans") from None
     real = jnp.issubdtype(dtype, jnp.floating)
     if not real and dtype.kind not in "iub":
         raise InputError(f"example has an array of dtype {dtype}, expected real numbers, integers or booleans")
@@ -289,7 +292,9 @@ def as_model(net: Any, example: Any) -> Model:
         with recording(Recorder(width, params, hypers)):
             return net(x)
 
-    return Model(lambda width: collect(net, example, width).specs, run, collect(net, example, _ANY_WIDTH).hyper_defaults)
+    return Model(
+        lambda width: collect(net, example, width).specs, run, collect(net, example, _ANY_WIDTH).hyper_defaults
+    )
 
 
 def collect(net: Callable[[Any], Any], example: Any, width: int) -> Recorder:

@@ -1,7 +1,7 @@
 """The table: JAX primitive -> instructions of the program. A primitive is one row of `RULES`.
 
-A rule takes the equation at both widths and the values of its operands, and returns the value it makes (or a list). It raises
-`Refusal` with the reason when the theorem, or this version, does not cover the use. Contractions stand in
+A rule takes the equation at both widths and the values of its operands, and returns the value it makes (or a list).
+It raises `Refusal` with the reason when the theorem, or this version, does not cover the use. Contractions stand in
 `frontend.contract`.
 """
 
@@ -11,17 +11,35 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import sympy
 
 from tensorprog.frontend import contract
 from tensorprog.frontend.build import (
-    Refusal, constant, lincomb, map_positions, nonlin, scaled, to_var,
+    Refusal,
+    constant,
+    lincomb,
+    map_positions,
+    nonlin,
+    scaled,
+    to_var,
 )  # fmt: skip
 from tensorprog.frontend.elementwise import ELEMENTWISE, expression
-from tensorprog.frontend.values import WIDTHS, Axis, Known, Layout, Param, Value, Var, axis_of, unit_shape, width_axis
+from tensorprog.frontend.values import (
+    WIDTHS,
+    Axis,
+    Known,
+    Layout,
+    Param,
+    Value,
+    Var,
+    aval,
+    axis_of,
+    unit_shape,
+    width_axis,
+)
 from tensorprog.ir import Phi, position
 from tensorprog.ir.phi import parameter, vector
 
@@ -60,7 +78,9 @@ def elementwise(eqn: Equation, *values: Value) -> Value:
 
 def _function(eqn: Equation, variables: Sequence[Var]) -> Var:
     power = _power(eqn, variables)
-    xs, thetas, symbols = [], [], []
+    xs: list[Var] = []
+    thetas: list[Var] = []
+    symbols: list[sympy.Expr] = []
     for var in variables:
         number = _exact(var)
         if number is not None:
@@ -137,8 +157,8 @@ def _power(eqn: Equation, variables: Sequence[Var]) -> Fraction:
 
 def _convert(eqn: Equation, var: Var) -> Var:
     to = eqn.out_dtype
-    was = np.dtype(eqn.eqns[0].invars[0].aval.dtype)
-    if to.kind == "f" and was.kind == "f" or (var.det and to.kind == was.kind):
+    was = np.dtype(aval(eqn.eqns[0].invars[0]).dtype)
+    if (to.kind == "f" and was.kind == "f") or (var.det and to.kind == was.kind):
         return var
     if var.random and to.kind != "f":
         raise Refusal(f"it makes {to} of hidden values", "keep hidden vectors real")
@@ -161,7 +181,12 @@ def _param_arithmetic(name: str, values: Sequence[Value]) -> Param | None:
     if name == "neg":
         return _scale_param(param, constant(np.float64(-1.0), ()))
     others = [v for v in values if v is not param]
-    if name in ("mul", "div") and len(others) == 1 and _is_number(others[0]) and not (name == "div" and values[1] is param):
+    if (
+        name in ("mul", "div")
+        and len(others) == 1
+        and _is_number(others[0])
+        and not (name == "div" and values[1] is param)
+    ):
         factor = to_var(others[0])
         return _scale_param(param, _reciprocal(factor) if name == "div" else factor)
     return None
@@ -178,7 +203,9 @@ def _scale_param(param: Param, factor: Var) -> Param:
         factor = map_positions(factor, position("reshape", to=()), ())
     if param.scale is None:
         return replace(param, scale=factor)
-    product = nonlin(Phi(parameter(0) * parameter(1), 0, 2), [], [param.scale, factor], param.scale.power + factor.power)
+    product = nonlin(
+        Phi(parameter(0) * parameter(1), 0, 2), [], [param.scale, factor], param.scale.power + factor.power
+    )
     a, b = _exact(param.scale), _exact(factor)
     if a is not None and b is not None:
         product = constant(np.float64(a) * np.float64(b), (), param.scale.power + factor.power)
@@ -232,7 +259,9 @@ def at_unit(var: Var, pair: tuple[int, int]) -> int:
     total = sum((w for w, _ in var.blocks), Fraction(0))
     size = Fraction(s2 - s1, WIDTHS[1] - WIDTHS[0]) / total
     if size.denominator != 1 or size * total * WIDTHS[0] != s1:
-        raise Refusal(f"it makes an axis of size {s1} at width {WIDTHS[0]} and {s2} at width {WIDTHS[1]} out of a width of {total} n")
+        raise Refusal(
+            f"it makes an axis of size {s1} at width {WIDTHS[0]} and {s2} at width {WIDTHS[1]} out of a width of {total} n"
+        )
     return int(size)
 
 
@@ -307,7 +336,8 @@ def _regroup(var: Var, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> Layou
 def _broadcast(eqn: Equation, x: Value) -> Value:
     shapes, places = eqn.out_shapes(), tuple(eqn.params[0]["broadcast_dimensions"])
     if isinstance(x, Param) and all(
-        pair == (1, 1) or i in places and axis_of(pair) == x.layout[places.index(i)] for i, pair in enumerate(zip(*shapes, strict=True))
+        pair == (1, 1) or (i in places and axis_of(pair) == x.layout[places.index(i)])
+        for i, pair in enumerate(zip(*shapes, strict=True))
     ):
         return replace(x, axes=tuple(x.axes[places.index(i)] if i in places else None for i in range(len(shapes[0]))))
     var = to_var(x)
@@ -315,7 +345,9 @@ def _broadcast(eqn: Equation, x: Value) -> Value:
     for i, pair in enumerate(zip(*shapes, strict=True)):
         own = var.layout[places.index(i)] if i in places else ()
         layout.append(own if own else axis_of(pair))
-    if var.random and sum(isinstance(f, Fraction) for axis in layout for f in axis) > (var.blocks[0][1].type.width is not None):
+    if var.random and sum(isinstance(f, Fraction) for axis in layout for f in axis) > (
+        var.blocks[0][1].type.width is not None
+    ):
         raise Refusal(
             "it spreads a hidden value or an output along a second width axis",
             "multiply by a weight to change coordinates; an output of finite size cannot go back into the width",
@@ -329,7 +361,9 @@ def _slice(eqn: Equation, x: Value) -> Value:
     return cut(x, starts, stops, tuple(strides))
 
 
-def cut(x: Value, starts: Sequence[tuple[int, int]], stops: Sequence[tuple[int, int]], strides: tuple[int, ...]) -> Value:
+def cut(
+    x: Value, starts: Sequence[tuple[int, int]], stops: Sequence[tuple[int, int]], strides: tuple[int, ...]
+) -> Value:
     """x[start:stop:stride] along every axis; a cut of the width takes a block of coordinates."""
     if isinstance(x, Known):
         cuts = [tuple(slice(a[i], b[i], s) for a, b, s in zip(starts, stops, strides, strict=True)) for i in (0, 1)]
@@ -386,13 +420,17 @@ def _cut_width(var: Var, i: int, start: tuple[int, int], stop: tuple[int, int], 
     return Var(tuple(blocks), layout, var.power)
 
 
-def _cut_param(param: Param, starts: Sequence[tuple[int, int]], stops: Sequence[tuple[int, int]], strides: tuple[int, ...]) -> Param:
+def _cut_param(
+    param: Param, starts: Sequence[tuple[int, int]], stops: Sequence[tuple[int, int]], strides: tuple[int, ...]
+) -> Param:
     region = list(param.region)
     for axis, start, stop, stride in zip(param.axes, starts, stops, strides, strict=True):
         if axis is None:
             continue
         if stride != 1:
-            raise Refusal(f"it takes every {stride}-th entry of the weight {param.name!r}", "slice weights without strides")
+            raise Refusal(
+                f"it takes every {stride}-th entry of the weight {param.name!r}", "slice weights without strides"
+            )
         at = region[axis][0]
         low, high = (_relative(p) if param.widths[axis] is not None else Fraction(p[0]) for p in (start, stop))
         region[axis] = (at + low, at + high)
@@ -404,9 +442,11 @@ def take_step(x: Value, t: int) -> Value:
     if isinstance(x, Known):
         return Known((x.values[0][t], x.values[1][t]))
     if isinstance(x, Param):
-        sizes = [tuple(int(x.size(a) * (w if x.widths[a] is not None else 1)) for w in WIDTHS) if a is not None else (1, 1) for a in x.axes]
+        sizes = [(1, 1) if a is None else x.sizes(a) for a in x.axes]
         if sum(w is not None for w in x.widths) == 2:
-            part = _cut_param(x, [(t, t), *((0, 0) for _ in sizes[1:])], [(t + 1, t + 1), *sizes[1:]], (1,) * len(sizes))
+            part = _cut_param(
+                x, [(t, t), *((0, 0) for _ in sizes[1:])], [(t + 1, t + 1), *sizes[1:]], (1,) * len(sizes)
+            )
             return replace(part, axes=part.axes[1:])
     var = to_var(x)
     shape = var.shape
@@ -416,31 +456,56 @@ def take_step(x: Value, t: int) -> Value:
     return map_positions(row, position("reshape", to=shape[1:]), layout[1:])
 
 
-def stack_steps(steps: Sequence[Value]) -> Value:
-    """Stack values along a new leading axis."""
+def stack_steps(steps: Sequence[Value], axis: int = 0) -> Value:
+    """Stack values along a new axis."""
     if all(isinstance(s, Known) for s in steps):
-        return Known(tuple(np.stack([s.values[i] for s in steps]) for i in (0, 1)))  # type: ignore[union-attr, arg-type]
+        return Known(tuple(np.stack([s.values[i] for s in steps], axis) for i in (0, 1)))  # type: ignore[union-attr, arg-type]
     variables = []
     for step in map(to_var, steps):
-        layout = ((), *step.layout)
-        variables.append(map_positions(step, position("reshape", to=(1, *step.shape)), layout))
-    return _join(variables, 0)
+        layout = (*step.layout[:axis], (), *step.layout[axis:])
+        shape = (*step.shape[:axis], 1, *step.shape[axis:])
+        variables.append(map_positions(step, position("reshape", to=shape), layout))
+    return _join(variables, axis)
+
+
+def _stack(eqn: Equation, *values: Value) -> Value:
+    return stack_steps(values, eqn.params[0]["axis"])
+
+
+def _tile(eqn: Equation, x: Value) -> Value:
+    """Copies along each axis: a new axis before it, and the two made one."""
+    var, reps = to_var(x), tuple(eqn.params[0]["reps"])
+    axis = width_axis(var.layout)
+    if axis is not None and reps[axis] != 1:
+        raise Refusal(
+            "it repeats hidden coordinates along the width",
+            "repeat positions only, or concatenate the vector with itself",
+        )
+    split = tuple(part for axis, k in zip(var.layout, reps, strict=True) for part in (() if k == 1 else (k,), axis))
+    shape = tuple(n for size, k in zip(var.shape, reps, strict=True) for n in (k, size))
+    copied = map_positions(var, position("broadcast", to=shape, axes=tuple(range(1, 2 * len(reps), 2))), split)
+    layout = tuple(axis if k == 1 else (k, *axis) for axis, k in zip(var.layout, reps, strict=True))
+    return map_positions(copied, position("reshape", to=unit_shape(layout)), layout)
 
 
 def _pad(eqn: Equation, x: Value, fill: Value) -> Value:
     config = tuple(tuple(c) for c in eqn.params[0]["padding_config"])
     var, filler = to_var(x), to_var(fill)
     axis = width_axis(var.layout)
-    if axis is not None and config[axis] != (0, 0, 0) or any(low < 0 or high < 0 for low, high, _ in config):
+    if (axis is not None and config[axis] != (0, 0, 0)) or any(low < 0 or high < 0 for low, high, _ in config):
         raise Refusal("it pads the width, or by a negative amount", "pad positions only, and slice to crop")
     op = position("pad", config=config)
     shape = op.shape(var.shape)
-    layout = tuple(a if config[i] == (0, 0, 0) else () if shape[i] == 1 else (shape[i],) for i, a in enumerate(var.layout))
+    layout = tuple(
+        a if config[i] == (0, 0, 0) else () if shape[i] == 1 else (shape[i],) for i, a in enumerate(var.layout)
+    )
     padded = map_positions(var, op, layout)
     if _exact(filler) == 0:
         return padded
     inside = np.zeros(shape)
-    inside[tuple(slice(low, low + (n - 1) * (i + 1) + 1, i + 1) for n, (low, _, i) in zip(var.shape, config, strict=True))] = 1.0
+    inside[
+        tuple(slice(low, low + (n - 1) * (i + 1) + 1, i + 1) for n, (low, _, i) in zip(var.shape, config, strict=True))
+    ] = 1.0
     outside = nonlin(Phi(parameter(0) * parameter(1), 0, 2), [], [filler, constant(1.0 - inside, layout)], filler.power)
     return lincomb([(1.0, padded), (1.0, outside)])
 
@@ -448,7 +513,9 @@ def _pad(eqn: Equation, x: Value, fill: Value) -> Value:
 def _rev(eqn: Equation, x: Value) -> Value:
     var, axes = to_var(x), tuple(eqn.params[0]["dimensions"])
     if width_axis(var.layout) in axes:
-        raise Refusal("it reverses the order of the hidden coordinates", "leave the width axis in its order: it has none")
+        raise Refusal(
+            "it reverses the order of the hidden coordinates", "leave the width axis in its order: it has none"
+        )
     return map_positions(var, position("rev", axes=axes), var.layout)
 
 
@@ -486,7 +553,7 @@ def _concatenate(eqn: Equation, *values: Value) -> Value:
 
 def _split(eqn: Equation, x: Value) -> list[Value]:
     axis = eqn.params[0]["axis"]
-    shapes = [e.invars[0].aval.shape for e in eqn.eqns]
+    shapes = [aval(e.invars[0]).shape for e in eqn.eqns]
     at, parts = (0, 0), []
     for size in _pairs(eqn, "sizes"):
         end = (at[0] + size[0], at[1] + size[1])
@@ -572,7 +639,11 @@ def _extremum(function: Callable[..., sympy.Expr], var: Var, axis: int) -> Var:
 def _window_sum(eqn: Equation, x: Value) -> Value:
     p, var = eqn.params[0], to_var(x)
     axis = width_axis(var.layout)
-    if axis is not None and (p["window_dimensions"][axis], p["window_strides"][axis], tuple(p["padding"][axis])) != (1, 1, (0, 0)):
+    if axis is not None and (p["window_dimensions"][axis], p["window_strides"][axis], tuple(p["padding"][axis])) != (
+        1,
+        1,
+        (0, 0),
+    ):
         raise Refusal("its window reaches over the width", "pool over positions only")
     op = position(
         "window_sum", window=tuple(p["window_dimensions"]), strides=tuple(p["window_strides"]),
@@ -580,7 +651,9 @@ def _window_sum(eqn: Equation, x: Value) -> Value:
         window_dilation=tuple(p["window_dilation"]),
     )  # fmt: skip
     shape = op.shape(var.shape)
-    layout = tuple(a if i == axis else () if n == 1 else (n,) for i, (a, n) in enumerate(zip(var.layout, shape, strict=True)))
+    layout = tuple(
+        a if i == axis else () if n == 1 else (n,) for i, (a, n) in enumerate(zip(var.layout, shape, strict=True))
+    )
     return map_positions(var, op, layout)
 
 
@@ -591,11 +664,17 @@ def _window_max(eqn: Equation, x: Value) -> Value:
     if width_axis(var.layout) in axes:
         raise Refusal("its window reaches over the width", "pool over positions only")
     if any(q != (0, 0) for q in padding) or any(d != 1 for d in (*p["base_dilation"], *p["window_dilation"])):
-        raise Refusal("max pooling with padding or dilation", "use VALID padding for max pooling, or pad with jnp.pad first")
+        raise Refusal(
+            "max pooling with padding or dilation", "use VALID padding for max pooling, or pad with jnp.pad first"
+        )
     pick = {"axes": tuple(axes), "window": tuple(window[i] for i in axes), "strides": tuple(strides[i] for i in axes)}
-    op = position("patches", **pick, padding=((0, 0),) * len(axes), dilation=(1,) * len(axes), base_dilation=(1,) * len(axes))
+    op = position(
+        "patches", **pick, padding=((0, 0),) * len(axes), dilation=(1,) * len(axes), base_dilation=(1,) * len(axes)
+    )
     shape = op.shape(var.shape)
-    layout = tuple(var.layout[i] if i < len(var.layout) and i not in axes else () if n == 1 else (n,) for i, n in enumerate(shape))
+    layout = tuple(
+        var.layout[i] if i < len(var.layout) and i not in axes else () if n == 1 else (n,) for i, n in enumerate(shape)
+    )
     patches = map_positions(var, op, layout)
     for axis in range(len(shape) - 1, len(var.layout) - 1, -1):
         patches = _extremum(sympy.Max, patches, axis)
@@ -626,6 +705,8 @@ RULES: dict[str, Rule] = {
     "rev": _rev,
     "concatenate": _concatenate,
     "split": _split,
+    "stack": _stack,
+    "tile": _tile,
     "reduce_sum": _reduce_sum,
     "reduce_max": _reduce_extremum(sympy.Max),
     "reduce_min": _reduce_extremum(sympy.Min),

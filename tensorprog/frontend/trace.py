@@ -1,7 +1,8 @@
 """Trace a network at two widths.
 
-The two jaxprs have the same equations; an axis whose size differs is a width axis, a literal that differs is a power of the
-width. Tracing is abstract, in float64, so that literals carry all their digits and no array of the width's size is made.
+The two jaxprs have the same equations; an axis whose size differs is a width axis, a literal that differs is a power
+of the width. Tracing is abstract, in float64, so that literals carry all their digits and no array of the width's
+size is made.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tensorprog.frontend.params import Constant, Gaussian, Model, abstract
 from tensorprog.frontend.values import WIDTHS
 from tensorprog.ir import Source
 
-__all__ = ["Trace", "source_of", "trace"]
+__all__ = ["Trace", "from_library", "source_of", "trace"]
 
 _OURS = Path(__file__).resolve().parents[1]
 _LIBRARIES = tuple(str(Path(module.__file__).resolve().parent) for module in (jax, np) if module.__file__)
@@ -43,11 +44,21 @@ def source_of(eqn: jex.JaxprEqn) -> Source | None:
     traceback = eqn.source_info.traceback
     if traceback is None:
         return None
-    skipped = (*_LIBRARIES, str(_OURS))
+    skipped = (*_LIBRARIES, str(_OURS), "<frozen")
     for frame in traceback.frames:
-        if not frame.file_name.startswith(skipped) and not frame.file_name.startswith("<frozen"):
+        if not frame.file_name.startswith(skipped):
             return Source(_shorten(frame.file_name), frame.line_num, eqn.primitive.name)
     return None
+
+
+def from_library(jaxpr: jex.ClosedJaxpr) -> bool:
+    """Is it the body of a function of JAX or of ours, such as jnp.where?
+
+    Such a function is traced once, so that its equations remember the line of the first call ever; the caller's line
+    is right.
+    """
+    info = jaxpr.jaxpr.debug_info
+    return any(folder in (info.func_src_info or "") for folder in (*_LIBRARIES, str(_OURS)))
 
 
 def _shorten(file: str) -> str:
@@ -84,6 +95,7 @@ def trace(model: Model, example: Any) -> Trace:
 
 def _trace_at(width: int, model: Model, struct: Any) -> tuple[jex.ClosedJaxpr, Any, Any]:
     specs = model.specs(width)
+    _leaves(specs)
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float64), specs, is_leaf=_is_spec)
     hypers = {name: jax.ShapeDtypeStruct((), jnp.float64) for name in model.hypers}
     out_tree: list[Any] = []

@@ -15,13 +15,28 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
-from ntk_rules.constants import snap
 
+from ntk_rules.constants import snap
 from tensorprog.ir.nodes import Node
 
-__all__ = ["WIDTHS", "Axis", "Known", "Layout", "Param", "Value", "Var", "axis_of", "fit_power", "layout_of", "unit_shape", "width_axis"]
+__all__ = [
+    "WIDTHS",
+    "Axis",
+    "Known",
+    "Layout",
+    "Param",
+    "Value",
+    "Var",
+    "aval",
+    "axis_of",
+    "fit_power",
+    "layout_of",
+    "unit_shape",
+    "width_axis",
+]
 
 WIDTHS = (2520, 5040)  # divisible by 2..10, so that relative widths like 3/8 or 1.7 are exact
 
@@ -54,6 +69,10 @@ class Var:
     blocks: tuple[tuple[Fraction, Node], ...]
     layout: Layout
     power: Fraction = Fraction(0)
+
+    def __post_init__(self) -> None:
+        """Finite factors side by side are one, so that an axis of 4 x 4 positions and one of 16 are the same."""
+        object.__setattr__(self, "layout", tuple(map(merged, self.layout)))
 
     @classmethod
     def of(cls, node: Node, layout: Layout, power: Fraction = Fraction(0)) -> Var:
@@ -92,9 +111,9 @@ class Var:
 class Param:
     """A parameter array and what was done to it before its first real use.
 
-    sizes: its whole shape at both widths. region: the part in use, per axis, (start, stop) in entries of a finite axis and
-    in units of n of a width axis. axes: which axis of the parameter each axis of this array is (None: a new axis of
-    size one). scale, power: a deterministic factor and the power of n of the entries' scale.
+    sizes: its whole shape at both widths. region: the part in use, per axis, (start, stop) in entries of a finite
+    axis and in units of n of a width axis. axes: which axis of the parameter each axis of this array is (None: a new
+    axis of size one). scale, power: a deterministic factor and the power of n of the entries' scale.
     """
 
     name: str
@@ -111,12 +130,26 @@ class Param:
         start, stop = self.region[axis]
         return stop - start if self.widths[axis] is not None else int(stop - start)
 
+    def sizes(self, axis: int) -> tuple[int, int]:
+        """How long an axis is at the two widths."""
+        size = self.size(axis)
+        if self.widths[axis] is None:
+            return int(size), int(size)
+        return int(size * WIDTHS[0]), int(size * WIDTHS[1])
+
     @property
     def layout(self) -> Layout:
-        return tuple(() if a is None or self.size(a) == 1 and self.widths[a] is None else (self.size(a),) for a in self.axes)
+        return tuple(
+            () if a is None or (self.size(a) == 1 and self.widths[a] is None) else (self.size(a),) for a in self.axes
+        )
 
 
 Value = Known | Var | Param
+
+
+def aval(atom: Any) -> Any:
+    """The shape and dtype of an atom of a jaxpr (JAX types it too widely)."""
+    return atom.aval
 
 
 def axis_of(sizes: tuple[int, int]) -> Axis:
@@ -131,6 +164,19 @@ def axis_of(sizes: tuple[int, int]) -> Axis:
     if slope <= 0 or slope * WIDTHS[0] != s1:
         raise ValueError(f"an axis of size {s1} at width {WIDTHS[0]} and {s2} at width {WIDTHS[1]}")
     return (slope,)
+
+
+def merged(axis: Axis) -> Axis:
+    """The axis with neighbouring finite factors multiplied."""
+    if len(axis) < 2:
+        return axis
+    factors: list[int | Fraction] = []
+    for f in axis:
+        if factors and isinstance(f, int) and isinstance(factors[-1], int):
+            factors[-1] *= f
+        else:
+            factors.append(f)
+    return tuple(factors)
 
 
 def layout_of(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> Layout:
@@ -165,4 +211,4 @@ def fit_power(values: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, Fracti
     if np.abs(powers - float(power)).max() > 1e-9:
         raise ValueError("its entries are not a constant times a power of the width")
     scaled = np.where(nonzero, v1 / float(WIDTHS[0]) ** float(power), 0.0)
-    return (np.float64(snap(float(scaled))) if scaled.ndim == 0 else scaled), power
+    return (np.asarray(float(snap(float(scaled)))) if scaled.ndim == 0 else scaled), power

@@ -1,8 +1,23 @@
 """Tensor programs: instructions, the program, its text form, its verifier."""
 
 from tensorprog.ir.nodes import (
-    ArrayOp, Const, Hyper, Input, LinComb, Literal, MatMul, Moment, Node, Nonlin, PositionMap, Source, Trsp, Type,
-    Weight, operands, topological,
+    ArrayOp,
+    Const,
+    Hyper,
+    Input,
+    LinComb,
+    Literal,
+    MatMul,
+    Moment,
+    Node,
+    Nonlin,
+    PositionMap,
+    Source,
+    Trsp,
+    Type,
+    Weight,
+    operands,
+    topological,
 )  # fmt: skip
 from tensorprog.ir.phi import Phi
 from tensorprog.ir.positions import Position, position

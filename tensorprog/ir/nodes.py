@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,8 +27,25 @@ from tensorprog.ir.phi import Phi
 from tensorprog.ir.positions import Position
 
 __all__ = [
-    "ArrayOp", "Const", "Hyper", "Input", "Instruction", "Interned", "Literal", "LinComb", "MatMul", "Moment", "Node", "Nonlin",
-    "PositionMap", "Source", "Trsp", "Type", "Weight", "operands", "topological",
+    "ArrayOp",
+    "Const",
+    "Hyper",
+    "Input",
+    "Instruction",
+    "Interned",
+    "LinComb",
+    "Literal",
+    "MatMul",
+    "Moment",
+    "Node",
+    "Nonlin",
+    "PositionMap",
+    "Source",
+    "Trsp",
+    "Type",
+    "Weight",
+    "operands",
+    "topological",
 ]  # fmt: skip
 
 
@@ -92,7 +109,7 @@ class Literal:
 class Interned(type):
     """Makes equal nodes identical: a node is looked up by its fields before it is made."""
 
-    _known: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
+    _known: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], Any]] = weakref.WeakValueDictionary()
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         node = super().__call__(*args, **kwargs)
@@ -239,7 +256,8 @@ class MatMul(Node):
 
 @dataclass(frozen=True, eq=False)
 class LinComb(Node):
-    """sum_i a_i x_i: `terms` are pairs (a_i, x_i); a_i is a float or a scalar variable, x_i a vector or scalar variable.
+    """sum_i a_i x_i: `terms` are pairs (a_i, x_i); a_i is a float or a scalar variable, x_i a vector or scalar
+    variable.
 
     Every vector term has the shape of the result; coefficients and scalar terms broadcast against it.
     """
@@ -314,9 +332,7 @@ class ArrayOp(Node):
         return Type("scalar", self.shape)
 
 
-Instruction = (
-    Input | Hyper | Const | Weight | Trsp | MatMul | LinComb | PositionMap | Nonlin | Moment | ArrayOp
-)
+Instruction = Input | Hyper | Const | Weight | Trsp | MatMul | LinComb | PositionMap | Nonlin | Moment | ArrayOp
 
 
 def operands(node: Node) -> tuple[Node, ...]:

@@ -10,25 +10,25 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import sympy
-from ntk_rules import functions as nf
-from ntk_rules.constants import snap, snap_floats
 from sympy.printing.str import StrPrinter
 
+from ntk_rules import functions as nf
+from ntk_rules.constants import snap, snap_floats
 from tensorprog.errors import ProgramError
 
 __all__ = ["Phi", "identity", "parameter", "parse_expression", "snap", "vector"]
 
 
-@lru_cache(maxsize=None)
+@cache
 def vector(i: int) -> sympy.Symbol:
     """The symbol of the i-th vector argument."""
     return sympy.Symbol(f"z{i}", real=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def parameter(i: int) -> sympy.Symbol:
     """The symbol of the i-th deterministic argument."""
     return sympy.Symbol(f"a{i}", real=True)
@@ -86,7 +86,14 @@ _BINARY = {
     ast.Div: lambda a, b: a / b,
     ast.Pow: lambda a, b: a**b,
 }
-_COMPARE = {ast.Lt: sympy.Lt, ast.LtE: sympy.Le, ast.Gt: sympy.Gt, ast.GtE: sympy.Ge, ast.Eq: sympy.Eq, ast.NotEq: sympy.Ne}
+_COMPARE = {
+    ast.Lt: sympy.Lt,
+    ast.LtE: sympy.Le,
+    ast.Gt: sympy.Gt,
+    ast.GtE: sympy.Ge,
+    ast.Eq: sympy.Eq,
+    ast.NotEq: sympy.Ne,
+}
 
 
 def parse_expression(text: str) -> sympy.Expr:

@@ -62,7 +62,8 @@ def position(name: str, **params: Any) -> Position:
 
 
 def plain(value: Any) -> Any:
-    """A parameter of an operation in Python's own types, comparable by value: one NaN, no NumPy numbers, tuples for lists."""
+    """A parameter of an operation in Python's own types, comparable by value: one NaN, no NumPy numbers, tuples for
+    lists."""
     if type(value) in (tuple, list):
         return tuple(map(plain, value))
     value = value.item() if isinstance(value, np.generic) else value
@@ -98,7 +99,7 @@ def _axiswise(touched: Callable[..., Sequence[int]]) -> Callable[..., tuple[int 
 
 def _reshape_same(shape: tuple[int, ...], *, to: tuple[int, ...]) -> tuple[int | None, ...]:
     """An axis survives a reshape when what stands before it, and its own size, are the same on both sides."""
-    before = {}
+    before: dict[int, tuple[int | None, int | None]] = {}
     product = 1
     for i, size in enumerate(shape):
         if size > 1:
@@ -107,8 +108,8 @@ def _reshape_same(shape: tuple[int, ...], *, to: tuple[int, ...]) -> tuple[int |
     same: list[int | None] = []
     product = 1
     for size in to:
-        i, found = before.get(product, (None, None))
-        same.append(i if size > 1 and found == size else None)
+        place, found = before.get(product, (None, None))
+        same.append(place if size > 1 and found == size else None)
         product *= size
     return tuple(same)
 
@@ -160,7 +161,9 @@ def _gather_same(shape: tuple[int, ...], *, slice_sizes: tuple[int, ...], offset
 
 def _window_sum(x: jax.Array, *, window: tuple[int, ...], strides: tuple[int, ...], padding: tuple[tuple[int, int], ...],
                 base_dilation: tuple[int, ...], window_dilation: tuple[int, ...]) -> jax.Array:  # fmt: skip
-    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, window, strides, padding, base_dilation, window_dilation)
+    return lax.reduce_window(
+        x, np.zeros((), x.dtype), lax.add, window, strides, padding, base_dilation, window_dilation
+    )
 
 
 def _window_touched(shape: tuple[int, ...], *, window: tuple[int, ...], strides: tuple[int, ...],
@@ -168,7 +171,9 @@ def _window_touched(shape: tuple[int, ...], *, window: tuple[int, ...], strides:
     return [i for i in range(len(shape)) if window[i] != 1 or strides[i] != 1 or padding[i] != (0, 0)]
 
 
-def patch_starts(size: int, *, window: int, stride: int, padding: tuple[int, int], dilation: int, base_dilation: int) -> int:
+def patch_starts(
+    size: int, *, window: int, stride: int, padding: tuple[int, int], dilation: int, base_dilation: int
+) -> int:
     """How many windows fit along one axis."""
     dilated = (size - 1) * base_dilation + 1 if size else 0
     return max(0, (dilated + padding[0] + padding[1] - (window - 1) * dilation - 1) // stride + 1)

@@ -39,7 +39,7 @@ class Program:
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
         """All instructions, operands before their users."""
-        order = dict.fromkeys(self.inputs)
+        order: dict[Node, None] = dict.fromkeys(self.inputs)
         order.update(dict.fromkeys(topological([self.output])))
         return tuple(order)
 

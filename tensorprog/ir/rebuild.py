@@ -20,7 +20,9 @@ def rebuild(node: Node, new: Sequence[Node]) -> Node:
             return MatMul(spec, new[0], new[1], source=node.source)
         case LinComb(terms=terms):
             rest = iter(new)
-            return LinComb(tuple((next(rest) if isinstance(a, Node) else a, next(rest)) for a, _ in terms), source=node.source)
+            return LinComb(
+                tuple((next(rest) if isinstance(a, Node) else a, next(rest)) for a, _ in terms), source=node.source
+            )
         case PositionMap(op=op, result=result):
             return PositionMap(op, tuple(new), result, source=node.source)
         case Nonlin(phi=phi, xs=xs) | Moment(phi=phi, xs=xs):

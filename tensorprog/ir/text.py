@@ -28,12 +28,25 @@ from jax import lax
 
 from tensorprog.errors import ProgramError
 from tensorprog.ir.nodes import (
-    ArrayOp, Const, Hyper, Input, LinComb, Literal, MatMul, Moment, Node, Nonlin, PositionMap, Trsp, Type, Weight,
+    ArrayOp,
+    Const,
+    Hyper,
+    Input,
+    LinComb,
+    Literal,
+    MatMul,
+    Moment,
+    Node,
+    Nonlin,
+    PositionMap,
+    Trsp,
+    Type,
+    Weight,
 )  # fmt: skip
 from tensorprog.ir.phi import Phi, parse_expression
 from tensorprog.ir.positions import position
 from tensorprog.ir.program import Program
-from tensorprog.ir.verify import RULES
+from tensorprog.ir.verify import RULES, matmul_complaints
 
 __all__ = ["VERSION", "name_nodes", "parse_program", "print_program"]
 
@@ -155,7 +168,13 @@ def _print_value(value: Any) -> str:
     if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
         return f"dtype({_quote(np.dtype(value).name)})"
     if isinstance(value, lax.GatherDimensionNumbers):
-        keys = ("offset_dims", "collapsed_slice_dims", "start_index_map", "operand_batching_dims", "start_indices_batching_dims")
+        keys = (
+            "offset_dims",
+            "collapsed_slice_dims",
+            "start_index_map",
+            "operand_batching_dims",
+            "start_indices_batching_dims",
+        )
         return f"GatherDimensionNumbers({', '.join(f'{k}={getattr(value, k)}' for k in keys)})"
     if isinstance(value, lax.ConvDimensionNumbers):
         return f"ConvDimensionNumbers({value.lhs_spec}, {value.rhs_spec}, {value.out_spec})"
@@ -181,7 +200,9 @@ def parse_program(text: str) -> Program:
     lines = text.splitlines()
     if not lines or lines[0].strip() != f"tensorprog {VERSION}":
         first = lines[0] if lines else ""
-        raise ProgramError(f"line 1: expected 'tensorprog {VERSION}', found {first[:60]!r}: not a program, or of another version")
+        raise ProgramError(
+            f"line 1: expected 'tensorprog {VERSION}', found {first[:60]!r}: not a program, or of another version"
+        )
     env: dict[str, Node] = {}
     for number, line in enumerate(lines[1:], start=2):
         try:
@@ -285,7 +306,9 @@ def _type(kind: str, dims: tuple[Any, ...]) -> Type:
     return Type(kind, sizes, axes[0], widths[axes[0]]) if axes else Type(kind, sizes)
 
 
-def _make_weight(name: str, dims: Any, *, std: float, tangent_std: float, region: Any = None, primed: bool = False) -> Weight:
+def _make_weight(
+    name: str, dims: Any, *, std: float, tangent_std: float, region: Any = None, primed: bool = False
+) -> Weight:
     shape, widths = _shape(dims)
     parts = _whole(shape, widths) if region is None else tuple((Fraction(a), Fraction(b)) for a, b in region)
     return Weight(name, shape, widths, float(std), float(tangent_std), parts, primed)
@@ -310,13 +333,19 @@ def _make_phi(text: str, xs: list[Node], thetas: list[Node]) -> tuple[Phi, tuple
     return phi, tuple(xs), tuple(thetas)
 
 
+def _make_matmul(spec: str, weight: Node, x: Node) -> MatMul:
+    for complaint in matmul_complaints(spec, weight, x):
+        raise ProgramError(complaint)
+    return MatMul(spec, weight, x)
+
+
 _MAKERS: dict[str, Callable[..., Node]] = {
     "Input": Input,
     "Hyper": lambda name, default: Hyper(name, float(default)),
     "Const": _make_const,
     "Weight": _make_weight,
     "Trsp": Trsp,
-    "MatMul": MatMul,
+    "MatMul": _make_matmul,
     "LinComb": lambda *terms: LinComb(tuple((a if isinstance(a, Node) else float(a), x) for a, x in terms)),
     "PositionMap": lambda op, args, kind, dims, **kw: PositionMap(position(op, **kw), tuple(args), _type(kind, dims)),
     "Nonlin": lambda text, xs, thetas: Nonlin(*_make_phi(text, xs, thetas)),

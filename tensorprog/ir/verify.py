@@ -11,11 +11,21 @@ import numpy as np
 
 from tensorprog.errors import VerificationError
 from tensorprog.ir.nodes import (
-    ArrayOp, Input, LinComb, MatMul, Moment, Node, Nonlin, PositionMap, Trsp, Weight, operands,
+    ArrayOp,
+    Input,
+    LinComb,
+    MatMul,
+    Moment,
+    Node,
+    Nonlin,
+    PositionMap,
+    Trsp,
+    Weight,
+    operands,
 )  # fmt: skip
 from tensorprog.ir.program import Program
 
-__all__ = ["RULES", "verify"]
+__all__ = ["RULES", "matmul_complaints", "verify"]
 
 
 def _weight(node: Node) -> Iterator[str]:
@@ -29,29 +39,34 @@ def _weight(node: Node) -> Iterator[str]:
 
 
 def _matmul(node: Node) -> Iterator[str]:
-    if not isinstance(node, MatMul):
+    if isinstance(node, MatMul):
+        yield from matmul_complaints(node.spec, node.weight, node.x)
+
+
+def matmul_complaints(spec: str, weight: Node, x: Node) -> Iterator[str]:
+    """What is wrong with a MatMul, which may not even be possible to make."""
+    if spec.count(",") != 1 or spec.count("->") != 1:
+        yield f"spec {spec!r} is not of the form 'ab,b->a'"
         return
-    if node.spec.count(",") != 1 or node.spec.count("->") != 1:
-        yield f"spec {node.spec!r} is not of the form 'ab,b->a'"
-        return
-    w, x, out = node.letters
-    if not isinstance(node.weight, (Weight, Trsp)):
+    if not isinstance(weight, (Weight, Trsp)):
         yield "the first operand of MatMul is not a weight"
         return
+    left, out = spec.split("->")
+    w, own = left.split(",")
     sizes: dict[str, int] = {}
-    for letters, shape in ((w, node.weight.type.shape), (x, node.x.type.shape)):
+    for letters, shape in ((w, weight.type.shape), (own, x.type.shape)):
         if len(letters) != len(shape) or len(set(letters)) != len(letters):
-            yield f"spec {node.spec!r} does not fit an operand of shape {shape}"
+            yield f"spec {spec!r} does not fit an operand of shape {shape}"
             return
         for letter, size in zip(letters, shape, strict=True):
             if sizes.setdefault(letter, size) != size:
-                yield f"letter {letter!r} of {node.spec!r} has two sizes"
+                yield f"letter {letter!r} of {spec!r} has two sizes"
                 return
-    if not set(out) <= set(w) | set(x) or len(set(out)) != len(out):
-        yield f"spec {node.spec!r} makes letters from nothing"
+    if not set(out) <= set(w) | set(own) or len(set(out)) != len(out):
+        yield f"spec {spec!r} makes letters from nothing"
         return
-    if set(x) - set(w) - set(out):
-        yield f"spec {node.spec!r} sums a position that the weight does not have"
+    if set(own) - set(w) - set(out):
+        yield f"spec {spec!r} sums a position that the weight does not have"
 
 
 def _lincomb(node: Node) -> Iterator[str]:
@@ -119,7 +134,15 @@ def _input(node: Node) -> Iterator[str]:
         yield "an input of negative size"
 
 
-RULES: tuple[Callable[[Node], Iterator[str]], ...] = (_input, _weight, _matmul, _lincomb, _elementwise, _position, _array_op)
+RULES: tuple[Callable[[Node], Iterator[str]], ...] = (
+    _input,
+    _weight,
+    _matmul,
+    _lincomb,
+    _elementwise,
+    _position,
+    _array_op,
+)
 
 
 def verify(program: Program) -> Program:

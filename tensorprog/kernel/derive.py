@@ -83,5 +83,5 @@ def _canonical(q: Second) -> Second:
     for c in q.lu + q.lv:
         if c not in names:
             names[c] = LETTERS[len(names) - 1]
-    swap = lambda letters: "".join(names[c] for c in letters)  # noqa: E731
+    swap = lambda letters: "".join(names[c] for c in letters)
     return Second(q.u, q.v, q.cross, swap(q.lu), swap(q.lv), "".join(sorted(swap(q.out))))

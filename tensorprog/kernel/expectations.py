@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import Any
 
 import sympy
-from ntk_rules import Expectation, NoRule, expectation
 
+from ntk_rules import Expectation, NoRule, expectation
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import Moment, Node, Nonlin
 from tensorprog.ir.phi import parameter, vector
@@ -69,7 +69,9 @@ def expectation_of(asked: Second | Node, facts: Structure) -> Answer:
             if is_zero(found[0].quantity):
                 break
         spec = ",".join(letters for _, letters in made)
-        terms.append((1.0, contract(f"{spec}->{out}", [o for o, _ in made], shape, cross, _copies(made, everything, out, sizes))))
+        terms.append(
+            (1.0, contract(f"{spec}->{out}", [o for o, _ in made], shape, cross, _copies(made, everything, out, sizes)))
+        )
     return combine(terms, shape, cross)
 
 
@@ -158,7 +160,9 @@ def _check_gaussian(arguments: list[_Argument], facts: Structure, sides: list[tu
 
 
 def _kind(node: Node) -> str:
-    return {"LinComb": "sum", "PositionMap": "map of positions", "Nonlin": "nonlinear image"}.get(type(node).__name__, "variable")
+    return {"LinComb": "sum", "PositionMap": "map of positions", "Nonlin": "nonlinear image"}.get(
+        type(node).__name__, "variable"
+    )
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,8 @@ class _Law:
     @property
     def is_covariance(self) -> bool:
         return self.n_parameters == 0 and (
-            (self.n_arguments == 2 and self.expr == _u(0) * _u(1)) or (self.n_arguments == 1 and self.expr == _u(0) ** 2)
+            (self.n_arguments == 2 and self.expr == _u(0) * _u(1))
+            or (self.n_arguments == 1 and self.expr == _u(0) ** 2)
         )
 
 
@@ -253,9 +258,7 @@ def _dependent(i: int, j: int, independent: frozenset[tuple[int, int]]) -> bool:
 def _part(indices: list[int], expr: sympy.Expr, independent: frozenset[tuple[int, int]]) -> Part:
     given = sorted(int(s.name[1:]) for s in expr.free_symbols if s.name.startswith("b"))
     swap = {_u(i): _u(k) for k, i in enumerate(indices)} | {_b(i): _b(k) for k, i in enumerate(given)}
-    pairs = frozenset(
-        (k, m) for m, j in enumerate(indices) for k, i in enumerate(indices[:m]) if (i, j) in independent
-    )
+    pairs = frozenset((k, m) for m, j in enumerate(indices) for k, i in enumerate(indices[:m]) if (i, j) in independent)
     return _Law(expr.xreplace(swap), len(indices), len(given), pairs), tuple(indices), tuple(given)
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
-from ntk_rules import Expectation
 
+from ntk_rules import Expectation
 from tensorprog.ir import Node
 from tensorprog.ir.nodes import Interned
 from tensorprog.ir.positions import Position

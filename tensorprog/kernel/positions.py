@@ -107,9 +107,9 @@ def _convolves(q: Second, u: PositionMap) -> bool:
         return False
     axes, n = u.op.kw["axes"], len(u.args[0].type.shape)
     offsets = range(n, n + len(axes))
-    return all(
-        q.lu[j] == "1" == q.lv[j] or (q.lu[j] == q.lv[j] and q.lu[j] not in q.out) for j in offsets
-    ) and all(q.lu[a] == "1" == q.lv[a] or (q.lu[a] not in q.lv and q.lv[a] not in q.lu) for a in axes)
+    return all(q.lu[j] == "1" == q.lv[j] or (q.lu[j] == q.lv[j] and q.lu[j] not in q.out) for j in offsets) and all(
+        q.lu[a] == "1" == q.lv[a] or (q.lu[a] not in q.lv and q.lv[a] not in q.lu) for a in axes
+    )
 
 
 def _shifted(q: Second, u: PositionMap, v: PositionMap) -> Answer:
@@ -146,4 +146,3 @@ def map_mean(u: PositionMap) -> Answer:
         places.append(None if n == 1 else count)
         count += n > 1
     return Apply(u.op, (Operand(mean), *aux), tuple(places), shape, False)
-

@@ -18,7 +18,21 @@ from typing import TypeVar
 from tensorprog.ir import Node
 from tensorprog.kernel.graph import Combine, Contract, Operand, Quantity, Zero, is_zero
 
-__all__ = ["LETTERS", "Answer", "Mean", "Question", "Second", "Value", "Work", "answer", "ask", "combine", "contract", "fresh", "sizes_of"]
+__all__ = [
+    "LETTERS",
+    "Answer",
+    "Mean",
+    "Question",
+    "Second",
+    "Value",
+    "Work",
+    "answer",
+    "ask",
+    "combine",
+    "contract",
+    "fresh",
+    "sizes_of",
+]
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -124,7 +138,9 @@ def combine(terms: Sequence[tuple[float, Quantity]], shape: Sequence[int], cross
     for c, quantity in terms:
         inner: Mapping[Quantity, float] = {quantity: 1.0}
         if isinstance(quantity, Combine) and quantity.cross == cross:
-            inner = {o.quantity: a for a, o in zip(quantity.coefficients, quantity.operands, strict=True) if o.side is None}
+            inner = {
+                o.quantity: a for a, o in zip(quantity.coefficients, quantity.operands, strict=True) if o.side is None
+            }
         for part, a in inner.items():
             if not is_zero(part) and c:
                 total[part] = total.get(part, 0.0) + c * a
@@ -133,4 +149,3 @@ def combine(terms: Sequence[tuple[float, Quantity]], shape: Sequence[int], cross
     if len(total) == 1 and math.isclose(next(iter(total.values())), 1.0, rel_tol=0.0, abs_tol=0.0):
         return next(iter(total))
     return Combine(tuple(total.values()), tuple(Operand(q) for q in total), tuple(shape), cross)
-

@@ -10,11 +10,22 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import sympy
+
 from ntk_rules import Expectation
 from ntk_rules.constants import snap
-
 from tensorprog.ir import (
-    Const, Hyper, Input, LinComb, MatMul, Moment, Node, Nonlin, PositionMap, Program, Weight, topological,
+    Const,
+    Hyper,
+    Input,
+    LinComb,
+    MatMul,
+    Moment,
+    Node,
+    Nonlin,
+    PositionMap,
+    Program,
+    Weight,
+    topological,
 )  # fmt: skip
 from tensorprog.kernel.derive import KernelGraph
 from tensorprog.kernel.graph import Apply, Combine, Contract, Data, Expect, Operand, Quantity, Shifts, Zero
@@ -139,7 +150,9 @@ class _Page:
             case Zero():
                 return "0"
             case Combine(coefficients=coefficients, operands=operands):
-                return _sum([(_number(c), self.symbol(self._at(o, at))) for c, o in zip(coefficients, operands, strict=True)])
+                return _sum(
+                    [(_number(c), self.symbol(self._at(o, at))) for c, o in zip(coefficients, operands, strict=True)]
+                )
             case Contract():
                 return self._contraction(quantity, at)
             case Apply(op=op, operands=operands):

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 __all__ = ["contract"]
 
 
-def contract(spec: str, operands: Sequence[jax.Array], scale: float, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+def contract(
+    spec: str, operands: Sequence[jax.Array], scale: float, shape: tuple[int, ...], dtype: jnp.dtype
+) -> jax.Array:
     """scale * einsum(spec, operands) in the dialect above; `shape` is the result's."""
     left, right = spec.split("->")
     letters = left.split(",") if operands else []

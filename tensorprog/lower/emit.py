@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ntk_rules.functions import to_jax
 from tensorprog.ir import ArrayOp, Const, Hyper, Input, LinComb, Moment, Node, Nonlin, PositionMap
 from tensorprog.kernel import KernelGraph
 from tensorprog.kernel.graph import Apply, Combine, Contract, Data, Expect, Operand, Quantity, Shifts, Zero, quantities
 from tensorprog.lower.einsum import contract
 from tensorprog.lower.fingerprint import fingerprint
-from ntk_rules.functions import to_jax
 
 __all__ = ["Lowered", "lower"]
 
@@ -66,7 +66,10 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...]) -> Lowered:
         dtype = _dtype(a)
         context = _Context({}, {}, dtype)
         for quantity in crosses:
-            args = [env[o.quantity] if o.side is None else (a, b)[o.side][1 + places[o.quantity]] for o in _operands(quantity)]
+            args = [
+                env[o.quantity] if o.side is None else (a, b)[o.side][1 + places[o.quantity]]
+                for o in _operands(quantity)
+            ]
             made = EMIT[type(quantity)](quantity, args, context)
             env[quantity] = lax.optimization_barrier(made) if isinstance(quantity, (Expect, Shifts)) else made
         same = jnp.all(a[0] == b[0])

@@ -1,8 +1,8 @@
 """A 64-bit fingerprint of an input, to recognise when two inputs are bitwise the same.
 
-Where they are, the kernel is the diagonal's value exactly: inner products from a matrix product and from a sum of squares differ in
-the last digit, and arccos-like functions would blow that up to half the digits. Comparing fingerprints costs N^2 integer
-comparisons instead of N^2 d. Two different inputs share one with probability 2^-64.
+Where they are, the kernel is the diagonal's value exactly: inner products from a matrix product and from a sum of
+squares differ in the last digit, and arccos-like functions would blow that up to half the digits. Comparing
+fingerprints costs N^2 integer comparisons instead of N^2 d. Two different inputs share one with probability 2^-64.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ def fingerprint(leaves: Sequence[jax.Array]) -> jax.Array:
 
 
 def _weights(leaf: int, size: int) -> jax.Array:
-    """Odd pseudo-random numbers, (size, 2), made where they are used: as constants they would fill the compiled program."""
+    """Odd pseudo-random numbers, (size, 2), made where they are used: as constants they would fill the compiled
+    program."""
     seeds = np.random.default_rng(_SEED + leaf).integers(0, 2**32, 2, dtype=np.uint32)
     numbers = jnp.arange(size, dtype=jnp.uint32)[:, None] * jnp.uint32(0x9E37_79B1) + seeds
-    for shift, factor in ((16, 0x85EB_CA6B), (13, 0xC2B2_AE35)):  # the finaliser of MurmurHash3 (Appleby, public domain)
+    for shift, factor in (
+        (16, 0x85EB_CA6B),
+        (13, 0xC2B2_AE35),
+    ):  # the finaliser of MurmurHash3 (Appleby, public domain)
         numbers = (numbers ^ (numbers >> shift)) * jnp.uint32(factor)
     return (numbers ^ (numbers >> 16)) | jnp.uint32(1)
 
@@ -42,8 +46,8 @@ def _weights(leaf: int, size: int) -> jax.Array:
 def _words(leaf: jax.Array) -> jax.Array:
     """The bits of an array as 32-bit words, -0.0 read as 0.0.
 
-    Eight bytes are read as one integer and split by arithmetic: a bitcast that changes the shape cannot be exported with an open
-    batch size (StableHLO does not refine it).
+    Eight bytes are read as one integer and split by arithmetic: a bitcast that changes the shape cannot be exported
+    with an open batch size (StableHLO does not refine it).
     """
     if jnp.issubdtype(leaf.dtype, jnp.floating):
         leaf = jnp.where(leaf == 0, jnp.zeros_like(leaf), leaf)

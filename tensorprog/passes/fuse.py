@@ -12,7 +12,19 @@ from dataclasses import replace
 
 import sympy
 
-from tensorprog.ir import LinComb, Moment, Node, Nonlin, Phi, PositionMap, Program, Type, operands, position, topological
+from tensorprog.ir import (
+    LinComb,
+    Moment,
+    Node,
+    Nonlin,
+    Phi,
+    PositionMap,
+    Program,
+    Type,
+    operands,
+    position,
+    topological,
+)
 from tensorprog.ir.phi import parameter, vector
 from tensorprog.ir.rebuild import rebuild
 from tensorprog.passes.simplify import simplify
@@ -166,7 +178,11 @@ def _push(x: PositionMap) -> Node:
     """op(phi(y; theta)) = phi(op y; op theta) for a map that only selects positions."""
     inner, op = x.args[0], x.op
     if isinstance(inner, Nonlin):
-        return Nonlin(inner.phi, tuple(_apply(op, y, x.result) for y in inner.xs), tuple(_apply_scalar(op, t, inner) for t in inner.thetas))
+        return Nonlin(
+            inner.phi,
+            tuple(_apply(op, y, x.result) for y in inner.xs),
+            tuple(_apply_scalar(op, t, inner) for t in inner.thetas),
+        )
     if isinstance(inner, LinComb):
         terms = tuple(
             (
@@ -186,7 +202,9 @@ def _apply(op: object, y: Node, result: Type) -> Node:
 def _apply_scalar(op: object, theta: Node, like: Node) -> Node:
     shape = like.type.shape
     if all(size == 1 for size in theta.type.shape):
-        return theta if theta.type.shape == () else PositionMap(position("reshape", to=()), (theta,), Type("scalar", ()))
+        return (
+            theta if theta.type.shape == () else PositionMap(position("reshape", to=()), (theta,), Type("scalar", ()))
+        )
     if theta.type.shape != shape:
         missing = len(shape) - len(theta.type.shape)
         grown = position("broadcast", to=shape, axes=tuple(range(missing, len(shape))))
@@ -213,11 +231,16 @@ def _fused_scalars(node: Nonlin) -> Node:
     swap = {}
     for symbol, theta in zip(node.phi.parameters, node.thetas, strict=True):
         if isinstance(theta, Nonlin) and theta.type.shape in (node.type.shape, ()):
-            parts = {s: inner.setdefault(t, sympy.Dummy(f"t{len(inner)}", real=True)) for s, t in zip(theta.phi.parameters, theta.thetas, strict=True)}
+            parts = {
+                s: inner.setdefault(t, sympy.Dummy(f"t{len(inner)}", real=True))
+                for s, t in zip(theta.phi.parameters, theta.thetas, strict=True)
+            }
             swap[symbol] = theta.phi.expr.xreplace(parts)
         else:
             number = _number(theta)
-            swap[symbol] = number if number is not None else inner.setdefault(theta, sympy.Dummy(f"t{len(inner)}", real=True))
+            swap[symbol] = (
+                number if number is not None else inner.setdefault(theta, sympy.Dummy(f"t{len(inner)}", real=True))
+            )
     expr = node.phi.expr.xreplace(swap)
     kept = [(t, s) for t, s in inner.items() if s in expr.free_symbols] or list(inner.items())[:1]
     if not kept:

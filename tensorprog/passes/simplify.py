@@ -59,7 +59,9 @@ def short_sum(node: Node, facts: Structure) -> Node | None:
     """Zero terms go; a sum of one term with coefficient one is that term."""
     if not isinstance(node, LinComb):
         return None
-    kept = tuple((a, x) for a, x in node.terms if not is_zero(x) and not (isinstance(a, Node) and is_zero(a)) and a != 0.0)
+    kept = tuple(
+        (a, x) for a, x in node.terms if not is_zero(x) and not (isinstance(a, Node) and is_zero(a)) and a != 0.0
+    )
     same_shape = len(kept) == 1 and kept[0][1].type.shape == node.type.shape
     if same_shape and kept[0][0] == 1.0:
         return kept[0][1]

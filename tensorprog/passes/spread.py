@@ -85,7 +85,9 @@ def _cut(x: Node, axis: int, start: int, stop: int) -> Node:
         terms = (
             (
                 _cut_theta(a, from_end, start, stop) if isinstance(a, Node) else a,
-                _cut(term, axis, start, stop) if term.type.kind == "vector" else _cut_theta(term, from_end, start, stop),
+                _cut(term, axis, start, stop)
+                if term.type.kind == "vector"
+                else _cut_theta(term, from_end, start, stop),
             )
             for a, term in x.terms
         )
@@ -142,7 +144,5 @@ def _offsets(x: PositionMap) -> Iterator[Node]:
     inner, kw = x.args[0], x.op.kw
     for offset in itertools.product(*map(range, kw["window"])):
         start = tuple(o * d for o, d in zip(offset, kw["window_dilation"], strict=True))
-        stop = tuple(
-            a + (n - 1) * s + 1 for a, n, s in zip(start, x.type.shape, kw["strides"], strict=True)
-        )
+        stop = tuple(a + (n - 1) * s + 1 for a, n, s in zip(start, x.type.shape, kw["strides"], strict=True))
         yield _sliced(inner, start, stop, tuple(kw["strides"]))

@@ -99,7 +99,9 @@ def _facts(node: Node, known: Structure) -> Facts:
         case Nonlin(phi=phi, xs=xs):
             facts = [known[x] for x in xs]
             signs = tuple(f.odd for f in facts)
-            return Facts(False, False, frozenset().union(*(f.roots for f in facts if not f.zero)), _parity(phi.expr, signs))
+            return Facts(
+                False, False, frozenset().union(*(f.roots for f in facts if not f.zero)), _parity(phi.expr, signs)
+            )
     raise AssertionError(f"no facts about {type(node).__name__}")
 
 
@@ -136,5 +138,3 @@ def _combine(part: sympy.Basic, signs: list[bool | None]) -> bool | None:
     if isinstance(part, (sympy.cos, sympy.cosh, sympy.Abs)):
         return False
     return None
-
-

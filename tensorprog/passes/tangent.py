@@ -16,7 +16,16 @@ from functools import lru_cache
 import sympy
 
 from tensorprog.ir import (
-    LinComb, MatMul, Node, Nonlin, Phi, PositionMap, Program, Trsp, Weight, topological,
+    LinComb,
+    MatMul,
+    Node,
+    Nonlin,
+    Phi,
+    PositionMap,
+    Program,
+    Trsp,
+    Weight,
+    topological,
 )  # fmt: skip
 from tensorprog.ir.phi import vector
 

@@ -34,7 +34,9 @@ def check_inputs(value: Any, argument: str, inputs: Sequence[Input], tree: Any) 
     arrays = [_leaf(leaf, argument, spec) for leaf, spec in zip(leaves, inputs, strict=True)]
     counts = {a.shape[0] for a in arrays}
     if len(counts) > 1:
-        raise InputError(f"kernel: the arrays of {argument} hold {sorted(counts)} examples, expected one number for all")
+        raise InputError(
+            f"kernel: the arrays of {argument} hold {sorted(counts)} examples, expected one number for all"
+        )
     kinds = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
     kind = jnp.result_type(*kinds) if kinds else jnp.result_type(float)
     return [a.astype(kind) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays]
@@ -61,7 +63,12 @@ def _leaf(leaf: Any, argument: str, spec: Input) -> jax.Array:
     array = jnp.asarray(array)
     if real and not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(float)
-    if jnp.issubdtype(array.dtype, jnp.floating) and not is_traced(array) and array.size and not bool(jnp.isfinite(array).all()):
+    if (
+        jnp.issubdtype(array.dtype, jnp.floating)
+        and not is_traced(array)
+        and array.size
+        and not bool(jnp.isfinite(array).all())
+    ):
         bad = np.argwhere(~np.isfinite(np.asarray(array)))[0]
         raise InputError(
             f"kernel: {what} has {array[tuple(bad)]} at {tuple(int(i) for i in bad)}, expected finite numbers\n"
@@ -70,7 +77,9 @@ def _leaf(leaf: Any, argument: str, spec: Input) -> jax.Array:
     return array
 
 
-def check_hypers(given: Mapping[str, Any], defaults: Mapping[str, float], nonnegative: frozenset[str], dtype: Any) -> dict[str, jax.Array]:
+def check_hypers(
+    given: Mapping[str, Any], defaults: Mapping[str, float], nonnegative: frozenset[str], dtype: Any
+) -> dict[str, jax.Array]:
     """Hyperparameters with defaults filled in."""
     unknown = sorted(set(given) - set(defaults))
     if unknown:

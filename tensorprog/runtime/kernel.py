@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,13 @@ from jax import lax
 
 from tensorprog.errors import InputError
 from tensorprog.kernel import KernelGraph
-from tensorprog.lower import Lowered
 from tensorprog.runtime.tiles import Tiling, tiling
 
-__all__ = ["GET", "Gram", "KernelResult", "pair_bytes"]
+__all__ = ["GET", "Functions", "Gram", "KernelResult", "check_get", "float_dtype", "functions", "pair_entries"]
 
 GET = ("nngp", "ntk")
+Leaves = list[jax.Array]
+Hypers = dict[str, jax.Array]
 
 
 class KernelResult(NamedTuple):
@@ -29,84 +31,212 @@ class KernelResult(NamedTuple):
     ntk: Any
 
 
-def pair_bytes(graph: KernelGraph, itemsize: int) -> int:
-    """The largest array that one pair of inputs needs."""
+def pair_entries(graph: KernelGraph) -> int:
+    """How many entries the largest array has that one pair of inputs needs."""
     sizes = [math.prod(getattr(q, "shape", ())) for q in graph.nodes if getattr(q, "cross", False)]
-    return itemsize * max(sizes, default=1)
+    return max(sizes, default=1)
+
+
+def float_dtype(x: Iterable[jax.Array]) -> Any:
+    """The dtype of a kernel of these inputs: that of the real ones, JAX's default if there are none."""
+    kinds = [leaf.dtype for leaf in x if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.result_type(*kinds) if kinds else jnp.result_type(float)
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The two functions that whole matrices are made of, with a batch axis on every array: lowered here, or read
+    from a file.
+
+    block: (x1, x2, hypers) -> (nngp, ntk) of every pair. diagonal: (x, hypers) -> (nngp, ntk) of every input with
+    itself.
+    x1, x2, x are lists of the input's leaves. shape: the output's own axes. pair_entries: entries of the largest
+    array of a pair.
+    rows: (x1, x2, hypers) -> (nngp, ntk) of the i-th with the i-th input, where there is such a function.
+    """
+
+    block: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]]
+    diagonal: Callable[[Leaves, Hypers], tuple[jax.Array, jax.Array]]
+    shape: tuple[int, ...]
+    pair_entries: int
+    rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]] | None = None
+
+
+class OfPairs(Protocol):
+    """What lowering makes: the kernel without batch axes (`tensorprog.lower.Lowered`)."""
+
+    @property
+    def state(self) -> Callable[..., Any]: ...
+    @property
+    def pair(self) -> Callable[..., Any]: ...
+    @property
+    def diagonal(self) -> Callable[..., Any]: ...
+
+
+def functions(lowered: OfPairs, graph: KernelGraph) -> Functions:
+    """Pairs into blocks: `jax.vmap` over both inputs."""
+
+    def states(x: Leaves, hypers: Hypers) -> Any:
+        return jax.vmap(lambda leaves: lowered.state(leaves, hypers))(x)
+
+    def block(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
+        n1 = x1[0].shape[0]
+        both = states([jnp.concatenate(pair) for pair in zip(x1, x2, strict=True)], hypers)  # one graph, not two
+        first, second = (
+            jax.tree.map(lambda a, part=part: a[part], both) for part in (slice(None, n1), slice(n1, None))
+        )
+        return jax.vmap(jax.vmap(lowered.pair, (None, 0)), (0, None))(first, second)
+
+    def diagonal(x: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
+        return jax.vmap(lowered.diagonal)(states(x, hypers))
+
+    def rows(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
+        return jax.vmap(lowered.pair)(states(x1, hypers), states(x2, hypers))
+
+    return Functions(block, diagonal, graph.shape, pair_entries(graph), rows)
 
 
 class Gram:
-    """Whole kernel matrices out of the functions of a pair.
+    """Whole kernel matrices out of blocks.
 
     All arrays carry a leading batch axis; hyperparameters are scalars. `get` chooses what is computed.
     """
 
-    def __init__(self, lowered: Lowered, graph: KernelGraph):
-        self.lowered, self.graph = lowered, graph
+    def __init__(self, made: Functions):
+        self.shape, self.pair_entries = made.shape, made.pair_entries
 
         @partial(jax.jit, static_argnames="get")
-        def block(x1: list[jax.Array], x2: list[jax.Array], hypers: dict[str, jax.Array], get: tuple[str, ...]) -> list[jax.Array]:
-            return self.block(x1, x2, hypers, get)
-
-        @jax.jit
-        def diagonal(x: list[jax.Array], hypers: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            return lowered.diagonal(jax.vmap(lambda leaves: lowered.state(leaves, hypers))(x))
-
-        self._block, self._diagonal = block, jax.jit(
-            lambda x, hypers: jax.vmap(lambda leaves: lowered.diagonal(lowered.state(leaves, hypers)))(x)
-        )
-
-    def block(self, x1: list[jax.Array], x2: list[jax.Array], hypers: dict[str, jax.Array], get: Sequence[str]) -> list[jax.Array]:
-        """The kernel of every pair at once, as a pure function of arrays."""
-        states = [jax.vmap(lambda leaves: self.lowered.state(leaves, hypers))(x) for x in (x1, x2)]
-
-        def pair(a: Any, b: Any) -> list[jax.Array]:
-            found = self.lowered.pair(a, b)
+        def block(x1: Leaves, x2: Leaves, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:
+            found = made.block(x1, x2, hypers)
             return [found[GET.index(name)] for name in get]
 
-        return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(*states)
+        self._block, self._diagonal = block, jax.jit(made.diagonal)
+        self._refine = None if made.rows is None or made.shape else Refine(made.rows)
 
-    def diagonal(self, x: list[jax.Array], hypers: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def diagonal(self, x: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
         """The kernel of every input with itself, shape (N, ..)."""
+        if x[0].shape[0] == 0:
+            empty = jnp.zeros((0, *self.shape, *self.shape), float_dtype(x))
+            return empty, empty
         return self._diagonal(x, hypers)
 
     def tiling(self, n1: int, n2: int, dtype: Any, *, symmetric: bool) -> Tiling:
-        return tiling(n1, n2, pair_bytes(self.graph, np.dtype(dtype).itemsize), symmetric=symmetric)
+        """The tiles of an n1 x n2 matrix."""
+        return tiling(n1, n2, self.pair_entries * np.dtype(dtype).itemsize, symmetric=symmetric)
 
-    def traced(self, x1: list[jax.Array], x2: list[jax.Array] | None, hypers: dict[str, jax.Array], get: tuple[str, ...]) -> list[jax.Array]:
+    def traced(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:
         """Inside jit, grad or vmap: rows in a loop where one block would be too large."""
         other = x1 if x2 is None else x2
         n1, n2 = x1[0].shape[0], other[0].shape[0]
-        tiles = self.tiling(n1, n2, x1[0].dtype, symmetric=False)
+        if n1 == 0 or n2 == 0:
+            return self._empty(n1, n2, float_dtype(x1), get)
+        tiles = self.tiling(n1, n2, float_dtype(x1), symmetric=False)
         if len(tiles) <= 1:
-            return self.block(x1, other, hypers, get)
-        rows = lambda leaves: [k[0] for k in self.block([leaf[None] for leaf in leaves], other, hypers, get)]  # noqa: E731
-        return lax.map(rows, x1, batch_size=max(1, tiles.rows * tiles.columns // n2))
+            return self._block(x1, other, hypers, get)
+        rows = min(n1, max(1, tiles.rows * tiles.columns // n2))
+        whole = n1 // rows * rows
+        stacked = [leaf[:whole].reshape(-1, rows, *leaf.shape[1:]) for leaf in x1]
+        parts = lax.map(lambda leaves: self._block(leaves, other, hypers, get), stacked)
+        found = [part.reshape(whole, *part.shape[2:]) for part in parts]
+        if whole == n1:
+            return found
+        last = self._block([leaf[whole:] for leaf in x1], other, hypers, get)
+        return [jnp.concatenate(pair) for pair in zip(found, last, strict=True)]
+
+    def _empty(self, n1: int, n2: int, dtype: Any, get: tuple[str, ...]) -> list[jax.Array]:
+        return [jnp.zeros((n1, n2, *self.shape, *self.shape), dtype) for _ in get]
 
     def __call__(
-        self, x1: list[jax.Array], x2: list[jax.Array] | None, hypers: dict[str, jax.Array], get: tuple[str, ...],
+        self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...],
         progress: Callable[[Iterable[Any], int], Iterable[Any]],
     ) -> list[Any]:  # fmt: skip
         """The matrices named by `get`."""
         symmetric = x2 is None
         other = x1 if x2 is None else x2
         n1, n2 = x1[0].shape[0], other[0].shape[0]
-        extra = (*self.graph.shape, *self.graph.shape)
-        dtype = jnp.result_type(*[x for x in x1 if jnp.issubdtype(x.dtype, jnp.floating)] or [float])
+        extra, dtype = (*self.shape, *self.shape), float_dtype(x1)
         if n1 == 0 or n2 == 0:
-            return [jnp.zeros((n1, n2, *extra), dtype) for _ in get]
+            return self._empty(n1, n2, dtype, get)
         tiles = self.tiling(n1, n2, dtype, symmetric=symmetric)
         if len(tiles) == 1:
-            return self._block(x1, other, hypers, get)
+            return self._tile(x1, other, hypers, get, symmetric)
         out = [np.empty((n1, n2, *extra), dtype) for _ in get]
         for i, j in progress(tiles, len(tiles)):
-            found = self._block(_rows(x1, i, tiles.rows), _rows(other, j, tiles.columns), hypers, get)
+            rows, columns = _rows(x1, i, tiles.rows), _rows(other, j, tiles.columns)
+            found = self._tile(rows, columns, hypers, get, symmetric and i == j)
             for whole, part in zip(out, found, strict=True):
                 _place(whole, np.asarray(part), i, j, symmetric and i != j)
         return [jnp.asarray(whole) for whole in out]
 
+    def _tile(self, x1: Leaves, x2: Leaves, hypers: Hypers, get: tuple[str, ...], symmetric: bool) -> list[Any]:
+        """One block; in float32 with the pairs that need more digits computed in float64."""
+        refine = self._refine if "ntk" in get and float_dtype(x1) == np.float32 else None
+        if refine is None:
+            return self._block(x1, x2, hypers, get)
+        nngp, ntk = self._block(x1, x2, hypers, GET)
+        ntk = refine(x1, x2, hypers, nngp, ntk, [self._diagonal(x, hypers)[0] for x in (x1, x2)], symmetric)
+        return [(nngp, ntk)[GET.index(name)] for name in get]
 
-def _rows(x: list[jax.Array], start: int, count: int) -> list[jax.Array]:
+
+class Refine:
+    """Near-duplicate inputs in float32: their NTK is computed again in float64.
+
+    A neural tangent kernel with kinked nonlinearities changes like the angle between two inputs where they nearly
+    coincide, and a rounded cosine knows an angle only to half its digits. Such pairs are few, so computing them
+    again costs little.
+    """
+
+    ANGLE = 1e-3  # 1 - cosine below which a pair is near; above, float32 keeps the NTK to 1e-5 at depth 20
+    CHUNK = 1024
+
+    def __init__(self, rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]]):
+        self._rows = jax.jit(lambda x1, x2, hypers: rows(x1, x2, hypers)[1])
+        self._near = jax.jit(lambda k, a, b: k > (1 - self.ANGLE) * jnp.sqrt(a)[:, None] * jnp.sqrt(b)[None, :])
+
+    def __call__(
+        self,
+        x1: Leaves,
+        x2: Leaves,
+        hypers: Hypers,
+        nngp: jax.Array,
+        ntk: jax.Array,
+        diagonals: list[jax.Array],
+        symmetric: bool,
+    ) -> Any:
+        """`ntk` with the near pairs replaced."""
+        near = self._near(nngp, *diagonals)
+        i, j = np.nonzero(np.asarray(near))
+        if symmetric:
+            i, j = i[i < j], j[i < j]
+        keep = np.zeros(len(i), bool)
+        for a, b in zip(x1, x2, strict=True):
+            first, second = np.asarray(a), np.asarray(b)
+            for start in range(0, len(i), self.CHUNK):
+                part = slice(start, start + self.CHUNK)
+                different = (first[i[part]] != second[j[part]]).reshape(len(i[part]), -1)
+                keep[part] |= different.any(1)
+        i, j = i[keep], j[keep]
+        if not len(i):
+            return ntk
+        out = np.array(ntk)
+        with jax.enable_x64(True):
+            wide = [[_widened(np.asarray(leaf)) for leaf in x] for x in (x1, x2)]
+            values = {name: jnp.asarray(np.asarray(value), np.float64) for name, value in hypers.items()}
+            for start in range(0, len(i), self.CHUNK):
+                chosen = np.arange(start, start + self.CHUNK) % len(i)
+                pairs = [[jnp.asarray(leaf[k[chosen]]) for leaf in x] for x, k in zip(wide, (i, j), strict=True)]
+                exact = np.asarray(self._rows(*pairs, values), np.float32)
+                out[i[chosen], j[chosen]] = exact
+                if symmetric:
+                    out[j[chosen], i[chosen]] = exact
+        return jnp.asarray(out)
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64) if array.dtype == np.float32 else array
+
+
+def _rows(x: Leaves, start: int, count: int) -> Leaves:
     """`count` rows from `start` on; past the end the last row is repeated, so that every tile has one shape."""
     n = x[0].shape[0]
     if start + count <= n:

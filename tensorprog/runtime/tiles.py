@@ -1,7 +1,8 @@
 """Cutting a gram matrix into tiles that bound memory, and putting it together again.
 
-Whatever the number of inputs, a tile's intermediate arrays take at most about `TILE_BYTES`; the result itself is the only array
-of size N1 x N2. A gram matrix of one set of inputs is symmetric: only the tiles on and above its diagonal are computed.
+Whatever the number of inputs, a tile's intermediate arrays take at most about `TILE_BYTES`; the result itself is the
+only array of size N1 x N2. A gram matrix of one set of inputs is symmetric: only the tiles on and above its diagonal
+are computed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 __all__ = ["TILE_BYTES", "Tiling", "tiling"]
 
 TILE_BYTES = 256 * 2**20
+_LEAST = 256  # smaller tiles cost more to start than they save
 _LIVE = 8  # arrays of a pair's size that are alive at once, at most, in the kernels measured
 
 
@@ -40,8 +42,8 @@ def tiling(n1: int, n2: int, pair_bytes: int, *, symmetric: bool, tile_bytes: in
     """Balanced tiles whose live arrays, of `pair_bytes` for each pair, fit into `tile_bytes`."""
     pairs = max(1, tile_bytes // (_LIVE * max(1, pair_bytes)))
     side = max(1, math.isqrt(pairs))
-    if symmetric:
-        size = _balanced(n1, side)
+    if symmetric:  # small enough that few pairs below the diagonal are computed for nothing
+        size = _balanced(n1, min(side, max(_LEAST, math.ceil(n1 / 8))))
         return Tiling(n1, n2, size, size, True)
     columns = _balanced(n2, max(side, pairs // max(1, min(n1, side))))
     rows = _balanced(n1, max(1, pairs // columns))

@@ -75,12 +75,23 @@ ONE = [
         ("relu-of-erf", lambda h: relu(erf(h)), composite.relu_of_erf, True),
         ("erf-of-relu", lambda h: erf(relu(h)), composite.erf_of_relu, False),
         ("relu-of-relu", lambda h: relu(relu(h)), duals.relu, False),
-        ("sigmoid-times-sigmoid", lambda h: jax.nn.sigmoid(h) * jax.nn.sigmoid(h), composite.sigmoid_squared, False),
+        (
+            "sigmoid-times-sigmoid",
+            lambda h: jax.nn.sigmoid(h) * jax.nn.sigmoid(h),
+            composite.sigmoid_squared,
+            False,
+        ),
     ]
 ] + [
-    Case(f"doubled-{n}-{'before' if b else 'after'}", doubled(PHI[n][0], before=b), WIDE, doubled_reference(n, before=b), sampled=b)
+    Case(
+        f"doubled-{n}-{'before' if b else 'after'}",
+        doubled(PHI[n][0], before=b),
+        WIDE,
+        doubled_reference(n, before=b),
+        sampled=b,
+    )
     for n, b in [("relu", True), ("erf", False), ("erf", True)]
-]  # fmt: skip
+]
 
 
 # ------------------------------------------------------------------ positions: pooling and concatenation
@@ -195,19 +206,41 @@ def pool_then_reference(outer: tuple) -> Net:
 
 
 POSITIONS = [
-    *[Case(f"plus-pool-{'before' if b else 'after'}", plus_pool(before=b), LONG, plus_pool_reference(before=b), sampled=True) for b in (True, False)],
+    *[
+        Case(
+            f"plus-pool-{'before' if b else 'after'}",
+            plus_pool(before=b),
+            LONG,
+            plus_pool_reference(before=b),
+            sampled=True,
+        )
+        for b in (True, False)
+    ],
     *[Case(f"pooled-{h}", pooled(h), LONG, pooled_reference(h), sampled=h == "global") for h in ("flatten", "global")],
     *[
-        Case(f"twice-along-positions-{h}", twice_along_positions(h), (4, 2), twice_along_positions_reference(h), sampled=h == "global")
+        Case(
+            f"twice-along-positions-{h}",
+            twice_along_positions(h),
+            (4, 2),
+            twice_along_positions_reference(h),
+            sampled=h == "global",
+        )
         for h in ("flatten", "global")
     ],
-]  # fmt: skip
+]
 
 # Four-dimensional expectations; the quadrature of the reference is good to 1e-9 here.
 AFTER_POOLING = [
-    Case("pool-then-relu", pool_then(relu), (2, 3), pool_then_reference(composite.RELU), tolerance=1e-8, sampled=True),
+    Case(
+        "pool-then-relu",
+        pool_then(relu),
+        (2, 3),
+        pool_then_reference(composite.RELU),
+        tolerance=1e-8,
+        sampled=True,
+    ),
     Case("pool-then-tanh", pool_then(jnp.tanh), (2, 3), pool_then_reference(composite.TANH), tolerance=1e-8),
-]  # fmt: skip
+]
 
 
 # ------------------------------------------------------------------ width: concatenation
@@ -254,9 +287,15 @@ def unequal_widths_reference(*, normed: bool) -> Net:
 
 WIDTH = [
     Case("twice-along-width", twice_along_width, WIDE, twice_along_width_reference, sampled=True),
-    Case("unequal-widths", unequal_widths(normed=False), WIDE, unequal_widths_reference(normed=False), sampled=True),
+    Case(
+        "unequal-widths",
+        unequal_widths(normed=False),
+        WIDE,
+        unequal_widths_reference(normed=False),
+        sampled=True,
+    ),
     Case("unequal-widths-normed", unequal_widths(normed=True), WIDE, unequal_widths_reference(normed=True)),
-]  # fmt: skip
+]
 
 
 # ------------------------------------------------------------------ products
@@ -300,7 +339,7 @@ PRODUCTS = [
     Case("product-of-branches", product_of_branches, WIDE, product_of_branches_reference, sampled=True),
     Case("product-with-skip", product_with_skip, WIDE, product_with_skip_reference, sampled=True),
     Case("dependent-product", dependent_product, WIDE, dependent_product_reference, sampled=True),
-]  # fmt: skip
+]
 
 
 # ------------------------------------------------------------------ raw inputs and tied weights

@@ -43,11 +43,8 @@ def body(x: np.ndarray, layers: Sequence[Layer], phi: duals.Dual | None, scales:
 def reference(layers: Sequence[Layer], phi: duals.Dual, head: str, scales: dict) -> Callable:
     def kernels(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         k, _ = body(x, layers, phi, scales)
-        if head == "flatten":
-            k = gram.flatten(k)
-        else:
-            k = gram.positions(k, gram.average(k.nngp.shape[1]))
-        return gram.readout(k, **scales)
+        pooled = gram.positions(k, gram.average(k.nngp.shape[1])) if head == "global" else gram.flatten(k)
+        return gram.readout(pooled, **scales)
 
     return kernels
 
@@ -96,12 +93,26 @@ CASES = [
     case("even-window", (6, 6, 2), same((2, 4), 2), "global"),
     case("explicit", (5, 5, 2), [dict(window=(3, 3), padding=((2, 0), (1, 1)), strides=(2, 1))] * 2, "global"),
     case("dilated", (8, 7, 2), same((3, 2), 2, dilation=(2, 2)), "global"),
-    case("mixed", (8, 8, 2), [*same((3, 3), 1), dict(window=(2, 2), padding="VALID", strides=(2, 2)), *same((3, 3), 1)], "global", bias_var=0.05),
+    case(
+        "mixed",
+        (8, 8, 2),
+        [*same((3, 3), 1), dict(window=(2, 2), padding="VALID", strides=(2, 2)), *same((3, 3), 1)],
+        "global",
+        bias_var=0.05,
+    ),
     case("1d", (9, 3), same((3,), 2), "flatten", bias_var=0.1, sampled=True),
     case("1d", (6, 3), same((3,), 2), "global", bias_var=0.1, sampled=True),
     case("1d-circular", (6, 2), [dict(window=(3,), padding="CIRCULAR")] * 2, "global", sampled=True),
-    case("1d-strided-valid", (9, 2), [dict(window=(3,), padding="VALID", strides=(2,))] * 2, "global", ERF, weight_var=1.5, sampled=True),
+    case(
+        "1d-strided-valid",
+        (9, 2),
+        [dict(window=(3,), padding="VALID", strides=(2,))] * 2,
+        "global",
+        ERF,
+        weight_var=1.5,
+        sampled=True,
+    ),
     case("2d", (3, 4, 2), same((3, 3), 2), "global", sampled=True),
     case("3d", (3, 4, 3, 2), same((2, 3, 3), 2), "global", bias_var=0.1),
     case("3d", (3, 4, 3, 2), same((2, 3, 3), 2), "flatten"),
-]  # fmt: skip
+]

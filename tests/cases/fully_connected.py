@@ -37,6 +37,7 @@ PHI: dict[str, tuple[Callable, duals.Dual]] = {
     "erf(relu)": (lambda h: jax.scipy.special.erf(jax.nn.relu(h)), composite.erf_of_relu),
 }
 
+
 def net(phi: Callable, depth: int, weight_var: float, bias_var: float) -> Callable:
     """``depth`` hidden layers and a readout, all with the same variances."""
     scales = dict(weight_var=weight_var, bias_var=bias_var)
@@ -50,9 +51,7 @@ def net(phi: Callable, depth: int, weight_var: float, bias_var: float) -> Callab
     return f
 
 
-def case(
-    name: str, depth: int, weight_var: float = 1.0, bias_var: float = 0.0, *, sampled: bool = False
-) -> Case:
+def case(name: str, depth: int, weight_var: float = 1.0, bias_var: float = 0.0, *, sampled: bool = False) -> Case:
     phi, dual = PHI[name]
     return Case(
         f"fc-{name}-depth{depth}-wv{weight_var}-bv{bias_var}",
@@ -72,8 +71,17 @@ NO_BIAS = [case("relu", depth, 2.0) for depth in (1, 4, 30)] + [case("erf", 4)]
 ACTIVATIONS = [
     case(name, 2, wv, 0.1)
     for name, wv in [
-        ("abs", 1.0), ("leaky_relu", 1.7), ("identity", 1.0), ("gelu", 1.5), ("sin", 1.2), ("cos", 1.2),
-        ("exp", 0.6), ("square", 0.5), ("cube", 0.3), ("tanh", 1.3), ("erf(relu)", 1.3),
+        ("abs", 1.0),
+        ("leaky_relu", 1.7),
+        ("identity", 1.0),
+        ("gelu", 1.5),
+        ("sin", 1.2),
+        ("cos", 1.2),
+        ("exp", 0.6),
+        ("square", 0.5),
+        ("cube", 0.3),
+        ("tanh", 1.3),
+        ("erf(relu)", 1.3),
     ]
-]  # fmt: skip
+]
 CASES = DEPTHS + NO_BIAS + ACTIVATIONS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from tests.cases import Case
@@ -176,6 +175,7 @@ def affine_case(name: str, weighted: duals.Dual, *, sampled: bool = False, **aff
         sampled=sampled,
     )
 
+
 CASES = [
     residual_case("relu", 3, normed=True, sampled=True),
     residual_case("relu", 3, normed=False, sampled=True),
@@ -194,8 +194,20 @@ CASES = [
         case(f"norm-after-{n}", norm_after(PHI[n][0]), norm_after_reference(n), sampled=n == "relu")
         for n in ("relu", "erf", "gelu")
     ],
-    case("norm-pixels-relu", norm_pixels(PHI["relu"][0]), norm_pixels_reference("relu", gram.layer_norm), (5, 3), sampled=True),
-    case("norm-image-relu", norm_pixels(PHI["relu"][0], axes=(-2, -1)), norm_pixels_reference("relu", gram.layer_norm_positions), (5, 3), sampled=True),
+    case(
+        "norm-pixels-relu",
+        norm_pixels(PHI["relu"][0]),
+        norm_pixels_reference("relu", gram.layer_norm),
+        (5, 3),
+        sampled=True,
+    ),
+    case(
+        "norm-image-relu",
+        norm_pixels(PHI["relu"][0], axes=(-2, -1)),
+        norm_pixels_reference("relu", gram.layer_norm_positions),
+        (5, 3),
+        sampled=True,
+    ),
     *[
         case(
             f"plus-norm-{'before' if before else 'after'}-{n}",

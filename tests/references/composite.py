@@ -35,18 +35,12 @@ def _relu(u: Array) -> Array:
 # --------------------------------------------------------------------------- one pre-activation
 
 plus_relu = abrelu(1.0, 2.0, "u + relu(u)")
-times_erf = quadrature.dual(
-    lambda u: u * _erf(u), lambda u: _erf(u) + u * _erf_slope(u), "u erf(u)"
-)
+times_erf = quadrature.dual(lambda u: u * _erf(u), lambda u: _erf(u) + u * _erf_slope(u), "u erf(u)")
 relu_times_erf = quadrature.dual(
     lambda u: _relu(u) * _erf(u), lambda u: _step(u) * (_erf(u) + u * _erf_slope(u)), "relu(u) erf(u)"
 )
-relu_of_erf = quadrature.dual(
-    lambda u: _relu(_erf(u)), lambda u: _step(u) * _erf_slope(u), "relu(erf(u))"
-)
-erf_of_relu = quadrature.dual(
-    lambda u: _erf(_relu(u)), lambda u: _step(u) * _erf_slope(u), "erf(relu(u))"
-)
+relu_of_erf = quadrature.dual(lambda u: _relu(_erf(u)), lambda u: _step(u) * _erf_slope(u), "relu(erf(u))")
+erf_of_relu = quadrature.dual(lambda u: _erf(_relu(u)), lambda u: _step(u) * _erf_slope(u), "erf(relu(u))")
 tanh = quadrature.dual(np.tanh, lambda u: 1 / np.cosh(u) ** 2, "tanh")
 sigmoid_squared = quadrature.dual(
     lambda u: 1 / (1 + np.exp(-u)) ** 2,
@@ -81,9 +75,7 @@ def affine_activation(k: Gram, phi: Dual, weighted: Dual, *, gain: bool, shift: 
     return Gram(phi.value(q1, q2, k.nngp), ntk, phi.mean(diagonal(k.nngp)))
 
 
-erf_weighted = quadrature.dual(
-    lambda u: u * _erf_slope(u), lambda u: (1 - 2 * u * u) * _erf_slope(u), "u erf'(u)"
-)
+erf_weighted = quadrature.dual(lambda u: u * _erf_slope(u), lambda u: (1 - 2 * u * u) * _erf_slope(u), "u erf'(u)")
 
 
 # --------------------------------------------------------------------------- one weight, used twice
@@ -98,15 +90,11 @@ def tied_sum(k: Gram, phi: Dual, weight_var: float) -> Gram:
     first = dense(k, weight_var)
     q = diagonal(first.nngp)
     q1, q2 = spread(first.nngp)
-    state = Gram(
-        phi.value(q1, q2, first.nngp), phi.slope(q1, q2, first.nngp) * first.ntk, phi.mean(q)
-    )
+    state = Gram(phi.value(q1, q2, first.nngp), phi.slope(q1, q2, first.nngp) * first.ntk, phi.mean(q))
     second = dense(state, weight_var)
     cross = weight_var * k.mean[:, :, None, None] * state.mean[None, None]
     cross = cross + np.einsum("npmq->mqnp", cross)
-    return Gram(
-        first.nngp + second.nngp + cross, first.ntk + second.ntk + cross, np.zeros_like(k.mean)
-    )
+    return Gram(first.nngp + second.nngp + cross, first.ntk + second.ntk + cross, np.zeros_like(k.mean))
 
 
 # --------------------------------------------------------------------------- nonlinearity after pooling
@@ -140,9 +128,7 @@ def pooled_pair(k: Gram, inner: tuple[Function, Function], outer: tuple[Function
             c = np.array([[k.nngp[r + s] for s in rows] for r in rows])
             nngp[a, 0, b, 0] = nngp[b, 0, a, 0] = quadrature.folded_expectation(value, c)
             total = sum(
-                k.ntk[a, i, b, j] * quadrature.folded_expectation(slopes(i, j), c)
-                for i in range(2)
-                for j in range(2)
+                k.ntk[a, i, b, j] * quadrature.folded_expectation(slopes(i, j), c) for i in range(2) for j in range(2)
             )
             ntk[a, 0, b, 0] = ntk[b, 0, a, 0] = total
     return Gram(nngp, ntk, np.full((n, 1), np.nan))  # the mean is not worked out
@@ -156,12 +142,10 @@ TANH = (np.tanh, lambda u: 1 / np.cosh(u) ** 2)
 # --------------------------------------------------------------------------- a product of dependent branches
 
 
-def product_of_dependent(
-    k: Gram, share: float, f: tuple[Function, Function], g: tuple[Function, Function]
-) -> Gram:
+def product_of_dependent(k: Gram, share: float, f: tuple[Function, Function], g: tuple[Function, Function]) -> Gram:
     """f(u) g(share u + v) with u, v two dense layers (weight_var 1) over the layer of ``k``.
 
-    Smooth f and g; one position.  Four correlated Gaussians per pair of inputs.
+    Entire f and g (plain Gauss-Hermite); one position.  Four correlated Gaussians per pair of inputs.
 
       t(y) = f'(u) g(w) t_u + f(u) g'(w) (share t_u + t_v),  w = share u + v
     """

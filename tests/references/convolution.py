@@ -47,10 +47,7 @@ def patches(
     """
     dilation = dilation or (1,) * len(shape)
     if isinstance(padding, str):
-        pads = [
-            axis_padding(n, w, s, padding, d)
-            for n, w, s, d in zip(shape, window, strides, dilation, strict=True)
-        ]
+        pads = [axis_padding(n, w, s, padding, d) for n, w, s, d in zip(shape, window, strides, dilation, strict=True)]
     else:
         pads = list(padding)
     out = tuple(

@@ -16,9 +16,7 @@ import numpy as np
 from tests.references.duals import Array, Dual
 
 
-def kernels(
-    x: Array, phi: Dual, depth: int, weight_var: float = 1.0, bias_var: float = 0.0
-) -> tuple[Array, Array]:
+def kernels(x: Array, phi: Dual, depth: int, weight_var: float = 1.0, bias_var: float = 0.0) -> tuple[Array, Array]:
     """(nngp, ntk) of the readout on inputs x (N, d), each (N, N), in the dtype of x."""
     covariance = weight_var * (x @ x.T) / x.shape[-1] + bias_var
     tangent = covariance

@@ -141,5 +141,3 @@ def readout(k: Gram, weight_var: float = 1.0, bias_var: float = 0.0) -> tuple[Ar
 def average(count: int) -> Array:
     """The matrix of the mean over ``count`` positions."""
     return np.full((1, count), 1 / count)
-
-

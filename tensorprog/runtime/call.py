@@ -1,0 +1,75 @@
+"""A kernel as a user calls it, wherever its functions come from: compiled here, or loaded from an archive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from tensorprog.ir import Input
+from tensorprog.runtime.inputs import check_hypers, check_inputs, is_traced
+from tensorprog.runtime.kernel import Gram, KernelResult, check_get, float_dtype
+from tensorprog.runtime.progress import progress_bar
+
+__all__ = ["KernelFunction"]
+
+
+class KernelFunction:
+    """Checks what it is called with, and hands it to a `Gram`. Subclasses say which, as `_gram`."""
+
+    _gram: Gram
+
+    def __init__(self, inputs: Sequence[Input], tree: Any, hypers: dict[str, float], nonnegative: frozenset[str]):
+        self._inputs, self._tree, self._hypers, self._nonnegative = tuple(inputs), tree, hypers, nonnegative
+
+    @property
+    def hypers(self) -> dict[str, float]:
+        """The named arguments that `tp.hyper` opened, with their defaults."""
+        return dict(self._hypers)
+
+    def __call__(
+        self, x1: Any, x2: Any = None, *, get: str | Sequence[str] | None = None, progress: bool = False, **hypers: Any
+    ) -> Any:
+        """The kernel matrices between two sets of inputs.
+
+        x1, x2: arrays (N1, *example) and (N2, *example), or pytrees of them like the example input; NumPy or JAX.
+        Without x2, the gram matrix of x1, of which each pair is computed once. get: "nngp", "ntk" or a tuple of them
+        (default: both).
+        progress: show a bar. hypers: values of hyperparameters, by name.
+
+        Returns a `KernelResult` with fields nngp and ntk, of shape (N1, N2) (for an output with position axes of
+        shape S:
+        (N1, N2, *S, *S)), or with `get` one array, or a tuple. The dtype follows the inputs, as JAX sees them:
+        float64 needs `jax_enable_x64`. Memory besides the result is bounded by `tensorprog.runtime.TILE_BYTES`,
+        whatever N1 and N2.
+
+        Raises InputError for wrong structures, shapes or dtypes, NaN or infinite inputs and bad hyperparameters.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, tensorprog as tp
+            >>> from tensorprog import nn
+            >>> kernel = tp.compile(lambda x: nn.dense(jax.nn.relu(nn.dense(x)), features=1), jnp.zeros(3))
+            >>> kernel(jnp.eye(3), jnp.ones((2, 3))).ntk.shape
+            (3, 2)
+        """
+        names = check_get(get)
+        leaves1 = check_inputs(x1, "x1", self._inputs, self._tree)
+        leaves2 = None if x2 is None else check_inputs(x2, "x2", self._inputs, self._tree)
+        if leaves2 is not None:
+            kinds = [jnp.result_type(a, b) for a, b in zip(leaves1, leaves2, strict=True)]
+            leaves1, leaves2 = ([a.astype(k) for a, k in zip(x, kinds, strict=True)] for x in (leaves1, leaves2))
+        values = check_hypers(hypers, self._hypers, self._nonnegative, float_dtype(leaves1))
+        if is_traced((leaves1, leaves2, values)):
+            found = self._gram.traced(leaves1, leaves2, values, names)
+        else:
+            found = self._gram(leaves1, leaves2, values, names, progress_bar(progress))
+        if get is None:
+            return KernelResult(*found)
+        return found[0] if isinstance(get, str) else tuple(found)
+
+    def diag(self, x: Any, **hypers: Any) -> KernelResult:
+        """The kernels of each input with itself, shape (N,): what `kernel(x)` has on its diagonal."""
+        leaves = check_inputs(x, "x", self._inputs, self._tree)
+        values = check_hypers(hypers, self._hypers, self._nonnegative, float_dtype(leaves))
+        return KernelResult(*self._gram.diagonal(leaves, values))

@@ -1,0 +1,179 @@
+"""A kernel and its archive: what is written, and the kernel that is read back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import jax
+
+from tensorprog.errors import ArchiveError, ProgramError
+from tensorprog.ir import Input, Program, parse_program, verify
+from tensorprog.runtime.archive import check_target, read_archive, write_archive
+from tensorprog.runtime.call import KernelFunction
+from tensorprog.runtime.exported import check_platforms, deserialise, serialise, structure, tree_of
+from tensorprog.runtime.kernel import Functions, Gram
+
+__all__ = ["LoadedKernel", "save"]
+
+_PROGRAM, _DERIVATION = "program.txt", "derivation.md"
+
+
+def save(
+    path: str | os.PathLike[str], platforms: Sequence[str], made: Functions, program: Program, tree: Any, nonnegative: frozenset[str],
+    derivation: Callable[[], str],
+) -> None:  # fmt: skip
+    """Write a kernel's archive. Raises ArchiveError, InputError before the long part of the work where they can be
+    foreseen."""
+    check_target(path)
+    names, encoded = check_platforms(platforms), structure(tree)
+    members = {_PROGRAM: str(program).encode(), _DERIVATION: derivation().encode()}
+    artefacts, missing = serialise(made, program.inputs, tree, program.hypers, names)
+    manifest = {
+        "tensorprog": _version(),
+        "jax": jax.__version__,
+        "platforms": list(names),
+        "inputs": [{"name": leaf.name, "shape": list(leaf.shape), "dtype": leaf.dtype} for leaf in program.inputs],
+        "structure": encoded,
+        "hypers": {
+            name: {"default": value, "nonnegative": name in nonnegative} for name, value in program.hypers.items()
+        },
+        "output_axes": list(made.shape),
+        "pair_entries": made.pair_entries,
+        "gradients": missing is None,
+        "no_gradients_because": missing,
+    }
+    write_archive(path, manifest, members | artefacts)
+
+
+def _version() -> str:
+    try:
+        return version("tensorprog")
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"
+
+
+class LoadedKernel(KernelFunction):
+    """A kernel read from an archive: called like the one that was exported, with the same checks.
+
+    source: "serialised" while the archive's own functions run; "recompiled" where JAX refuses them (they have
+    expired, or were not exported for this platform) and the kernel is derived again from the program text, as `note`
+    says. manifest: what the archive says of itself. program: the tensor program.
+
+    Serialised functions can be jitted and differentiated once in reverse mode (`jax.grad`, `jax.vjp`); under
+    `jax.vmap` and in forward mode the kernel is derived anew in their stead. For higher derivatives take
+    `recompile()`, a `Kernel` like any other.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], compiled: Callable[[Program, Any, frozenset[str]], Any]):
+        self.manifest, self._members = read_archive(path)
+        self._compiled = compiled
+        try:
+            m = self.manifest
+            inputs = [Input(str(i["name"]), tuple(map(int, i["shape"])), str(i["dtype"])) for i in m["inputs"]]
+            tree = tree_of(m["structure"])
+            hypers = {str(name): float(h["default"]) for name, h in m["hypers"].items()}
+            nonnegative = frozenset(name for name, h in m["hypers"].items() if h["nonnegative"])
+            shape, entries = tuple(map(int, m["output_axes"])), int(m["pair_entries"])
+            if tree.num_leaves != len(inputs):
+                raise ValueError(f"{len(inputs)} inputs but {tree.num_leaves} leaves")
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ArchiveError(
+                f"load: the manifest of {os.fspath(path)!r} is malformed ({type(error).__name__}: {error})"
+            ) from error
+        super().__init__(inputs, tree, hypers, nonnegative)
+        self.source, self.note, self._serialised = "serialised", "", None
+        try:
+            made = deserialise(self._members, inputs, tree, hypers, shape, entries)
+        except Exception as error:  # JAX names no exception for an artefact that it refuses
+            self._fall_back(error)
+            try:
+                self.program  # noqa: B018 - parsed now, so that a file of no use is refused when it is loaded
+            except ProgramError as unread:
+                raise ArchiveError(
+                    f"load: {os.fspath(path)!r} is of no use: {self.note}, nor its program: {unread}"
+                ) from unread
+        else:
+            self._serialised = _SerialisedGram(made if m["gradients"] else _with_derivatives(made, self), self)
+
+    def _fall_back(self, error: Exception) -> None:
+        reason = (str(error).splitlines() or [""])[0][:300]
+        self.source, self._serialised = "recompiled", None
+        self.note = f"the serialised functions cannot run here ({type(error).__name__}: {reason})"
+
+    @cached_property
+    def program(self) -> Program:
+        """The network as a tensor program, read from its text form."""
+        return verify(parse_program(self._members[_PROGRAM].decode()))
+
+    def derivation(self) -> str:
+        """How the kernels come about, as Markdown with LaTeX, as it was written when the kernel was exported."""
+        return self._members[_DERIVATION].decode()
+
+    def recompile(self) -> Any:
+        """The `Kernel` that the program text describes, derived anew."""
+        return self._recompiled
+
+    @cached_property
+    def _recompiled(self) -> Any:
+        return self._compiled(self.program, self._tree, self._nonnegative)
+
+    @property
+    def _gram(self) -> Gram:  # type: ignore[override]
+        return self._recompiled._gram if self._serialised is None else self._serialised
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{leaf.name}: {leaf.shape}" for leaf in self._inputs)
+        note = f" because {self.note}" if self.note else ""
+        return f"<LoadedKernel of a network on {shapes}: {self.source}{note}>"
+
+
+class _SerialisedGram(Gram):
+    """Matrices from serialised functions; from the kernel derived anew where JAX turns out not to run them."""
+
+    def __init__(self, made: Functions, kernel: LoadedKernel):
+        super().__init__(made)
+        self._kernel, self._has_run = kernel, False
+
+    def _attempt(self, method: str, *args: Any) -> Any:
+        """A serialised function that has run once is sound: what it raises later is the caller's to see."""
+        try:
+            found = getattr(super(), method)(*args)
+            self._has_run = True
+            return found
+        except Exception as error:
+            if self._has_run:
+                raise
+            self._kernel._fall_back(error)
+            return getattr(self._kernel._recompiled._gram, method)(*args)
+
+    def __call__(self, *args: Any) -> list[Any]:
+        return self._attempt("__call__", *args)
+
+    def diagonal(self, *args: Any) -> tuple[jax.Array, jax.Array]:
+        return self._attempt("diagonal", *args)
+
+    def traced(self, *args: Any) -> list[jax.Array]:
+        try:
+            return super().traced(*args)
+        except Exception:  # a transformation that JAX does not give to serialised functions
+            return self._kernel._recompiled._gram.traced(*args)
+
+
+def _with_derivatives(made: Functions, kernel: LoadedKernel) -> Functions:
+    """Values from the archive; derivatives, which it lacks, from the kernel derived anew when they are first asked
+    for."""
+
+    def extended(name: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        call = jax.custom_jvp(getattr(made, name))
+
+        @call.defjvp
+        def tangents(primals: Any, moved: Any) -> Any:
+            return jax.jvp(getattr(kernel._recompiled.functions, name), primals, moved)
+
+        return call
+
+    return Functions(extended("block"), extended("diagonal"), made.shape, made.pair_entries)

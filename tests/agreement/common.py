@@ -1,0 +1,32 @@
+"""One check for every case: the compiled kernel is the one written out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import tensorprog as tp
+from tests.cases import Case
+
+
+def compiled(case: Case, features: int = 1) -> tp.Kernel:
+    """The kernel of a case through the public API."""
+    return tp.compile(lambda x: case.net(tp.nn, x, features), np.zeros(case.shape))
+
+
+def relative(got: object, want: np.ndarray) -> float:
+    """The largest difference over the largest entry."""
+    got = np.asarray(got)
+    assert got.shape == want.shape, f"shape {got.shape}, expected {want.shape}"
+    return float(np.abs(got - want).max() / np.abs(want).max())
+
+
+def agrees(case: Case) -> None:
+    """Both kernels, as a gram matrix and between two batches with one input in common."""
+    x = case.inputs(5)
+    nngp, ntk = case.reference(x)
+    kernel = compiled(case)
+    gram, cross = kernel(x[:3]), kernel(x[:3], x[2:])  # one shape: compiled once
+    assert relative(gram.nngp, nngp[:3, :3]) <= case.tolerance
+    assert relative(gram.ntk, ntk[:3, :3]) <= case.tolerance
+    assert relative(cross.nngp, nngp[:3, 2:]) <= case.tolerance
+    assert relative(cross.ntk, ntk[:3, 2:]) <= case.tolerance

@@ -1,0 +1,22 @@
+"""Jacot et al. 2018: fully connected networks of depth 1 to 30 with biases, and every closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.agreement.common import agrees, compiled, relative
+from tests.cases import Case, fully_connected
+
+
+@pytest.mark.parametrize("case", fully_connected.CASES, ids=str)
+def test_agrees(case: Case) -> None:
+    agrees(case)
+
+
+@pytest.mark.parametrize("case", [c for c in fully_connected.DEPTHS if "depth3" in c.name and c.sampled], ids=str)
+def test_the_number_of_outputs_does_not_matter(case: Case) -> None:
+    x = case.inputs(3)
+    one, seven = compiled(case)(x), compiled(case, features=7)(x)
+    assert relative(seven.nngp, np.asarray(one.nngp)) < 1e-14
+    assert relative(seven.ntk, np.asarray(one.ntk)) < 1e-14

@@ -1,0 +1,138 @@
+"""Each simplification, with an instruction it changes and one it leaves alone; the conditions; the structural facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tensorprog as tp
+from tensorprog.ir import (
+    Const,
+    Input,
+    LinComb,
+    Literal,
+    MatMul,
+    Moment,
+    Node,
+    Nonlin,
+    Phi,
+    PositionMap,
+    Program,
+    Trsp,
+    Type,
+    Weight,
+    position,
+)
+from tensorprog.ir.phi import identity, parameter, vector
+from tensorprog.passes import simplify
+from tensorprog.passes.conditions import check_conditions
+from tensorprog.passes.structure import Structure
+from tensorprog.passes.tangent import primed
+
+ONE = Fraction(1)
+x = Input("x", (4,), "float64")
+w = Weight("w", (1, 4), (ONE, None), 1.0, 1.0, ((Fraction(0), ONE), (Fraction(0), Fraction(4))))
+g = MatMul("ab,b->a", w, x)
+h = Nonlin(Phi(vector(0) ** 2, 1), (g,))
+zero, one = (Const(Literal.of(np.full(1, v))) for v in (0.0, 1.0))
+
+
+def moved(node: Node, to: tuple[int, ...]) -> PositionMap:
+    axis = next((i for i, n in enumerate(to) if n == 1), None) if node.type.width else None
+    return PositionMap(position("reshape", to=to), (node,), Type(node.type.kind, to, axis, node.type.width))
+
+
+CASES: dict[str, list[tuple[Callable[[], Node], Callable[[], Node | None]]]] = {
+    "mean_of_gaussian": [
+        (lambda: Moment(identity, (g,)), lambda: zero),
+        (lambda: Moment(identity, (h,)), lambda: None),
+        (lambda: Moment(Phi(vector(0) ** 2, 1), (g,)), lambda: None),
+    ],
+    "copied_scalar": [
+        (lambda: Nonlin(Phi(parameter(0), 0, 1), (), (x,)), lambda: x),
+        (lambda: Nonlin(Phi(parameter(0) ** 2, 0, 1), (), (x,)), lambda: None),
+    ],
+    "zero_moved": [
+        (lambda: moved(zero, (1, 1)), lambda: Const(Literal.of(np.zeros((1, 1))))),
+        (lambda: moved(one, (1, 1)), lambda: None),
+    ],
+    "short_sum": [
+        (lambda: LinComb(((1.0, g),)), lambda: g),
+        (lambda: LinComb(((2.0, g), (0.0, h))), lambda: LinComb(((2.0, g),))),
+        (lambda: LinComb(((1.0, g), (1.0, zero))), lambda: LinComb(((1.0, g),))),
+        (lambda: LinComb(((1.0, g), (zero, h))), lambda: LinComb(((1.0, g),))),
+        (lambda: LinComb(((2.0, g), (1.0, h))), lambda: None),
+    ],
+    "factor_taken_in": [
+        (lambda: LinComb(((2.0, LinComb(((3.0, g), (1.0, h)))),)), lambda: LinComb(((6.0, g), (2.0, h)))),
+        (lambda: LinComb(((2.0, g),)), lambda: None),
+        (lambda: LinComb(((one, LinComb(((3.0, g),))),)), lambda: None),
+    ],
+    "only_reshapes": [
+        (lambda: PositionMap(position("sum", axes=(0,)), (one,), Type("scalar", ())), lambda: moved(one, ())),
+        (lambda: moved(moved(x, (2, 2)), (4, 1)), lambda: moved(x, (4, 1))),
+        (lambda: moved(moved(x, (2, 2)), (4,)), lambda: x),
+        (lambda: PositionMap(position("sum", axes=(0,)), (x,), Type("scalar", ())), lambda: None),
+    ],
+    "reshaped_constant": [
+        (lambda: moved(one, (1, 1)), lambda: Const(Literal.of(np.ones((1, 1))))),
+        (lambda: moved(x, (2, 2)), lambda: None),
+    ],
+}
+
+
+def test_every_rule_has_its_cases() -> None:
+    assert [rule.__name__ for rule in simplify.RULES] == list(CASES)
+
+
+@pytest.mark.parametrize(("rule", "i"), [(r, i) for r, many in CASES.items() for i in range(len(many))])
+def test_rule(rule: str, i: int) -> None:
+    made, wanted = CASES[rule][i]
+    apply = next(r for r in simplify.RULES if r.__name__ == rule)
+    assert apply(made(), Structure([])) is wanted()
+
+
+def test_simplify_goes_on_until_nothing_changes() -> None:
+    node = LinComb(((1.0, LinComb(((1.0, g), (0.0, h)))),))
+    assert simplify.simplify(node, Structure([])) is g
+
+
+def test_facts() -> None:
+    facts = Structure([])
+    other = MatMul("ab,b->a", Weight("u", (1, 4), (ONE, None), 1.0, 1.0, w.region), x)
+    t = MatMul("ab,b->a", primed(w), x)
+    assert facts[g].gaussian and not facts[h].gaussian
+    assert facts[g].odd is False and facts[t].odd is True
+    assert facts[Nonlin(Phi(vector(0) * vector(1), 2), (h, t))].odd is True
+    assert facts[Nonlin(Phi(vector(0) + vector(1), 2), (h, t))].odd is None
+    assert facts[Nonlin(Phi(vector(0) * vector(1), 2), (t, t))].odd is False
+    assert facts.independent(g, other) and not facts.independent(g, h)
+    assert facts.uncorrelated(g, t) and not facts.uncorrelated(g, LinComb(((2.0, g), (1.0, other))))
+    affine = LinComb(((1.0, g), (1.0, one)))
+    assert not facts[affine].gaussian and facts[affine].odd is False
+
+
+def test_a_transpose_is_refused() -> None:
+    square = Weight("s", (1, 1), (ONE, ONE), 1.0, 1.0, ((Fraction(0), ONE),) * 2)
+    out = Weight("o", (1, 1), (None, ONE), 1.0, 1.0, ((Fraction(0), ONE),) * 2)
+    once = MatMul("ab,b->a", square, g)
+    for back in (MatMul("ab,a->b", square, once), MatMul("ab,b->a", Trsp(square), once)):
+        with pytest.raises(tp.UnsupportedError, match="two ways|transpose"):
+            check_conditions(Program((x,), MatMul("ab,b->a", out, back)))
+    program = Program((x,), MatMul("ab,b->a", out, MatMul("ab,b->a", square, once)))
+    assert check_conditions(program) is program
+
+
+def test_overlapping_parts_are_refused() -> None:
+    def net(x):  # type: ignore[no-untyped-def]
+        n = tp.nn.width()
+        u = tp.nn.weight((2, n))
+        h = jnp.tanh(tp.nn.dense(x))
+        return (u @ h + u[:1] @ jnp.sin(h)) / jnp.sqrt(n)
+
+    with pytest.raises(tp.UnsupportedError, match="cut or laid out in two ways that overlap"):
+        tp.compile(net, jnp.zeros(3))

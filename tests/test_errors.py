@@ -1,0 +1,265 @@
+"""Bad input: each gets one clear error, of the right class, whose text says what was wrong and what to do."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tensorprog as tp
+from tensorprog import nn
+
+relu = jax.nn.relu
+
+
+def two_ways(x: jax.Array) -> jax.Array:
+    w = nn.weight((nn.width(), nn.width())) / jnp.sqrt(nn.width())
+    h = relu(w @ nn.dense(x))
+    return nn.dense(w.T @ h, features=1)  # here
+
+
+def readout_reused(x: jax.Array) -> jax.Array:
+    v = nn.weight((nn.width(),)) / jnp.sqrt(nn.width())
+    return (v @ relu(nn.dense(x) + v * jnp.sqrt(nn.width())))[None]  # here
+
+
+def softmax_over_width(x: jax.Array) -> jax.Array:
+    return nn.dense(jax.nn.softmax(nn.dense(x)), features=1)  # here
+
+
+def sort_over_width(x: jax.Array) -> jax.Array:
+    return nn.dense(jnp.sort(nn.dense(x)), features=1)  # here
+
+
+def argmax_over_width(x: jax.Array) -> jax.Array:
+    return nn.dense(relu(nn.dense(x)) * jnp.argmax(nn.dense(x)), features=1)  # here
+
+
+def cumsum_over_width(x: jax.Array) -> jax.Array:
+    return nn.dense(jnp.cumsum(nn.dense(x)), features=1)  # here
+
+
+def reversed_width(x: jax.Array) -> jax.Array:
+    return nn.dense(nn.dense(x)[::-1], features=1)  # here
+
+
+def one_coordinate(x: jax.Array) -> jax.Array:
+    return nn.dense(nn.dense(x), features=1) * nn.dense(x)[0]  # here
+
+
+def a_fixed_cut(x: jax.Array) -> jax.Array:
+    return nn.dense(relu(nn.dense(x)[:100]), features=1)  # here
+
+
+def varying_constant(x: jax.Array) -> jax.Array:
+    return nn.dense(nn.dense(x) * jnp.arange(nn.width()), features=1)  # here
+
+
+def outer_product(x: jax.Array) -> jax.Array:
+    h = nn.dense(x)
+    return nn.dense((h[:, None] * h[None, :]).sum(0), features=1)  # here
+
+
+def bottleneck(x: jax.Array) -> jax.Array:
+    return nn.dense(nn.dense(nn.dense(x), features=3), features=1)
+
+
+def function_of_readout(x: jax.Array) -> jax.Array:
+    return jnp.tanh(nn.dense(nn.dense(x), features=1))  # here
+
+
+def product_of_weights(x: jax.Array) -> jax.Array:
+    n = nn.width()
+    w, u = nn.weight((n, n)), nn.weight((n, n))
+    return nn.dense((w @ u / n) @ nn.dense(x), features=1)  # here
+
+
+def grouped(x: jax.Array) -> jax.Array:
+    h = nn.dense(x)[None]
+    kernel = nn.weight((3, 1, nn.width()))
+    args = dict(dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=h.shape[-1])
+    h = jax.lax.conv_general_dilated(h[None], kernel, (1,), "SAME", **args)[0, 0]  # here
+    return nn.dense(h, features=1)
+
+
+def branches_on_input(x: jax.Array) -> jax.Array:
+    h = nn.dense(x)
+    h = jax.lax.cond(x[0] > 0, lambda: h, lambda: 2 * h)  # here
+    return nn.dense(h, features=1)
+
+
+def sum_of_two_orders(x: jax.Array) -> jax.Array:
+    w = nn.weight((nn.width(), nn.width()))
+    h = relu(nn.dense(x))
+    return nn.dense(h + w @ h, features=1)  # here
+
+
+def forgot_root_in_function(x: jax.Array) -> jax.Array:
+    w = nn.weight((nn.width(), nn.width()))
+    return nn.dense(jnp.tanh(w @ relu(nn.dense(x))), features=1)  # here
+
+
+def unknown_primitive(x: jax.Array) -> jax.Array:
+    return nn.dense(jax.lax.lgamma(nn.dense(x)), features=1)  # here
+
+
+REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
+    (two_ways, tp.UnsupportedError, r"'weight_0' is used in two ways", "two independent weights"),
+    (readout_reused, tp.UnsupportedError, r"'weight_0' is used in two ways", "two independent weights"),
+    (softmax_over_width, tp.UnsupportedError, r"softmax over the width", "over positions, heads or classes"),
+    (sort_over_width, tp.UnsupportedError, r"sorting mixes the coordinates", "elementwise functions"),
+    (argmax_over_width, tp.UnsupportedError, r"argmax over hidden coordinates", "elementwise functions"),
+    (cumsum_over_width, tp.UnsupportedError, r"running sum over the width", "over positions only"),
+    (reversed_width, tp.UnsupportedError, r"reverses the order of the hidden coordinates", "it has none"),
+    (one_coordinate, tp.UnsupportedError, r"cuts the width at|indexes the width", "single"),
+    (a_fixed_cut, tp.UnsupportedError, r"cuts the width at 100 of", "no limit of their own"),
+    (varying_constant, tp.UnsupportedError, r"entries vary along the width", "exchangeable"),
+    (outer_product, tp.UnsupportedError, r"two width axes", "contract the width"),
+    (function_of_readout, tp.UnsupportedError, r"nonlinear function of an output", "end the network with the readout"),
+    (product_of_weights, tp.UnsupportedError, r"two weight matrices with each other", "W1 @ \\(W2 @ x\\)"),
+    (grouped, tp.UnsupportedError, r"grouped or depthwise", "ordinary convolution"),
+    (branches_on_input, tp.UnsupportedError, r"branches on a value of its input", "jnp.where"),
+    (sum_of_two_orders, tp.UnsupportedError, r"different powers of the width: n\^0, n\^1/2", "1/sqrt"),
+    (forgot_root_in_function, tp.UnsupportedError, r"scales like n\^1/2", "1/sqrt"),
+    (unknown_primitive, tp.UnsupportedError, r"'lgamma'", "elementwise functions"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("net", "error", "what", "mend"), REFUSED, ids=lambda v: getattr(v, "__name__", ""))
+def test_refused_with_the_line(net: Callable, error: type[Exception], what: str, mend: str) -> None:
+    with pytest.raises(error) as caught:
+        tp.compile(net, jnp.zeros(3))
+    text = str(caught.value)
+    lines, start = inspect.getsourcelines(net)
+    at = start + next(i for i, line in enumerate(lines) if "# here" in line)
+    assert re.search(what, text), text
+    assert re.search(mend, text) and "to mend:" in text, text
+    assert f"test_errors.py:{at}" in text, text
+
+
+def dense_twice(x: jax.Array) -> jax.Array:
+    return nn.dense(nn.dense(x, name="a"), features=1, name="a")
+
+
+def two_defaults(x: jax.Array) -> jax.Array:
+    h = nn.dense(x, weight_var=tp.hyper("s", 1.0), bias_var=tp.hyper("s", 2.0))
+    return nn.dense(h, features=1)
+
+
+def by_width(x: jax.Array) -> jax.Array:
+    h = nn.dense(x)
+    return nn.dense(h if nn.width() < 3000 else jnp.tanh(h), features=1)
+
+
+NETWORKS: list[tuple[Callable, type[Exception], str]] = [
+    (lambda x: relu(nn.dense(x)), tp.NetworkError, r"no readout.*features=1"),
+    (lambda x: x.sum(), tp.NetworkError, r"not random in the limit"),
+    (lambda x: jnp.mean(nn.dense(x) ** 2), tp.NetworkError, r"average over the width.*concentrates"),
+    (lambda x: nn.weight((1, nn.width())) @ relu(nn.dense(x)), tp.NetworkError, r"grows with the width n like n\^1/2"),
+    (lambda x: nn.dense(nn.dense(x), features=1) / nn.width(), tp.NetworkError, r"vanishes with the width n like n\^-1"),
+    (lambda x: (nn.dense(x, features=1), nn.dense(x, features=1)), tp.NetworkError, r"returns 2 arrays, expected one"),
+    (bottleneck, tp.UnsupportedError, r"finite bottleneck stays random"),
+    (dense_twice, tp.NetworkError, r"two parameters are named 'a.weight'.*different names"),
+    (two_defaults, tp.NetworkError, r"'s' has two defaults, 1.0 and 2.0"),
+    (by_width, tp.NetworkError, r"different things at different widths"),
+    (lambda x: nn.dense(x, features=1, weight_var=-1.0), tp.InputError, r"weight_var is -1.0, expected a finite number >= 0"),
+    (lambda x: nn.dense(x, features=1, bias_var=float("nan")), tp.InputError, r"bias_var is nan, expected a finite number"),
+    (lambda x: nn.dense(x, features=0), tp.InputError, r"features is 0, expected a positive whole number"),
+    (lambda x: nn.dense(nn.dense(x, width=0.0001), features=1), tp.InputError, r"relative is 0.0001"),
+    (lambda x: nn.conv(x, 3), tp.InputError, r"nn.conv: window is 3 and x has shape \(3,\)"),
+    (lambda x: nn.conv(x[:, None], 2, padding="REFLECT"), tp.InputError, r"padding is 'REFLECT', expected 'SAME'"),
+    (lambda x: nn.conv(x[:, None], 2, strides=0), tp.InputError, r"strides is 0, expected a positive"),
+    (lambda x: nn.layer_norm(nn.dense(x), epsilon=-1.0), tp.InputError, r"epsilon is -1.0"),
+    (lambda x: nn.layer_norm(nn.dense(x[:, None]), axes=(0,)), tp.InputError, r"expected to include the last axis"),
+    (lambda x: nn.global_avg_pool(x), tp.InputError, r"global_avg_pool: x has shape \(3,\)"),
+    (lambda x: nn.dense(x, features=1, weight_var=tp.hyper("w", -1.0)), tp.InputError, r"weight_var is -1.0"),
+    (lambda x: nn.dense(x * tp.hyper("get", 1.0), features=1), tp.InputError, r"hyper: name is 'get'"),
+    (lambda x: nn.dense(x * tp.hyper("a", float("inf")), features=1), tp.InputError, r"default of 'a' is inf"),
+    (tp.Network(lambda n: {"w": 3.0}, lambda p, x: x), tp.InputError, r"init\(width\) has a float at"),
+    (tp.Network(lambda n: {"w": tp.Gaussian((n + 1, 3))}, lambda p, x: p["w"] @ x), tp.NetworkError, r"parameter 'w' has an axis"),
+    (tp.Network(lambda n: {"w": tp.Gaussian((n, n, n))}, lambda p, x: x), tp.NetworkError, r"more than two width axes"),
+    (tp.Network(lambda n: {"w": tp.Gaussian((n, 3), 1.0, n)}, lambda p, x: x), tp.NetworkError, r"starts at the scale n\^0 and moves at"),
+    (tp.Network(lambda n: {"w": tp.Gaussian((3,), 1 + 1 / n)}, lambda p, x: x), tp.NetworkError, r"expected c n\^p"),
+    (3, tp.InputError, r"net is a int, expected a function"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("net", "error", "what"), NETWORKS, ids=[n[2][:40] for n in NETWORKS])
+def test_not_a_network(net: Any, error: type[Exception], what: str) -> None:
+    with pytest.raises(error, match=f"(?s){what}"):
+        tp.compile(net, jnp.zeros(3))
+
+
+def test_layers_outside_a_network() -> None:
+    with pytest.raises(tp.NetworkError, match=r"nn\.dense was called outside a network"):
+        nn.dense(jnp.ones(3))
+
+
+@pytest.mark.parametrize("made", [lambda: tp.Gaussian((3,), -1.0), lambda: tp.Gaussian((3,), 1.0, float("nan"))])
+def test_bad_standard_deviations(made: Callable) -> None:
+    with pytest.raises(tp.InputError, match="expected a finite number >= 0"):
+        made()
+
+
+@pytest.mark.parametrize("example", [jnp.zeros(3, complex), "text", (None and 0) or object()])
+def test_bad_examples(example: Any) -> None:
+    with pytest.raises(tp.InputError, match="expected real numbers, integers or booleans"):
+        tp.compile(lambda x: nn.dense(jnp.ones(3), features=1), example)
+
+
+@pytest.fixture(scope="module")
+def kernel() -> tp.Kernel:
+    net = lambda x: nn.dense(relu(nn.dense(x, weight_var=tp.hyper("w2", 1.5))), features=1)
+    return tp.compile(net, jnp.zeros(3))
+
+
+CALLS: list[tuple[Callable[[tp.Kernel], Any], str]] = [
+    (lambda k: k(np.ones((2, 4))), r"x1 has shape \(2, 4\), expected \(N, 3\)"),
+    (lambda k: k(np.ones(3)), r"add the batch axis, x1\[None\]"),
+    (lambda k: k(np.ones((2, 3)), np.ones((2, 5))), r"x2 has shape \(2, 5\)"),
+    (lambda k: k(np.array([[1.0, np.nan, 0.0]])), r"nan at \(0, 1\), expected finite numbers"),
+    (lambda k: k(np.array([[1.0, np.inf, 0.0]])), r"inf at \(0, 1\), expected finite numbers"),
+    (lambda k: k(np.ones((2, 3), complex)), r"dtype complex128, expected real numbers"),
+    (lambda k: k(np.array([["a", "b", "c"]])), r"dtype <U1, expected real numbers"),
+    (lambda k: k([np.ones((2, 3))]), r"x1 has the structure"),
+    (lambda k: k(np.ones((2, 3)), w3=1.0), r"unknown argument 'w3'; this kernel's hyperparameters are: w2"),
+    (lambda k: k(np.ones((2, 3)), w2=-1.0), r"hyperparameter 'w2' is -1.0"),
+    (lambda k: k(np.ones((2, 3)), w2=np.nan), r"hyperparameter 'w2' is nan"),
+    (lambda k: k(np.ones((2, 3)), get="cov"), r"get is 'cov', expected 'nngp', 'ntk'"),
+]
+
+
+@pytest.mark.parametrize(("call", "what"), CALLS, ids=[c[1][:40] for c in CALLS])
+def test_bad_calls(kernel: tp.Kernel, call: Callable, what: str) -> None:
+    with pytest.raises(tp.InputError, match=what):
+        call(kernel)
+
+
+def test_an_empty_batch_is_no_error(kernel: tp.Kernel) -> None:
+    assert kernel(np.ones((0, 3))).ntk.shape == (0, 0)
+    assert kernel(np.ones((0, 3)), np.ones((2, 3))).nngp.shape == (0, 2)
+    assert kernel.diag(np.ones((0, 3))).nngp.shape == (0,)
+
+
+def test_bad_finite_networks() -> None:
+    net = lambda x: nn.dense(nn.dense(x), features=1)
+    with pytest.raises(tp.InputError, match="width is 0, expected a positive whole number"):
+        tp.init(net, jnp.zeros(3), 0, jax.random.key(0))
+    params = tp.init(net, jnp.zeros(3), 4, jax.random.key(0))
+    with pytest.raises(tp.InputError, match="params is a plain dict"):
+        tp.apply(net, dict(params), jnp.ones(3))
+    with pytest.raises(tp.InputError, match="params has no entry 'dense_0.weight'"):
+        tp.apply(net, {}, jnp.ones(3), width=4)
+    with pytest.raises(tp.InputError, match=r"has shape \(4, 3\), expected \(5, 3\) at width 5"):
+        tp.apply(net, dict(params), jnp.ones(3), width=5)
+
+
+def test_users_mistakes_are_not_our_bugs() -> None:
+    for error in (tp.InputError, tp.NetworkError, tp.ProgramError, tp.ArchiveError, tp.UnsupportedError):
+        assert issubclass(error, tp.UserError) and not issubclass(error, tp.InternalError)
