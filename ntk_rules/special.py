@@ -140,7 +140,8 @@ def correlation(q1: jax.Array, q2: jax.Array, c: jax.Array) -> tuple[jax.Array, 
 
     `q1`, `q2` are variances, `c` the covariance. Zero variance gives correlation 0. For q1 = q2 = c it is
     exactly 1, because the square root of a rounded square is exact. The product is rescaled where it would
-    leave the range of the dtype.
+    leave the range of the dtype. Within four units of rounding of 1 or -1 it counts as that: what rounding alone
+    has parted, such as one variable by two ways of computing it, would otherwise differ by an angle of half the digits.
     """
     q1, q2, c = as_floats(q1, q2, c)
     product = q1 * q2
@@ -148,6 +149,7 @@ def correlation(q1: jax.Array, q2: jax.Array, c: jax.Array) -> tuple[jax.Array, 
     usable = (product > 1e4 * limits.tiny) & (product < limits.max)
     scale = jnp.where(usable, jnp.sqrt(jnp.where(usable, product, 1)), jnp.sqrt(q1) * jnp.sqrt(q2))
     rho = jnp.clip(c / jnp.where(scale == 0, 1, scale) * (scale != 0), -1, 1)
+    rho = jnp.where(1 - jnp.abs(rho) < 4 * limits.eps, jnp.sign(rho), rho)
     return rho, jnp.sqrt((1 - rho) * (1 + rho))
 
 

@@ -22,7 +22,7 @@ CASES = [
     for module in (fully_connected, convolution, recurrent, normalised, composition)
     for case in module.CASES
     if case.sampled
-]
+] + composition.AFTER_POOLING
 
 _SQRT2 = np.sqrt(2.0)
 FUNCTIONS = {

@@ -46,6 +46,9 @@ class Phi:
         """Floats are rounded to double precision, so that what is printed is what is meant."""
         if self.expr.has(sympy.Float):
             object.__setattr__(self, "expr", snap_floats(self.expr))
+        if self.expr.has(sympy.ITE):  # a condition that was itself chosen by a condition
+            plain = self.expr.replace(sympy.ITE, lambda c, a, b: sympy.Or(sympy.And(c, a), sympy.And(sympy.Not(c), b)))
+            object.__setattr__(self, "expr", plain)
 
     @property
     def vectors(self) -> tuple[sympy.Symbol, ...]:

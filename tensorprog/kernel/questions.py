@@ -132,12 +132,14 @@ def contract(spec: str, operands: Sequence[Operand], shape: Sequence[int], cross
     return Contract(spec, tuple(operands), float(scale), shape, cross)
 
 
-def combine(terms: Sequence[tuple[float, Quantity]], shape: Sequence[int], cross: bool) -> Quantity:
-    """A `Combine` of quantities of one shape; sums inside are opened, equal terms joined."""
+def combine(
+    terms: Sequence[tuple[float, Quantity]], shape: Sequence[int], cross: bool, *, opened: bool = False
+) -> Quantity:
+    """A `Combine` of quantities of one shape; equal terms are joined, and with `opened` sums inside become part of it."""
     total: dict[Quantity, float] = {}
     for c, quantity in terms:
         inner: Mapping[Quantity, float] = {quantity: 1.0}
-        if isinstance(quantity, Combine) and quantity.cross == cross:
+        if opened and isinstance(quantity, Combine) and quantity.cross == cross:
             inner = {
                 o.quantity: a for a, o in zip(quantity.coefficients, quantity.operands, strict=True) if o.side is None
             }

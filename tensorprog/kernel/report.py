@@ -71,8 +71,9 @@ class _Page:
         for number, law in self.laws.values():
             yield from self.law(number, law)
         yield "\n## The recursion\n"
-        yield "$K[u,v]$ stands for $\\mathbb{E}[Z^u(x)\\,Z^v(x')]$, a prime-free $K[u,v](x)$ for both at the input $x$; matrices of one"
-        yield "weight give $\\operatorname{Cov}(Wu, Wv) = \\sigma_W^2\\,\\mathbb{E}[uv]$ (Yang, Tensor Programs III), different ones are independent.\n"
+        yield "$K[u,v](x,x')$ stands for $\\mathbb{E}[Z^u(x)\\,Z^v(x')]$, and $K[u,v](x)$ for both at the input $x$."
+        yield "One weight gives $\\operatorname{Cov}(Wu, Wv) = \\sigma_W^2\\,\\mathbb{E}[uv]$ (Yang, Tensor Programs III);"
+        yield "different weights are independent.\n"
         for quantity in self.graph.nodes:
             if (line := self.step(quantity)) is not None:
                 yield line

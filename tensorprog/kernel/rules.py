@@ -88,7 +88,9 @@ class Rules:
             part = yield from ask(*sides, have, q.cross)
             extra = _copies(q, sides[1] + sides[3])
             terms.append((a, contract(f"{have}->{q.out}", [Operand(part)], shape, q.cross, extra)))
-        return combine(terms, shape, q.cross)
+        # where the other side is still to be opened, the answers are halves of one double sum
+        other = q.v if first else q.u
+        return combine(terms, shape, q.cross, opened=isinstance(other, LinComb) and not self.facts.later(node, other))
 
     def _weighted(self, q: Second, a: Node, x: Node, own: str, shape: tuple[int, ...], first: bool) -> Answer:
         """One term whose coefficient is a deterministic array."""

@@ -19,14 +19,15 @@ from jax import lax
 from ntk_rules.functions import to_jax
 from tensorprog.ir import ArrayOp, Const, Hyper, Input, LinComb, Moment, Node, Nonlin, PositionMap
 from tensorprog.kernel import KernelGraph
-from tensorprog.kernel.graph import Apply, Combine, Contract, Data, Expect, Operand, Quantity, Shifts, Zero, quantities
+from tensorprog.kernel.graph import Apply, Combine, Contract, Data, Expect, Quantity, Shifts, Zero, quantities
 from tensorprog.lower.einsum import contract
 from tensorprog.lower.fingerprint import fingerprint
+from tensorprog.lower.run import plan, run
+from tensorprog.lower.schedule import operands_of, schedule
 
 __all__ = ["Lowered", "lower"]
 
 State = tuple[Any, ...]
-Env = dict[Quantity, jax.Array]
 
 
 @dataclass(frozen=True)
@@ -42,57 +43,49 @@ class Lowered:
     diagonal: Callable[[State], tuple[jax.Array, jax.Array]]
 
 
-def lower(graph: KernelGraph, inputs: tuple[Input, ...]) -> Lowered:
-    """The functions of a kernel graph."""
-    order = graph.nodes
-    selves = [q for q in order if not q_cross(q)]
-    crosses = [q for q in order if q_cross(q)]
-    ends = {graph.nngp_self, graph.ntk_self, *(q for q in (graph.nngp, graph.ntk) if not q_cross(q))}
-    used = {o.quantity for q in crosses for o in q.operands if o.side is not None}  # type: ignore[attr-defined]
-    kept = [q for q in selves if q in used or q in ends]
-    places = {q: i for i, q in enumerate(kept)}
+def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -> Lowered:
+    """The functions of a kernel graph. roll: turn repeated layers into loops."""
+    pair_ends = [q for q in (graph.nngp, graph.ntk) if is_cross(q)]
+    pair_steps = schedule(pair_ends, True, roll=roll)
+    used = {o.quantity for q in quantities(pair_ends) for o in operands_of(q) if o.side is not None}
+    ends = dict.fromkeys(q for q in graph.outputs if not is_cross(q))
+    kept = [q for q in quantities([*ends, *(q for q in graph.nodes if q in used)]) if q in used or q in ends]
+    state_steps = schedule(kept, False, roll=roll)
+    slots = plan(state_steps, kept)
 
     def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array]) -> State:
         real = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
         dtype = jnp.result_type(*real) if real else jnp.result_type(float)
-        env: Env = {}
         context = _Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype)
-        for quantity in quantities(kept):
-            env[quantity] = EMIT[type(quantity)](quantity, [env[o.quantity] for o in _operands(quantity)], context)
-        return (fingerprint(leaves), *(env[q] for q in kept))
+        env = run(state_steps, lambda q, args: EMIT[type(q)](q, args, context), kept)
+        return (fingerprint(leaves), *env.entries(slots))
 
     def pair(a: State, b: State) -> tuple[jax.Array, jax.Array]:
-        env: Env = {}
-        dtype = _dtype(a)
-        context = _Context({}, {}, dtype)
-        for quantity in crosses:
-            args = [
-                env[o.quantity] if o.side is None else (a, b)[o.side][1 + places[o.quantity]]
-                for o in _operands(quantity)
-            ]
-            made = EMIT[type(quantity)](quantity, args, context)
-            env[quantity] = lax.optimization_barrier(made) if isinstance(quantity, (Expect, Shifts)) else made
+        context = _Context({}, {}, _dtype(a))
+
+        def emit(q: Quantity, args: list[jax.Array]) -> jax.Array:
+            made = EMIT[type(q)](q, args, context)
+            return lax.optimization_barrier(made) if isinstance(q, (Expect, Shifts)) else made
+
+        env = run(pair_steps, emit, pair_ends, outside=lambda o: slots.read((a, b)[o.side or 0], o.quantity))
         same = jnp.all(a[0] == b[0])
         found = []
         for quantity, own in ((graph.nngp, graph.nngp_self), (graph.ntk, graph.ntk_self)):
-            value = env[quantity] if quantity in env else a[1 + places[quantity]]
-            at_equal = (a[1 + places[own]] + b[1 + places[own]]) / 2
+            value = env[quantity] if is_cross(quantity) else slots.read(a, quantity)
+            at_equal = (slots.read(a, own) + slots.read(b, own)) / 2
             found.append(jnp.where(same, at_equal, value)[(0,) * graph.mirrored])
         return found[0], found[1]
 
     def diagonal(a: State) -> tuple[jax.Array, jax.Array]:
         first = (0,) * graph.mirrored
-        return a[1 + places[graph.nngp_self]][first], a[1 + places[graph.ntk_self]][first]
+        return slots.read(a, graph.nngp_self)[first], slots.read(a, graph.ntk_self)[first]
 
     return Lowered(state, pair, diagonal)
 
 
-def q_cross(quantity: Quantity) -> bool:
+def is_cross(quantity: Quantity) -> bool:
+    """Does it belong to a pair of inputs?"""
     return getattr(quantity, "cross", False)
-
-
-def _operands(quantity: Quantity) -> tuple[Operand, ...]:
-    return getattr(quantity, "operands", ())
 
 
 def _dtype(state: State) -> jnp.dtype:

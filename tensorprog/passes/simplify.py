@@ -71,10 +71,10 @@ def short_sum(node: Node, facts: Structure) -> Node | None:
 
 
 def factor_taken_in(node: Node, facts: Structure) -> Node | None:
-    """a (b x) = (a b) x when one of the two is a number."""
+    """a (b x) = (a b) x for numbers a and b. A multiple of a longer sum stays one, so that it is seen to be a multiple."""
     if isinstance(node, LinComb) and len(node.terms) == 1:
         a, x = node.terms[0]
-        if isinstance(x, LinComb) and x.type.kind == "vector" and not isinstance(a, Node):
+        if isinstance(x, LinComb) and len(x.terms) == 1 and x.type.kind == "vector" and not isinstance(a, Node):
             numbers = [(b, y) for b, y in x.terms if not isinstance(b, Node)]
             if len(numbers) == len(x.terms):
                 return LinComb(tuple((a * b, y) for b, y in numbers), source=node.source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import tensorprog as tp
 from tests.agreement.common import agrees
 from tests.cases import Case, composition
 
@@ -11,3 +12,10 @@ from tests.cases import Case, composition
 @pytest.mark.parametrize("case", composition.CASES, ids=str)
 def test_agrees(case: Case) -> None:
     agrees(case)
+
+
+@pytest.mark.parametrize("case", composition.AFTER_POOLING, ids=str)
+def test_a_nonlinearity_after_pooling_is_refused(case: Case) -> None:
+    """Its argument is not Gaussian. When a rule covers it, these cases belong with the others."""
+    with pytest.raises(tp.UnsupportedError, match="not Gaussian in the limit"):
+        agrees(case)

@@ -399,4 +399,4 @@ OTHER = [
     Case("tied-gelu", tied(PHI["gelu"][0]), WIDE, tied_reference("gelu")),
 ]
 
-CASES = ONE + POSITIONS + AFTER_POOLING + WIDTH + PRODUCTS + OTHER
+CASES = ONE + POSITIONS + WIDTH + PRODUCTS + OTHER

@@ -37,7 +37,6 @@ EVERYDAY = [
     "unequal-widths",
     "product-of-branches",
     "raw-nonlinearity",
-    "pool-then-relu",
     "tied-relu",
 ]
 

@@ -79,7 +79,7 @@ def dual(phi: Callable[[Array], Array], slope: Callable[[Array], Array], name: s
     return Dual(name, pairwise(phi), pairwise(slope), mean)
 
 
-def expectation(f: Callable[..., Array], covariance: Array, order: int = 24) -> float:
+def expectation(f: Callable[..., Array], covariance: Array, order: int = 32) -> float:
     """E[f(z_1, .., z_k)], z ~ N(0, covariance), by an order^k Gauss-Hermite rule; f smooth.
 
     The covariance may be singular: the square root is taken by eigenvalues.

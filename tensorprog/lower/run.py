@@ -1,0 +1,167 @@
+"""Running a schedule: operations one by one, loops as `lax.scan`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from tensorprog.kernel.graph import Operand, Quantity
+from tensorprog.lower.schedule import Loop, Step, operands_of
+
+__all__ = ["Results", "Slots", "plan", "run"]
+
+Emit = Callable[[Quantity, list[jax.Array]], jax.Array]
+Place = tuple[Any, int | None]  # an entry, and the row of it where it is a stack of a loop's results
+
+
+def _places(steps: Iterable[Step]) -> dict[Quantity, tuple[int, int, int]]:
+    """(loop, position, group) of every quantity in a loop."""
+    return {
+        q: (number, j, g)
+        for number, step in enumerate(steps)
+        if isinstance(step, Loop)
+        for g, group in enumerate(step.groups)
+        for j, q in enumerate(group)
+    }
+
+
+class Results:
+    """The values of quantities; those of a loop are rows of stacks."""
+
+    def __init__(self, outside: Callable[[Operand], jax.Array] | None):
+        self.values: dict[Quantity, jax.Array] = {}
+        self.stacks: dict[tuple[int, int], jax.Array] = {}
+        self.rows: dict[Quantity, tuple[tuple[int, int], int]] = {}
+        self._outside = outside
+
+    def __getitem__(self, quantity: Quantity) -> jax.Array:
+        if quantity in self.values:
+            return self.values[quantity]
+        stack, row = self.rows[quantity]
+        return self.stacks[stack][row]
+
+    def read(self, operand: Operand) -> jax.Array:
+        """The value of an operand, here or outside."""
+        if operand.side is not None:
+            assert self._outside is not None
+            return self._outside(operand)
+        return self[operand.quantity]
+
+    def together(self, operands: Sequence[Operand]) -> jax.Array:
+        """The values of operands as one stack; rows that already are one are not taken apart."""
+        rows = [self.rows.get(o.quantity) if o.side is None else None for o in operands]
+        if rows[0] is not None and all(r is not None and r[0] == rows[0][0] for r in rows):
+            at = [r[1] for r in rows if r is not None]
+            if at == list(range(at[0], at[0] + len(at))):
+                return self.stacks[rows[0][0]][at[0] : at[-1] + 1]
+        return jnp.stack([self.read(o) for o in operands])
+
+    def entries(self, slots: Slots) -> list[jax.Array]:
+        """The arrays that `slots` names."""
+        return [self.stacks[e] if isinstance(e, tuple) else self[e] for e in slots.order]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where the quantities that are kept stand in a state: an entry, or a row of one."""
+
+    order: tuple[Any, ...]
+    places: dict[Quantity, tuple[int, int | None]]
+
+    def read(self, state: Sequence[jax.Array], quantity: Quantity) -> jax.Array:
+        """The value of a quantity in a state (whose first entry is the input's fingerprint)."""
+        entry, row = self.places[quantity]
+        return state[1 + entry] if row is None else state[1 + entry][row]
+
+
+def plan(steps: Sequence[Step], kept: Sequence[Quantity]) -> Slots:
+    """One entry for each quantity that is kept, one for all rows of a loop's position."""
+    looped = _places(steps)
+    last = {number: len(step.groups) - 1 for number, step in enumerate(steps) if isinstance(step, Loop)}
+    stacked = {looped[q][:2] for q in kept if q in looped and looped[q][2] < last[looped[q][0]]}
+    order: dict[Any, int] = {}
+    places: dict[Quantity, tuple[int, int | None]] = {}
+    for q in kept:
+        row = looped[q][2] if q in looped and looped[q][:2] in stacked else None
+        key: Any = q if row is None else looped[q][:2]
+        places[q] = (order.setdefault(key, len(order)), row)
+    return Slots(tuple(order), places)
+
+
+def run(
+    steps: Sequence[Step], emit: Emit, kept: Sequence[Quantity], outside: Callable[[Operand], jax.Array] | None = None
+) -> Results:
+    """Compute every step. kept: quantities that are read afterwards."""
+    results = Results(outside)
+    looped = _places(steps)
+    wanted = set(kept) | _read_outside(steps, looped)
+    for number, step in enumerate(steps):
+        if isinstance(step, Loop):
+            _run_loop(number, step, emit, results, wanted)
+        else:
+            results.values[step] = emit(step, [results.read(o) for o in operands_of(step)])
+    return results
+
+
+def _read_outside(steps: Sequence[Step], looped: dict[Quantity, tuple[int, int, int]]) -> set[Quantity]:
+    """Quantities of loops that later steps read."""
+    wanted: set[Quantity] = set()
+    for number, step in enumerate(steps):
+        for user in (q for group in step.groups for q in group) if isinstance(step, Loop) else (step,):
+            for o in operands_of(user):
+                if o.side is None and o.quantity in looped and looped[o.quantity][0] != number:
+                    wanted.add(o.quantity)
+    return wanted
+
+
+def _run_loop(number: int, loop: Loop, emit: Emit, results: Results, wanted: set[Quantity]) -> None:
+    last = len(loop.groups) - 1
+    stacked = [j for j in range(len(loop.reads)) if any(group[j] in wanted for group in loop.groups[:-1])]
+    ended = [j for j in range(len(loop.reads)) if j not in stacked and loop.groups[last][j] in wanted]
+    carried = sorted({*loop.first, *ended})
+    each = [r for row in loop.reads for r in row if r.kind == "each"]
+    fixed = {r: results.read(r.operands[0]) for row in loop.reads for r in row if r.kind == "fixed"}
+
+    def body(carry: tuple[jax.Array, ...], rows: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+        before, given = dict(zip(carried, carry, strict=True)), iter(rows)
+        made: list[jax.Array] = []
+        for q, reads in zip(loop.groups[0], loop.reads, strict=True):
+            args = []
+            for r in reads:
+                match r.kind:
+                    case "here":
+                        args.append(made[r.at])
+                    case "before":
+                        args.append(before[r.at])
+                    case "fixed":
+                        args.append(fixed[r])
+                    case _:
+                        args.append(next(given))
+            made.append(emit(q, args))
+        return tuple(made[j] for j in carried), tuple(made[j] for j in stacked)
+
+    xs = tuple(results.together(r.operands) for r in each)
+    start = tuple(_start(loop, j, results, body, carried, xs) for j in carried)
+    end, stacks = lax.scan(body, start, xs, length=len(loop.groups))
+    for j, stack in zip(stacked, stacks, strict=True):
+        results.stacks[number, j] = stack
+        for g, group in enumerate(loop.groups):
+            results.rows[group[j]] = ((number, j), g)
+    for j, value in zip(carried, end, strict=True):
+        results.values.setdefault(loop.groups[last][j], value)
+
+
+def _start(
+    loop: Loop, j: int, results: Results, body: Any, carried: Sequence[int], xs: tuple[jax.Array, ...]
+) -> jax.Array:
+    """What a carried position holds before the loop: what the first group reads, or nothing that is read."""
+    if j in loop.first:
+        return results[loop.first[j]]
+    known = [results[loop.first[k]] for k in loop.first]
+    dtype = jnp.result_type(*known) if known else jnp.result_type(*xs, float)
+    return jnp.zeros(loop.groups[0][j].shape, dtype)  # type: ignore[attr-defined]

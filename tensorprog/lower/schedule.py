@@ -1,0 +1,235 @@
+"""The order in which quantities are computed, with repeated structure rolled into loops.
+
+The layers of a deep network, or the steps of a recurrent one, are the same operations on the results of the layer before. In an
+order that keeps each layer together they are a repeated run of equal signatures, which becomes one `Loop`: compile time no
+longer grows with depth, and a loop is a barrier that keeps XLA from recomputing one layer inside the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tensorprog.ir import ArrayOp, LinComb, Moment, Node, Nonlin, PositionMap
+from tensorprog.kernel.graph import Data, Operand, Quantity, quantities
+
+__all__ = ["Loop", "Read", "Step", "operands_of", "schedule"]
+
+LEAST_GROUPS = 4  # fewer repetitions are not worth a loop
+
+
+@dataclass(frozen=True)
+class Read:
+    """Where an operation in a loop finds an operand.
+
+    here: in the same group, at position `at`. before: in the group before. fixed: the same operand in every group.
+    each: another operand in each group, given in `operands`.
+    """
+
+    kind: str
+    at: int = 0
+    operands: tuple[Operand, ...] = ()
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`groups` of equal operations, one after the other; `reads[j][k]` says where position j finds its k-th operand.
+
+    first: for each position that the next group reads, what the first group finds there.
+    """
+
+    groups: tuple[tuple[Quantity, ...], ...]
+    reads: tuple[tuple[Read, ...], ...]
+    first: Mapping[int, Quantity]
+
+
+Step = Quantity | Loop
+
+
+def operands_of(quantity: Quantity) -> tuple[Operand, ...]:
+    """What a quantity reads."""
+    return getattr(quantity, "operands", ())
+
+
+def schedule(roots: Sequence[Quantity], cross: bool, *, roll: bool = True) -> list[Step]:
+    """The quantities of one kind that the roots need, in order, leaves first, loops rolled.
+
+    Two orders are tried, each operation as early or as late as it can be: one of them keeps the chains of a layer (its
+    covariance, its tangent's) in step. The one that leaves less code is taken.
+    """
+    inside = [q for q in quantities(roots) if getattr(q, "cross", False) == cross]
+    scope = {q for q in inside if cross or any(o.side is None for o in operands_of(q))}
+    leaves = [q for q in inside if q not in scope]
+    ordered = [q for q in inside if q in scope]
+    if not roll:
+        return [*leaves, *ordered]
+    tried = [_rolled(sequence) for sequence in (_in_levels(ordered, early=True), _in_levels(ordered, early=False))]
+    return [*leaves, *min(tried, key=_code)]
+
+
+def _code(steps: Iterable[Step]) -> int:
+    return sum(len(step.reads) if isinstance(step, Loop) else 1 for step in steps)
+
+
+def _in_levels(ordered: Sequence[Quantity], *, early: bool) -> list[Quantity]:
+    """Sorted by level (the longest way from the leaves, or to the end); equal operations keep one order in every level."""
+    level = dict.fromkeys(ordered, 0)
+    for q in ordered if early else reversed(ordered):
+        for o in operands_of(q):
+            if o.side is None and o.quantity in level:
+                if early:
+                    level[q] = max(level[q], level[o.quantity] + 1)
+                else:
+                    level[o.quantity] = min(level[o.quantity], level[q] - 1)
+    kinds: dict[Any, int] = {}
+    keys = {q: (level[q], kinds.setdefault(_signature(q), len(kinds)), i) for i, q in enumerate(ordered)}
+    return sorted(ordered, key=keys.__getitem__)
+
+
+# ------------------------------------------------------------------------------------------ repeated runs
+
+
+def _rolled(sequence: list[Quantity]) -> list[Step]:
+    """The sequence with its longest repeated run as a loop, and so on in what is left on both sides."""
+    found = _longest_run(sequence)
+    if found is None:
+        return list(sequence)
+    start, loop = found
+    stop = start + len(loop.groups) * len(loop.reads)
+    return [*_rolled(sequence[:start]), loop, *_rolled(sequence[stop:])]
+
+
+def _longest_run(sequence: list[Quantity]) -> tuple[int, Loop] | None:
+    places = {q: i for i, q in enumerate(sequence)}
+    signatures = [_signature(q) for q in sequence]
+    wires = [[(o, places.get(o.quantity) if o.side is None else None) for o in operands_of(q)] for q in sequence]
+    best: tuple[int, int, Loop] | None = None
+    for period in _candidates(signatures):
+        for start, length in _runs(signatures, wires, period):
+            if best is not None and length + period <= best[0]:
+                continue
+            for shift in range(min(period, length)):
+                loop = _loop(sequence, wires, start + shift, period, (length - shift) // period + 1)
+                if loop is not None:
+                    size = len(loop.groups) * period
+                    if best is None or size > best[0]:
+                        best = (size, places[loop.groups[0][0]], loop)
+                    break
+    return None if best is None else (best[1], best[2])
+
+
+def _candidates(signatures: list[Any]) -> list[int]:
+    """Periods worth trying: distances between equal signatures near the middle."""
+    middle = len(signatures) // 2
+    periods: set[int] = set()
+    for i in range(max(0, middle - 40), min(len(signatures), middle + 40)):
+        again = [j for j in range(i + 1, min(len(signatures), i + 400)) if signatures[j] == signatures[i]]
+        periods.update(j - i for j in again[:8])
+    return sorted(periods)
+
+
+def _runs(signatures: list[Any], wires: list[list[tuple[Operand, int | None]]], period: int) -> list[tuple[int, int]]:
+    """(start, length) of stretches in which every operation is like the one a period later; long ones only."""
+    runs, start = [], None
+    for i in range(len(signatures) - period + 1):
+        alike = (
+            i + period < len(signatures)
+            and signatures[i] == signatures[i + period]
+            and all(
+                (p is None) == (q is None) and (p is None or q is None or i - p == i + period - q or p == q)
+                for (_, p), (_, q) in zip(wires[i], wires[i + period], strict=True)
+            )
+        )
+        if alike and start is None:
+            start = i
+        elif not alike and start is not None:
+            if (i - start) // period + 1 >= LEAST_GROUPS:
+                runs.append((start, i - start))
+            start = None
+    return runs
+
+
+def _loop(
+    sequence: list[Quantity], wires: list[list[tuple[Operand, int | None]]], start: int, period: int, count: int
+) -> Loop | None:
+    """The loop of `count` groups from `start` on, or None where the groups read each other in another way."""
+    while count >= LEAST_GROUPS:
+        made = _try_loop(sequence, wires, start, period, count)
+        if made is not None:
+            return made
+        start, count = start + period, count - 1  # the first group may read what is not a group
+        if count < LEAST_GROUPS or start >= len(sequence):
+            return None
+        made = _try_loop(sequence, wires, start, period, count)
+        return made
+    return None
+
+
+def _try_loop(
+    sequence: list[Quantity], wires: list[list[tuple[Operand, int | None]]], start: int, period: int, count: int
+) -> Loop | None:
+    groups = tuple(tuple(sequence[start + g * period + j] for j in range(period)) for g in range(count))
+    first: dict[int, Quantity] = {}
+    reads = []
+    for j in range(period):
+        row = []
+        for k in range(len(wires[start + j])):
+            seen = [wires[start + g * period + j][k] for g in range(count)]
+            read = _read(seen, start, period, j)
+            if read is None:
+                return None
+            if read.kind == "before":
+                initial = start - period + read.at
+                if initial < 0 or _shape(sequence[initial]) != _shape(groups[0][read.at]):
+                    return None
+                first[read.at] = sequence[initial]
+            row.append(read)
+        reads.append(tuple(row))
+    return Loop(groups, tuple(reads), first)
+
+
+def _read(seen: list[tuple[Operand, int | None]], start: int, period: int, j: int) -> Read | None:
+    operands = tuple(o for o, _ in seen)
+    if all(o == operands[0] for o in operands):
+        return Read("fixed", operands=operands[:1])
+    if any(place is None for _, place in seen):
+        if any(o.side is None and getattr(o.quantity, "cross", False) for o in operands):
+            return None  # stacks of arrays of pairs would cost memory that grows with depth
+        shapes = {_shape(o.quantity) for o in operands}
+        return Read("each", operands=operands) if len(shapes) == 1 and len({o.side for o in operands}) == 1 else None
+    offsets = {place - (start + g * period) for g, (_, place) in enumerate(seen) if place is not None}
+    if len(offsets) != 1:
+        return None
+    offset = offsets.pop()
+    if 0 <= offset < j:
+        return Read("here", offset)
+    return Read("before", offset + period) if -period <= offset < 0 else None
+
+
+def _shape(quantity: Quantity) -> tuple[int, ...]:
+    return quantity.shape  # type: ignore[attr-defined, no-any-return]
+
+
+def _signature(quantity: Quantity) -> Any:
+    """What an operation is, apart from which operands it reads."""
+    skipped = ("operands", "node", "asked")
+    own = tuple(getattr(quantity, f.name) for f in fields(quantity) if f.name not in skipped)
+    sides = tuple((o.side, _shape(o.quantity)) for o in operands_of(quantity))
+    return (type(quantity), own, sides, _computed(quantity.node) if isinstance(quantity, Data) else None)
+
+
+def _computed(node: Node) -> Any:
+    """What a deterministic instruction computes, apart from its operands."""
+    match node:
+        case Nonlin(phi=phi):
+            return "Nonlin", phi
+        case Moment():
+            return ("Moment",)
+        case LinComb(terms=terms):
+            return "LinComb", tuple(None if isinstance(a, Node) else a for a, _ in terms)
+        case PositionMap(op=op):
+            return "PositionMap", op
+        case ArrayOp(primitive=primitive, params=params):
+            return "ArrayOp", primitive, params
+    return node

@@ -1,0 +1,149 @@
+"""Nothing is half added: every row of every table has its other rows and a test that reaches it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tensorprog as tp
+from tensorprog import nn
+from tensorprog.frontend import interpret, primitives
+from tensorprog.frontend.elementwise import ELEMENTWISE
+from tensorprog.ir import nodes, positions, rebuild, text
+from tensorprog.ir.nodes import Node, operands
+from tensorprog.kernel import graph
+from tensorprog.lower.emit import EMIT
+from tensorprog.passes import simplify
+from tensorprog.passes.fuse import fuse
+from tensorprog.passes.structure import Structure
+from tensorprog.passes.tangent import tangent
+from tests.finite_program import RUN, network_program
+from tests.ir import test_text, test_verify
+from tests.networks import ELEMENTS, NETWORKS
+from tests.passes import test_simplify
+
+INSTRUCTIONS = {cls.__name__: cls for cls in Node.__subclasses__()}
+# Primitives that no network of the tests can contain, each with the reason.
+UNREACHED = {
+    "expand_dims": "JAX writes lax.expand_dims as broadcast_in_dim or reshape",
+    "copy_p": "another spelling of copy in JAX's own tables",
+    "acos": "jnp.arccos is written with atan2 or acos, by version",
+}
+
+
+@pytest.fixture(scope="module")
+def reached() -> tuple[set[str], set[str], set[str], set[type]]:
+    """What the networks of the tests reach: rules, elementwise rows, position maps, instructions."""
+    rules, elements = set(), set()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, rule in primitives.RULES.items():
+            patch.setitem(primitives.RULES, name, lambda *a, rule=rule, name=name: (rules.add(name), rule(*a))[1])
+        for name, row in ELEMENTWISE.items():
+            patch.setitem(ELEMENTWISE, name, lambda *a, row=row, name=name, **k: (elements.add(name), row(*a, **k))[1])
+        programs = [network_program(net, jnp.zeros(shape)) for net, shape in NETWORKS.values()]
+    made = [node for program in programs for node in program]
+    ops = {node.op.name for node in made if isinstance(node, nodes.PositionMap)}
+    return rules, elements, ops, {type(node) for node in made}
+
+
+def test_primitives(reached: tuple) -> None:  # type: ignore[type-arg]
+    rules, elements, *_ = reached
+    assert interpret.RULES is primitives.RULES
+    assert set(primitives.RULES) - rules - set(UNREACHED) == set()
+    assert set(ELEMENTWISE) <= set(primitives.RULES)
+    # linear rows become LinCombs before their formula is asked for
+    assert set(ELEMENTWISE) - elements - {"add_any", "convert_element_type", "neg"} - set(UNREACHED) == set()
+    assert {name.split()[0] for name in ELEMENTS} >= set(ELEMENTWISE)
+
+
+def test_no_stale_exemption() -> None:
+    assert set(UNREACHED) <= set(primitives.RULES)
+
+
+def test_position_maps(reached: tuple) -> None:  # type: ignore[type-arg]
+    assert set(positions.POSITIONS) - reached[2] == set()
+
+
+def test_instructions(reached: tuple) -> None:  # type: ignore[type-arg]
+    """Text form, operands, rebuild, type, the finite-width evaluator; facts and tangent for the random ones."""
+    assert set(INSTRUCTIONS) == set(text._MAKERS)
+    assert set(INSTRUCTIONS) - {cls.__name__ for cls in reached[3]} == {"Trsp"}  # refused until transposes have a meaning
+    leaves = {"Input", "Hyper", "Const", "Weight"}
+    assert {cls.__name__ for cls in RUN} == set(INSTRUCTIONS) - {"Input", "Hyper", "Weight", "Trsp"}
+    for name, (net, shape) in list(NETWORKS.items())[:8]:
+        for node in fuse(network_program(net, jnp.zeros(shape))):
+            assert (not operands(node)) == (type(node).__name__ in leaves) or isinstance(node, nodes.ArrayOp), name
+            assert rebuild.rebuild(node, operands(node)) is node
+            if operands(node):
+                again = rebuild.rebuild(node, [_copy(o) for o in operands(node)])
+                assert type(again) is type(node)
+            if node.type.kind == "vector":
+                assert Structure([])[node] is not None
+
+
+def _copy(node: Node) -> Node:
+    """Another node of the same type, so that rebuild has something to do."""
+    if isinstance(node, nodes.Weight):
+        return dataclasses.replace(node, name=node.name + "_")
+    return node
+
+
+def test_tangents() -> None:
+    moved = tangent(fuse(network_program(*_example("residual"))))
+    assert moved is not None and any(w.primed for w in moved.weights)
+
+
+def _example(name: str) -> tuple:  # type: ignore[type-arg]
+    net, shape = NETWORKS[name]
+    return net, jnp.zeros(shape)
+
+
+def test_quantities() -> None:
+    kinds = {cls for cls in graph.Quantity.__subclasses__()}
+    assert set(EMIT) == kinds
+    pooled = lambda x: nn.dense(nn.conv(jnp.tanh(nn.conv(x, 3)), 3).mean(0), features=1)
+    frozen = lambda x: nn.dense(x, features=1, train=False)
+    cases = [_example("residual"), _example("matrix of images"), (pooled, jnp.zeros((4, 1))), (frozen, jnp.zeros(3))]
+    made = {type(q) for case in cases for q in tp.compile(*case).graph.nodes}
+    assert kinds - made == set()
+
+
+def test_simplify_and_verifier_rules_have_tests() -> None:
+    assert [r.__name__ for r in simplify.RULES] == list(test_simplify.CASES)
+    assert [r.__name__ for r in test_verify.RULES] == list(test_verify.BROKEN)
+    assert test_text.WRONG
+
+
+def test_position_rows_are_right_about_axes() -> None:
+    """An axis a row calls untouched: permuting it before or after the map is the same."""
+    rng = np.random.default_rng(0)
+    seen = set()
+    for name, (net, shape) in NETWORKS.items():
+        if name in ELEMENTS or name.endswith("of hidden"):
+            continue
+        for node in network_program(net, jnp.zeros(shape)):
+            if not isinstance(node, nodes.PositionMap) or node.op in seen:
+                continue
+            seen.add(node.op)
+            x = rng.standard_normal(node.args[0].type.shape)
+            aux = [_values(a) for a in node.args[1:]]
+            if any(a is None for a in aux):
+                continue
+            out = np.asarray(node.op(jnp.asarray(x), *aux))
+            assert out.shape == node.type.shape
+            for j, i in enumerate(node.op.same_axis(x.shape)):
+                if i is not None:
+                    order = rng.permutation(x.shape[i])
+                    found = node.op(jnp.asarray(np.take(x, order, i)), *aux)
+                    np.testing.assert_allclose(found, np.take(out, order, j), atol=1e-12)
+            if node.op.selects:
+                entries = set(np.round(x.ravel(), 12)) | ({0.0} if node.op.row.fills else set())
+                assert set(np.round(out.ravel(), 12)) <= entries, node.op
+    assert {op.name for op in seen} == set(positions.POSITIONS)
+
+
+def _values(node: Node) -> jnp.ndarray | None:
+    return jnp.asarray(node.value.array()) if isinstance(node, nodes.Const) else None
