@@ -31,3 +31,29 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 def tolerance() -> Callable[[Any], float]:
     """The relative tolerance of a dtype: ``tolerance(k.nngp.dtype)``, ``tolerance("float32")``."""
     return lambda dtype: TOLERANCE[np.dtype(dtype).name]
+
+
+# Compiling a kernel takes seconds, and these compile many, or sample networks of growing width: `make slow` runs them.
+SLOW = (
+    "tests/agreement/test_convolution.py",
+    "tests/agreement/test_gradients.py",
+    "tests/agreement/test_normalised.py",
+    "tests/agreement/test_precision.py",
+    "tests/finite_width",
+    "tests/frontend/test_kernels.py",
+    "tests/ntk_rules/test_closed.py",
+    "tests/ntk_rules/test_grammar.py",
+    "tests/ntk_rules/test_numeric.py",
+    "tests/ntk_rules/test_stability.py",
+    "tests/runtime/test_archive.py",
+    "tests/test_finite_width.py",
+    "tests/test_references.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of the slow files, before pytest selects by marker."""
+    for item in items:
+        if item.path.relative_to(config.rootpath).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)

@@ -70,7 +70,9 @@ def test_position_maps(reached: tuple) -> None:  # type: ignore[type-arg]
 def test_instructions(reached: tuple) -> None:  # type: ignore[type-arg]
     """Text form, operands, rebuild, type, the finite-width evaluator; facts and tangent for the random ones."""
     assert set(INSTRUCTIONS) == set(text._MAKERS)
-    assert set(INSTRUCTIONS) - {cls.__name__ for cls in reached[3]} == {"Trsp"}  # refused until transposes have a meaning
+    assert set(INSTRUCTIONS) - {cls.__name__ for cls in reached[3]} == {
+        "Trsp"
+    }  # refused until transposes have a meaning
     leaves = {"Input", "Hyper", "Const", "Weight"}
     assert {cls.__name__ for cls in RUN} == set(INSTRUCTIONS) - {"Input", "Hyper", "Weight", "Trsp"}
     for name, (net, shape) in list(NETWORKS.items())[:8]:
@@ -102,7 +104,7 @@ def _example(name: str) -> tuple:  # type: ignore[type-arg]
 
 
 def test_quantities() -> None:
-    kinds = {cls for cls in graph.Quantity.__subclasses__()}
+    kinds = set(graph.Quantity.__subclasses__())
     assert set(EMIT) == kinds
     pooled = lambda x: nn.dense(nn.conv(jnp.tanh(nn.conv(x, 3)), 3).mean(0), features=1)
     frozen = lambda x: nn.dense(x, features=1, train=False)

@@ -245,7 +245,11 @@ _MOVES = {
     "split",
     "copy",
 }
-_OPAQUE = {"conv_general_dilated", "dynamic_slice", "reduce_window_max"}  # run as they are where everything is deterministic
+_OPAQUE = {
+    "conv_general_dilated",
+    "dynamic_slice",
+    "reduce_window_max",
+}  # run as they are where everything is deterministic
 
 
 def _simply_run(eqn: Equation, values: Sequence[Value]) -> bool:

@@ -208,7 +208,7 @@ def _read(seen: list[tuple[Operand, int | None]], start: int, period: int, j: in
 
 
 def _shape(quantity: Quantity) -> tuple[int, ...]:
-    return quantity.shape  # type: ignore[attr-defined, no-any-return]
+    return quantity.shape  # type: ignore[attr-defined]
 
 
 def _signature(quantity: Quantity) -> Any:

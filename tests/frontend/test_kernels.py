@@ -71,7 +71,8 @@ EQUAL = {
 def test_equal_functions_have_equal_kernels(name: str) -> None:
     x = X[:, 0]
     one, two = (
-        tp.compile(lambda x, f=f: nn.dense(f(nn.dense(x, bias_var=0.1)), features=1), jnp.zeros(3))(x) for f in EQUAL[name]
+        tp.compile(lambda x, f=f: nn.dense(f(nn.dense(x, bias_var=0.1)), features=1), jnp.zeros(3))(x)
+        for f in EQUAL[name]
     )
     np.testing.assert_allclose(one.nngp, two.nngp, rtol=1e-10)
     np.testing.assert_allclose(one.ntk, two.ntk, rtol=1e-10)
@@ -90,7 +91,9 @@ SAME = {
         (3,),
     ),
     "einsum": (
-        lambda x: jnp.einsum("fc,tc->tf", nn.weight((1, nn.width())), jnp.tanh(nn.dense(x))).sum() / jnp.sqrt(nn.width()),
+        lambda x: (
+            jnp.einsum("fc,tc->tf", nn.weight((1, nn.width())), jnp.tanh(nn.dense(x))).sum() / jnp.sqrt(nn.width())
+        ),
         lambda x: (jnp.tanh(nn.dense(x)).sum(0) @ nn.weight((nn.width(), 1)) / jnp.sqrt(nn.width()))[0],
         (4, 3),
     ),

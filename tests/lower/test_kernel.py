@@ -54,7 +54,7 @@ def test_repeated_inputs_give_the_diagonal_exactly(kernel: tp.Kernel) -> None:
 def test_get_and_empty(kernel: tp.Kernel) -> None:
     both = kernel(X)
     np.testing.assert_allclose(kernel(X, get="ntk"), both.ntk, rtol=1e-13)
-    nngp, ntk = kernel(X, get=("nngp", "ntk"))
+    nngp, _ntk = kernel(X, get=("nngp", "ntk"))
     np.testing.assert_allclose(nngp, both.nngp, rtol=1e-13)
     assert kernel(X[:0]).nngp.shape == (0, 0) and kernel(X, X[:0]).ntk.shape == (7, 0)
 
