@@ -43,6 +43,7 @@ SLOW = (
     "tests/frontend/test_kernels.py",
     "tests/ntk_rules/test_closed.py",
     "tests/ntk_rules/test_grammar.py",
+    "tests/ntk_rules/test_interface.py",
     "tests/ntk_rules/test_numeric.py",
     "tests/ntk_rules/test_stability.py",
     "tests/runtime/test_archive.py",

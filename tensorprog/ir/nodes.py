@@ -99,7 +99,7 @@ class Literal:
 
     @classmethod
     def of(cls, array: Any) -> Literal:
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")
         return cls(array.tobytes(), array.dtype.str, np.shape(array))
 
     def array(self) -> np.ndarray:

@@ -224,6 +224,10 @@ def _run(node: ArrayOp, args: list[jax.Array], context: _Context) -> jax.Array:
             return args[0].astype(int)
         case "to_boolean":
             return args[0].astype(bool)
+    whole = [a.dtype for a in args if jnp.issubdtype(a.dtype, jnp.integer)]
+    if whole:  # whole numbers of the input and of constants may differ in size
+        kind = jnp.result_type(*whole)
+        args = [a.astype(kind) if jnp.issubdtype(a.dtype, jnp.integer) else a for a in args]
     primitive = getattr(lax, f"{node.primitive}_p")
     params = dict(node.params)
     if "new_dtype" in params and np.issubdtype(params["new_dtype"], np.floating):

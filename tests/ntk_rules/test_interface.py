@@ -7,7 +7,6 @@ import importlib
 import pkgutil
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +23,8 @@ u, v, a = sp.symbols("u v a")
 def test_equal_questions_share_their_derivation():
     x, y = sp.symbols("x y")
     first = expectation(sp.Max(u, 0) * sp.Max(v, 0), (u, v))
-    start = time.perf_counter()
     for _ in range(50):
         again = expectation(sp.Max(x, 0) * sp.Max(y, 0), (x, y))
-    assert time.perf_counter() - start < 5.0  # a derivation takes a tenth of a second, a look-up milliseconds
     assert again._core is first._core
 
 
