@@ -81,6 +81,7 @@ def test_every_quantity_is_scheduled_once() -> None:
     assert sum(isinstance(q, Expect) for q in flat) == 2 * 9
 
 
+@pytest.mark.slow
 def test_a_thousand_layers_meet_no_recursion_limit() -> None:
     kernel = tp.compile(deep(1000), jnp.zeros(3))
     assert len(kernel.program) > 3000
