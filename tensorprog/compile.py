@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from tensorprog.frontend.interpret import interpret
-from tensorprog.frontend.params import abstract, as_model, collect
+from tensorprog.frontend.params import abstract, as_model
 from tensorprog.frontend.trace import trace
 from tensorprog.ir import Program, parse_program, verify
 from tensorprog.kernel import KernelGraph, derive
@@ -103,8 +103,7 @@ def compile(net: Any, example: Any) -> Kernel:
     """
     model = as_model(net, example)
     program = fuse(interpret(trace(model, example)))
-    nonnegative = frozenset() if not model.hypers else frozenset(collect(net, example, 2520).nonnegative)
-    return Kernel(check_conditions(program), jax.tree.structure(abstract(example)), nonnegative)
+    return Kernel(check_conditions(program), jax.tree.structure(abstract(example)), model.nonnegative)
 
 
 def compile_program(program: Program | str, tree: Any = None) -> Kernel:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from tensorprog.errors import InputError, NetworkError, explain
+from tensorprog.frontend.values import WIDTHS
 
 __all__ = ["Constant", "Gaussian", "Hyper", "Network", "hyper"]
 
@@ -261,6 +263,7 @@ class Model:
     specs: Callable[[int], Any]
     run: Callable[[int, Any, dict[str, Any], Any], Any]
     hypers: dict[str, float]
+    nonnegative: frozenset[str] = frozenset()  # hyperparameters that are variances
 
 
 def abstract(example: Any) -> Any:
@@ -292,8 +295,10 @@ def as_model(net: Any, example: Any) -> Model:
         with recording(Recorder(width, params, hypers)):
             return net(x)
 
+    made = cache(lambda width: collect(net, example, width))
+    any_width = made(WIDTHS[0])
     return Model(
-        lambda width: collect(net, example, width).specs, run, collect(net, example, _ANY_WIDTH).hyper_defaults
+        lambda width: made(width).specs, run, any_width.hyper_defaults, frozenset(any_width.nonnegative)
     )
 
 
@@ -303,6 +308,3 @@ def collect(net: Callable[[Any], Any], example: Any, width: int) -> Recorder:
     with jax.enable_x64(True), recording(recorder):
         jax.eval_shape(lambda x: net(x), abstract(example))
     return recorder
-
-
-_ANY_WIDTH = 2520

@@ -16,7 +16,7 @@ LinComb and PositionMap are its linear sugar; Input, Hyper, Const and ArrayOp co
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -352,16 +352,19 @@ def operands(node: Node) -> tuple[Node, ...]:
             return ()
 
 
-def topological(roots: Iterable[Node]) -> Iterator[Node]:
-    """Every node the roots need, operands first, each once. Iterative: depth costs no stack."""
+def topological(roots: Iterable[Node], skip: Callable[[Node], bool] = lambda node: False) -> Iterator[Node]:
+    """Every node the roots need, operands first, each once. Iterative: depth costs no stack.
+
+    skip: nodes to leave out, with what only they need.
+    """
     done: set[Node] = set()
     for root in roots:
-        stack = [(root, iter(operands(root)))] if root not in done else []
+        stack = [(root, iter(operands(root)))] if root not in done and not skip(root) else []
         open_: set[Node] = {root}
         while stack:
             node, rest = stack[-1]
             for child in rest:
-                if child not in done and child not in open_:
+                if child not in done and child not in open_ and not skip(child):
                     open_.add(child)
                     stack.append((child, iter(operands(child))))
                     break

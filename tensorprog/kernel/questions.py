@@ -11,7 +11,7 @@ keeps its own stack: what the output does not need is never asked, and depth mee
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -132,20 +132,12 @@ def contract(spec: str, operands: Sequence[Operand], shape: Sequence[int], cross
     return Contract(spec, tuple(operands), float(scale), shape, cross)
 
 
-def combine(
-    terms: Sequence[tuple[float, Quantity]], shape: Sequence[int], cross: bool, *, opened: bool = False
-) -> Quantity:
-    """A `Combine` of quantities of one shape; equal terms are joined, and with `opened` sums inside become part of it."""
+def combine(terms: Sequence[tuple[float, Quantity]], shape: Sequence[int], cross: bool) -> Quantity:
+    """A `Combine` of quantities of one shape; equal terms are joined."""
     total: dict[Quantity, float] = {}
     for c, quantity in terms:
-        inner: Mapping[Quantity, float] = {quantity: 1.0}
-        if opened and isinstance(quantity, Combine) and quantity.cross == cross:
-            inner = {
-                o.quantity: a for a, o in zip(quantity.coefficients, quantity.operands, strict=True) if o.side is None
-            }
-        for part, a in inner.items():
-            if not is_zero(part) and c:
-                total[part] = total.get(part, 0.0) + c * a
+        if not is_zero(quantity) and c:
+            total[quantity] = total.get(quantity, 0.0) + c
     if not total:
         return Zero(tuple(shape))
     if len(total) == 1 and math.isclose(next(iter(total.values())), 1.0, rel_tol=0.0, abs_tol=0.0):

@@ -11,7 +11,7 @@ from tensorprog.ir import LinComb, MatMul, Moment, Node, Nonlin, PositionMap, We
 from tensorprog.kernel.expectations import expectation_of
 from tensorprog.kernel.graph import Data, Operand, Quantity, Zero
 from tensorprog.kernel.positions import map_mean, map_second
-from tensorprog.kernel.questions import Answer, Mean, Question, Second, Value, ask, combine, contract, fresh, sizes_of
+from tensorprog.kernel.questions import Answer, Mean, Question, Second, Value, Work, ask, combine, contract, fresh, sizes_of
 from tensorprog.passes.structure import Structure, opposite
 
 __all__ = ["Rules"]
@@ -73,38 +73,37 @@ class Rules:
         return contract(spec, [m for m, _ in means], shape, q.cross)
 
     def _linear(self, q: Second, shape: tuple[int, ...], *, first: bool) -> Answer:
-        """E[(sum_i a_i x_i) v] = sum_i a_i E[x_i v]."""
-        node, letters = (q.u, q.lu) if first else (q.v, q.lv)
-        assert isinstance(node, LinComb)
+        """E[(sum_i a_i x_i) v] = sum_i a_i E[x_i v]; of one sum with itself, both are opened at once, so that a residual
+        net's covariance is that of the layer before and the layer's own."""
+        u, v = q.u, q.v
+        both = u is v
+        left = u.terms if isinstance(u, LinComb) and (first or both) else ((1.0, u),)
+        right = v.terms if isinstance(v, LinComb) and (not first or both) else ((1.0, v),)
         terms = []
-        for a, x in node.terms:
-            own = letters[len(letters) - len(x.type.shape) :]
-            own = "".join("1" if n == 1 else c for c, n in zip(own, x.type.shape, strict=True))
-            if isinstance(a, Node):
-                terms.append((1.0, (yield from self._weighted(q, a, x, own, shape, first))))
-                continue
-            sides = (x, own, q.v, q.lv) if first else (q.u, q.lu, x, own)
-            have = "".join(c for c in q.out if c in sides[1] + sides[3])
-            part = yield from ask(*sides, have, q.cross)
-            extra = _copies(q, sides[1] + sides[3])
-            terms.append((a, contract(f"{have}->{q.out}", [Operand(part)], shape, q.cross, extra)))
-        # where the other side is still to be opened, the answers are halves of one double sum
-        other = q.v if first else q.u
-        return combine(terms, shape, q.cross, opened=isinstance(other, LinComb) and not self.facts.later(node, other))
+        for a, x in left:
+            for b, y in right:
+                terms.append((yield from self._term(q, (a, x), (b, y), shape)))
+        return combine(terms, shape, q.cross)
 
-    def _weighted(self, q: Second, a: Node, x: Node, own: str, shape: tuple[int, ...], first: bool) -> Answer:
-        """One term whose coefficient is a deterministic array."""
-        letters = q.lu if first else q.lv
-        factor = letters[len(letters) - len(a.type.shape) :]
-        factor = "".join("1" if n == 1 else c for c, n in zip(factor, a.type.shape, strict=True))
-        sides = (x, own, q.v, q.lv) if first else (q.u, q.lu, x, own)
-        present = sides[1] + sides[3]
-        have = "".join(dict.fromkeys(c for c in q.out + factor if c in present and c != "1"))
-        part = yield from ask(*sides, have, q.cross)
-        value = yield Value(a)
-        operands_ = [Operand(value, (0 if first else 1) if q.cross else None), Operand(part)]
-        extra = _copies(q, present + factor)
-        return contract(f"{factor},{have}->{q.out}", operands_, shape, q.cross, extra)
+    def _term(
+        self, q: Second, left: tuple[float | Node, Node], right: tuple[float | Node, Node], shape: tuple[int, ...]
+    ) -> Work[tuple[float, Quantity]]:
+        """a b E[x y] of a term of either side: the number in it, and the rest."""
+        (a, x), (b, y) = left, right
+        lx, ly = _against(q.lu, x), _against(q.lv, y)
+        scale, factors, letters = 1.0, [], []
+        for coefficient, own, side in ((a, q.lu, 0), (b, q.lv, 1)):
+            if isinstance(coefficient, Node):
+                factors.append(Operand((yield Value(coefficient)), side if q.cross else None))
+                letters.append(_against(own, coefficient))
+            else:
+                scale *= coefficient
+        wanted = q.out + "".join(letters)
+        have = "".join(dict.fromkeys(c for c in wanted if c in lx + ly and c != "1"))
+        part = yield from ask(x, lx, y, ly, have, q.cross)
+        extra = _copies(q, lx + ly + "".join(letters))
+        spec = f"{','.join([*letters, have])}->{q.out}"
+        return scale, contract(spec, [*factors, Operand(part)], shape, q.cross, extra)
 
     def _matmuls(self, q: Second) -> Answer:
         """Cov(W x, W y) = sigma^2 E[x y], summed over what the product sums over (Tensor Programs III, theorem on

@@ -22,7 +22,7 @@ from tensorprog.kernel import KernelGraph
 from tensorprog.kernel.graph import Apply, Combine, Contract, Data, Expect, Quantity, Shifts, Zero, quantities
 from tensorprog.lower.einsum import contract
 from tensorprog.lower.fingerprint import fingerprint
-from tensorprog.lower.run import plan, run
+from tensorprog.lower.run import Outside, plan, run
 from tensorprog.lower.schedule import operands_of, schedule
 
 __all__ = ["Lowered", "lower"]
@@ -67,7 +67,7 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
             made = EMIT[type(q)](q, args, context)
             return lax.optimization_barrier(made) if isinstance(q, (Expect, Shifts)) else made
 
-        env = run(pair_steps, emit, pair_ends, outside=lambda o: slots.read((a, b)[o.side or 0], o.quantity))
+        env = run(pair_steps, emit, pair_ends, outside=Outside(slots, (a, b)))
         same = jnp.all(a[0] == b[0])
         found = []
         for quantity, own in ((graph.nngp, graph.nngp_self), (graph.ntk, graph.ntk_self)):

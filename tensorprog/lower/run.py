@@ -13,10 +13,10 @@ from jax import lax
 from tensorprog.kernel.graph import Operand, Quantity
 from tensorprog.lower.schedule import Loop, Step, operands_of
 
-__all__ = ["Results", "Slots", "plan", "run"]
+__all__ = ["Outside", "Results", "Slots", "plan", "run"]
 
 Emit = Callable[[Quantity, list[jax.Array]], jax.Array]
-Place = tuple[Any, int | None]  # an entry, and the row of it where it is a stack of a loop's results
+Place = tuple[int, int | None]  # an entry, and the row of it where it is a stack of a loop's results
 
 
 def _places(steps: Iterable[Step]) -> dict[Quantity, tuple[int, int, int]]:
@@ -33,7 +33,7 @@ def _places(steps: Iterable[Step]) -> dict[Quantity, tuple[int, int, int]]:
 class Results:
     """The values of quantities; those of a loop are rows of stacks."""
 
-    def __init__(self, outside: Callable[[Operand], jax.Array] | None):
+    def __init__(self, outside: Outside | None):
         self.values: dict[Quantity, jax.Array] = {}
         self.stacks: dict[tuple[int, int], jax.Array] = {}
         self.rows: dict[Quantity, tuple[tuple[int, int], int]] = {}
@@ -49,21 +49,29 @@ class Results:
         """The value of an operand, here or outside."""
         if operand.side is not None:
             assert self._outside is not None
-            return self._outside(operand)
+            return self._outside.read(operand)
         return self[operand.quantity]
 
     def together(self, operands: Sequence[Operand]) -> jax.Array:
         """The values of operands as one stack; rows that already are one are not taken apart."""
-        rows = [self.rows.get(o.quantity) if o.side is None else None for o in operands]
-        if rows[0] is not None and all(r is not None and r[0] == rows[0][0] for r in rows):
-            at = [r[1] for r in rows if r is not None]
-            if at == list(range(at[0], at[0] + len(at))):
-                return self.stacks[rows[0][0]][at[0] : at[-1] + 1]
-        return jnp.stack([self.read(o) for o in operands])
+        if operands[0].side is not None:
+            assert self._outside is not None
+            return self._outside.together(operands)
+        found = _one_slice([self.rows.get(o.quantity) for o in operands])
+        return jnp.stack([self.read(o) for o in operands]) if found is None else self.stacks[found[0]][found[1]]
 
     def entries(self, slots: Slots) -> list[jax.Array]:
         """The arrays that `slots` names."""
         return [self.stacks[e] if isinstance(e, tuple) else self[e] for e in slots.order]
+
+
+def _one_slice(places: Sequence[tuple[Any, int | None] | None]) -> tuple[Any, slice] | None:
+    """The entry and the rows, where the places are neighbouring rows of one entry."""
+    if any(place is None or place[1] is None for place in places):
+        return None
+    entries, rows = zip(*(place for place in places if place is not None), strict=True)
+    neighbours = len(set(entries)) == 1 and list(rows) == list(range(rows[0], rows[0] + len(rows)))
+    return (entries[0], slice(rows[0], rows[-1] + 1)) if neighbours else None
 
 
 @dataclass(frozen=True)
@@ -71,12 +79,30 @@ class Slots:
     """Where the quantities that are kept stand in a state: an entry, or a row of one."""
 
     order: tuple[Any, ...]
-    places: dict[Quantity, tuple[int, int | None]]
+    places: dict[Quantity, Place]
 
     def read(self, state: Sequence[jax.Array], quantity: Quantity) -> jax.Array:
         """The value of a quantity in a state (whose first entry is the input's fingerprint)."""
         entry, row = self.places[quantity]
         return state[1 + entry] if row is None else state[1 + entry][row]
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What a pair reads: the states of its two inputs."""
+
+    slots: Slots
+    states: tuple[Sequence[jax.Array], Sequence[jax.Array]]
+
+    def read(self, operand: Operand) -> jax.Array:
+        return self.slots.read(self.states[operand.side or 0], operand.quantity)
+
+    def together(self, operands: Sequence[Operand]) -> jax.Array:
+        """The values of operands of one side as one stack."""
+        found = _one_slice([self.slots.places[o.quantity] for o in operands])
+        if found is None:
+            return jnp.stack([self.read(o) for o in operands])
+        return self.states[operands[0].side or 0][1 + found[0]][found[1]]
 
 
 def plan(steps: Sequence[Step], kept: Sequence[Quantity]) -> Slots:
@@ -85,7 +111,7 @@ def plan(steps: Sequence[Step], kept: Sequence[Quantity]) -> Slots:
     last = {number: len(step.groups) - 1 for number, step in enumerate(steps) if isinstance(step, Loop)}
     stacked = {looped[q][:2] for q in kept if q in looped and looped[q][2] < last[looped[q][0]]}
     order: dict[Any, int] = {}
-    places: dict[Quantity, tuple[int, int | None]] = {}
+    places: dict[Quantity, Place] = {}
     for q in kept:
         row = looped[q][2] if q in looped and looped[q][:2] in stacked else None
         key: Any = q if row is None else looped[q][:2]
@@ -94,7 +120,7 @@ def plan(steps: Sequence[Step], kept: Sequence[Quantity]) -> Slots:
 
 
 def run(
-    steps: Sequence[Step], emit: Emit, kept: Sequence[Quantity], outside: Callable[[Operand], jax.Array] | None = None
+    steps: Sequence[Step], emit: Emit, kept: Sequence[Quantity], outside: Outside | None = None
 ) -> Results:
     """Compute every step. kept: quantities that are read afterwards."""
     results = Results(outside)

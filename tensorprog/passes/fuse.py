@@ -9,10 +9,12 @@ refuses.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache, lru_cache
 
 import sympy
 
 from tensorprog.ir import (
+    Const,
     LinComb,
     Moment,
     Node,
@@ -25,7 +27,7 @@ from tensorprog.ir import (
     position,
     topological,
 )
-from tensorprog.ir.phi import parameter, vector
+from tensorprog.ir.phi import parameter, snap, vector
 from tensorprog.ir.rebuild import rebuild
 from tensorprog.passes.simplify import simplify
 from tensorprog.passes.spread import opened_window, split_concatenation
@@ -82,11 +84,11 @@ class _Arguments:
         while isinstance(base, LinComb) and len(base.terms) == 1 and not isinstance(base.terms[0][0], Node):
             scale, base = scale * base.terms[0][0], base.terms[0][1]
         first_scale, first = self._scales.setdefault(base, (scale, node))
-        symbol = self.xs.setdefault(first, sympy.Dummy(f"x{len(self.xs)}", real=True))
-        return symbol if first is node else _exact(scale / first_scale) * symbol
+        symbol = self.xs.setdefault(first, _symbol(f"x{len(self.xs)}"))
+        return symbol if first is node else snap(scale / first_scale) * symbol
 
     def theta(self, node: Node) -> sympy.Expr:
-        return self.thetas.setdefault(node, sympy.Dummy(f"t{len(self.thetas)}", real=True))
+        return self.thetas.setdefault(node, _symbol(f"t{len(self.thetas)}"))
 
 
 def _fused(node: Nonlin | Moment, facts: Structure, drop_zeros: bool) -> Node:
@@ -98,7 +100,18 @@ def _fused(node: Nonlin | Moment, facts: Structure, drop_zeros: bool) -> Node:
 def _compose(node: Nonlin | Moment, inner: list[sympy.Expr], arguments: _Arguments) -> sympy.Expr:
     swap = dict(zip(node.phi.vectors, inner, strict=True))
     swap.update({s: arguments.theta(t) for s, t in zip(node.phi.parameters, node.thetas, strict=True)})
-    return node.phi.expr.xreplace(swap)
+    return _swapped(node.phi.expr, tuple(swap.items()))
+
+
+@cache
+def _symbol(name: str) -> sympy.Symbol:
+    """A symbol of a function being made; the same in every layer, so that equal layers are worked out once."""
+    return sympy.Symbol(name, real=True)
+
+
+@lru_cache(maxsize=4096)
+def _swapped(expr: sympy.Expr, swap: tuple[tuple[sympy.Symbol, sympy.Expr], ...]) -> sympy.Expr:
+    return expr.xreplace(dict(swap))
 
 
 def _open(x: Node, arguments: _Arguments) -> sympy.Expr:
@@ -135,22 +148,14 @@ def _open_sum(x: LinComb, arguments: _Arguments) -> sympy.Expr:
             inner = _open(term, arguments)
         else:
             continue
-        expr += (arguments.theta(a) if isinstance(a, Node) else _exact(a)) * inner
+        expr += (arguments.theta(a) if isinstance(a, Node) else snap(a)) * inner
     return expr
 
 
 def _number(node: Node) -> sympy.Expr | None:
-    from tensorprog.ir import Const
-
     if isinstance(node, Const) and node.value.array().size == 1:
-        return _exact(float(node.value.array().ravel()[0]))
+        return snap(float(node.value.array().ravel()[0]))
     return None
-
-
-def _exact(value: float) -> sympy.Expr:
-    from tensorprog.ir.phi import snap
-
-    return snap(value)
 
 
 def _flatten(x: LinComb, facts: Structure) -> list[tuple[float | Node, Node]] | None:
@@ -219,9 +224,9 @@ def _canonical(kind: type, expr: sympy.Expr, arguments: _Arguments, node: Node) 
     thetas = [(n, s) for n, s in arguments.thetas.items() if s in free]
     if not xs:
         # keep one vector argument, so that a constant function stays a vector variable
-        xs = list(arguments.xs.items())[:1] or [(node.xs[0], sympy.Dummy())]  # type: ignore[attr-defined]
+        xs = list(arguments.xs.items())[:1] or [(node.xs[0], _symbol("x0"))]  # type: ignore[attr-defined]
     swap = {s: vector(i) for i, (_, s) in enumerate(xs)} | {s: parameter(i) for i, (_, s) in enumerate(thetas)}
-    phi = Phi(expr.xreplace(swap), len(xs), len(thetas))
+    phi = Phi(_swapped(expr, tuple(swap.items())), len(xs), len(thetas))
     return kind(phi, tuple(n for n, _ in xs), tuple(n for n, _ in thetas), source=node.source)
 
 
@@ -232,16 +237,16 @@ def _fused_scalars(node: Nonlin) -> Node:
     for symbol, theta in zip(node.phi.parameters, node.thetas, strict=True):
         if isinstance(theta, Nonlin) and theta.type.shape in (node.type.shape, ()):
             parts = {
-                s: inner.setdefault(t, sympy.Dummy(f"t{len(inner)}", real=True))
+                s: inner.setdefault(t, _symbol(f"t{len(inner)}"))
                 for s, t in zip(theta.phi.parameters, theta.thetas, strict=True)
             }
-            swap[symbol] = theta.phi.expr.xreplace(parts)
+            swap[symbol] = _swapped(theta.phi.expr, tuple(parts.items()))
         else:
             number = _number(theta)
             swap[symbol] = (
-                number if number is not None else inner.setdefault(theta, sympy.Dummy(f"t{len(inner)}", real=True))
+                number if number is not None else inner.setdefault(theta, _symbol(f"t{len(inner)}"))
             )
-    expr = node.phi.expr.xreplace(swap)
+    expr = _swapped(node.phi.expr, tuple(swap.items()))
     kept = [(t, s) for t, s in inner.items() if s in expr.free_symbols] or list(inner.items())[:1]
     if not kept:
         return node

@@ -55,7 +55,7 @@ class Structure:
 
     def __getitem__(self, node: Node) -> Facts:
         if node not in self._facts:
-            for operand in topological([node]):
+            for operand in topological([node], skip=lambda n: n.type.kind == "scalar" or n in self._facts):
                 self.add(operand)
         return self._facts[node]
 
