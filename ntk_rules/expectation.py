@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -45,7 +45,7 @@ class Core:
     def derivative(self, key: Entry | int) -> Core | None:
         """The expectation that is d/dC_ij (key (i, j)) or d/d parameter (key k); None when it is zero."""
         if key not in self._derivatives:
-            asked = self.question
+            asked = self.question if self.method.terms is None else replace(self.question, terms=self.method.terms)
             question = cov_derivative(asked, key) if isinstance(key, tuple) else parameter_derivative(asked, key)
             self._derivatives[key] = None if question is None else core_of(question)
         return self._derivatives[key]

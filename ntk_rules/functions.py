@@ -17,8 +17,27 @@ from jax.scipy import special as jsp
 from ntk_rules import special
 
 
-class logistic(sp.Function):
+class _Elementary(sp.Function):
+    """Base of functions that SymPy can write out in its own: real for real arguments, and numbers for numbers."""
+
+    nargs = 1
+
+    def written_out(self) -> sp.Expr:
+        """The same in SymPy's functions."""
+        raise NotImplementedError
+
+    def _eval_is_real(self) -> bool | None:
+        return self.args[0].is_real
+
+    def _eval_evalf(self, precision: int) -> sp.Expr:
+        return self.written_out()._eval_evalf(precision)
+
+
+class logistic(_Elementary):
     """1 / (1 + exp(-x))."""
+
+    def written_out(self) -> sp.Expr:
+        return 1 / (1 + sp.exp(-self.args[0]))
 
     def fdiff(self, argindex: int = 1) -> sp.Expr:
         return logistic(self.args[0]) * logistic(-self.args[0])
@@ -27,26 +46,35 @@ class logistic(sp.Function):
         return rf"\operatorname{{sigmoid}}\left({printer.doprint(self.args[0])}\right)"
 
 
-class softplus(sp.Function):
+class softplus(_Elementary):
     """log(1 + exp(x))."""
+
+    def written_out(self) -> sp.Expr:
+        return sp.log(1 + sp.exp(self.args[0]))
 
     def fdiff(self, argindex: int = 1) -> sp.Expr:
         return logistic(self.args[0])
 
 
-class log1p(sp.Function):
+class log1p(_Elementary):
     """log(1 + x)."""
 
     @classmethod
     def eval(cls, x: sp.Expr) -> sp.Expr | None:
         return softplus(x.args[0]) if isinstance(x, sp.exp) else None
 
+    def written_out(self) -> sp.Expr:
+        return sp.log(1 + self.args[0])
+
     def fdiff(self, argindex: int = 1) -> sp.Expr:
         return 1 / (1 + self.args[0])
 
 
-class expm1(sp.Function):
+class expm1(_Elementary):
     """exp(x) - 1."""
+
+    def written_out(self) -> sp.Expr:
+        return sp.exp(self.args[0]) - 1
 
     def fdiff(self, argindex: int = 1) -> sp.Expr:
         return sp.exp(self.args[0])
@@ -61,12 +89,7 @@ def exponentials_exposed(expr: sp.Expr) -> sp.Expr:
 
 def elementary(expr: sp.Expr) -> sp.Expr:
     """`expr` with our own functions written out in SymPy's, for symbolic and high-precision work."""
-    return (
-        expr.replace(softplus, lambda x: sp.log(1 + sp.exp(x)))
-        .replace(log1p, lambda x: sp.log(1 + x))
-        .replace(expm1, lambda x: sp.exp(x) - 1)
-        .replace(logistic, lambda x: 1 / (1 + sp.exp(-x)))
-    )
+    return expr.replace(lambda part: isinstance(part, _Elementary), lambda part: part.written_out())
 
 
 class Opaque(sp.Function):

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import sympy as sp
 
+from ntk_rules.terms import Term
+
 Entry = tuple[int, int]
 Compute = Callable[[dict[Entry, jax.Array], tuple[jax.Array, ...]], jax.Array]
 
@@ -30,6 +32,7 @@ class Method:
     bound_range: str = ""
     estimate: Compute | None = None
     pathwise: Compute | None = None  # differentiable in place of Price's theorem, where that has no rule
+    terms: tuple[Term, ...] | None = None  # the normal form of what was asked, from which derivatives are taken
 
     def error(self, covariances: dict[Entry, jax.Array], parameters: tuple[jax.Array, ...]) -> jax.Array:
         """Estimated absolute error at these values."""

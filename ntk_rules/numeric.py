@@ -170,6 +170,7 @@ def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
         return _plane_pair(left, right, f.index, g.index), "quadrature split at the kinks"
     i, j = f.index, g.index
     series = (_hermite(left), _hermite(right))
+    squares = (_line_mean(left, square=True), _line_mean(right, square=True))
 
     def stds(covariances):
         return _std(covariances[(i, i)]), _std(covariances[(j, j)])
@@ -184,12 +185,13 @@ def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
         coarse = [h(s, parameters, 2) for h, s in zip(series, stds(covariances), strict=True)]
         # Thinned panels cannot resolve the highest orders: compare the half that both resolve.
         half = fine[0].shape[0] // 2
-        sizes = [jnp.sqrt(jnp.sum(c * c, axis=0)) for c in fine]
+        square = [h(s, parameters, 1) for h, s in zip(squares, stds(covariances), strict=True)]
+        sizes = [jnp.sqrt(q) for q in square]
         off = [
             smooth.refined_error(jnp.sqrt(jnp.sum((c[:half] - d[:half]) ** 2, axis=0)), size)
             for c, d, size in zip(fine, coarse, sizes, strict=True)
         ]
-        tails = [smooth.relative_tails(c)[-2] * size for c, size in zip(fine, sizes, strict=True)]
+        tails = [smooth.truncation(c, q) for c, q in zip(fine, square, strict=True)]
         total = tails[0] * tails[1] + off[0] * sizes[1] + off[1] * sizes[0]
         shape = jnp.broadcast_shapes(total.shape, covariances[(i, j)].shape)
         return jnp.broadcast_to(total, shape), jnp.broadcast_to(sizes[0] * sizes[1], shape)

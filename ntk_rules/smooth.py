@@ -97,6 +97,22 @@ def relative_tails(a: jax.Array) -> jax.Array:
     return jnp.sqrt(tails / jnp.where(tails[0] == 0, 1, tails[0]))
 
 
+def truncation(a: jax.Array, square: jax.Array) -> jax.Array:
+    """A bound of sqrt(sum_{k >= K} a_k^2) for coefficients a_k, k < K, of a function with E[f^2] = `square`.
+
+    By Parseval the sum is E[f^2] - sum_{k < K} a_k^2; where rounding leaves nothing of that, what the power law
+    through the middle and the last coefficients adds up to, which is more than any faster decay.
+    """
+    count = a.shape[0]
+    rounding = 16 * jnp.finfo(a.dtype).eps * square
+    missing = jnp.maximum(square - jnp.sum(a * a, axis=0), 0)
+    middle = jnp.mean(a[count // 2 - BLOCK : count // 2 + BLOCK] ** 2, axis=0)
+    last = jnp.mean(a[-2 * BLOCK :] ** 2, axis=0)
+    power = jnp.log2(jnp.maximum(middle / jnp.where(last == 0, 1, last), 1))
+    rest = count * last / jnp.maximum(power - 1, 0.1)
+    return jnp.sqrt(jnp.where(missing > 4 * rounding, missing + rounding, jnp.minimum(missing + rounding, rest)))
+
+
 @jax.custom_batching.custom_vmap
 def mehler_sum(a: jax.Array, b: jax.Array, rho: jax.Array) -> jax.Array:
     """sum_k a_k b_k rho^k, stopping at the block after which both tails are below working precision.

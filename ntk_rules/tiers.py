@@ -35,8 +35,7 @@ def closed_form(question: Question) -> Method:
         raise Declined("no base case for what is left of the normal form")
     formula = tidy_formula(formula)
     evaluate = compile_formula(formula, question.parameter_symbols())
-    object.__setattr__(question, "terms", terms)
-    return Method("closed form", entries_read(formula), evaluate, tuple(work.steps), formula)
+    return Method("closed form", entries_read(formula), evaluate, tuple(work.steps), formula, terms=terms)
 
 
 def tidy_formula(formula: sp.Expr) -> sp.Expr:
