@@ -173,7 +173,8 @@ def expectation(
     run time.
 
     `independent` lists pairs of indices (i, j) into `gaussians` whose covariance is zero whatever the input.
-    `tolerance` is the relative error wanted of numerical tiers (default 1e-12 in float64, 1e-6 in float32).
+    `tolerance` is the relative error wanted of numerical tiers in float64 (default 1e-12; float32 has its rounding, 1e-6,
+    besides). Sampling, the last tier, meets none below 1e-5 or so: it answers only where a looser one is given.
     Raises NoRule where no tier can answer, ValueError for malformed arguments.
 
     >>> u, v = sp.symbols("u v", real=True)

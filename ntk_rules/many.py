@@ -25,7 +25,7 @@ from ntk_rules import special
 from ntk_rules.chunks import elementwise
 from ntk_rules.functions import to_jax
 from ntk_rules.method import Declined, Entry, Method
-from ntk_rules.numeric import admissible
+from ntk_rules.numeric import DEFAULT_TOLERANCE, admissible
 from ntk_rules.pieces import has_kinks
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.smooth import refined_error
@@ -155,10 +155,11 @@ def quasi_monte_carlo(question: Question) -> Method:
     chunked = {name: elementwise(f, 16) for name, f in (("value", value), ("spread", spread))}
     _refuse_heavy_tails(function, len(used), question)
     reached = _probe(chunked["spread"], needs, question)
-    if question.tolerance is not None and not reached <= question.tolerance:
-        raise Declined(f"reaches {reached:.1e} at unit variances, wanted {question.tolerance:.1e}")
     if not np.isfinite(reached):
         raise Declined("the values are not finite")
+    wanted = question.tolerance or DEFAULT_TOLERANCE
+    if not reached <= wanted:
+        raise Declined(f"reaches {reached:.1e} at unit variances, wanted {wanted:.1e}; a tolerance above that accepts it")
     step = f"randomised quasi-Monte Carlo: {SHIFTS} random shifts of a lattice of {POINTS} points, seed {SEED}"
     return Method(
         "quasi-Monte Carlo", needs, lambda c, p: chunked["value"](*arrays_of(c, p)), (step,), None, reached,

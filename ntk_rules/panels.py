@@ -6,6 +6,7 @@ On each panel the integrand is analytic, so convergence is geometric in the numb
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,8 +104,13 @@ def coefficients(f: Piecewise, s: jax.Array, parameters: Parameters, thin: int =
     """Hermite coefficients E[f(s x) h_k(x)], order axis first, by a scan over the recurrence of the h_k."""
     rule = line_rule(s)
     x, values = f.samples(jnp.zeros_like(s), s, parameters, Rule(rule.nodes // thin, rule.reach, 0))
-    values = values * jnp.exp(-x * x / 4) / math.sqrt(2 * math.pi)
-    roots = jnp.sqrt(jnp.arange(rule.orders + 1, dtype=s.dtype))
+    return _moments(x, values * jnp.exp(-x * x / 4) / math.sqrt(2 * math.pi), rule.orders)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _moments(x: jax.Array, values: jax.Array, orders: int) -> jax.Array:
+    """sum_i values_i h_k(x_i) exp(-x_i^2/4), order axis first; jitted like `smooth.hermite_rows`."""
+    roots = jnp.sqrt(jnp.arange(orders + 1, dtype=x.dtype))
 
     def step(state, k):
         previous, current = state
@@ -112,7 +118,7 @@ def coefficients(f: Piecewise, s: jax.Array, parameters: Parameters, thin: int =
         return (current, following), jnp.sum(values * current, axis=-1)
 
     start = (jnp.zeros_like(x), jnp.exp(-x * x / 4))
-    return jax.lax.scan(step, start, jnp.arange(rule.orders))[1]
+    return jax.lax.scan(step, start, jnp.arange(orders))[1]
 
 
 def mean_two(f: Piecewise, g: Piecewise, thin: int = 1) -> Callable[..., jax.Array]:

@@ -52,10 +52,12 @@ def nodes_and_weights(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     return x, (x[1] - x[0]) * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def hermite_rows(x: jax.Array, orders: int) -> jax.Array:
     """(orders, *x.shape): h_k(x) exp(-x^2/4), h_k the orthonormal Hermite polynomials, by their recurrence.
 
-    Computed in the compiled function rather than stored, so that artefacts stay small.
+    Computed in the compiled function rather than stored, so that artefacts stay small; jitted, so that every
+    derivation's probe of its error shares one compiled loop.
     """
     roots = jnp.sqrt(jnp.arange(orders + 1, dtype=x.dtype))
 

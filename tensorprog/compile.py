@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from tensorprog.errors import InputError
 from tensorprog.frontend.interpret import interpret
 from tensorprog.frontend.params import abstract, as_model
 from tensorprog.frontend.trace import trace
@@ -34,12 +35,14 @@ class Kernel(KernelFunction):
     named arguments and defaults.
     """
 
-    def __init__(self, program: Program, tree: Any, nonnegative: frozenset[str] = frozenset()):
+    def __init__(
+        self, program: Program, tree: Any, nonnegative: frozenset[str] = frozenset(), tolerance: float | None = None
+    ):
         super().__init__(program.inputs, tree, program.hypers, nonnegative)
-        self.program = program
+        self.program, self._tolerance = program, tolerance
         moved = tangent(program)
         self.tangent_program = None if moved is None else fuse(moved, drop_zeros=True)
-        self.graph: KernelGraph = derive(fuse(program, drop_zeros=True), self.tangent_program)
+        self.graph: KernelGraph = derive(fuse(program, drop_zeros=True), self.tangent_program, tolerance)
 
     @cached_property
     def functions(self) -> Functions:
@@ -75,18 +78,21 @@ class Kernel(KernelFunction):
             ...     tp.load(f"{folder}/net.tpk")
             <LoadedKernel of a network on x: (3,): serialised>
         """
-        save(path, platforms, self.functions, self.program, self._tree, self._nonnegative, self.derivation)
+        given = {"nonnegative": sorted(self._nonnegative), "tolerance": self._tolerance}
+        save(path, platforms, self.functions, self.program, self._tree, given, self.derivation)
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{leaf.name}: {leaf.shape}" for leaf in self.program.inputs)
         return f"<Kernel of a network on {shapes}: {len(self.program)} instructions, {len(self.graph)} quantities>"
 
 
-def compile(net: Any, example: Any) -> Kernel:
+def compile(net: Any, example: Any, *, tolerance: float | None = None) -> Kernel:
     """Derive the infinite-width NNGP and neural tangent kernels of a network.
 
     net: a JAX function of one example, written with `tensorprog.nn`, or a `Network`. example: an example input: an
-    array, a `jax.ShapeDtypeStruct`, or a pytree of them (only shapes and dtypes matter).
+    array, a `jax.ShapeDtypeStruct`, or a pytree of them (only shapes and dtypes matter). tolerance: the relative error
+    allowed to Gaussian expectations without a closed form, in float64 (default 1e-12). Functions that mix three Gaussians
+    or more may be sampled where it is 1e-3 or so; the derivation states every bound.
 
     Raises NetworkError and UnsupportedError, with the user's source line, for a function that is not a network or
     uses what the theorem does not cover.
@@ -101,18 +107,20 @@ def compile(net: Any, example: Any) -> Kernel:
         >>> [round(float(v), 4) for v in kernel(jnp.eye(2)).ntk[0]]
         [1.0, 0.1592]
     """
+    if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
+        raise InputError(f"compile: tolerance is {tolerance!r}, expected a number between 0 and 1, or None for 1e-12")
     model = as_model(net, example)
     program = fuse(interpret(trace(model, example)))
-    return Kernel(check_conditions(program), jax.tree.structure(abstract(example)), model.nonnegative)
+    return Kernel(check_conditions(program), jax.tree.structure(abstract(example)), model.nonnegative, tolerance)
 
 
-def compile_program(program: Program | str, tree: Any = None) -> Kernel:
+def compile_program(program: Program | str, tree: Any = None, *, tolerance: float | None = None) -> Kernel:
     """A kernel from a program, written by hand or read from its text form. Its inputs are a tuple of arrays, or one
-    array."""
+    array. tolerance: as in `compile`."""
     made = verify(parse_program(program) if isinstance(program, str) else program)
     if tree is None:
         tree = jax.tree.structure(0 if len(made.inputs) == 1 else (0,) * len(made.inputs))
-    return Kernel(check_conditions(fuse(made)), tree)
+    return Kernel(check_conditions(fuse(made)), tree, tolerance=tolerance)
 
 
 def load(path: str | os.PathLike[str]) -> LoadedKernel:
@@ -125,6 +133,8 @@ def load(path: str | os.PathLike[str]) -> LoadedKernel:
     Raises ArchiveError for a file that is missing, truncated, altered, foreign or too new. Nothing in it is
     unpickled or evaluated.
     """
-    return LoadedKernel(
-        path, lambda program, tree, nonnegative: Kernel(check_conditions(fuse(program)), tree, nonnegative)
-    )
+
+    def compiled(program: Program, tree: Any, nonnegative: frozenset[str], tolerance: float | None) -> Kernel:
+        return Kernel(check_conditions(fuse(program)), tree, nonnegative, tolerance)
+
+    return LoadedKernel(path, compiled)

@@ -45,12 +45,12 @@ class KernelGraph:
         return len(self.nodes)
 
 
-def derive(program: Program, tangent: Program | None) -> KernelGraph:
-    """Ask the rules for the covariances of the output, and of its tangent.
+def derive(program: Program, tangent: Program | None, tolerance: float | None = None) -> KernelGraph:
+    """Ask the rules for the covariances of the output, and of its tangent. tolerance: that of numerical expectations.
 
     Raises UnsupportedError where no rule answers.
     """
-    rules = Rules(Structure([program.output] if tangent is None else [program.output, tangent.output]))
+    rules = Rules(Structure([program.output] if tangent is None else [program.output, tangent.output]), tolerance)
     memo: dict[Question, Quantity] = {}
     shape = program.output.type.shape
     copies = [i for i in program.mirrored if shape[i] > 1]

@@ -41,8 +41,8 @@ class _Parameter:
     letters: str
 
 
-def expectation_of(asked: Second | Node, facts: Structure) -> Answer:
-    """E[u v] of a `Second` question, or E[u] of a node (a Nonlin or Moment)."""
+def expectation_of(asked: Second | Node, facts: Structure, tolerance: float | None) -> Answer:
+    """E[u v] of a `Second` question, or E[u] of a node (a Nonlin or Moment). tolerance: that of numerical values."""
     if isinstance(asked, Second):
         sides = [(asked.u, asked.lu, 0), (asked.v, asked.lv, 1)]
         cross, out = asked.cross, asked.out
@@ -64,7 +64,7 @@ def expectation_of(asked: Second | Node, facts: Structure) -> Answer:
     for product in _terms(tuple(factors), _independent(arguments, facts)):
         made = []
         for law, used, given in product:
-            found = yield from _expected(law, used, given, arguments, parameters, sides, sizes, cross)
+            found = yield from _expected(law, used, given, arguments, parameters, sides, sizes, cross, tolerance)
             made.append(found)
             if is_zero(found[0].quantity):
                 break
@@ -82,10 +82,10 @@ def _copies(made: list[tuple[Operand, str]], everything: str, out: str, sizes: d
 
 def _expected(
     law: _Law, used: tuple[int, ...], given: tuple[int, ...], arguments: list[_Argument], parameters: list[_Parameter],
-    sides: list[tuple[Node, str, int]], sizes: dict[str, int], cross: bool,
+    sides: list[tuple[Node, str, int]], sizes: dict[str, int], cross: bool, tolerance: float | None,
 ) -> Work[tuple[Operand, str]]:  # fmt: skip
     """One factor: its quantity as an operand, and the letters of its axes."""
-    found = _derive(law, sides)
+    found = _derive(law, sides, tolerance)
     if found.formula is not None and found.formula == 0:
         return Operand(Zero(())), ""
     covariances, their_letters = [], []
@@ -263,21 +263,23 @@ def _part(indices: list[int], expr: sympy.Expr, independent: frozenset[tuple[int
 
 
 @lru_cache(maxsize=4096)
-def _expectation(law: _Law) -> Expectation:
+def _expectation(law: _Law, tolerance: float | None) -> Expectation:
     arguments = tuple(_u(i) for i in range(law.n_arguments))
     given = tuple(_b(i) for i in range(law.n_parameters))
-    return expectation(law.expr, arguments, given, independent=tuple(sorted(law.independent)))
+    pairs = tuple(sorted(law.independent))
+    return expectation(law.expr, arguments, given, independent=pairs, tolerance=tolerance)
 
 
-def _derive(law: _Law, sides: list[tuple[Node, str, int]]) -> Expectation:
+def _derive(law: _Law, sides: list[tuple[Node, str, int]], tolerance: float | None) -> Expectation:
     try:
-        return _expectation(law)
+        return _expectation(law, tolerance)
     except NoRule as refusal:
         where = next((str(n.source) for n, _, _ in sides if n.source), None)
         raise UnsupportedError(
             explain(
                 f"no rule for the Gaussian expectation of {law.expr}", where=where, reason=str(refusal),
-                mend="use a nonlinearity of fewer Gaussian arguments, or one of slower growth",
+                mend="use a nonlinearity of fewer Gaussian arguments, or one of slower growth; where sampling is named above, a "
+                "looser tolerance, tp.compile(.., tolerance=1e-3), accepts it",
             )
         ) from None  # fmt: skip
 

@@ -96,12 +96,13 @@ class Apply(Quantity):
 class Shifts(Quantity):
     """The covariance of windows summed over equal offsets: sum_k K[s + k, t + k], for windows along several axes.
 
-    axes: pairs of axes of the operand, (first side, second side), one for each windowed axis.
+    axes: for each windowed axis the axes of the operand, of the first and the second side, or one where it has the
+    diagonal alone.
     """
 
     op: Position
     operands: tuple[Operand, ...]
-    axes: tuple[tuple[int, int], ...]
+    axes: tuple[tuple[int, ...], ...]
     shape: tuple[int, ...]
     cross: bool
 

@@ -1,8 +1,8 @@
 """Position maps in covariances: the map itself, applied over one side's axes.
 
-Three ways, the first that fits: both sides carry the same selecting map along a diagonal, so it acts on the diagonal
-itself; both are windows whose offsets are summed together (a convolution), so covariances are summed along shifts;
-otherwise the map acts on one side and the diagonal, if asked for, is taken afterwards.
+Three ways, the first that fits: both sides are windows whose offsets are summed together (a convolution), so
+covariances are summed along shifts; both carry the same selecting map along a diagonal, so it acts on the diagonal
+itself; otherwise the map acts on one side and the diagonal, if asked for, is taken afterwards.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["map_mean", "map_second"]
 def map_second(q: Second, *, first: bool) -> Answer:
     """E[(L x) v], E[u (L y)] or E[(L x) (L y)]. first: open u's map before v's."""
     if isinstance(q.u, PositionMap) and isinstance(q.v, PositionMap) and _same_map(q.u, q.v, q.cross):
-        if _along_diagonal(q.u, q.lu, q.lv):
-            return (yield from _on_diagonal(q, q.u, q.v))
         if _convolves(q, q.u):
             return (yield from _shifted(q, q.u, q.v))
+        if _along_diagonal(q.u, q.lu, q.lv):
+            return (yield from _on_diagonal(q, q.u, q.v))
     return (yield from _one_side(q, first=first))
 
 
@@ -102,21 +102,20 @@ def _moved(u: PositionMap, have: str, lx: str, lu: str) -> str:
 
 
 def _convolves(q: Second, u: PositionMap) -> bool:
-    """Windows on both sides with offsets shared and summed, and places not shared."""
+    """Windows on both sides with offsets shared and summed; places all different, or the same along an axis."""
     if u.op.name != "patches":
         return False
     axes, n = u.op.kw["axes"], len(u.args[0].type.shape)
     offsets = range(n, n + len(axes))
+    if any(u.args[0].type.shape[a] == 1 or "1" in (q.lu[a], q.lv[a]) for a in axes):
+        return False  # a window over a single place, or a single window
     return all(q.lu[j] == "1" == q.lv[j] or (q.lu[j] == q.lv[j] and q.lu[j] not in q.out) for j in offsets) and all(
-        q.lu[a] == "1" == q.lv[a] or (q.lu[a] not in q.lv and q.lv[a] not in q.lu) for a in axes
+        q.lu[a] == q.lv[a] or (q.lu[a] not in q.lv and q.lv[a] not in q.lu) for a in axes
     )
 
 
 def _shifted(q: Second, u: PositionMap, v: PositionMap) -> Answer:
     axes, n = u.op.kw["axes"], len(u.args[0].type.shape)
-    shape_x = u.args[0].type.shape
-    if any(shape_x[a] == 1 or q.lu[a] == "1" for a in axes):  # a window over a single place, or a single window
-        return (yield from _one_side(q, first=True))
     lx, ly = q.lu[:n], q.lv[:n]
     have = "".join(dict.fromkeys((lx + ly).replace("1", "")))
     keep = "".join(c for c in have if c in q.out or c in [lx[a] for a in axes] + [ly[a] for a in axes])
@@ -125,8 +124,8 @@ def _shifted(q: Second, u: PositionMap, v: PositionMap) -> Answer:
     shape = tuple(sizes[c] for c in q.out)
     if is_zero(inner):
         return Zero(shape)
-    pairs = tuple((keep.index(lx[a]), keep.index(ly[a])) for a in axes)
-    made = Shifts(u.op, (Operand(inner),), pairs, tuple(sizes[c] for c in keep), q.cross)
+    places = tuple(tuple(keep.index(c) for c in dict.fromkeys(lx[a] + ly[a])) for a in axes)
+    made = Shifts(u.op, (Operand(inner),), places, tuple(sizes[c] for c in keep), q.cross)
     return contract(f"{keep}->{q.out}", [Operand(made)], shape, q.cross)
 
 

@@ -158,9 +158,10 @@ class _Page:
                 return self._contraction(quantity, at)
             case Apply(op=op, operands=operands):
                 return f"\\operatorname{{{_text(op.name)}}}\\left({self.symbol(self._at(operands[0], at))}\\right)"
-            case Shifts(operands=operands, op=op):
+            case Shifts(operands=operands, op=op, axes=axes):
                 window = "\\times ".join(map(str, op.kw["window"]))
-                return f"\\sum_{{k\\in {window}}} {self.symbol(self._at(operands[0], at))}\\big|_{{s+k,\\,t+k}}"
+                places = "s+k,\\,s+k" if all(len(places) == 1 for places in axes) else "s+k,\\,t+k"
+                return f"\\sum_{{k\\in {window}}} {self.symbol(self._at(operands[0], at))}\\big|_{{{places}}}"
             case Expect(expectation=law, operands=operands):
                 inner = ",\\; ".join(self.symbol(self._at(o, at)) for o in operands)
                 return f"E_{{{self.laws[id(law)][0]}}}\\left({inner}\\right)"

@@ -22,8 +22,8 @@ _OPENED = (LinComb, PositionMap)
 class Rules:
     """The rules, with the structural facts of the programs they are asked about."""
 
-    def __init__(self, facts: Structure):
-        self.facts = facts
+    def __init__(self, facts: Structure, tolerance: float | None = None):
+        self.facts, self.tolerance = facts, tolerance
 
     def __call__(self, question: Question) -> Answer:
         match question:
@@ -48,7 +48,7 @@ class Rules:
             return (yield from self._product_of_means(q, shape))
         kinds = (q.u, a.gaussian), (q.v, b.gaussian)
         if any(isinstance(node, Nonlin) for node, _ in kinds) and all(g or isinstance(n, Nonlin) for n, g in kinds):
-            return (yield from expectation_of(q, self.facts))
+            return (yield from expectation_of(q, self.facts, self.tolerance))
         if isinstance(q.u, _OPENED) or isinstance(q.v, _OPENED):
             first = not isinstance(q.v, _OPENED) or (isinstance(q.u, _OPENED) and not self.facts.later(q.v, q.u))
             if isinstance(q.u if first else q.v, LinComb):
@@ -170,7 +170,7 @@ class Rules:
             case PositionMap():
                 return (yield from map_mean(u))
             case Nonlin():
-                return (yield from expectation_of(u, self.facts))
+                return (yield from expectation_of(u, self.facts, self.tolerance))
         raise InternalError(f"no rule for the mean of a {type(u).__name__}")
 
     def _mean_of_sum(self, u: Node, terms: tuple[tuple[float | Node, Node], ...], shape: tuple[int, ...]) -> Answer:
@@ -195,7 +195,7 @@ class Rules:
     def _value(self, node: Node) -> Answer:
         """A deterministic variable: what makes it, or, for a Moment, the expectation it converges to."""
         if isinstance(node, Moment):
-            found = yield from expectation_of(node, self.facts)
+            found = yield from expectation_of(node, self.facts, self.tolerance)
             return Data(node, (Operand(found),), node.type.shape)
         parts = []
         for operand in operands(node):

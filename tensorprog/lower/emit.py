@@ -57,17 +57,14 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
         real = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
         dtype = jnp.result_type(*real) if real else jnp.result_type(float)
         context = _Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype)
-        env = run(state_steps, lambda q, args: EMIT[type(q)](q, args, context), kept)
+        env = run(state_steps, lambda q, args: _emit(q, args, context), kept)
         return (fingerprint(leaves), *env.entries(slots))
 
     def pair(a: State, b: State) -> tuple[jax.Array, jax.Array]:
         context = _Context({}, {}, _dtype(a))
-
-        def emit(q: Quantity, args: list[jax.Array]) -> jax.Array:
-            made = EMIT[type(q)](q, args, context)
-            return lax.optimization_barrier(made) if isinstance(q, (Expect, Shifts)) else made
-
-        env = run(pair_steps, emit, pair_ends, outside=Outside(slots, (a, b)))
+        env = run(
+            pair_steps, lambda q, args: _emit(q, args, context), pair_ends, outside=Outside(slots, (a, b))
+        )
         same = jnp.all(a[0] == b[0])
         found = []
         for quantity, own in ((graph.nngp, graph.nngp_self), (graph.ntk, graph.ntk_self)):
@@ -81,6 +78,12 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
         return slots.read(a, graph.nngp_self)[first], slots.read(a, graph.ntk_self)[first]
 
     return Lowered(state, pair, diagonal)
+
+
+def _emit(q: Quantity, args: list[jax.Array], context: _Context) -> jax.Array:
+    """One quantity. What is costly is shielded from fusion, or XLA would compute it again for each of its readers."""
+    made = EMIT[type(q)](q, args, context)
+    return lax.optimization_barrier(made) if isinstance(q, (Expect, Shifts)) else made
 
 
 def is_cross(quantity: Quantity) -> bool:
@@ -136,21 +139,21 @@ def _apply(q: Apply, args: list[jax.Array], context: _Context) -> jax.Array:
 
 
 def _shifts(q: Shifts, args: list[jax.Array], context: _Context) -> jax.Array:
-    """sum_k K[s + k, t + k], one window axis after the other: shifts along different axes are summed separately."""
+    """sum_k K[s + k, t + k] (or its diagonal s = t), one window axis after the other: shifts along different axes are summed separately."""
     value = args[0]
     kw = q.op.kw
-    for pair, k, stride, pad, dilation, base in zip(
+    for places, k, stride, pad, dilation, base in zip(
         q.axes, kw["window"], kw["strides"], kw["padding"], kw["dilation"], kw["base_dilation"], strict=True
     ):
         config = [(0, 0, 0)] * value.ndim
-        for axis in pair:
+        for axis in places:
             config[axis] = (*pad, base - 1)
         padded = lax.pad(value, jnp.zeros((), value.dtype), config)
-        counts = [q.shape[axis] for axis in pair]
+        counts = [q.shape[axis] for axis in places]
         total = None
         for offset in range(k):
             part = padded
-            for axis, count in zip(pair, counts, strict=True):
+            for axis, count in zip(places, counts, strict=True):
                 start = offset * dilation
                 part = lax.slice_in_dim(part, start, start + (count - 1) * stride + 1, stride, axis)
             total = part if total is None else total + part

@@ -7,7 +7,7 @@ longer grows with depth, and a loop is a barrier that keeps XLA from recomputing
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -36,7 +36,7 @@ class Read:
 class Loop:
     """`groups` of equal operations, one after the other; `reads[j][k]` says where position j finds its k-th operand.
 
-    first: for each position that the next group reads, what the first group finds there.
+    first: for each position that the next group reads, what the first group reads in its place.
     """
 
     groups: tuple[tuple[Quantity, ...], ...]
@@ -45,6 +45,7 @@ class Loop:
 
 
 Step = Quantity | Loop
+Wire = tuple[Operand, int | None]  # an operand, and its place in the sequence where it is computed there
 
 
 def operands_of(quantity: Quantity) -> tuple[Operand, ...]:
@@ -55,8 +56,8 @@ def operands_of(quantity: Quantity) -> tuple[Operand, ...]:
 def schedule(roots: Sequence[Quantity], cross: bool, *, roll: bool = True) -> list[Step]:
     """The quantities of one kind that the roots need, in order, leaves first, loops rolled.
 
-    Two orders are tried, each operation as early or as late as it can be: one of them keeps the chains of a layer (its
-    covariance, its tangent's) in step. The one that leaves less code is taken.
+    Three orders are tried: each operation as early or as late as it can be, or as the longest chain comes by it. One of
+    them keeps the chains of a layer (its covariance, its tangent's) in step. The one that leaves less code is taken.
     """
     inside = [q for q in quantities(roots) if getattr(q, "cross", False) == cross]
     scope = {q for q in inside if cross or any(o.side is None for o in operands_of(q))}
@@ -64,16 +65,16 @@ def schedule(roots: Sequence[Quantity], cross: bool, *, roll: bool = True) -> li
     ordered = [q for q in inside if q in scope]
     if not roll:
         return [*leaves, *ordered]
-    tried = [_rolled(sequence) for sequence in (_in_levels(ordered, early=True), _in_levels(ordered, early=False))]
-    return [*leaves, *min(tried, key=_code)]
+    orders = (_in_levels(ordered, early=True), _in_levels(ordered, early=False), _along_chains(ordered))
+    return [*leaves, *min(map(_rolled, orders), key=_code)]
 
 
 def _code(steps: Iterable[Step]) -> int:
     return sum(len(step.reads) if isinstance(step, Loop) else 1 for step in steps)
 
 
-def _in_levels(ordered: Sequence[Quantity], *, early: bool) -> list[Quantity]:
-    """Sorted by level (the longest way from the leaves, or to the end); equal operations keep one order in every level."""
+def _levels(ordered: Sequence[Quantity], *, early: bool) -> dict[Quantity, int]:
+    """The longest way from the leaves, or the negative of that to the end."""
     level = dict.fromkeys(ordered, 0)
     for q in ordered if early else reversed(ordered):
         for o in operands_of(q):
@@ -82,9 +83,39 @@ def _in_levels(ordered: Sequence[Quantity], *, early: bool) -> list[Quantity]:
                     level[q] = max(level[q], level[o.quantity] + 1)
                 else:
                     level[o.quantity] = min(level[o.quantity], level[q] - 1)
+    return level
+
+
+def _in_levels(ordered: Sequence[Quantity], *, early: bool) -> list[Quantity]:
+    """Sorted by level; equal operations keep one order in every level."""
+    level = _levels(ordered, early=early)
     kinds: dict[Any, int] = {}
     keys = {q: (level[q], kinds.setdefault(_signature(q), len(kinds)), i) for i, q in enumerate(ordered)}
     return sorted(ordered, key=keys.__getitem__)
+
+
+def _along_chains(ordered: Sequence[Quantity]) -> list[Quantity]:
+    """Down the longest chain to its start, and on the way back everything else just before it is read."""
+    level = _levels(ordered, early=True)
+
+    def deepest_first(found: Iterable[Quantity]) -> list[Quantity]:
+        return sorted(found, key=lambda q: -level[q])
+
+    def before(q: Quantity) -> Iterator[Quantity]:
+        return iter(deepest_first(o.quantity for o in operands_of(q) if o.side is None and o.quantity in level))
+
+    done: dict[Quantity, None] = {}
+    for end in deepest_first(ordered):
+        stack = [(end, before(end))] if end not in done else []
+        while stack:
+            q, rest = stack[-1]
+            following = next((r for r in rest if r not in done), None)
+            if following is None:
+                done[q] = None
+                stack.pop()
+            else:
+                stack.append((following, before(following)))
+    return list(done)
 
 
 # ------------------------------------------------------------------------------------------ repeated runs
@@ -107,7 +138,7 @@ def _longest_run(sequence: list[Quantity]) -> tuple[int, Loop] | None:
     best: tuple[int, int, Loop] | None = None
     for period in _candidates(signatures):
         for start, length in _runs(signatures, wires, period):
-            if best is not None and length + period <= best[0]:
+            if best is not None and length + 2 * period <= best[0]:
                 continue
             for shift in range(min(period, length)):
                 loop = _loop(sequence, wires, start + shift, period, (length - shift) // period + 1)
@@ -129,7 +160,7 @@ def _candidates(signatures: list[Any]) -> list[int]:
     return sorted(periods)
 
 
-def _runs(signatures: list[Any], wires: list[list[tuple[Operand, int | None]]], period: int) -> list[tuple[int, int]]:
+def _runs(signatures: list[Any], wires: list[list[Wire]], period: int) -> list[tuple[int, int]]:
     """(start, length) of stretches in which every operation is like the one a period later; long ones only."""
     runs, start = [], None
     for i in range(len(signatures) - period + 1):
@@ -144,32 +175,30 @@ def _runs(signatures: list[Any], wires: list[list[tuple[Operand, int | None]]], 
         if alike and start is None:
             start = i
         elif not alike and start is not None:
-            if (i - start) // period + 1 >= LEAST_GROUPS:
+            if (i - start) // period + 2 >= LEAST_GROUPS:  # the group before may join
                 runs.append((start, i - start))
             start = None
     return runs
 
 
-def _loop(
-    sequence: list[Quantity], wires: list[list[tuple[Operand, int | None]]], start: int, period: int, count: int
-) -> Loop | None:
-    """The loop of `count` groups from `start` on, or None where the groups read each other in another way."""
-    while count >= LEAST_GROUPS:
-        made = _try_loop(sequence, wires, start, period, count)
-        if made is not None:
-            return made
-        start, count = start + period, count - 1  # the first group may read what is not a group
-        if count < LEAST_GROUPS or start >= len(sequence):
-            return None
-        made = _try_loop(sequence, wires, start, period, count)
-        return made
+def _loop(sequence: list[Quantity], wires: list[list[Wire]], start: int, period: int, count: int) -> Loop | None:
+    """The loop of `count` groups from `start` on, or None where the groups read each other in another way.
+
+    The group before may be the first: it finds elsewhere what later groups find in the group before. So may the second
+    be, where the first reads what is no group at all.
+    """
+    for begin, groups in ((start - period, count + 1), (start, count), (start + period, count - 1)):
+        if begin >= 0 and groups >= LEAST_GROUPS and begin + groups * period <= len(sequence):
+            made = _try_loop(sequence, wires, begin, period, groups)
+            if made is not None:
+                return made
     return None
 
 
-def _try_loop(
-    sequence: list[Quantity], wires: list[list[tuple[Operand, int | None]]], start: int, period: int, count: int
-) -> Loop | None:
+def _try_loop(sequence: list[Quantity], wires: list[list[Wire]], start: int, period: int, count: int) -> Loop | None:
     groups = tuple(tuple(sequence[start + g * period + j] for j in range(period)) for g in range(count))
+    if any(_signature(a) != _signature(b) for a, b in zip(*groups[:2], strict=True)):
+        return None
     first: dict[int, Quantity] = {}
     reads = []
     for j in range(period):
@@ -180,16 +209,15 @@ def _try_loop(
             if read is None:
                 return None
             if read.kind == "before":
-                initial = start - period + read.at
-                if initial < 0 or _shape(sequence[initial]) != _shape(groups[0][read.at]):
+                initial = seen[0][0].quantity
+                if first.setdefault(read.at, initial) is not initial or _shape(initial) != _shape(groups[0][read.at]):
                     return None
-                first[read.at] = sequence[initial]
             row.append(read)
         reads.append(tuple(row))
     return Loop(groups, tuple(reads), first)
 
 
-def _read(seen: list[tuple[Operand, int | None]], start: int, period: int, j: int) -> Read | None:
+def _read(seen: list[Wire], start: int, period: int, j: int) -> Read | None:
     operands = tuple(o for o, _ in seen)
     if all(o == operands[0] for o in operands):
         return Read("fixed", operands=operands[:1])
@@ -198,13 +226,14 @@ def _read(seen: list[tuple[Operand, int | None]], start: int, period: int, j: in
             return None  # stacks of arrays of pairs would cost memory that grows with depth
         shapes = {_shape(o.quantity) for o in operands}
         return Read("each", operands=operands) if len(shapes) == 1 and len({o.side for o in operands}) == 1 else None
-    offsets = {place - (start + g * period) for g, (_, place) in enumerate(seen) if place is not None}
-    if len(offsets) != 1:
+    offsets = [place - (start + g * period) for g, (_, place) in enumerate(seen) if place is not None]
+    later = set(offsets[1:])
+    if len(later) != 1:
         return None
-    offset = offsets.pop()
+    offset = later.pop()
     if 0 <= offset < j:
-        return Read("here", offset)
-    return Read("before", offset + period) if -period <= offset < 0 else None
+        return Read("here", offset) if offsets[0] == offset else None
+    return Read("before", offset + period) if -period <= offset < 0 and offsets[0] < 0 else None
 
 
 def _shape(quantity: Quantity) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -23,11 +23,13 @@ _PROGRAM, _DERIVATION = "program.txt", "derivation.md"
 
 
 def save(
-    path: str | os.PathLike[str], platforms: Sequence[str], made: Functions, program: Program, tree: Any, nonnegative: frozenset[str],
-    derivation: Callable[[], str],
+    path: str | os.PathLike[str], platforms: Sequence[str], made: Functions, program: Program, tree: Any,
+    given: Mapping[str, Any], derivation: Callable[[], str],
 ) -> None:  # fmt: skip
-    """Write a kernel's archive. Raises ArchiveError, InputError before the long part of the work where they can be
-    foreseen."""
+    """Write a kernel's archive. given: what the kernel was compiled with beside the program.
+
+    Raises ArchiveError, InputError before the long part of the work where they can be foreseen.
+    """
     check_target(path)
     names, encoded = check_platforms(platforms), structure(tree)
     members = {_PROGRAM: str(program).encode(), _DERIVATION: derivation().encode()}
@@ -39,8 +41,9 @@ def save(
         "inputs": [{"name": leaf.name, "shape": list(leaf.shape), "dtype": leaf.dtype} for leaf in program.inputs],
         "structure": encoded,
         "hypers": {
-            name: {"default": value, "nonnegative": name in nonnegative} for name, value in program.hypers.items()
+            name: {"default": value, "nonnegative": name in given["nonnegative"]} for name, value in program.hypers.items()
         },
+        "tolerance": given["tolerance"],
         "output_axes": list(made.shape),
         "pair_entries": made.pair_entries,
         "gradients": missing is None,
@@ -68,7 +71,7 @@ class LoadedKernel(KernelFunction):
     `recompile()`, a `Kernel` like any other.
     """
 
-    def __init__(self, path: str | os.PathLike[str], compiled: Callable[[Program, Any, frozenset[str]], Any]):
+    def __init__(self, path: str | os.PathLike[str], compiled: Callable[[Program, Any, frozenset[str], float | None], Any]):
         self.manifest, self._members = read_archive(path)
         self._compiled = compiled
         try:
@@ -77,6 +80,7 @@ class LoadedKernel(KernelFunction):
             tree = tree_of(m["structure"])
             hypers = {str(name): float(h["default"]) for name, h in m["hypers"].items()}
             nonnegative = frozenset(name for name, h in m["hypers"].items() if h["nonnegative"])
+            self._tolerance = None if m["tolerance"] is None else float(m["tolerance"])
             shape, entries = tuple(map(int, m["output_axes"])), int(m["pair_entries"])
             if tree.num_leaves != len(inputs):
                 raise ValueError(f"{len(inputs)} inputs but {tree.num_leaves} leaves")
@@ -119,7 +123,7 @@ class LoadedKernel(KernelFunction):
 
     @cached_property
     def _recompiled(self) -> Any:
-        return self._compiled(self.program, self._tree, self._nonnegative)
+        return self._compiled(self.program, self._tree, self._nonnegative, self._tolerance)
 
     @property
     def _gram(self) -> Gram:  # type: ignore[override]
