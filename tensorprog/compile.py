@@ -35,10 +35,8 @@ class Kernel(KernelFunction):
     named arguments and defaults.
     """
 
-    def __init__(
-        self, program: Program, tree: Any, nonnegative: frozenset[str] = frozenset(), tolerance: float | None = None
-    ):
-        super().__init__(program.inputs, tree, program.hypers, nonnegative)
+    def __init__(self, program: Program, tree: Any, tolerance: float | None = None):
+        super().__init__(program.inputs, tree, program.hypers, program.nonnegative)
         self.program, self._tolerance = program, tolerance
         moved = tangent(program)
         self.tangent_program = None if moved is None else fuse(moved, drop_zeros=True)
@@ -78,8 +76,7 @@ class Kernel(KernelFunction):
             ...     tp.load(f"{folder}/net.tpk")
             <LoadedKernel of a network on x: (3,): serialised>
         """
-        given = {"nonnegative": sorted(self._nonnegative), "tolerance": self._tolerance}
-        save(path, platforms, self.functions, self.program, self._tree, given, self.derivation)
+        save(path, platforms, self.functions, self.program, self._tree, self._tolerance, self.derivation)
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{leaf.name}: {leaf.shape}" for leaf in self.program.inputs)
@@ -111,7 +108,7 @@ def compile(net: Any, example: Any, *, tolerance: float | None = None) -> Kernel
         raise InputError(f"compile: tolerance is {tolerance!r}, expected a number between 0 and 1, or None for 1e-12")
     model = as_model(net, example)
     program = fuse(interpret(trace(model, example)))
-    return Kernel(check_conditions(program), jax.tree.structure(abstract(example)), model.nonnegative, tolerance)
+    return Kernel(check_conditions(program), jax.tree.structure(abstract(example)), tolerance)
 
 
 def compile_program(program: Program | str, tree: Any = None, *, tolerance: float | None = None) -> Kernel:
@@ -120,7 +117,7 @@ def compile_program(program: Program | str, tree: Any = None, *, tolerance: floa
     made = verify(parse_program(program) if isinstance(program, str) else program)
     if tree is None:
         tree = jax.tree.structure(0 if len(made.inputs) == 1 else (0,) * len(made.inputs))
-    return Kernel(check_conditions(fuse(made)), tree, tolerance=tolerance)
+    return Kernel(check_conditions(fuse(made)), tree, tolerance)
 
 
 def load(path: str | os.PathLike[str]) -> LoadedKernel:
@@ -133,8 +130,4 @@ def load(path: str | os.PathLike[str]) -> LoadedKernel:
     Raises ArchiveError for a file that is missing, truncated, altered, foreign or too new. Nothing in it is
     unpickled or evaluated.
     """
-
-    def compiled(program: Program, tree: Any, nonnegative: frozenset[str], tolerance: float | None) -> Kernel:
-        return Kernel(check_conditions(fuse(program)), tree, nonnegative, tolerance)
-
-    return LoadedKernel(path, compiled)
+    return LoadedKernel(path, lambda program, tree, tolerance: Kernel(check_conditions(fuse(program)), tree, tolerance))

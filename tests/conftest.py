@@ -35,18 +35,11 @@ def tolerance() -> Callable[[Any], float]:
 
 # Compiling a kernel takes seconds, and these compile many, or sample networks of growing width: `make slow` runs them.
 SLOW = (
-    "tests/agreement/test_convolution.py",
     "tests/agreement/test_gradients.py",
-    "tests/agreement/test_normalised.py",
     "tests/agreement/test_precision.py",
     "tests/finite_width",
-    "tests/frontend/test_kernels.py",
-    "tests/ntk_rules/test_closed.py",
     "tests/ntk_rules/test_grammar.py",
-    "tests/ntk_rules/test_interface.py",
     "tests/ntk_rules/test_numeric.py",
-    "tests/ntk_rules/test_stability.py",
-    "tests/runtime/test_archive.py",
     "tests/test_finite_width.py",
     "tests/test_references.py",
 )

@@ -56,7 +56,10 @@ def interpret(traced: Trace) -> Program:
     """
     with jax.enable_x64(True):
         params = [_param(name, s1, s2) for name, s1, s2 in zip(traced.names, *traced.specs, strict=True)]
-        hypers = [Var.of(Hyper(name, default), ()) for name, default in sorted(traced.hypers.items())]
+        hypers = [
+            Var.of(Hyper(name, default, name in traced.nonnegative), ())
+            for name, default in sorted(traced.hypers.items())
+        ]
         inputs = [Input(name, leaf.shape, leaf.dtype.name) for name, leaf in traced.inputs]
         leaves: list[Value] = [Var.of(node, tuple(() if s == 1 else (s,) for s in node.shape)) for node in inputs]
         outputs = run(traced.jaxprs, [*params, *hypers, *leaves])

@@ -162,11 +162,11 @@ def hyper(name: str, default: float) -> Hyper:
         >>> kernel.hypers
         {'w2': 1.5}
     """
-    reserved = {"x1", "x2", "get", "progress"}
+    reserved = {"self", "x", "x1", "x2", "get", "progress", "net", "params", "width"}
     if not isinstance(name, str) or not name.isidentifier() or name in reserved:
         raise InputError(
             f"hyper: name is {name!r}, expected a Python identifier other than {', '.join(sorted(reserved))}, "
-            "because kernel(x1, x2, name=value) takes it as a keyword"
+            "because kernel(x1, x2, name=value) and tp.apply(net, params, x, name=value) take it as a keyword"
         )
     if not isinstance(default, (int, float)) or not math.isfinite(default):
         raise InputError(f"hyper: default of {name!r} is {default!r}, expected a finite number")

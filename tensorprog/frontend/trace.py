@@ -36,6 +36,7 @@ class Trace:
     names: list[str]
     inputs: list[tuple[str, jax.ShapeDtypeStruct]]
     hypers: dict[str, float]
+    nonnegative: frozenset[str]
     out_tree: Any
 
 
@@ -90,7 +91,7 @@ def trace(model: Model, example: Any) -> Trace:
         raise NetworkError(f"the network's output has different structures at different widths: {out1} and {out2}")
     flat, _ = jax.tree.flatten_with_path(struct)
     inputs = [(jax.tree_util.keystr(path, simple=True, separator=".") or "x", leaf) for path, leaf in flat]
-    return Trace((jaxpr1, jaxpr2), (leaves1, leaves2), paths1, inputs, model.hypers, out1)
+    return Trace((jaxpr1, jaxpr2), (leaves1, leaves2), paths1, inputs, model.hypers, model.nonnegative, out1)
 
 
 def _trace_at(width: int, model: Model, struct: Any) -> tuple[jex.ClosedJaxpr, Any, Any]:

@@ -146,10 +146,11 @@ class Input(Node):
 
 @dataclass(frozen=True, eq=False)
 class Hyper(Node):
-    """A named number that stays an argument of the compiled kernel."""
+    """A named number that stays an argument of the compiled kernel. nonnegative: it is a variance."""
 
     name: str
     default: float
+    nonnegative: bool = False
 
     def _infer(self) -> Type:
         return Type("scalar", ())

@@ -59,6 +59,11 @@ class Program:
         """The named arguments of the kernel and their defaults."""
         return {node.name: node.default for node in self.nodes if isinstance(node, Hyper)}
 
+    @property
+    def nonnegative(self) -> frozenset[str]:
+        """The named arguments that are variances."""
+        return frozenset(node.name for node in self.nodes if isinstance(node, Hyper) and node.nonnegative)
+
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
 

@@ -110,8 +110,8 @@ def _print_node(node: Node, names: dict[Node, str]) -> str:
     match node:
         case Input(name=name, shape=shape, dtype=dtype):
             return f"Input({_quote(name)}, {shape}, {_quote(dtype)})"
-        case Hyper(name=name, default=default):
-            return f"Hyper({_quote(name)}, {default!r})"
+        case Hyper(name=name, default=default, nonnegative=nonnegative):
+            return f"Hyper({_quote(name)}, {default!r}{', nonnegative=True' if nonnegative else ''})"
         case Const(value=value):
             return f"Const({_print_array(value)})"
         case Weight():
@@ -341,7 +341,7 @@ def _make_matmul(spec: str, weight: Node, x: Node) -> MatMul:
 
 _MAKERS: dict[str, Callable[..., Node]] = {
     "Input": Input,
-    "Hyper": lambda name, default: Hyper(name, float(default)),
+    "Hyper": lambda name, default, nonnegative=False: Hyper(name, float(default), bool(nonnegative)),
     "Const": _make_const,
     "Weight": _make_weight,
     "Trsp": Trsp,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -24,9 +24,9 @@ _PROGRAM, _DERIVATION = "program.txt", "derivation.md"
 
 def save(
     path: str | os.PathLike[str], platforms: Sequence[str], made: Functions, program: Program, tree: Any,
-    given: Mapping[str, Any], derivation: Callable[[], str],
+    tolerance: float | None, derivation: Callable[[], str],
 ) -> None:  # fmt: skip
-    """Write a kernel's archive. given: what the kernel was compiled with beside the program.
+    """Write a kernel's archive.
 
     Raises ArchiveError, InputError before the long part of the work where they can be foreseen.
     """
@@ -41,9 +41,9 @@ def save(
         "inputs": [{"name": leaf.name, "shape": list(leaf.shape), "dtype": leaf.dtype} for leaf in program.inputs],
         "structure": encoded,
         "hypers": {
-            name: {"default": value, "nonnegative": name in given["nonnegative"]} for name, value in program.hypers.items()
+            name: {"default": value, "nonnegative": name in program.nonnegative} for name, value in program.hypers.items()
         },
-        "tolerance": given["tolerance"],
+        "tolerance": tolerance,
         "output_axes": list(made.shape),
         "pair_entries": made.pair_entries,
         "gradients": missing is None,
@@ -71,7 +71,7 @@ class LoadedKernel(KernelFunction):
     `recompile()`, a `Kernel` like any other.
     """
 
-    def __init__(self, path: str | os.PathLike[str], compiled: Callable[[Program, Any, frozenset[str], float | None], Any]):
+    def __init__(self, path: str | os.PathLike[str], compiled: Callable[[Program, Any, float | None], Any]):
         self.manifest, self._members = read_archive(path)
         self._compiled = compiled
         try:
@@ -123,7 +123,7 @@ class LoadedKernel(KernelFunction):
 
     @cached_property
     def _recompiled(self) -> Any:
-        return self._compiled(self.program, self._tree, self._nonnegative, self._tolerance)
+        return self._compiled(self.program, self._tree, self._tolerance)
 
     @property
     def _gram(self) -> Gram:  # type: ignore[override]

@@ -66,12 +66,20 @@ def test_bias_falls_like_one_over_width(name: str) -> None:
     assert 0.25 not in found.bias, found
 
 
+# Dividing by the variance of a few rectified units has heavy tails: at width 16 one correction of the order 1/n
+# does not describe the fluctuation.
+HEAVY_TAILED = ("norm-after-relu", "plus-norm-after-relu")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_networks_approach_their_kernel_closely(case: Case) -> None:
     x = case.inputs(3, seed=1)
     network = sampling.tensorprog_network(case.net, x)
-    widths, draws = (16, 32, 64, 128, 512), (20_000, 10_000, 6_000, 4_000, 1_500)
+    if case.name in HEAVY_TAILED:
+        widths, draws = (48, 64, 96, 128, 512), (16_000, 12_000, 8_000, 6_000, 2_000)
+    else:
+        widths, draws = (16, 32, 64, 128, 512), (20_000, 10_000, 6_000, 4_000, 1_500)
     sampling.check(network, kernels(case, x), widths, draws, resolution=0.01, seed=1)
 
 
