@@ -6,6 +6,8 @@ Run `python -m benchmarks.expectations`. The engine itself fills the table: noth
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -158,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "activations.md")
     arguments = parser.parse_args()
-    machine = f"{jax.devices()[0].platform}, jax {jax.__version__}"
+    machine = f"{os.cpu_count()} CPU cores, Python {platform.python_version()}, JAX {jax.__version__}"
     text = HEAD.format(machine=machine) + "## jax.nn\n\n" + table(JAX_NN)
     text += "\n## neural-tangents, what jax.nn does not have\n\n" + table(PEER)
     arguments.out.write_text(text)

@@ -98,7 +98,8 @@ def plane(question: Question) -> Method:
 
         return elementwise(value, 64)
 
-    plain, coarse = grid_sum(1, lambda x: x), grid_sum(2, lambda x: x)
+    sums = [grid_sum(thin, lambda x: x) for thin in (1, 2, 4)]
+    plain = sums[0]
     square = grid_sum(1, lambda x: x * x)
 
     def arrays_of(covariances, parameters):
@@ -107,7 +108,8 @@ def plane(question: Question) -> Method:
     def error(covariances, parameters):
         arrays = arrays_of(covariances, parameters)
         scale = jnp.sqrt(square(*arrays))
-        return refined_error(jnp.abs(plain(*arrays) - coarse(*arrays)), scale), scale
+        fine, coarse, coarser = (grid(*arrays) for grid in sums)
+        return refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale), scale
 
     bound, reach = admissible(error, needs, question)
     step = "smooth function of two Gaussians: trapezoidal rule in the whitened plane"
@@ -159,7 +161,9 @@ def quasi_monte_carlo(question: Question) -> Method:
         raise Declined("the values are not finite")
     wanted = question.tolerance or DEFAULT_TOLERANCE
     if not reached <= wanted:
-        raise Declined(f"reaches {reached:.1e} at unit variances, wanted {wanted:.1e}; a tolerance above that accepts it")
+        raise Declined(
+            f"reaches {reached:.1e} at unit variances, wanted {wanted:.1e}; a tolerance above that accepts it"
+        )
     step = f"randomised quasi-Monte Carlo: {SHIFTS} random shifts of a lattice of {POINTS} points, seed {SEED}"
     return Method(
         "quasi-Monte Carlo", needs, lambda c, p: chunked["value"](*arrays_of(c, p)), (step,), None, reached,

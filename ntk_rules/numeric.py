@@ -10,6 +10,7 @@ and up to which variance, is decided at compile time by the same code in float64
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -30,6 +31,7 @@ DEFAULT_TOLERANCE = 1e-12
 _VARIANCES = (16.0, 8.0, 4.0, 2.0, 1.0)
 _SMALL_VARIANCES = (0.3, 0.01)
 _PLANE_CHUNK = 16
+_THIN = (1, 2, 4)  # by how much the nodes are thinned to see the error
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,9 @@ def _line_parts(f: Factor, question: Question) -> list[Part]:
 
         def error(covariances, parameters):
             s = _std(covariances[(i, i)])
-            fine, coarse = mean(s, parameters, 1), mean(s, parameters, 2)
+            fine, coarse, coarser = (mean(s, parameters, thin) for thin in _THIN)
             scale = jnp.sqrt(_line_mean(pieces, square=True)(s, parameters, 1))
-            return smooth.refined_error(jnp.abs(fine - coarse), scale), scale
+            return smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale), scale
 
         kind = "trapezoidal rule" if not pieces.kinks else "Gauss-Legendre between the kinks"
         parts.append(Part(compute, error, f"one Gaussian: {kind} for {f.regular}"))
@@ -181,16 +183,11 @@ def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
         return smooth.mehler_sum(a, b, rho)
 
     def error(covariances, parameters):
-        fine = [h(s, parameters, 1) for h, s in zip(series, stds(covariances), strict=True)]
-        coarse = [h(s, parameters, 2) for h, s in zip(series, stds(covariances), strict=True)]
-        # Thinned panels cannot resolve the highest orders: compare the half that both resolve.
-        half = fine[0].shape[0] // 2
+        runs = [[h(s, parameters, thin) for thin in _THIN] for h, s in zip(series, stds(covariances), strict=True)]
+        fine = [run[0] for run in runs]
         square = [h(s, parameters, 1) for h, s in zip(squares, stds(covariances), strict=True)]
         sizes = [jnp.sqrt(q) for q in square]
-        off = [
-            smooth.refined_error(jnp.sqrt(jnp.sum((c[:half] - d[:half]) ** 2, axis=0)), size)
-            for c, d, size in zip(fine, coarse, sizes, strict=True)
-        ]
+        off = [_coefficient_error(run, size) for run, size in zip(runs, sizes, strict=True)]
         tails = [smooth.truncation(c, q) for c, q in zip(fine, square, strict=True)]
         total = tails[0] * tails[1] + off[0] * sizes[1] + off[1] * sizes[0]
         shape = jnp.broadcast_shapes(total.shape, covariances[(i, j)].shape)
@@ -200,8 +197,18 @@ def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
     return Part(compute, error, step), "Hermite series"
 
 
+def _coefficient_error(runs: list[jax.Array], size: jax.Array) -> jax.Array:
+    """The error of all coefficients together, from runs with all, half and a quarter of the nodes.
+
+    They are compared in the quarter of the orders that all resolve: what is wrong with f is seen there, and the highest
+    of h_k waves twice as fast as the highest of that quarter, on four times the nodes.
+    """
+    first, second = (jnp.sqrt(jnp.sum((a - b)[: a.shape[0] // 4] ** 2, axis=0)) for a, b in itertools.pairwise(runs))
+    return smooth.refined_error(first, second, size)
+
+
 def _plane_pair(left: panels.Piecewise, right: panels.Piecewise, i: int, j: int) -> Part:
-    rules = {thin: elementwise(panels.mean_two(left, right, thin), _PLANE_CHUNK) for thin in (1, 2)}
+    rules = {thin: elementwise(panels.mean_two(left, right, thin), _PLANE_CHUNK) for thin in _THIN}
 
     def value(covariances, parameters, thin):
         q1, c, q2 = covariances[(i, i)], covariances[(i, j)], covariances[(j, j)]
@@ -209,13 +216,13 @@ def _plane_pair(left: panels.Piecewise, right: panels.Piecewise, i: int, j: int)
         return rules[thin](_std(q1), _std(q2), rho, w, *parameters)
 
     def error(covariances, parameters):
-        fine, coarse = (value(covariances, parameters, thin) for thin in (1, 2))
+        fine, coarse, coarser = (value(covariances, parameters, thin) for thin in _THIN)
         size = [
             jnp.sqrt(_line_mean(p, square=True)(_std(covariances[(k, k)]), parameters, 1))
             for p, k in ((left, i), (right, j))
         ]
         scale = size[0] * size[1]
-        return smooth.refined_error(jnp.abs(fine - coarse), scale), scale
+        return smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale), scale
 
     step = "both factors have kinks: panels between the kinks, Gauss-Legendre on each"
     return Part(lambda c, p: value(c, p, 1), error, step)
@@ -296,9 +303,9 @@ def _at_kink(weight: sp.Expr, place: sp.Expr, i: int, g: Factor, question: Quest
 
     def error(covariances, parameters):
         out = jnp.abs(outside(covariances, parameters))
-        fine, coarse = (value(pieces, covariances, parameters, thin) for thin in (1, 2))
+        fine, coarse, coarser = (value(pieces, covariances, parameters, thin) for thin in _THIN)
         scale = jnp.sqrt(value(squared, covariances, parameters, 1))
-        return out * smooth.refined_error(jnp.abs(fine - coarse), scale), out * scale
+        return out * smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale), out * scale
 
     step = "delta function: E[delta(u - a) g(v)] = p_u(a) E[g(v) | u = a], one-dimensional quadrature"
     return [*parts, Part(compute, error, step)]

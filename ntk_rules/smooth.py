@@ -46,10 +46,14 @@ def grid_for(x: jax.Array) -> Grid:
 
 
 @functools.cache
-def nodes_and_weights(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes x and weights h exp(-x^2/2)/sqrt(2 pi), float64."""
-    x = np.linspace(-grid.reach, grid.reach, grid.nodes + 1)
-    return x, (x[1] - x[0]) * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+def nodes_and_step(grid: Grid, thin: int) -> tuple[np.ndarray, float]:
+    """Nodes and their distance, float64; of a thinned grid about one in `thin`.
+
+    Thinned grids are not parts of the whole one: what one takes for something else by sampling too rarely, the others
+    take for other things.
+    """
+    x = np.linspace(-grid.reach, grid.reach, grid.nodes // thin + 11 * (thin - 1) + 1)
+    return x, float(x[1] - x[0])
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -70,19 +74,18 @@ def hermite_rows(x: jax.Array, orders: int) -> jax.Array:
     return jax.lax.scan(step, start, jnp.arange(orders))[1]
 
 
-def mean_one(f: Function, s: jax.Array, parameters: tuple[jax.Array, ...], stride: int = 1) -> jax.Array:
+def mean_one(f: Function, s: jax.Array, parameters: tuple[jax.Array, ...], thin: int = 1) -> jax.Array:
     """E[f(s x)]: the trapezoidal sum, `parameters` broadcasting against s."""
-    x, weights = nodes_and_weights(grid_for(s))
-    x, weights = x[::stride], weights[::stride] * stride
+    x, step = nodes_and_step(grid_for(s), thin)
+    weights = step * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
     return jnp.matmul(_samples(f, s, parameters, x), weights.astype(s.dtype), precision=jax.lax.Precision.HIGHEST)
 
 
-def coefficients(f: Function, s: jax.Array, parameters: tuple[jax.Array, ...], stride: int = 1) -> jax.Array:
+def coefficients(f: Function, s: jax.Array, parameters: tuple[jax.Array, ...], thin: int = 1) -> jax.Array:
     """a_k(s) for all orders of the grid, the order axis first."""
     grid = grid_for(s)
-    x, _ = nodes_and_weights(grid)
-    x = x[::stride]
-    half = (x[1] - x[0]) * np.exp(-x * x / 4) / math.sqrt(2 * math.pi)
+    x, step = nodes_and_step(grid, thin)
+    half = step * np.exp(-x * x / 4) / math.sqrt(2 * math.pi)
     table = hermite_rows(jnp.asarray(x, s.dtype), grid.orders) * half.astype(s.dtype)
     a = jnp.matmul(_samples(f, s, parameters, x), table.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.moveaxis(a, -1, 0)
@@ -163,12 +166,16 @@ def _mehler_sum_batched(size, batched, a, b, rho):
     return jnp.broadcast_to(out, (size, *out.shape[1:])), True
 
 
-def refined_error(halved: jax.Array, scale: jax.Array) -> jax.Array:
-    """The error of a trapezoidal sum from its difference to the sum with twice the step.
+ROUNDING = 256  # units of rounding in sums of hundreds of terms, relative to the scale of the answer
 
-    Geometric convergence squares the relative error when the step is halved; a factor 10 of margin, and
-    rounding.
+
+def refined_error(first: jax.Array, second: jax.Array, scale: jax.Array) -> jax.Array:
+    """The error of a sum from its distance to the sum with half the nodes (`first`) and theirs to a quarter (`second`).
+
+    Geometric convergence, A r^n with n nodes, makes them A r^(n/2) and A r^(n/4), so that the error is
+    first * (first/second)^2: a factor 10 of margin in the ratio, and rounding. Where the distances do not shrink, nothing
+    is resolved, and both are off by about as much as they differ.
     """
-    scale = jnp.where(scale == 0, 1, scale)
-    ratio = jnp.minimum(10 * halved / scale, 1)
-    return scale * (ratio * ratio + 4 * jnp.finfo(scale.dtype).eps)
+    ratio = 10 * first / jnp.where(second == 0, jnp.finfo(scale.dtype).tiny, second)
+    error = jnp.where(ratio < 1, first * ratio * ratio, 4 * jnp.maximum(first, second))
+    return jnp.minimum(error, scale) + ROUNDING * jnp.finfo(scale.dtype).eps * scale

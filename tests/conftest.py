@@ -40,6 +40,7 @@ SLOW = (
     "tests/finite_width",
     "tests/ntk_rules/test_grammar.py",
     "tests/ntk_rules/test_numeric.py",
+    "tests/ntk_rules/test_problems.py",
     "tests/test_finite_width.py",
     "tests/test_references.py",
 )

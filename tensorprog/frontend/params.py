@@ -297,9 +297,7 @@ def as_model(net: Any, example: Any) -> Model:
 
     made = cache(lambda width: collect(net, example, width))
     any_width = made(WIDTHS[0])
-    return Model(
-        lambda width: made(width).specs, run, any_width.hyper_defaults, frozenset(any_width.nonnegative)
-    )
+    return Model(lambda width: made(width).specs, run, any_width.hyper_defaults, frozenset(any_width.nonnegative))
 
 
 def collect(net: Callable[[Any], Any], example: Any, width: int) -> Recorder:

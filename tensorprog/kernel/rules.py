@@ -11,7 +11,19 @@ from tensorprog.ir import LinComb, MatMul, Moment, Node, Nonlin, PositionMap, We
 from tensorprog.kernel.expectations import expectation_of
 from tensorprog.kernel.graph import Data, Operand, Quantity, Zero
 from tensorprog.kernel.positions import map_mean, map_second
-from tensorprog.kernel.questions import Answer, Mean, Question, Second, Value, Work, ask, combine, contract, fresh, sizes_of
+from tensorprog.kernel.questions import (
+    Answer,
+    Mean,
+    Question,
+    Second,
+    Value,
+    Work,
+    ask,
+    combine,
+    contract,
+    fresh,
+    sizes_of,
+)
 from tensorprog.passes.structure import Structure, opposite
 
 __all__ = ["Rules"]

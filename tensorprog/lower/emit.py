@@ -62,9 +62,7 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
 
     def pair(a: State, b: State) -> tuple[jax.Array, jax.Array]:
         context = _Context({}, {}, _dtype(a))
-        env = run(
-            pair_steps, lambda q, args: _emit(q, args, context), pair_ends, outside=Outside(slots, (a, b))
-        )
+        env = run(pair_steps, lambda q, args: _emit(q, args, context), pair_ends, outside=Outside(slots, (a, b)))
         same = jnp.all(a[0] == b[0])
         found = []
         for quantity, own in ((graph.nngp, graph.nngp_self), (graph.ntk, graph.ntk_self)):

@@ -119,9 +119,7 @@ def plan(steps: Sequence[Step], kept: Sequence[Quantity]) -> Slots:
     return Slots(tuple(order), places)
 
 
-def run(
-    steps: Sequence[Step], emit: Emit, kept: Sequence[Quantity], outside: Outside | None = None
-) -> Results:
+def run(steps: Sequence[Step], emit: Emit, kept: Sequence[Quantity], outside: Outside | None = None) -> Results:
     """Compute every step. kept: quantities that are read afterwards."""
     results = Results(outside)
     looped = _places(steps)

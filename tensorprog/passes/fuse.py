@@ -243,9 +243,7 @@ def _fused_scalars(node: Nonlin) -> Node:
             swap[symbol] = _swapped(theta.phi.expr, tuple(parts.items()))
         else:
             number = _number(theta)
-            swap[symbol] = (
-                number if number is not None else inner.setdefault(theta, _symbol(f"t{len(inner)}"))
-            )
+            swap[symbol] = number if number is not None else inner.setdefault(theta, _symbol(f"t{len(inner)}"))
     expr = _swapped(node.phi.expr, tuple(swap.items()))
     kept = [(t, s) for t, s in inner.items() if s in expr.free_symbols] or list(inner.items())[:1]
     if not kept:

@@ -41,7 +41,8 @@ def save(
         "inputs": [{"name": leaf.name, "shape": list(leaf.shape), "dtype": leaf.dtype} for leaf in program.inputs],
         "structure": encoded,
         "hypers": {
-            name: {"default": value, "nonnegative": name in program.nonnegative} for name, value in program.hypers.items()
+            name: {"default": value, "nonnegative": name in program.nonnegative}
+            for name, value in program.hypers.items()
         },
         "tolerance": tolerance,
         "output_axes": list(made.shape),
