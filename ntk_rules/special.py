@@ -166,7 +166,8 @@ def gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
 
     NumPy's lose digits with n (1e-13 at n = 320); two steps of Newton's method in long double give them back.
     """
-    x = np.polynomial.legendre.leggauss(n)[0].astype(np.longdouble)
+    x: np.ndarray = np.polynomial.legendre.leggauss(n)[0].astype(np.longdouble)
+    slope = np.ones_like(x)
     for _ in range(2):
         before, here = np.ones_like(x), x
         for k in range(1, n):
