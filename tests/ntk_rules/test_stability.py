@@ -33,7 +33,7 @@ def values(E, q1, q2, c, dtype):
 
 def exact(name, q1, q2, c):
     """The classical formulas in 40 digits at the numbers given (rounding past |rho| = 1 clipped)."""
-    with mp.workdps(40):
+    with mp.workdps(max(mp.mp.dps, 40)):
         q1, q2, c = map(mp.mpf, (q1, q2, c))
         rho = max(min(c / mp.sqrt(q1 * q2), mp.mpf(1)), mp.mpf(-1))
         t = mp.acos(rho)
@@ -121,3 +121,35 @@ def test_float32_tails_of_elu():
     single = float(E.value([jnp.float32(x) for x in (1e4, 5e3, 1e4)]))
     double = float(E.value([1e4, 5e3, 1e4]))
     assert abs(single - double) < 2e-6 * abs(double)
+
+
+SMOOTH_TO_THE_EDGE = ("erf", "sin")
+
+
+@pytest.mark.parametrize("name", ["relu", "erf", "sin"])
+def test_derivatives_against_mpmath(name):
+    """First and second derivatives in every entry, at variances far apart and correlations close to 1.
+
+    Near |rho| = 1 a derivative of ReLU's dual is an angle, known to half the digits of c; its second one grows like
+    1/sqrt(1 - rho^2), and is compared as far as c's own rounding leaves it a meaning.
+    """
+    E = expectation(F[name], (u, v))
+    gradient, hessian = jax.jit(jax.grad(E.value)), jax.jit(jax.hessian(E.value))
+    at = {entry: E.needs.index(entry) for entry in E.needs}
+    for q1, q2 in [(1.0, 1.0), (0.3, 2.7), (1e-12, 1e-12), (1e-6, 4.0)]:
+        for rho in (0.0, 0.5, -0.9, 1 - 1e-4, -1 + 1e-4, 1 - 1e-8):
+            c = rho * np.sqrt(q1 * q2)
+            law = values(E, q1, q2, c, np.float64)
+            first, second = gradient(law), hessian(law)
+            near = 1 - abs(rho)
+            slack = 1e-12 if name in SMOOTH_TO_THE_EDGE or near > 0.01 else 4e-16 / near
+            with mp.workdps(80):
+                numbers = tuple(map(mp.mpf, (q1, q2, float(c))))
+                for order, which in (((0, 0, 1), (0, 1)), ((1, 0, 0), (0, 0)), ((0, 1, 0), (1, 1))):
+                    want = mp.diff(lambda *n: exact(name, *n), numbers, order)
+                    size = mp.sqrt(q1 * q2) / (q1 if which == (0, 0) else q2 if which == (1, 1) else mp.sqrt(q1 * q2))
+                    got = first[at[which]] if which in at else 0.0
+                    assert abs(float(got) - float(want)) <= (slack**0.5 if slack > 1e-12 else slack) * float(size)
+                want = mp.diff(lambda *n: exact(name, *n), numbers, (0, 0, 2))
+                got, size = second[at[(0, 1)]][at[(0, 1)]], 1 / mp.sqrt(q1 * q2)
+                assert abs(float(got) - float(want)) <= 4 * slack * float(max(abs(want), size))
