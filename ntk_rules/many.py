@@ -25,7 +25,7 @@ from ntk_rules import special
 from ntk_rules.chunks import elementwise
 from ntk_rules.functions import to_jax
 from ntk_rules.method import Declined, Entry, Method
-from ntk_rules.numeric import DEFAULT_TOLERANCE, admissible
+from ntk_rules.numeric import DEFAULT_TOLERANCE, admissible, unknown_functions
 from ntk_rules.pieces import has_kinks
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.smooth import refined_error
@@ -114,7 +114,7 @@ def plane(question: Question) -> Method:
     bound, reach = admissible(error, needs, question)
     step = "smooth function of two Gaussians: trapezoidal rule in the whitened plane"
     return Method(
-        "plane quadrature", needs, lambda c, p: plain(*arrays_of(c, p)), (step,), None, bound, reach,
+        "plane quadrature", needs, lambda c, p: plain(*arrays_of(c, p)), (step, *unknown_functions(question)), None, bound, reach,
         lambda c, p: error(c, p)[0],
     )  # fmt: skip
 
@@ -166,7 +166,7 @@ def quasi_monte_carlo(question: Question) -> Method:
         )
     step = f"randomised quasi-Monte Carlo: {SHIFTS} random shifts of a lattice of {POINTS} points, seed {SEED}"
     return Method(
-        "quasi-Monte Carlo", needs, lambda c, p: chunked["value"](*arrays_of(c, p)), (step,), None, reached,
+        "quasi-Monte Carlo", needs, lambda c, p: chunked["value"](*arrays_of(c, p)), (step, *unknown_functions(question)), None, reached,
         "three standard errors at unit variances, correlations 0.5 (an estimate); `error` has the local one",
         lambda c, p: 3 * chunked["spread"](*arrays_of(c, p)), pathwise=lambda c, p: value(*arrays_of(c, p)),
     )  # fmt: skip

@@ -23,6 +23,7 @@ from ntk_rules import panels, smooth, special
 from ntk_rules.chunks import elementwise
 from ntk_rules.evaluate import compile_formula
 from ntk_rules.factors import Delta, Factor, factor_of, piecewise, separated
+from ntk_rules.functions import Opaque
 from ntk_rules.law import covariance_symbol, std_symbol
 from ntk_rules.method import Compute, Declined, Method
 from ntk_rules.question import Question, gaussian_symbols
@@ -88,12 +89,18 @@ def _assemble(parts: list[Part], needs: tuple, question: Question, tier: str) ->
     if not parts:
         return zero_method()
     bound, reach = admissible(error_and_scale, needs, question)
-    steps = tuple(dict.fromkeys(p.step for p in parts))
+    steps = tuple(dict.fromkeys(p.step for p in parts)) + unknown_functions(question)
 
     def estimate(covariances, parameters):
         return error_and_scale(covariances, parameters)[0]
 
     return Method(tier, needs, compute, steps, None, bound, reach, estimate)
+
+
+def unknown_functions(question: Question) -> tuple[str, ...]:
+    """A remark for the derivation where a function is known to JAX alone."""
+    names = sorted({str(f.func) for f in question.expr.atoms(Opaque)}) if question.expr is not None else []
+    return (f"nothing symbolic is known of {', '.join(names)}: it is a JAX function",) if names else ()
 
 
 def zero_method() -> Method:
