@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import sympy as sp
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ntk_rules import expectation
+from ntk_rules import expectation, functions
 
 from . import references
 from .test_closed import numpy_of, values
@@ -38,3 +39,17 @@ def test_closed_form_equals_quadrature(f, q1, q2, rho):
     g = numpy_of(f)
     scale = 1 + np.sqrt(references.line(lambda x: g(x) ** 2, q1) * references.line(lambda x: g(x) ** 2, q2))
     assert abs(float(E.value(values(E, q1, q2, c))) - references.plane(g, g, q1, q2, c)) < 1e-10 * scale
+
+
+@settings(max_examples=10)
+@given(activations(), st.floats(0.3, 1.5))
+def test_closed_form_equals_our_quadrature_and_mpmath(f, q):
+    """For functions of one Gaussian, with f given once as an expression and once as a function that only JAX knows."""
+    assume(f(u).has(u))
+    unknown = functions.opaque(functions.to_jax(f(u), (u,)), "f", kinks=(-1.0, 0.0, 1.0))
+    F, G = f(u) ** 2 + f(-u), unknown(u) ** 2 + unknown(-u)
+    closed, numeric = expectation(F, (u,)), expectation(G, (u,))
+    assert closed.tier == "closed form" and "quadrature" in numeric.tier
+    want, scale = float(references.mean(F, q)), 1 + float(references.mean(f(u) ** 4, q)) ** 0.5
+    for E in (closed, numeric):
+        assert abs(float(E.value([jnp.asarray(q) for _ in E.needs])) - want) < 1e-12 * scale
