@@ -12,11 +12,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tensorprog.ir import ArrayOp, LinComb, Moment, Node, Nonlin, PositionMap
-from tensorprog.kernel.graph import Data, Operand, Quantity, quantities
+from tensorprog.kernel.graph import Data, Expect, Operand, Quantity, Shifts, quantities
 
 __all__ = ["Loop", "Read", "Step", "operands_of", "schedule"]
 
-LEAST_GROUPS = 4  # fewer repetitions are not worth a loop
+LEAST_GROUPS = 2  # a loop keeps XLA from computing one layer again inside the next, which two layers already repay
+LEAST_CONVOLVED = 4  # shifts do that by themselves; then a loop only saves code
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,10 @@ def _loop(sequence: list[Quantity], wires: list[list[Wire]], start: int, period:
 
 def _try_loop(sequence: list[Quantity], wires: list[list[Wire]], start: int, period: int, count: int) -> Loop | None:
     groups = tuple(tuple(sequence[start + g * period + j] for j in range(period)) for g in range(count))
+    if count < LEAST_CONVOLVED and any(isinstance(q, Shifts) for q in groups[0]):
+        return None
+    if not any(isinstance(q, (Expect, Shifts)) for q in groups[0]):
+        return None  # nothing costly: better fused than looped
     if any(_signature(a) != _signature(b) for a, b in zip(*groups[:2], strict=True)):
         return None
     first: dict[int, Quantity] = {}
@@ -218,22 +223,25 @@ def _try_loop(sequence: list[Quantity], wires: list[list[Wire]], start: int, per
 
 
 def _read(seen: list[Wire], start: int, period: int, j: int) -> Read | None:
+    """How position j finds an operand that the groups read at `seen`; the first group may find it elsewhere."""
     operands = tuple(o for o, _ in seen)
-    if all(o == operands[0] for o in operands):
-        return Read("fixed", operands=operands[:1])
-    if any(place is None for _, place in seen):
-        if any(o.side is None and getattr(o.quantity, "cross", False) for o in operands):
+    initial, first_place = seen[0]
+    outside = first_place is None or first_place < start
+    if all(o == initial for o in operands):
+        return Read("fixed", operands=operands[:1]) if outside else None
+    if all(place is None for _, place in seen[1:]):
+        if not outside or any(o.side is None and getattr(o.quantity, "cross", False) for o in operands):
             return None  # stacks of arrays of pairs would cost memory that grows with depth
-        shapes = {_shape(o.quantity) for o in operands}
-        return Read("each", operands=operands) if len(shapes) == 1 and len({o.side for o in operands}) == 1 else None
-    offsets = [place - (start + g * period) for g, (_, place) in enumerate(seen) if place is not None]
-    later = set(offsets[1:])
-    if len(later) != 1:
+        alike = len({_shape(o.quantity) for o in operands}) == 1 and len({o.side for o in operands}) == 1
+        return Read("each", operands=operands) if alike else None
+    offsets = {None if place is None else place - (start + g * period) for g, (_, place) in enumerate(seen) if g}
+    offset = offsets.pop()
+    if offsets or offset is None:
         return None
-    offset = later.pop()
     if 0 <= offset < j:
-        return Read("here", offset) if offsets[0] == offset else None
-    return Read("before", offset + period) if -period <= offset < 0 and offsets[0] < 0 else None
+        return Read("here", offset) if first_place == start + offset else None
+    starts = outside and initial.side is None
+    return Read("before", offset + period) if -period <= offset < 0 and starts else None
 
 
 def _shape(quantity: Quantity) -> tuple[int, ...]:

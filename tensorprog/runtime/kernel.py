@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ntk_rules.pieces import has_kinks
 from tensorprog.errors import InputError
 from tensorprog.kernel import KernelGraph
+from tensorprog.kernel.graph import Expect
 from tensorprog.runtime.tiles import Tiling, tiling
 
 __all__ = ["GET", "Functions", "Gram", "KernelResult", "check_get", "float_dtype", "functions", "pair_entries"]
@@ -52,7 +54,8 @@ class Functions:
     itself.
     x1, x2, x are lists of the input's leaves. shape: the output's own axes. pair_entries: entries of the largest
     array of a pair.
-    rows: (x1, x2, hypers) -> (nngp, ntk) of the i-th with the i-th input, where there is such a function.
+    rows: (x1, x2, hypers) -> (nngp, ntk) of the i-th with the i-th input, where there is such a function. kinks: are there
+    functions with kinks?
     """
 
     block: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]]
@@ -60,6 +63,7 @@ class Functions:
     shape: tuple[int, ...]
     pair_entries: int
     rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]] | None = None
+    kinks: bool = False
 
 
 class OfPairs(Protocol):
@@ -71,6 +75,26 @@ class OfPairs(Protocol):
     def pair(self) -> Callable[..., Any]: ...
     @property
     def diagonal(self) -> Callable[..., Any]: ...
+
+
+CACHED = 2**18  # entries of an array that stays in a processor's cache
+
+
+def by_rows(pairs: Callable[[Any, Any], Any], first: Any, second: Any, entries: int) -> Any:
+    """`pairs(first, second)`, some rows at a time where that keeps its arrays, of `entries` for each pair, in the cache.
+
+    The layers of a kernel are many passes over the matrix: out of the cache, memory would set their speed.
+    """
+    n1, n2 = (jax.tree.leaves(x)[0].shape[0] for x in (first, second))
+    sizes_known = isinstance(n1, int) and isinstance(n2, int)  # not while a function for any sizes is exported
+    if not sizes_known or n1 * n2 * entries <= 2 * CACHED or n2 * entries > CACHED:
+        return pairs(first, second)
+    chunks = math.ceil(n1 / (CACHED // (n2 * entries)))
+    rows = math.ceil(n1 / chunks)
+    at = np.minimum(np.arange(math.ceil(n1 / rows) * rows), n1 - 1)  # the last row again, to fill the last chunk
+    stacked = jax.tree.map(lambda a: (a if len(at) == n1 else a[at]).reshape(-1, rows, *a.shape[1:]), first)
+    found = lax.map(lambda part: pairs(part, second), stacked)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n1], found)
 
 
 def functions(lowered: OfPairs, graph: KernelGraph) -> Functions:
@@ -85,7 +109,7 @@ def functions(lowered: OfPairs, graph: KernelGraph) -> Functions:
         first, second = (
             jax.tree.map(lambda a, part=part: a[part], both) for part in (slice(None, n1), slice(n1, None))
         )
-        return jax.vmap(jax.vmap(lowered.pair, (None, 0)), (0, None))(first, second)
+        return by_rows(jax.vmap(jax.vmap(lowered.pair, (None, 0)), (0, None)), first, second, pair_entries(graph))
 
     def diagonal(x: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
         return jax.vmap(lowered.diagonal)(states(x, hypers))
@@ -93,7 +117,8 @@ def functions(lowered: OfPairs, graph: KernelGraph) -> Functions:
     def rows(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
         return jax.vmap(lowered.pair)(states(x1, hypers), states(x2, hypers))
 
-    return Functions(block, diagonal, graph.shape, pair_entries(graph), rows)
+    kinks = any(has_kinks(q.function) for q in graph.nodes if isinstance(q, Expect))
+    return Functions(block, diagonal, graph.shape, pair_entries(graph), rows, kinks)
 
 
 class Gram:
@@ -111,7 +136,7 @@ class Gram:
             return [found[GET.index(name)] for name in get]
 
         self._block, self._diagonal = block, jax.jit(made.diagonal)
-        self._refine = None if made.rows is None or made.shape else Refine(made.rows)
+        self._refine = None if made.rows is None or made.shape or not made.kinks else Refine(made.rows)
 
     def diagonal(self, x: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
         """The kernel of every input with itself, shape (N, ..)."""
