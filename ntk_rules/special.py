@@ -122,8 +122,9 @@ def _acos_jvp(primals, tangents):
     return acos(x), -dx * reciprocal(jnp.sqrt(jnp.maximum((1 - x) * (1 + x), 0)))
 
 
+@jax.custom_jvp
 def asin(x: jax.Array) -> jax.Array:
-    """Arc sine, clipped to [-1, 1]: small arguments keep their relative accuracy.
+    """Arc sine, clipped to [-1, 1]: small arguments keep their relative accuracy. Its derivative at the ends is taken as 0.
 
     >>> float(asin(0.0))
     0.0
@@ -133,6 +134,27 @@ def asin(x: jax.Array) -> jax.Array:
     # acos of the cosine: sin t = x, cos t = sqrt(1 - x^2), so small x loses nothing in angle(cos, sin).
     other = jnp.sqrt((1 - size) * (1 + size))
     return jnp.sign(x) * angle(other, size)
+
+
+@asin.defjvp
+def _asin_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return asin(x), dx * reciprocal(jnp.sqrt(jnp.maximum((1 - x) * (1 + x), 0)))
+
+
+def orthant(*correlations: jax.Array) -> jax.Array:
+    """P(x > 0), P(x, y > 0) or P(x, y, z > 0) for standard Gaussians of the given correlations.
+
+    correlations: none, that of (x, y), or those of (x, y), (x, z), (y, z). Source: Sheppard 1899.
+
+    >>> float(orthant()), round(float(orthant(0.5)), 6), round(float(orthant(0.5, 0.5, 0.5)), 6)
+    (0.5, 0.333333, 0.25)
+    """
+    if len(correlations) not in (0, 1, 3):
+        raise ValueError(f"orthant: {len(correlations)} correlations given, expected 0, 1 or 3")
+    dimension = {0: 1, 1: 2, 3: 3}[len(correlations)]
+    angles = sum((asin(r) for r in correlations), start=jnp.zeros(()))
+    return 2.0**-dimension + angles / (2.0 ** (dimension - 1) * math.pi)
 
 
 def correlation(q1: jax.Array, q2: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -24,6 +24,19 @@ def test_acos_and_asin(dtype):
         assert np.max(np.abs(np.asarray(ours(x), float) - want)) < 4 * EPS[dtype]
 
 
+def test_orthants():
+    """Against the bivariate integral, and in three dimensions against a closed case and inclusion and exclusion."""
+    r = jnp.asarray([-1.0, -0.7, 0.0, 0.3, 1 - 1e-12, 1.0])
+    want = special.bivariate_cdf(0.0, 0.0, r, jnp.sqrt((1 - r) * (1 + r)))
+    np.testing.assert_allclose(special.orthant(r), want, atol=2e-7)  # asin knows the angle at 1 to half the digits
+    np.testing.assert_allclose(special.orthant(r, r, 1.0), special.orthant(r), atol=1e-15)  # y = z
+    np.testing.assert_allclose(special.orthant(r, 0.0, 0.0), special.orthant(r) / 2, atol=1e-15)
+    assert abs(float(jax.grad(special.orthant)(0.6)) - 1 / (2 * np.pi * 0.8)) < 1e-15
+    assert np.isfinite(jax.grad(special.orthant)(1.0))
+    with pytest.raises(ValueError, match="2 correlations given"):
+        special.orthant(0.1, 0.2)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_angle_keeps_relative_accuracy_for_small_angles(dtype):
     t = np.logspace(-6, 0, 30)
