@@ -17,7 +17,7 @@ from tensorprog.kernel.graph import Data, Expect, Operand, Quantity, Shifts, qua
 __all__ = ["Loop", "Read", "Step", "operands_of", "schedule"]
 
 LEAST_GROUPS = 2  # a loop keeps XLA from computing one layer again inside the next, which two layers already repay
-LEAST_CONVOLVED = 4  # shifts do that by themselves; then a loop only saves code
+LEAST_SHIELDED = 4  # shifts and sums over many orders do that by themselves; then a loop only saves code
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _loop(sequence: list[Quantity], wires: list[list[Wire]], start: int, period:
 
 def _try_loop(sequence: list[Quantity], wires: list[list[Wire]], start: int, period: int, count: int) -> Loop | None:
     groups = tuple(tuple(sequence[start + g * period + j] for j in range(period)) for g in range(count))
-    if count < LEAST_CONVOLVED and any(isinstance(q, Shifts) for q in groups[0]):
+    if count < LEAST_SHIELDED and any(_shields(q) for q in groups[0]):
         return None
     if not any(isinstance(q, (Expect, Shifts)) for q in groups[0]):
         return None  # nothing costly: better fused than looped
@@ -242,6 +242,11 @@ def _read(seen: list[Wire], start: int, period: int, j: int) -> Read | None:
         return Read("here", offset) if first_place == start + offset else None
     starts = outside and initial.side is None
     return Read("before", offset + period) if -period <= offset < 0 and starts else None
+
+
+def _shields(quantity: Quantity) -> bool:
+    """Does XLA compute it once anyway?"""
+    return isinstance(quantity, Shifts) or (isinstance(quantity, Expect) and quantity.expectation.formula is None)
 
 
 def _shape(quantity: Quantity) -> tuple[int, ...]:
