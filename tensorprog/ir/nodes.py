@@ -15,6 +15,7 @@ LinComb and PositionMap are its linear sugar; Input, Hyper, Const and ArrayOp co
 
 from __future__ import annotations
 
+import atexit
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
@@ -115,6 +116,10 @@ class Interned(type):
         node = super().__call__(*args, **kwargs)
         key = (cls, *(getattr(node, f.name) for f in fields(node) if f.compare))
         return Interned._known.setdefault(key, node)
+
+
+# Keys are hashed when a node goes, which at the end of the program, with modules half taken down, no longer works.
+atexit.register(Interned._known.clear)
 
 
 @dataclass(frozen=True, eq=False)
