@@ -178,4 +178,4 @@ def refined_error(first: jax.Array, second: jax.Array, scale: jax.Array) -> jax.
     """
     ratio = 10 * first / jnp.where(second == 0, jnp.finfo(scale.dtype).tiny, second)
     error = jnp.where(ratio < 1, first * ratio * ratio, 4 * jnp.maximum(first, second))
-    return jnp.minimum(error, scale) + ROUNDING * jnp.finfo(scale.dtype).eps * scale
+    return jnp.minimum(error, 2 * scale) + ROUNDING * jnp.finfo(scale.dtype).eps * scale
