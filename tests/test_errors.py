@@ -207,7 +207,7 @@ def test_bad_standard_deviations(made: Callable) -> None:
         made()
 
 
-@pytest.mark.parametrize("example", [jnp.zeros(3, complex), "text", (None) or object()])
+@pytest.mark.parametrize("example", [jnp.zeros(3, complex), "text", object()])
 def test_bad_examples(example: Any) -> None:
     with pytest.raises(tp.InputError, match="expected real numbers, integers or booleans"):
         tp.compile(lambda x: nn.dense(jnp.ones(3), features=1), example)

@@ -49,7 +49,7 @@ def reached() -> tuple[set[str], set[str], set[str], set[type]]:
     return rules, elements, ops, {type(node) for node in made}
 
 
-def test_primitives(reached: tuple) -> None:  # type: ignore[type-arg]
+def test_primitives(reached: tuple) -> None:
     rules, elements, *_ = reached
     assert interpret.RULES is primitives.RULES
     assert set(primitives.RULES) - rules - set(UNREACHED) == set()
@@ -63,11 +63,11 @@ def test_no_stale_exemption() -> None:
     assert set(UNREACHED) <= set(primitives.RULES)
 
 
-def test_position_maps(reached: tuple) -> None:  # type: ignore[type-arg]
+def test_position_maps(reached: tuple) -> None:
     assert set(positions.POSITIONS) - reached[2] == set()
 
 
-def test_instructions(reached: tuple) -> None:  # type: ignore[type-arg]
+def test_instructions(reached: tuple) -> None:
     """Text form, operands, rebuild, type, the finite-width evaluator; facts and tangent for the random ones."""
     assert set(INSTRUCTIONS) == set(text._MAKERS)
     assert set(INSTRUCTIONS) - {cls.__name__ for cls in reached[3]} == {
@@ -98,7 +98,7 @@ def test_tangents() -> None:
     assert moved is not None and any(w.primed for w in moved.weights)
 
 
-def _example(name: str) -> tuple:  # type: ignore[type-arg]
+def _example(name: str) -> tuple:
     net, shape = NETWORKS[name]
     return net, jnp.zeros(shape)
 

@@ -94,7 +94,7 @@ class _Arguments:
 def _fused(node: Nonlin | Moment, facts: Structure, drop_zeros: bool) -> Node:
     arguments = _Arguments(facts, drop_zeros)
     expr = _compose(node, [_open(x, arguments) for x in node.xs], arguments)
-    return _canonical(type(node), expr, arguments, node)
+    return _canonical(expr, arguments, node)
 
 
 def _compose(node: Nonlin | Moment, inner: list[sympy.Expr], arguments: _Arguments) -> sympy.Expr:
@@ -217,17 +217,17 @@ def _apply_scalar(op: object, theta: Node, like: Node) -> Node:
     return PositionMap(op, (theta,), Type("scalar", op.shape(shape)))  # type: ignore[attr-defined, arg-type]
 
 
-def _canonical(kind: type, expr: sympy.Expr, arguments: _Arguments, node: Node) -> Node:
+def _canonical(expr: sympy.Expr, arguments: _Arguments, node: Nonlin | Moment) -> Node:
     """Drop what the expression does not use and number the rest."""
     free = expr.free_symbols
     xs = [(n, s) for n, s in arguments.xs.items() if s in free]
     thetas = [(n, s) for n, s in arguments.thetas.items() if s in free]
     if not xs:
         # keep one vector argument, so that a constant function stays a vector variable
-        xs = list(arguments.xs.items())[:1] or [(node.xs[0], _symbol("x0"))]  # type: ignore[attr-defined]
+        xs = list(arguments.xs.items())[:1] or [(node.xs[0], _symbol("x0"))]
     swap = {s: vector(i) for i, (_, s) in enumerate(xs)} | {s: parameter(i) for i, (_, s) in enumerate(thetas)}
     phi = Phi(_swapped(expr, tuple(swap.items())), len(xs), len(thetas))
-    return kind(phi, tuple(n for n, _ in xs), tuple(n for n, _ in thetas), source=node.source)
+    return type(node)(phi, tuple(n for n, _ in xs), tuple(n for n, _ in thetas), source=node.source)
 
 
 def _fused_scalars(node: Nonlin) -> Node:

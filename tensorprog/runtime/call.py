@@ -34,9 +34,8 @@ class KernelFunction:
         """The kernel matrices between two sets of inputs.
 
         x1, x2: arrays (N1, *example) and (N2, *example), or pytrees of them like the example input; NumPy or JAX.
-        Without x2, the gram matrix of x1, of which each pair is computed once. get: "nngp", "ntk" or a tuple of them
-        (default: both).
-        progress: show a bar. hypers: values of hyperparameters, by name.
+        Without x2, the gram matrix of x1: exactly symmetric; only its tiles on and above the diagonal are computed.
+        get: "nngp", "ntk" or a tuple of them (default: both). progress: show a bar. hypers: values of hyperparameters, by name.
 
         Returns a `KernelResult` with fields nngp and ntk, of shape (N1, N2) (for an output with position axes of
         shape S:

@@ -194,7 +194,12 @@ class Gram:
         return [jnp.asarray(whole) for whole in out]
 
     def _tile(self, x1: Leaves, x2: Leaves, hypers: Hypers, get: tuple[str, ...], symmetric: bool) -> list[Any]:
-        """One block; in float32 with the pairs that need more digits computed in float64."""
+        """One block; in float32 with the pairs that need more digits computed in float64. symmetric: of a gram matrix, on
+        its diagonal."""
+        found = self._refined(x1, x2, hypers, get, symmetric)
+        return [_mirrored(k) for k in found] if symmetric else found
+
+    def _refined(self, x1: Leaves, x2: Leaves, hypers: Hypers, get: tuple[str, ...], symmetric: bool) -> list[Any]:
         refine = self._refine if "ntk" in get and float_dtype(x1) == np.float32 else None
         if refine is None:
             return self._block(x1, x2, hypers, get)
@@ -261,6 +266,20 @@ def _widened(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64) if array.dtype == np.float32 else array
 
 
+@jax.jit
+def _mirrored(block: jax.Array) -> jax.Array:
+    """A block on the diagonal with what stands above it below it: sums in another order differ in the last digit."""
+    n = block.shape[0]
+    upper = np.arange(n)[:, None] <= np.arange(n)
+    return jnp.where(upper.reshape(n, n, *[1] * (block.ndim - 2)), block, block.transpose(_turned(block.ndim)))
+
+
+def _turned(ndim: int) -> tuple[int, ...]:
+    """The axes of a block K[x, x'] as K[x', x]: both inputs, and the output axes of both, change places."""
+    half = (ndim - 2) // 2
+    return (1, 0, *range(2 + half, 2 + 2 * half), *range(2, 2 + half))
+
+
 def _rows(x: Leaves, start: int, count: int) -> Leaves:
     """`count` rows from `start` on; past the end the last row is repeated, so that every tile has one shape."""
     n = x[0].shape[0]
@@ -274,9 +293,7 @@ def _place(whole: np.ndarray, part: np.ndarray, i: int, j: int, mirror: bool) ->
     part = part[:rows, :columns]
     whole[i : i + rows, j : j + columns] = part
     if mirror:
-        half = (part.ndim - 2) // 2
-        axes = (1, 0, *range(2 + half, 2 + 2 * half), *range(2, 2 + half))
-        whole[j : j + columns, i : i + rows] = part.transpose(axes)
+        whole[j : j + columns, i : i + rows] = part.transpose(_turned(part.ndim))
 
 
 def check_get(get: str | Sequence[str] | None) -> tuple[str, ...]:
