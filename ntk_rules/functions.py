@@ -33,6 +33,16 @@ class _Elementary(sp.Function):
         return self.written_out()._eval_evalf(precision)
 
 
+class stop_gradient(_Elementary):
+    """x, with derivative zero: what is not to be differentiated."""
+
+    def written_out(self) -> sp.Expr:
+        return self.args[0]
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        return sp.S.Zero
+
+
 class logistic(_Elementary):
     """1 / (1 + exp(-x))."""
 
@@ -138,7 +148,7 @@ MEANING: dict[type, Callable[..., jax.Array]] = {
     sp.atan2: jnp.arctan2, sp.erf: jsp.erf, sp.erfc: jsp.erfc, sp.erfinv: jsp.erfinv,
     sp.Abs: jnp.abs, sp.sign: jnp.sign, sp.floor: jnp.floor, sp.ceiling: jnp.ceil,
     sp.loggamma: jsp.gammaln, sp.digamma: jsp.digamma, sp.gamma: jsp.gamma,
-    sp.Heaviside: _heaviside, logistic: jax.nn.sigmoid, softplus: jax.nn.softplus,
+    sp.Heaviside: _heaviside, stop_gradient: lambda x: x, logistic: jax.nn.sigmoid, softplus: jax.nn.softplus,
     log1p: jnp.log1p, expm1: jnp.expm1, sp.sinc: lambda x: jnp.sinc(x / jnp.pi),
     sp.StrictGreaterThan: jnp.greater, sp.GreaterThan: jnp.greater_equal, sp.StrictLessThan: jnp.less,
     sp.LessThan: jnp.less_equal, sp.Equality: jnp.equal, sp.Unequality: jnp.not_equal,

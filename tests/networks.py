@@ -25,6 +25,13 @@ def readout(h: jax.Array) -> jax.Array:
     return nn.dense(h.reshape(-1), features=1)
 
 
+def grouped(h: jax.Array, groups: int, fan_in: int) -> jax.Array:
+    """A convolution of window 3 in groups of channels."""
+    w = nn.weight((3, fan_in, h.shape[-1])) / np.sqrt(3 * fan_in)
+    numbers = ("NWC", "WIO", "NWC")
+    return lax.conv_general_dilated(h[None], w, (1,), "SAME", dimension_numbers=numbers, feature_group_count=groups)[0]
+
+
 # Linear in h, positions first and the width last: with h the identity they give their own matrix.
 POSITIONS: dict[str, Net] = {
     "transpose": lambda h: jnp.swapaxes(jnp.swapaxes(h[None], 0, 1), 0, 1)[0],
@@ -62,6 +69,11 @@ SEVERAL: dict[str, Net] = {
     "max": lambda h: h.max(0),
     "min": lambda h: h[:2].min(0),
     "window-max": lambda h: lax.reduce_window(h, -jnp.inf, lax.max, (2, 1), (2, 1), "VALID"),
+    "window-max-padded": lambda h: lax.reduce_window(h, -jnp.inf, lax.max, (3, 1), (2, 1), [(1, 1), (0, 0)]),
+    "softmax": lambda h: jax.nn.softmax(h, 0),
+    "log-sum-exp": lambda h: jax.nn.logsumexp(h, 0, keepdims=True),
+    "conv-grouped": lambda h: grouped(h, 2, h.shape[-1] // 2),
+    "conv-depthwise": lambda h: grouped(h, h.shape[-1], 1),
     "product": lambda h: h[0] * h[1],
     "pad-value": lambda h: jnp.pad(h, ((1, 2), (0, 0)), constant_values=1.5),
     "select": lambda h: jnp.where(np.array([[True], [False], [True], [True]]), h, 2 * jnp.tanh(h)),

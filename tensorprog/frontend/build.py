@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import sympy
 
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.frontend.values import (
@@ -37,11 +38,13 @@ from tensorprog.ir import (
     Weight,
     position,
 )  # fmt: skip
+from tensorprog.ir.phi import snap
 
 __all__ = [
     "Refusal",
     "align",
     "constant",
+    "exact",
     "lincomb",
     "map_positions",
     "moment",
@@ -248,6 +251,14 @@ def _number(var: Var) -> float | None:
         if np.all(flat == flat[0]):
             return float(flat[0])
     return None
+
+
+def exact(var: Var) -> sympy.Expr | None:
+    """The number that a deterministic variable is everywhere; None where it is none."""
+    if var.random or (var.node.type.shape != () and math.prod(var.node.type.shape) != 1):
+        return None
+    number = _number(var)
+    return None if number is None else snap(number)
 
 
 def nonlin(phi: Phi, xs: Sequence[Var], thetas: Sequence[Var], power: Fraction = ZERO) -> Var:

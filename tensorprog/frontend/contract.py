@@ -8,15 +8,16 @@ times a `Moment`, which concentrates.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sympy
 
 from tensorprog.frontend.build import Refusal, lincomb, map_positions, moment, nonlin, scaled, to_var, weight_node
-from tensorprog.frontend.values import Layout, Param, Value, Var, axis_of, unit_shape, width_axis
+from tensorprog.frontend.moves import beside, parts_along
+from tensorprog.frontend.values import WIDTHS, Axis, Layout, Param, Value, Var, aval, axis_of, unit_shape, width_axis
 from tensorprog.ir import LinComb, MatMul, Node, Nonlin, Phi, PositionMap, Weight, position
 from tensorprog.ir.phi import parameter, vector
 
@@ -306,44 +307,93 @@ def _with_new_axes(node: Node, out: Sequence[tuple[tuple[int | Fraction, ...], s
 
 
 def convolution(eqn: Equation, lhs: Value, rhs: Value) -> Value:
-    """A convolution is a gather of patches followed by a MatMul with one matrix per offset."""
+    """A convolution is a gather of patches followed by a MatMul with one matrix per offset.
+
+    With groups of channels: one convolution per group, beside each other; with one channel per group (depthwise):
+    patches times a vector of weights per offset.
+    """
     p = eqn.params[0]
-    if p["feature_group_count"] != 1 or p["batch_group_count"] != 1:
-        raise Refusal(
-            "a grouped or depthwise convolution", "use an ordinary convolution, or split the channels by hand"
-        )
+    if p["batch_group_count"] != 1:
+        raise Refusal("a convolution with groups of examples", "convolve one example at a time")
     if not isinstance(rhs, Param):
         raise Refusal(
             "a convolution whose kernel is not a parameter",
             "use avg_pool, pad and slices, or a product with a constant matrix",
         )
-    numbers, x = p["dimension_numbers"], to_var(lhs)
-    space = numbers.lhs_spec[2:]
-    if width_axis(x.layout) in space:
+    x, channels = to_var(lhs), p["dimension_numbers"].lhs_spec[1]
+    if width_axis(x.layout) in p["dimension_numbers"].lhs_spec[2:]:
         raise Refusal("a convolution along the width", "convolve positions only")
-    window = tuple(rhs.size(rhs.axes[a]) for a in numbers.rhs_spec[2:])
+    counts = tuple(q["feature_group_count"] for q in eqn.params)
+    if counts == (1, 1):
+        return _convolved(p, x, rhs)
+    if counts[0] != counts[1]:
+        return _depthwise(p, x, rhs, counts, tuple(aval(e.invars[0]).shape[channels] for e in eqn.eqns))
+    return _grouped(p, x, rhs, counts[0])
+
+
+def _patches(p: dict[str, Any], x: Var, rhs: Param) -> Var:
+    """Every window of x, its offsets as new axes at the end."""
+    numbers = p["dimension_numbers"]
+    space = numbers.lhs_spec[2:]
     op = position(
-        "patches", axes=tuple(space), window=window, strides=tuple(p["window_strides"]), padding=tuple(map(tuple, p["padding"])),
+        "patches", axes=tuple(space), window=tuple(rhs.size(rhs.axes[a]) for a in numbers.rhs_spec[2:]),
+        strides=tuple(p["window_strides"]), padding=tuple(map(tuple, p["padding"])),
         dilation=tuple(p["rhs_dilation"]), base_dilation=tuple(p["lhs_dilation"]),
     )  # fmt: skip
     layout = tuple(
         axis_of((n, n)) if i in space or i >= len(x.layout) else x.layout[i] for i, n in enumerate(op.shape(x.shape))
     )
-    patches = map_positions(x, op, layout)
-    rank = len(x.layout)
+    return map_positions(x, op, layout)
+
+
+def _convolved(p: dict[str, Any], x: Var, rhs: Param) -> Var:
+    numbers, rank = p["dimension_numbers"], len(x.layout)
+    space = numbers.lhs_spec[2:]
     dims = Dims(
         ((numbers.rhs_spec[1], *numbers.rhs_spec[2:]), (numbers.lhs_spec[1], *range(rank, rank + len(space)))), ((), ())
     )
-    product = _times_weight(rhs, patches, dims, weight_first=False)
+    product = _times_weight(rhs, _patches(p, x, rhs), dims, weight_first=False)
     # now (batch, space in the order of x's axes, features): bring it to the order asked for
-    free = dims.free(1, rank + len(space))
-    made = {axis: i for i, axis in enumerate(free)}
-    features = len(free)
-    order = [0] * rank
-    sources = (made[numbers.lhs_spec[0]], features, *(made[a] for a in space))
+    made = {axis: i for i, axis in enumerate(dims.free(1, rank + len(space)))}
+    assert isinstance(product, Var)
+    return _in_order(product, numbers, (made[numbers.lhs_spec[0]], len(made), *(made[a] for a in space)))
+
+
+def _in_order(made: Var, numbers: Any, sources: Sequence[int]) -> Var:
+    """Transpose to the layout a convolution's result is asked in. sources: the axes of batch, features and space."""
+    order = [0] * len(sources)
     for place, source in zip(numbers.out_spec, sources, strict=True):
         order[place] = source
-    assert isinstance(product, Var)
-    return map_positions(
-        product, position("transpose", permutation=tuple(order)), tuple(product.layout[i] for i in order)
-    )
+    return map_positions(made, position("transpose", permutation=tuple(order)), tuple(made.layout[i] for i in order))
+
+
+def _grouped(p: dict[str, Any], x: Var, rhs: Param, groups: int) -> Var:
+    numbers = p["dimension_numbers"]
+    channels = parts_along(x, numbers.lhs_spec[1], groups)
+    kernels = parts_along(rhs, numbers.rhs_spec[0], groups)
+    made = [_convolved(p, to_var(a), b) for a, b in zip(channels, kernels, strict=True)]  # type: ignore[arg-type]
+    return beside(made, numbers.out_spec[1])
+
+
+def _depthwise(
+    p: dict[str, Any], x: Var, rhs: Param, counts: tuple[int, int], channels: tuple[int, int]
+) -> Var:  # fmt: skip
+    numbers = p["dimension_numbers"]
+    if counts != channels or rhs.sizes(numbers.rhs_spec[0]) != channels or rhs.size(numbers.rhs_spec[1]) != 1:
+        raise Refusal(
+            f"a convolution with {counts[0]} groups of channels at width {WIDTHS[0]} and {counts[1]} at width {WIDTHS[1]}",
+            "take a fixed number of groups, or one channel in and out per group (depthwise)",
+        )
+    space = numbers.rhs_spec[2:]
+    order = (numbers.rhs_spec[1], numbers.rhs_spec[0], *space)  # one, features, offsets
+    kernel = to_var(replace(rhs, axes=tuple(rhs.axes[a] for a in order)))
+    patches, rank = _patches(p, x, rhs), len(x.layout)
+    places = {0: numbers.lhs_spec[0], 1: numbers.lhs_spec[1]} | {2 + i: rank + i for i in range(len(space))}
+    product = _product(patches, _spread(kernel, places, tuple(_at(patches.layout, places))))
+    summed = sum_over(product, tuple(range(rank, rank + len(space))))
+    return _in_order(summed, numbers, numbers.lhs_spec)
+
+
+def _at(layout: Layout, places: dict[int, int]) -> Iterator[Axis]:
+    """The axes of a layout at some places; axes of size one elsewhere."""
+    return (a if i in places.values() else () for i, a in enumerate(layout))

@@ -18,6 +18,7 @@ from jax.extend import core as jex
 
 from tensorprog.errors import NetworkError, UnsupportedError, explain
 from tensorprog.frontend.build import Refusal, to_var
+from tensorprog.frontend.moves import stack_steps, take_step
 from tensorprog.frontend.params import Constant, Gaussian
 from tensorprog.frontend.primitives import RULES, elementwise
 from tensorprog.frontend.trace import Trace, from_library, source_of
@@ -208,7 +209,6 @@ _WIDTH_MIXERS = {
     "argmin": "an argmin over hidden coordinates is not a function of each coordinate",
     "top_k": "a top-k over hidden coordinates is not a function of each coordinate",
     "fft": "a Fourier transform along the width mixes coordinates with fixed coefficients",
-    "stop_gradient": "a stopped gradient is not part of the tangent program yet",
 }
 
 
@@ -339,8 +339,6 @@ def _cond(eqn: Equation, values: Sequence[Value]) -> list[Value]:
 
 def _scan(eqn: Equation, values: Sequence[Value]) -> Iterator[Value]:
     """A loop of known length is unrolled: one weight used at every step."""
-    from tensorprog.frontend.primitives import stack_steps, take_step
-
     params = eqn.params[0]
     bodies = _bodies(eqn, "jaxpr")
     n_consts, n_carry, length = params["num_consts"], params["num_carry"], params["length"]

@@ -196,6 +196,28 @@ def _patches_same(shape: tuple[int, ...], *, axes: tuple[int, ...], **_: Any) ->
     return (*(None if i in axes else i for i in range(len(shape))), *(None for _ in axes))
 
 
+def _windows(x: jax.Array, *, axes: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, ...],
+             padding: tuple[tuple[int, int], ...], dilation: tuple[int, ...]) -> jax.Array:  # fmt: skip
+    """Every window of `x` as new trailing axes, one per windowed axis; a place outside repeats the nearest one inside.
+
+    Raises ValueError for a window that lies outside altogether.
+    """
+    for a, k, s, p, d in zip(axes, window, strides, padding, dilation, strict=True):
+        x = jnp.moveaxis(jnp.take(x, _inside(x.shape[a], k, s, p, d), axis=a), a + 1, -1)
+    return x
+
+
+def _inside(size: int, window: int, stride: int, padding: tuple[int, int], dilation: int) -> np.ndarray:
+    """The places of each window along one axis, (windows, offsets)."""
+    count = patch_starts(size, window=window, stride=stride, padding=padding, dilation=dilation, base_dilation=1)
+    places = np.arange(count)[:, None] * stride - padding[0] + np.arange(window) * dilation
+    if count and not np.all(np.any((places >= 0) & (places < size), axis=1)):
+        raise ValueError(f"a window of {window} places lies in the padding {padding} altogether")
+    low = np.min(np.where(places >= 0, places, size), axis=1, keepdims=True)
+    high = np.max(np.where(places < size, places, -1), axis=1, keepdims=True)
+    return np.clip(places, low, high)
+
+
 def _cumsum(x: jax.Array, *, axis: int, reverse: bool) -> jax.Array:
     return lax.cumsum(x, axis, reverse)
 
@@ -226,6 +248,7 @@ POSITIONS: dict[str, PositionRow] = {
     "rev": PositionRow(lambda x, *, axes: lax.rev(x, axes), _axiswise(lambda shape, *, axes: axes), selects=True),
     "gather": PositionRow(_gather, _gather_same, selects=True, fills=True),
     "patches": PositionRow(_patches, _patches_same, selects=True, fills=True),
+    "windows": PositionRow(_windows, _patches_same, selects=True),
     "sum": PositionRow(lambda x, *, axes: jnp.sum(x, axes), _sum_same, selects=False),
     "window_sum": PositionRow(_window_sum, _axiswise(_window_touched), selects=False),
     "cumsum": PositionRow(_cumsum, _axiswise(lambda shape, *, axis, reverse: [axis]), selects=False),

@@ -18,11 +18,16 @@ from ntk_rules import Expectation, NoRule, expectation
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import Moment, Node, Nonlin
 from tensorprog.ir.phi import parameter, vector
+from tensorprog.kernel.fields import LEAST_TOLERANCE, field_of
 from tensorprog.kernel.graph import Expect, Operand, Zero, is_zero
 from tensorprog.kernel.questions import Answer, Second, Value, Work, ask, combine, contract, fresh, sizes_of
 from tensorprog.passes.structure import Structure
 
 __all__ = ["expectation_of"]
+
+UNSAMPLED = (
+    1e-6  # a tolerance that sampling does not meet: whole fields are sampled at once instead, in `kernel.fields`
+)
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,17 @@ def expectation_of(asked: Second | Node, facts: Structure, tolerance: float | No
     for node, letters, side in sides:
         at = 0 if aligned else side  # on the diagonal of one input both factors see the same variables
         factors.append(_factor(node, letters, at, arguments, parameters))
-    _check_gaussian(arguments, facts, sides)
+    if not all(facts[argument.node].gaussian for argument in arguments):
+        return (yield from field_of(asked, facts, tolerance))
     sizes = sizes_of(*((letters, node.type.shape) for node, letters, _ in sides))
     everything = "".join(dict.fromkeys("".join(letters for _, letters, _ in sides).replace("1", "")))
     shape = tuple(sizes[c] for c in out)
     terms = []
-    for product in _terms(tuple(factors), _independent(arguments, facts)):
+    products = _terms(tuple(factors), _independent(arguments, facts))
+    sampling = tolerance is not None and tolerance >= LEAST_TOLERANCE
+    if sampling and not all(_has_rule(law, tolerance) for product in products for law, *_ in product):
+        return (yield from field_of(asked, facts, tolerance))
+    for product in products:
         made = []
         for law, used, given in product:
             found = yield from _expected(law, used, given, arguments, parameters, sides, sizes, cross, tolerance)
@@ -144,27 +154,6 @@ def _independent(arguments: list[_Argument], facts: Structure) -> frozenset[tupl
     )
 
 
-def _check_gaussian(arguments: list[_Argument], facts: Structure, sides: list[tuple[Node, str, int]]) -> None:
-    for argument in arguments:
-        if not facts[argument.node].gaussian:
-            where = next((str(n.source) for n, _, _ in sides if n.source), None)
-            raise UnsupportedError(
-                explain(
-                    f"a nonlinearity of a {_kind(argument.node)} that is not Gaussian in the limit",
-                    where=where,
-                    reason="its argument mixes images of nonlinearities from several positions (a pooled or concatenated hidden layer, say), "
-                    "so its law is not Gaussian and no rule reduces the expectation",
-                    mend="put a layer with weights between the pooling and the nonlinearity, or apply the nonlinearity before pooling",
-                )
-            )
-
-
-def _kind(node: Node) -> str:
-    return {"LinComb": "sum", "PositionMap": "map of positions", "Nonlin": "nonlinear image"}.get(
-        type(node).__name__, "variable"
-    )
-
-
 @dataclass(frozen=True)
 class _Law:
     """A canonical expectation of u0, u1, .. given b0, b1, ..: the same for every layer that asks for it."""
@@ -205,19 +194,26 @@ def _terms(factors: tuple[Factor, ...], independent: frozenset[tuple[int, int]])
 
 
 def _linear_parts(expr: sympy.Expr, xs: tuple[int, ...], thetas: tuple[int, ...]) -> list[sympy.Expr]:
-    """The addends of a factor, opened only where it is linear in some argument: sum_i c_i(z) t_i."""
+    """The addends of a factor, opened only where it is linear in some arguments: sum_i c_i(z) t_i .. s_i."""
     swap = {vector(k): _u(i) for k, i in enumerate(xs)} | {parameter(k): _b(i) for k, i in enumerate(thetas)}
-    expr = expr.xreplace(swap)
-    linear = [_u(i) for i in dict.fromkeys(xs) if _is_linear(expr, _u(i))]
-    together = [t for t in linear if not any(expr.diff(t).has(s) for s in linear)]
-    if not together or expr.xreplace(dict.fromkeys(together, sympy.Integer(0))) != 0:
+    parts = [expr.xreplace(swap)]
+    for t in dict.fromkeys(map(_u, xs)):
+        parts = [piece for part in parts for piece in _opened(part, t)]
+    return parts
+
+
+def _opened(expr: sympy.Expr, t: sympy.Symbol) -> list[sympy.Expr]:
+    """Its value at t = 0 and its multiple of t, where it is linear in t."""
+    if not _is_linear(expr, t):
         return [expr]
-    return [expr.diff(t) * t for t in together]
+    multiple, rest = expr.diff(t) * t, expr.xreplace({t: sympy.Integer(0)})
+    return [part for part in (multiple, rest) if part != 0]
 
 
 def _is_linear(expr: sympy.Expr, symbol: sympy.Symbol) -> bool:
     if expr.is_Mul:
-        return expr.as_independent(symbol)[1] == symbol
+        (depends,) = held if len(held := [f for f in expr.args if f.has(symbol)]) == 1 else (None,)
+        return depends is not None and _is_linear(depends, symbol)
     if expr.is_Add:
         return all(not part.has(symbol) or _is_linear(part, symbol) for part in expr.args)
     return expr == symbol
@@ -262,11 +258,21 @@ def _part(indices: list[int], expr: sympy.Expr, independent: frozenset[tuple[int
     return _Law(expr.xreplace(swap), len(indices), len(given), pairs), tuple(indices), tuple(given)
 
 
+def _has_rule(law: _Law, tolerance: float | None) -> bool:
+    try:
+        _expectation(law, tolerance)
+    except NoRule:
+        return False
+    return True
+
+
 @lru_cache(maxsize=4096)
 def _expectation(law: _Law, tolerance: float | None) -> Expectation:
     arguments = tuple(_u(i) for i in range(law.n_arguments))
     given = tuple(_b(i) for i in range(law.n_parameters))
     pairs = tuple(sorted(law.independent))
+    if tolerance is not None and law.n_arguments > 2:
+        tolerance = min(tolerance, UNSAMPLED)
     return expectation(law.expr, arguments, given, independent=pairs, tolerance=tolerance)
 
 

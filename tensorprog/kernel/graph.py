@@ -19,7 +19,8 @@ from tensorprog.ir.nodes import Interned
 from tensorprog.ir.positions import Position
 
 __all__ = [
-    "Apply", "Combine", "Contract", "Data", "Expect", "Operand", "Quantity", "Shifts", "Zero", "is_zero", "quantities",
+    "MIXED", "Apply", "Combine", "Contract", "Data", "Expect", "Leaf", "Operand", "Quantity", "Sampled", "Shifts", "Zero", "is_zero",
+    "quantities",
 ]  # fmt: skip
 
 
@@ -122,6 +123,45 @@ class Expect(Quantity):
     out: str
     operands: tuple[Operand, ...]
     n_covariances: int
+    shape: tuple[int, ...]
+    cross: bool
+
+
+MIXED = "*"
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A Gaussian variable under a sampled function. letters: per axis, the letter of the root's axis that it carries
+    along, `MIXED` where the function mixes its places, 1 for size one. linear: a tangent, in which the function is linear.
+    """
+
+    node: Node
+    side: int
+    letters: str
+    linear: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled(Quantity):
+    """E[u v] (or E[u]) of functions of Gaussian variables at many positions, by sampling.
+
+    roots: u and v with the letters of their axes. together: both are functions of the same variables; else each of
+    its own side's. pairs: (i, j, carried letters) of the leaves whose covariances are the first operands: carried axes, then
+    the mixed axes of either. scalars: the deterministic arrays read, and the side; the other operands. carried, sizes: the
+    letters carried along by some leaf.
+    """
+
+    roots: tuple[tuple[Node, str], ...]
+    together: bool
+    leaves: tuple[Leaf, ...]
+    pairs: tuple[tuple[int, int, str], ...]
+    scalars: tuple[tuple[Node, int], ...]
+    carried: str
+    sizes: tuple[int, ...]
+    points: int
+    out: str
+    operands: tuple[Operand, ...]
     shape: tuple[int, ...]
     cross: bool
 

@@ -19,10 +19,11 @@ from jax import lax
 from ntk_rules.functions import to_jax
 from tensorprog.ir import ArrayOp, Const, Hyper, Input, LinComb, Moment, Node, Nonlin, PositionMap
 from tensorprog.kernel import KernelGraph
-from tensorprog.kernel.graph import Apply, Combine, Contract, Data, Expect, Quantity, Shifts, Zero, quantities
+from tensorprog.kernel.graph import Apply, Combine, Contract, Data, Expect, Quantity, Sampled, Shifts, Zero, quantities
 from tensorprog.lower.einsum import contract
 from tensorprog.lower.fingerprint import fingerprint
 from tensorprog.lower.run import Outside, plan, run
+from tensorprog.lower.sampled import sampled
 from tensorprog.lower.schedule import operands_of, schedule
 
 __all__ = ["Lowered", "lower"]
@@ -43,8 +44,8 @@ class Lowered:
     diagonal: Callable[[State], tuple[jax.Array, jax.Array]]
 
 
-def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -> Lowered:
-    """The functions of a kernel graph. roll: turn repeated layers into loops."""
+def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True, shift: int | None = None) -> Lowered:
+    """The functions of a kernel graph. roll: turn repeated layers into loops. shift: sample with one random shift alone."""
     pair_ends = [q for q in (graph.nngp, graph.ntk) if is_cross(q)]
     pair_steps = schedule(pair_ends, True, roll=roll)
     used = {o.quantity for q in quantities(pair_ends) for o in operands_of(q) if o.side is not None}
@@ -56,12 +57,12 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
     def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array]) -> State:
         real = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
         dtype = jnp.result_type(*real) if real else jnp.result_type(float)
-        context = _Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype)
+        context = _Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift)
         env = run(state_steps, lambda q, args: _emit(q, args, context), kept)
         return (fingerprint(leaves), *env.entries(slots))
 
     def pair(a: State, b: State) -> tuple[jax.Array, jax.Array]:
-        context = _Context({}, {}, _dtype(a))
+        context = _Context({}, {}, _dtype(a), shift)
         env = run(pair_steps, lambda q, args: _emit(q, args, context), pair_ends, outside=Outside(slots, (a, b)))
         same = jnp.all(a[0] == b[0])
         found = []
@@ -81,7 +82,7 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
 def _emit(q: Quantity, args: list[jax.Array], context: _Context) -> jax.Array:
     """One quantity. What is costly is shielded from fusion, or XLA would compute it again for each of its readers."""
     made = EMIT[type(q)](q, args, context)
-    return lax.optimization_barrier(made) if isinstance(q, (Expect, Shifts)) else made
+    return lax.optimization_barrier(made) if isinstance(q, (Expect, Sampled, Shifts)) else made
 
 
 def is_cross(quantity: Quantity) -> bool:
@@ -98,6 +99,7 @@ class _Context:
     leaves: dict[Node, jax.Array]
     hypers: dict[str, jax.Array]
     dtype: jnp.dtype
+    shift: int | None
 
 
 # ------------------------------------------------------------------------------------------ quantities
@@ -245,4 +247,5 @@ EMIT: dict[type, Callable[..., jax.Array]] = {
     Apply: _apply,
     Shifts: _shifts,
     Expect: _expect,
+    Sampled: lambda q, args, context: sampled(q, args, context.dtype, context.shift),
 }

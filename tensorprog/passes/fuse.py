@@ -8,11 +8,13 @@ refuses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, lru_cache
 
 import sympy
 
+from ntk_rules import functions as nf
 from tensorprog.ir import (
     Const,
     LinComb,
@@ -41,7 +43,8 @@ _MOST_ARGUMENTS = 16  # a function of more Gaussians has no hope of an expectati
 def fuse(program: Program, *, drop_zeros: bool = False) -> Program:
     """The same program with every nonlinearity a function of Gaussian variables.
 
-    drop_zeros: also replace parameters that start at zero by zero (only after the tangent program was taken).
+    drop_zeros: also replace parameters that start at zero by zero, and stopped gradients by what they stop (only after
+    the tangent program was taken).
     """
     facts = Structure([])
     new: dict[Node, Node] = {}
@@ -94,19 +97,26 @@ class _Arguments:
 def _fused(node: Nonlin | Moment, facts: Structure, drop_zeros: bool) -> Node:
     arguments = _Arguments(facts, drop_zeros)
     expr = _compose(node, [_open(x, arguments) for x in node.xs], arguments)
-    return _canonical(expr, arguments, node)
+    return _canonical(_differences(expr, arguments), arguments, node)
 
 
 def _compose(node: Nonlin | Moment, inner: list[sympy.Expr], arguments: _Arguments) -> sympy.Expr:
     swap = dict(zip(node.phi.vectors, inner, strict=True))
     swap.update({s: arguments.theta(t) for s, t in zip(node.phi.parameters, node.thetas, strict=True)})
-    return _swapped(node.phi.expr, tuple(swap.items()))
+    expr = _unstopped(node.phi.expr) if arguments.drop_zeros else node.phi.expr
+    return _swapped(expr, tuple(swap.items()))
 
 
 @cache
 def _symbol(name: str) -> sympy.Symbol:
     """A symbol of a function being made; the same in every layer, so that equal layers are worked out once."""
     return sympy.Symbol(name, real=True)
+
+
+@lru_cache(maxsize=4096)
+def _unstopped(expr: sympy.Expr) -> sympy.Expr:
+    """The value alone, once tangents are taken."""
+    return expr.replace(nf.stop_gradient, lambda x: x)
 
 
 @lru_cache(maxsize=4096)
@@ -123,7 +133,7 @@ def _open(x: Node, arguments: _Arguments) -> sympy.Expr:
             return _compose(x, [_open(inner, arguments) for inner in x.xs], arguments)
         case LinComb():
             return _open_sum(x, arguments)
-        case PositionMap(op=op) if op.selects and not op.row.fills and len(x.args) == 1:
+        case PositionMap() if _only_selects(x):
             pushed = _push(x)
             return arguments.x(x) if pushed is x else _open(pushed, arguments)
         case PositionMap() if (window := opened_window(x)) is not None:
@@ -182,6 +192,8 @@ def _flatten(x: LinComb, facts: Structure) -> list[tuple[float | Node, Node]] | 
 def _push(x: PositionMap) -> Node:
     """op(phi(y; theta)) = phi(op y; op theta) for a map that only selects positions."""
     inner, op = x.args[0], x.op
+    if isinstance(inner, PositionMap) and _only_selects(inner):
+        inner = _push(inner)
     if isinstance(inner, Nonlin):
         return Nonlin(
             inner.phi,
@@ -200,6 +212,11 @@ def _push(x: PositionMap) -> Node:
     return x
 
 
+def _only_selects(x: PositionMap) -> bool:
+    """Is every entry of the result one entry of the argument?"""
+    return x.op.selects and not x.op.row.fills and len(x.args) == 1
+
+
 def _apply(op: object, y: Node, result: Type) -> Node:
     return PositionMap(op, (y,), result)  # type: ignore[arg-type]
 
@@ -215,6 +232,53 @@ def _apply_scalar(op: object, theta: Node, like: Node) -> Node:
         grown = position("broadcast", to=shape, axes=tuple(range(missing, len(shape))))
         theta = PositionMap(grown, (theta,), Type("scalar", shape))
     return PositionMap(op, (theta,), Type("scalar", op.shape(shape)))  # type: ignore[attr-defined, arg-type]
+
+
+def _differences(expr: sympy.Expr, arguments: _Arguments) -> sympy.Expr:
+    """max(x, y) = y + max(x - y, 0): a kink between two Gaussians becomes one of their difference, which is Gaussian.
+
+    So a maximum of two is exact, also where the two coincide.
+    """
+    names = {symbol: node for node, symbol in arguments.xs.items() if arguments.facts[node].gaussian}
+    swap = {}
+    for part in sorted(expr.atoms(*_KINKED), key=str):
+        rest, form = _split_form(part, tuple(names))
+        if form is None:
+            continue
+        scale, terms = form
+        difference = arguments.x(LinComb(tuple((c, names[s]) for s, c in terms)))
+        swap[part] = rest(snap(scale) * difference)
+    return _swapped(expr, tuple(swap.items())) if swap else expr
+
+
+_KINKED = (sympy.Max, sympy.Min, sympy.Heaviside, sympy.sign, sympy.Abs, sympy.core.relational.Relational)
+
+
+@lru_cache(maxsize=4096)
+def _split_form(part: sympy.Expr, symbols: tuple[sympy.Symbol, ...]) -> tuple[Callable, tuple | None]:
+    """How to write a kinked function again with another name for the form of several Gaussians in it; and that form:
+    its scale and its terms, the first with coefficient one. None where there is no such form."""
+    if isinstance(part, (sympy.Max, sympy.Min)):
+        if len(part.args) != 2:
+            return _nothing, None
+        left, right = part.args
+        form, rebuild = left - right, lambda d: right + part.func(d, 0)
+    elif isinstance(part, sympy.core.relational.Relational):
+        form, rebuild = part.lhs - part.rhs, lambda d: part.func(d, 0)
+    else:
+        form, rebuild = part.args[0], lambda d: part.func(d, *part.args[1:])
+    form = sympy.expand(form)
+    terms = tuple((s, c) for s in symbols if (c := form.coeff(s)) != 0)
+    offset = form - sympy.Add(*(c * s for s, c in terms))
+    if len(terms) < 2 or offset.has(*symbols) or not all(c.is_number for _, c in terms):
+        return _nothing, None
+    scale = terms[0][1]
+    scaled = tuple((s, float(c / scale)) for s, c in terms)
+    return lambda d: rebuild(d + offset), (float(scale), scaled)
+
+
+def _nothing(form: sympy.Expr) -> sympy.Expr:
+    return form
 
 
 def _canonical(expr: sympy.Expr, arguments: _Arguments, node: Nonlin | Moment) -> Node:

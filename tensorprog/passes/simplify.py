@@ -37,8 +37,10 @@ def mean_of_gaussian(node: Node, facts: Structure) -> Node | None:
     return None
 
 
-def copied_scalar(node: Node, facts: Structure) -> Node | None:
-    """The elementwise function a -> a."""
+def copied(node: Node, facts: Structure) -> Node | None:
+    """The elementwise function a -> a, or z -> z."""
+    if isinstance(node, Nonlin) and node.phi == identity:
+        return node.xs[0]
     if isinstance(node, Nonlin) and not node.xs and node.phi.expr == parameter(0) and len(node.thetas) == 1:
         return node.thetas[0]
     return None
@@ -106,5 +108,5 @@ def reshaped_constant(node: Node, facts: Structure) -> Node | None:
 
 
 RULES: tuple[Callable[[Node, Structure], Node | None], ...] = (
-    mean_of_gaussian, copied_scalar, zero_moved, short_sum, factor_taken_in, only_reshapes, reshaped_constant,
+    mean_of_gaussian, copied, zero_moved, short_sum, factor_taken_in, only_reshapes, reshaped_constant,
 )  # fmt: skip

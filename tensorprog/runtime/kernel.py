@@ -16,7 +16,8 @@ from jax import lax
 from ntk_rules.pieces import has_kinks
 from tensorprog.errors import InputError
 from tensorprog.kernel import KernelGraph
-from tensorprog.kernel.graph import Expect
+from tensorprog.kernel.graph import Expect, Sampled
+from tensorprog.lower.sampled import chunk_entries
 from tensorprog.runtime.tiles import Tiling, tiling
 
 __all__ = ["GET", "Functions", "Gram", "KernelResult", "check_get", "float_dtype", "functions", "pair_entries"]
@@ -35,7 +36,11 @@ class KernelResult(NamedTuple):
 
 def pair_entries(graph: KernelGraph) -> int:
     """How many entries the largest array has that one pair of inputs needs."""
-    sizes = [math.prod(getattr(q, "shape", ())) for q in graph.nodes if getattr(q, "cross", False)]
+    sizes = [
+        chunk_entries(q) if isinstance(q, Sampled) else math.prod(getattr(q, "shape", ()))
+        for q in graph.nodes
+        if getattr(q, "cross", False)
+    ]
     return max(sizes, default=1)
 
 

@@ -52,7 +52,7 @@ CASES: dict[str, list[tuple[Callable[[], Node], Callable[[], Node | None]]]] = {
         (lambda: Moment(identity, (h,)), lambda: None),
         (lambda: Moment(Phi(vector(0) ** 2, 1), (g,)), lambda: None),
     ],
-    "copied_scalar": [
+    "copied": [
         (lambda: Nonlin(Phi(parameter(0), 0, 1), (), (x,)), lambda: x),
         (lambda: Nonlin(Phi(parameter(0) ** 2, 0, 1), (), (x,)), lambda: None),
     ],

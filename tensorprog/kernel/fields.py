@@ -1,0 +1,156 @@
+"""Covariances of functions of many positions at once: batch norm, a softmax over hidden positions, a nonlinearity after
+pooling.
+
+What is no function of a few Gaussians is one of a Gaussian field: the Gaussian variables under it, at all the positions
+that it mixes. The law of the field is asked for here, and the expectation is sampled when the kernel runs
+(`lower.sampled`). Axes that the function carries along are not mixed: each of their places has a field of its own. A
+tangent is linear in the Gaussians of the primed weights, over which the average is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from tensorprog.errors import UnsupportedError, explain
+from tensorprog.ir import LinComb, Moment, Node, Nonlin, PositionMap, operands, topological
+from tensorprog.kernel.graph import MIXED, Leaf, Operand, Quantity, Sampled, is_zero
+from tensorprog.kernel.questions import Second, Value, Work, ask, fresh, sizes_of
+from tensorprog.passes.structure import Structure
+
+__all__ = ["LEAST_TOLERANCE", "field_of"]
+
+LEAST_TOLERANCE = 2e-4  # what a million points are good for
+FEWEST_POINTS, MOST_POINTS = 2**12, 2**20
+
+Root = tuple[Node, str]
+
+
+def field_of(asked: Second | Node, facts: Structure, tolerance: float | None) -> Work[Quantity]:
+    """E[u v] of a `Second` question, or E[u] of a node (a Nonlin or Moment), by sampling.
+
+    Raises UnsupportedError where the tolerance does not allow it.
+    """
+    roots: tuple[Root, ...]
+    if isinstance(asked, Second):
+        roots, cross, out = ((asked.u, asked.lu), (asked.v, asked.lv)), asked.cross, asked.out
+    else:
+        node = Nonlin(asked.phi, asked.xs, asked.thetas, source=asked.source) if isinstance(asked, Moment) else asked
+        letters = "".join(c if n > 1 else "1" for c, n in zip(fresh(""), node.type.shape, strict=False))
+        roots, cross, out = ((node, letters),), False, letters.replace("1", "")
+    points = _points(tolerance, roots)
+    together = len(roots) == 2 and not cross and roots[0][1] == roots[1][1]
+    sides: list[tuple[Root, ...]] = [roots] if together else [(root,) for root in roots]
+    leaves = tuple(leaf for side, those in enumerate(sides) for leaf in _leaves(those, side, facts))
+    taken = "".join(letters for _, letters in roots)
+    pairs: list[tuple[int, int, str]] = []
+    used: list[Operand] = []
+    for j, second in enumerate(leaves):
+        for i, first in enumerate(leaves[: j + 1]):
+            if facts.uncorrelated(first.node, second.node):
+                continue
+            found, carried = yield from _covariance(first, second, cross, taken)
+            if not is_zero(found.quantity):
+                pairs.append((i, j, carried))
+                used.append(found)
+    scalars: list[tuple[Node, int]] = []
+    for side, those in enumerate(sides):
+        for node in _reached(those, facts):
+            if node.type.kind == "scalar":
+                scalars.append((node, side))
+                used.append(Operand((yield Value(node)), side if cross else None))
+    sizes = sizes_of(*((letters, node.type.shape) for node, letters in roots))
+    carried = "".join(dict.fromkeys(c for leaf in leaves for c in leaf.letters if c in sizes))
+    return Sampled(
+        roots, together, leaves, tuple(pairs), tuple(scalars), carried, tuple(sizes[c] for c in carried), points, out, tuple(used),
+        tuple(sizes[c] for c in out), cross,
+    )  # fmt: skip
+
+
+def _points(tolerance: float | None, roots: Sequence[Root]) -> int:
+    """How many points the tolerance needs, where sampling may be tried at it at all."""
+    if tolerance is None or tolerance < LEAST_TOLERANCE:
+        where = next((str(node.source) for node, _ in roots if node.source), None)
+        raise UnsupportedError(
+            explain(
+                "a nonlinear function of many positions of a hidden layer at once", where=where,
+                reason="its argument mixes images of nonlinearities from several positions (a hidden layer that was pooled or normalised, "
+                "a softmax over positions), so its law is not Gaussian and no rule reduces the expectation; sampling is good for "
+                f"{LEAST_TOLERANCE:.0e}, and the tolerance asked for is {1e-12 if tolerance is None else tolerance:.0e}",
+                mend="allow sampling, tp.compile(.., tolerance=1e-2); or put a layer with weights between the pooling and the "
+                "nonlinearity, or apply the nonlinearity before pooling",
+            )
+        )  # fmt: skip
+    return min(MOST_POINTS, max(FEWEST_POINTS, 2 ** math.ceil(1.7 * math.log2(1 / tolerance))))
+
+
+# ------------------------------------------------------------------------------------------ what is below
+
+
+def _opened(node: Node, facts: Structure) -> bool:
+    """Is it a vector that is not Gaussian, so that what it is made of counts?"""
+    return node.type.kind == "vector" and not facts[node].gaussian
+
+
+def _reached(roots: Sequence[Root], facts: Structure) -> Iterator[Node]:
+    """The function's own nodes, the Gaussians and the deterministic arrays that it reads, users first."""
+    own = list(topological((node for node, _ in roots), skip=lambda n: not _opened(n, facts)))
+    yield from dict.fromkeys([*(node for node, _ in roots), *reversed(own)])
+    yield from dict.fromkeys(o for node in own for o in operands(node) if not _opened(o, facts))
+
+
+def _leaves(roots: Sequence[Root], side: int, facts: Structure) -> Iterator[Leaf]:
+    """The Gaussians of one side; those that a tangent is linear in come last."""
+    labels = _labels(roots, facts)
+    found = [(node, own) for node, own in labels.items() if not _opened(node, facts)]
+    kept = [c for c in dict.fromkeys(roots[0][1]) if c != "1" and all(own.count(c) == 1 for _, own in found)]
+    linear = all(facts[node].odd for node, _ in roots)
+    leaves = []
+    for node, own in found:
+        letters = "".join(
+            "1" if n == 1 else c if c in kept else MIXED for c, n in zip(own, node.type.shape, strict=True)
+        )
+        leaves.append(Leaf(node, side, letters, bool(linear and facts[node].odd)))
+    return iter(sorted(leaves, key=lambda leaf: leaf.linear))
+
+
+def _labels(roots: Sequence[Root], facts: Structure) -> dict[Node, str]:
+    """For each vector the letter of each axis that the function carries along from there to its own; else `MIXED`."""
+    labels: dict[Node, str] = {}
+
+    def read(node: Node, letters: str) -> None:
+        known = labels.setdefault(node, letters)
+        labels[node] = "".join(a if a == b else MIXED for a, b in zip(known, letters, strict=True))
+
+    for node, letters in roots:
+        read(node, letters)
+    for node in _reached(roots, facts):
+        if node not in labels or not _opened(node, facts):
+            continue
+        match node:
+            case Nonlin(xs=xs):
+                below = [(x, labels[node]) for x in xs]
+            case LinComb(terms=terms):
+                below = [(x, labels[node]) for _, x in terms]
+            case PositionMap(op=op, args=(x, *_)):
+                source = op.same_axis(x.type.shape)
+                kept = {i: labels[node][j] for j, i in enumerate(source) if i is not None}
+                below = [(x, "".join(kept.get(i, MIXED) for i in range(len(x.type.shape))))]
+            case _:
+                raise AssertionError(f"a {type(node).__name__} is Gaussian")
+        for x, own in below:
+            if x.type.kind == "vector":
+                read(x, own)
+    return labels
+
+
+def _covariance(a: Leaf, b: Leaf, cross: bool, taken: str) -> Work[tuple[Operand, str]]:
+    """The covariance of two Gaussians at all places: axes carried along first (their letters), then those mixed of
+    either."""
+    spare = fresh(taken)
+    la, lb = ("".join(next(spare) if c == MIXED else c for c in leaf.letters) for leaf in (a, b))
+    carried = "".join(dict.fromkeys(c for c in la + lb if c in taken and c != "1"))
+    mixed = "".join(c for c in la + lb if c not in taken)
+    same = a.side == b.side
+    found = yield from ask(a.node, la, b.node, lb, carried + mixed, cross and not same)
+    return Operand(found, a.side if cross and same else None), carried
