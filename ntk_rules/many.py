@@ -38,6 +38,7 @@ _GENERATOR = (
     113217,
 )  # fmt: skip
 SEED, SHIFTS, POINTS = 20, 8, 2048
+BEST = 1e-5  # no tolerance below this is tried
 
 
 def _mixed(question: Question) -> tuple[int, ...]:
@@ -130,6 +131,11 @@ def quasi_monte_carlo(question: Question) -> Method:
     used = _mixed(question)
     if not 1 <= len(used) <= len(_GENERATOR):
         raise Declined(f"{len(used)} Gaussians occur, at most {len(_GENERATOR)} are allowed")
+    wanted = question.tolerance or DEFAULT_TOLERANCE
+    if wanted < BEST:
+        raise Declined(
+            f"good for {BEST:.0e} at best, wanted {wanted:.1e}; it is tried where a looser tolerance is given"
+        )
     zs = gaussian_symbols(question.gaussians)
     function = to_jax(question.expr, (*(zs[i] for i in used), *question.parameter_symbols()))
     needs = _needs(used, question)
@@ -159,7 +165,6 @@ def quasi_monte_carlo(question: Question) -> Method:
     reached = _probe(chunked["spread"], needs, question)
     if not np.isfinite(reached):
         raise Declined("the values are not finite")
-    wanted = question.tolerance or DEFAULT_TOLERANCE
     if not reached <= wanted:
         raise Declined(
             f"reaches {reached:.1e} at unit variances, wanted {wanted:.1e}; a tolerance above that accepts it"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import sympy
@@ -20,7 +21,8 @@ from tensorprog.ir import Moment, Node, Nonlin
 from tensorprog.ir.phi import parameter, vector
 from tensorprog.kernel.fields import LEAST_TOLERANCE, field_of
 from tensorprog.kernel.graph import Expect, Operand, Zero, is_zero
-from tensorprog.kernel.questions import Answer, Second, Value, Work, ask, combine, contract, fresh, sizes_of
+from tensorprog.kernel.questions import Answer, Question, Second, Value, Work, ask, combine, contract, fresh, sizes_of
+from tensorprog.kernel.tilted import tilted_of
 from tensorprog.passes.structure import Structure
 
 __all__ = ["expectation_of"]
@@ -46,8 +48,11 @@ class _Parameter:
     letters: str
 
 
-def expectation_of(asked: Second | Node, facts: Structure, tolerance: float | None) -> Answer:
-    """E[u v] of a `Second` question, or E[u] of a node (a Nonlin or Moment). tolerance: that of numerical values."""
+def expectation_of(
+    asked: Second | Node, facts: Structure, tolerance: float | None, rules: Callable[..., Callable[[Question], Answer]]
+) -> Answer:
+    """E[u v] of a `Second` question, or E[u] of a node (a Nonlin or Moment). tolerance: that of numerical values. rules:
+    makes the rules again, for a law of which other covariances are known."""
     if isinstance(asked, Second):
         sides = [(asked.u, asked.lu, 0), (asked.v, asked.lv, 1)]
         cross, out = asked.cross, asked.out
@@ -61,6 +66,8 @@ def expectation_of(asked: Second | Node, facts: Structure, tolerance: float | No
     for node, letters, side in sides:
         at = 0 if aligned else side  # on the diagonal of one input both factors see the same variables
         factors.append(_factor(node, letters, at, arguments, parameters))
+    if (exact := (yield from tilted_of(asked, facts, partial(rules, tolerance=tolerance)))) is not None:
+        return exact
     if not all(facts[argument.node].gaussian for argument in arguments):
         return (yield from field_of(asked, facts, tolerance))
     sizes = sizes_of(*((letters, node.type.shape) for node, letters, _ in sides))
@@ -186,7 +193,7 @@ Part = tuple[_Law, tuple[int, ...], tuple[int, ...]]
 @lru_cache(maxsize=4096)
 def _terms(factors: tuple[Factor, ...], independent: frozenset[tuple[int, int]]) -> tuple[tuple[Part, ...], ...]:
     """The product of the factors as a sum of products of expectations of independent groups of arguments."""
-    sums = [_linear_parts(*factor) for factor in factors]
+    sums = [[a for part in _linear_parts(*factor) for a in _apart(part, independent)] for factor in factors]
     products = []
     for choice in itertools.product(*sums):
         products.append(_groups(sympy.Mul(*choice), independent))
@@ -208,6 +215,14 @@ def _opened(expr: sympy.Expr, t: sympy.Symbol) -> list[sympy.Expr]:
         return [expr]
     multiple, rest = expr.diff(t) * t, expr.xreplace({t: sympy.Integer(0)})
     return [part for part in (multiple, rest) if part != 0]
+
+
+def _apart(part: sympy.Expr, independent: frozenset[tuple[int, int]]) -> list[sympy.Expr]:
+    """The addends of a function of independent arguments, as a gate's two branches: each falls apart by itself."""
+    used = sorted(int(s.name[1:]) for s in part.free_symbols if s.name.startswith("u"))
+    if not any(pair in independent for pair in itertools.combinations(used, 2)):
+        return [part]
+    return list(sympy.Add.make_args(sympy.expand_mul(part)))
 
 
 def _is_linear(expr: sympy.Expr, symbol: sympy.Symbol) -> bool:

@@ -12,16 +12,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from tensorprog.errors import UnsupportedError, explain
-from tensorprog.ir import LinComb, Moment, Node, Nonlin, PositionMap, operands, topological
+from tensorprog.ir import Const, LinComb, Moment, Node, Nonlin, PositionMap, operands, topological
+from tensorprog.kernel.body import value_of
 from tensorprog.kernel.graph import MIXED, Leaf, Operand, Quantity, Sampled, is_zero
 from tensorprog.kernel.questions import Second, Value, Work, ask, fresh, sizes_of
 from tensorprog.passes.structure import Structure
 
 __all__ = ["LEAST_TOLERANCE", "field_of"]
 
-LEAST_TOLERANCE = 2e-4  # what a million points are good for
-FEWEST_POINTS, MOST_POINTS = 2**12, 2**20
+LEAST_TOLERANCE = 5e-4  # what two million points are good for
+FEWEST_POINTS, MOST_POINTS = 2**12, 2**21
+TRIALS = 1024
 
 Root = tuple[Node, str]
 
@@ -59,6 +65,7 @@ def field_of(asked: Second | Node, facts: Structure, tolerance: float | None) ->
             if node.type.kind == "scalar":
                 scalars.append((node, side))
                 used.append(Operand((yield Value(node)), side if cross else None))
+    _check_tails(roots, facts)
     sizes = sizes_of(*((letters, node.type.shape) for node, letters in roots))
     carried = "".join(dict.fromkeys(c for leaf in leaves for c in leaf.letters if c in sizes))
     return Sampled(
@@ -81,7 +88,35 @@ def _points(tolerance: float | None, roots: Sequence[Root]) -> int:
                 "nonlinearity, or apply the nonlinearity before pooling",
             )
         )  # fmt: skip
-    return min(MOST_POINTS, max(FEWEST_POINTS, 2 ** math.ceil(1.7 * math.log2(1 / tolerance))))
+    return min(MOST_POINTS, max(FEWEST_POINTS, 2 ** math.ceil(2 * math.log2(1 / tolerance))))
+
+
+def _check_tails(roots: Sequence[Root], facts: Structure) -> None:
+    """Refuse a function of which a few samples carry the sum: its moments are infinite, or out of sampling's reach."""
+    for root, _ in roots:
+        below = [node for node in _reached(((root, ""),), facts) if not _opened(node, facts)]
+        gaussians = tuple(node for node in below if node.type.kind == "vector")
+        given = {
+            node: jnp.asarray(node.value.array() if isinstance(node, Const) else np.ones(node.type.shape))
+            for node in below
+            if node.type.kind == "scalar"
+        }
+        draw = np.random.default_rng(0).standard_normal
+        values = [jnp.asarray(draw((TRIALS, *node.type.shape))) for node in gaussians]
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            found = jax.vmap(lambda *v, given=given, root=root, names=gaussians: value_of(root, given, names, *v))(
+                *values
+            )
+        size = np.abs(np.asarray(found)).reshape(TRIALS, -1)
+        if not np.isfinite(size).all() or np.any(size.max(0) ** 2 > 0.5 * (size**2).sum(0) + 1e-300):
+            raise UnsupportedError(
+                explain(
+                    "a function of a hidden layer whose moments cannot be sampled", where=str(root.source or ""),
+                    reason=f"of {TRIALS} samples at unit variances a single one carries half of the mean square, or is infinite: the "
+                    "expectation is infinite, or out of reach",
+                    mend="use a nonlinearity of slower growth, or a normalisation with a larger epsilon",
+                )
+            )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ what is below

@@ -15,12 +15,12 @@ import sympy
 
 from ntk_rules import Expectation
 from tensorprog.ir import Node
-from tensorprog.ir.nodes import Interned
+from tensorprog.ir.nodes import Interned, Literal
 from tensorprog.ir.positions import Position
 
 __all__ = [
-    "MIXED", "Apply", "Combine", "Contract", "Data", "Expect", "Leaf", "Operand", "Quantity", "Sampled", "Shifts", "Zero", "is_zero",
-    "quantities",
+    "MIXED", "Apply", "Combine", "Contract", "Data", "Expect", "Given", "Leaf", "Operand", "Quantity", "Sampled", "Shifts", "Tilted",
+    "Zero", "is_zero", "quantities",
 ]  # fmt: skip
 
 
@@ -161,6 +161,38 @@ class Sampled(Quantity):
     sizes: tuple[int, ...]
     points: int
     out: str
+    operands: tuple[Operand, ...]
+    shape: tuple[int, ...]
+    cross: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Given(Quantity):
+    """Inside a `Tilted` expectation: what is known there. tilted: a covariance of the tilted law; else an answer from
+    outside, which the tilt does not change."""
+
+    question: Any
+    tilted: bool
+    shape: tuple[int, ...]
+    cross: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Tilted(Quantity):
+    """E[prod_i (Q_i + epsilon_i)^(-k_i/2) w], summed over parts (k, E[w]): an integral over tilted laws.
+
+    leaves: the Gaussians of the law, of the sizes given; of a pair of inputs, those of x and then those of x'. norms: per
+    input, the matrix of Q in the leaves and epsilon. pairs: places (i, j) of the leaves whose covariances are the first
+    operands; outer: what the parts read besides, and of which input, the other operands. nodes: of the quadrature.
+    """
+
+    leaves: tuple[Node, ...]
+    sizes: tuple[int, ...]
+    norms: tuple[tuple[Literal, float] | None, ...]
+    pairs: tuple[tuple[int, int], ...]
+    parts: tuple[tuple[tuple[int, ...], Quantity], ...]
+    outer: tuple[tuple[Given, int | None], ...]
+    nodes: int
     operands: tuple[Operand, ...]
     shape: tuple[int, ...]
     cross: bool

@@ -60,7 +60,7 @@ class Rules:
             return (yield from self._product_of_means(q, shape))
         kinds = (q.u, a.gaussian), (q.v, b.gaussian)
         if any(isinstance(node, Nonlin) for node, _ in kinds) and all(g or isinstance(n, Nonlin) for n, g in kinds):
-            return (yield from expectation_of(q, self.facts, self.tolerance))
+            return (yield from expectation_of(q, self.facts, self.tolerance, Rules))
         if isinstance(q.u, _OPENED) or isinstance(q.v, _OPENED):
             first = not isinstance(q.v, _OPENED) or (isinstance(q.u, _OPENED) and not self.facts.later(q.v, q.u))
             if isinstance(q.u if first else q.v, LinComb):
@@ -182,7 +182,7 @@ class Rules:
             case PositionMap():
                 return (yield from map_mean(u))
             case Nonlin():
-                return (yield from expectation_of(u, self.facts, self.tolerance))
+                return (yield from expectation_of(u, self.facts, self.tolerance, Rules))
         raise InternalError(f"no rule for the mean of a {type(u).__name__}")
 
     def _mean_of_sum(self, u: Node, terms: tuple[tuple[float | Node, Node], ...], shape: tuple[int, ...]) -> Answer:
@@ -207,7 +207,7 @@ class Rules:
     def _value(self, node: Node) -> Answer:
         """A deterministic variable: what makes it, or, for a Moment, the expectation it converges to."""
         if isinstance(node, Moment):
-            found = yield from expectation_of(node, self.facts, self.tolerance)
+            found = yield from expectation_of(node, self.facts, self.tolerance, Rules)
             return Data(node, (Operand(found),), node.type.shape)
         parts = []
         for operand in operands(node):

@@ -19,12 +19,25 @@ from jax import lax
 from ntk_rules.functions import to_jax
 from tensorprog.ir import ArrayOp, Const, Hyper, Input, LinComb, Moment, Node, Nonlin, PositionMap
 from tensorprog.kernel import KernelGraph
-from tensorprog.kernel.graph import Apply, Combine, Contract, Data, Expect, Quantity, Sampled, Shifts, Zero, quantities
+from tensorprog.kernel.graph import (
+    Apply,
+    Combine,
+    Contract,
+    Data,
+    Expect,
+    Quantity,
+    Sampled,
+    Shifts,
+    Tilted,
+    Zero,
+    quantities,
+)
 from tensorprog.lower.einsum import contract
 from tensorprog.lower.fingerprint import fingerprint
 from tensorprog.lower.run import Outside, plan, run
 from tensorprog.lower.sampled import sampled
 from tensorprog.lower.schedule import operands_of, schedule
+from tensorprog.lower.tilted import tilted
 
 __all__ = ["Lowered", "lower"]
 
@@ -82,7 +95,7 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True, s
 def _emit(q: Quantity, args: list[jax.Array], context: _Context) -> jax.Array:
     """One quantity. What is costly is shielded from fusion, or XLA would compute it again for each of its readers."""
     made = EMIT[type(q)](q, args, context)
-    return lax.optimization_barrier(made) if isinstance(q, (Expect, Sampled, Shifts)) else made
+    return lax.optimization_barrier(made) if isinstance(q, (Expect, Sampled, Shifts, Tilted)) else made
 
 
 def is_cross(quantity: Quantity) -> bool:
@@ -247,5 +260,6 @@ EMIT: dict[type, Callable[..., jax.Array]] = {
     Apply: _apply,
     Shifts: _shifts,
     Expect: _expect,
+    Tilted: lambda q, args, context: tilted(q, args, lambda r, given: EMIT[type(r)](r, given, context), context.dtype),
     Sampled: lambda q, args, context: sampled(q, args, context.dtype, context.shift),
 }

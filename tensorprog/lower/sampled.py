@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ntk_rules.functions import to_jax
 from ntk_rules.sampling import SHIFTS, factor, normal_points
-from tensorprog.ir import LinComb, Node, Nonlin, PositionMap, topological
+from tensorprog.ir import Node, topological
+from tensorprog.kernel.body import value_of
 from tensorprog.kernel.graph import MIXED, Leaf, Sampled
 from tensorprog.kernel.questions import LETTERS
 from tensorprog.lower.einsum import contract
@@ -128,7 +128,7 @@ def _mean_product(
                 arrange = partial(_arranged, q, leaf, extra=extra)
                 known.append(jax.vmap(arrange)(fields[..., drawn.places[i]]))
         scalars = {node: value for (node, s), value in arrays.items() if s == side}
-        function = partial(_function, root, scalars, tuple(leaf.node for _, leaf in mine))
+        function = partial(value_of, root, scalars, tuple(leaf.node for _, leaf in mine))
         for _ in extra:
             function = jax.vmap(function)
         function = jax.vmap(function, in_axes=tuple(None if leaf.linear else 0 for _, leaf in mine))
@@ -149,21 +149,3 @@ def _arranged(q: Sampled, leaf: Leaf, values: jax.Array, extra: str) -> jax.Arra
     order += [next(places) if c == MIXED else have.index(c) for c in leaf.letters if c != "1"]
     values = jnp.transpose(values, order)
     return values.reshape((*values.shape[: len(extra)], *leaf.node.type.shape))
-
-
-def _function(root: Node, scalars: dict[Node, jax.Array], leaves: tuple[Node, ...], *values: jax.Array) -> jax.Array:
-    """The root's value at given values of the Gaussians."""
-    env = scalars | dict(zip(leaves, values, strict=True))
-    for node in topological([root], skip=lambda n: n in env):
-        match node:
-            case LinComb(terms=terms):
-                parts = [(env[a] if isinstance(a, Node) else a) * env[x] for a, x in terms]
-                env[node] = reduce(jnp.add, parts)
-            case PositionMap(op=op, args=args):
-                env[node] = op(*(env[a] for a in args))
-            case Nonlin(phi=phi, xs=xs, thetas=thetas):
-                function = to_jax(phi.expr, (*phi.vectors, *phi.parameters))
-                env[node] = jnp.broadcast_to(function(*(env[x] for x in (*xs, *thetas))), node.type.shape)
-            case _:
-                raise AssertionError(f"a {type(node).__name__} is no part of a sampled function")
-    return env[root]

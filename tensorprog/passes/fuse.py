@@ -12,12 +12,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, lru_cache
 
+import jax.numpy as jnp
+import numpy as np
 import sympy
 
 from ntk_rules import functions as nf
 from tensorprog.ir import (
     Const,
     LinComb,
+    Literal,
     Moment,
     Node,
     Nonlin,
@@ -190,16 +193,19 @@ def _flatten(x: LinComb, facts: Structure) -> list[tuple[float | Node, Node]] | 
 
 
 def _push(x: PositionMap) -> Node:
-    """op(phi(y; theta)) = phi(op y; op theta) for a map that only selects positions."""
+    """op(phi(y; theta)) = phi(op y; op theta) for a map that only selects positions; where it fills with zeros, times
+    the places that it does not."""
     inner, op = x.args[0], x.op
     if isinstance(inner, PositionMap) and _only_selects(inner):
         inner = _push(inner)
     if isinstance(inner, Nonlin):
-        return Nonlin(
-            inner.phi,
-            tuple(_apply(op, y, x.result) for y in inner.xs),
-            tuple(_apply_scalar(op, t, inner) for t in inner.thetas),
-        )
+        xs = tuple(_apply(op, y, x.result) for y in inner.xs)
+        thetas = tuple(_apply_scalar(op, t, inner) for t in inner.thetas)
+        if op.row.fills and inner.phi.expr.xreplace(dict.fromkeys(inner.phi.vectors, sympy.Integer(0))) != 0:
+            kept = Const(Literal.of(np.asarray(op(jnp.ones(inner.type.shape)))))
+            phi = Phi(inner.phi.expr * parameter(len(thetas)), len(xs), len(thetas) + 1)
+            return Nonlin(phi, xs, (*thetas, kept), source=inner.source)
+        return Nonlin(inner.phi, xs, thetas, source=inner.source)
     if isinstance(inner, LinComb):
         terms = tuple(
             (
@@ -213,8 +219,8 @@ def _push(x: PositionMap) -> Node:
 
 
 def _only_selects(x: PositionMap) -> bool:
-    """Is every entry of the result one entry of the argument?"""
-    return x.op.selects and not x.op.row.fills and len(x.args) == 1
+    """Is every entry of the result one entry of the argument, or zero?"""
+    return x.op.selects and len(x.args) == 1
 
 
 def _apply(op: object, y: Node, result: Type) -> Node:

@@ -9,8 +9,8 @@ has zero mean and zero covariance with an even one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
@@ -47,6 +47,15 @@ class Structure:
         if node.type.kind == "vector" and node not in self._facts:
             self._facts[node] = _facts(node, self)
             self._order[node] = len(self._order)
+
+    def joined(self, leaves: Sequence[Node]) -> Structure:
+        """The facts under a law that makes these variables depend on each other."""
+        other = Structure([])
+        roots = frozenset().union(*(self[leaf].roots for leaf in leaves))
+        for leaf in leaves:
+            other._facts[leaf] = replace(self[leaf], roots=roots)
+            other._order[leaf] = len(other._order)
+        return other
 
     def later(self, u: Node, v: Node) -> bool:
         """Was u made after v? Opening the later of two variables first meets the fewest new pairs."""

@@ -1,0 +1,158 @@
+"""Expectations of normalised functions, exactly: the Laplace reduction.
+
+(Q + epsilon)^(-k/2) is a mixture of exponentials, 1/Gamma(k/2) int_0^inf s^(k/2-1) e^(-s (Q + epsilon)) ds, and a Gaussian law
+times e^(-s Q) is a Gaussian law again, of covariance (C^-1 + 2 s M)^-1, times det(1 + 2 s C M)^(-1/2). So the expectation of
+r^k w is an integral over s of E[w] under a tilted law, which the ordinary rules answer; of two inputs, over s and t
+(Yang et al. 2019, "A mean field theory of batch normalization", appendix E, for ReLU).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from tensorprog.ir import MatMul, Moment, Node, Nonlin, Weight
+from tensorprog.ir.nodes import Literal
+from tensorprog.kernel.graph import Given, Operand, Quantity, Tilted, quantities
+from tensorprog.kernel.normalised import Normalised, bottom, form_matrix, normalised
+from tensorprog.kernel.questions import Answer, Mean, Question, Second, Value, Work, answer, ask, fresh, sizes_of
+from tensorprog.passes.structure import Structure
+
+__all__ = ["tilted_of"]
+
+NODES = (96, 48)  # of an integral over one law, and along either axis of one over two
+
+
+MakeRules = Callable[[Structure], Callable[[Question], Answer]]
+
+
+class _NotHere(Exception):
+    """The reduction does not apply."""
+
+
+def tilted_of(
+    asked: Second | Node, facts: Structure, rules: Callable[[Structure], Callable[[Question], Answer]]
+) -> Work[Quantity | None]:
+    """E[u v] of a `Second` question, or E[u] of a node; None where the reduction does not apply."""
+    try:
+        return (yield from _tilted(asked, facts, rules))
+    except _NotHere:
+        return None
+
+
+def _tilted(
+    asked: Second | Node, facts: Structure, rules: Callable[[Structure], Callable[[Question], Answer]]
+) -> Answer:
+    roots: tuple[Node, ...]
+    if isinstance(asked, Second):
+        roots, cross = (asked.u, asked.v), asked.cross
+    else:
+        node = Nonlin(asked.phi, asked.xs, asked.thetas, source=asked.source) if isinstance(asked, Moment) else asked
+        roots, cross = (node,), False
+    found = [normalised(root, facts) for root in roots]
+    if all(f is None for f in found):
+        raise _NotHere
+    forms = [f.form for f in found if f is not None]
+    if not cross and (len(set(forms)) > 1 or len({f.epsilon for f in found if f}) > 1):
+        raise _NotHere
+    leaves = _leaves([*forms, *(w for f in found if f for _, w in f.terms), *roots], forms, facts)
+    inner = _Inner(facts, rules, leaves)
+    parts = []
+    for powers, question in _questions(asked, roots, found):
+        parts.append((powers, answer(question, inner, inner.memo)))
+    sides = (0, 1) if cross else (None,)
+    norms = []
+    for f in found if cross else [next(f for f in found if f)]:
+        matrix = None if f is None else form_matrix(f.form, leaves)
+        if f is not None and matrix is None:
+            raise _NotHere
+        norms.append(None if f is None else (Literal.of(matrix), f.epsilon))
+    used: list[Operand] = []
+    pairs: list[tuple[int, int]] = []
+    places = [(leaf, side) for side in sides for leaf in leaves]
+    for j, (v, second) in enumerate(places):
+        for i, (u, first) in enumerate(places[: j + 1]):
+            lu, lv = _all_letters(u, v)
+            quantity = yield from ask(u, lu, v, lv, (lu + lv).replace("1", ""), first != second)
+            pairs.append((i, j))
+            used.append(Operand(quantity, first if first == second else None))
+    outer: list[tuple[Given, int | None]] = []
+    for given in _givens(parts):
+        if not given.tilted:
+            quantity = yield given.question
+            for side in (None,) if given.cross or not cross else sides:
+                outer.append((given, side))
+                used.append(Operand(quantity, side))
+    shape = parts[0][1].shape if parts else ()  # type: ignore[attr-defined]
+    sizes = tuple(math.prod(leaf.type.shape) for leaf in leaves)
+    return Tilted(
+        tuple(leaves),
+        sizes,
+        tuple(norms),
+        tuple(pairs),
+        tuple(parts),
+        tuple(outer),
+        NODES,
+        tuple(used),
+        tuple(shape),
+        cross,
+    )
+
+
+def _questions(
+    asked: Second | Node, roots: Sequence[Node], found: Sequence[Normalised | None]
+) -> Iterator[tuple[tuple[int, ...], Question]]:
+    """The powers of the norms, and the question under the tilted law, of every pair of terms."""
+    terms = [((0, root),) if f is None else f.terms for root, f in zip(roots, found, strict=True)]
+    if not isinstance(asked, Second):
+        yield from (((k,), Mean(w)) for k, w in terms[0])
+        return
+    for j, u in terms[0]:
+        for k, v in terms[1]:
+            question = Second(u, v, asked.cross, asked.lu, asked.lv, asked.out)
+            yield ((j, k) if asked.cross else (j + k,)), question
+
+
+def _leaves(nodes: Sequence[Node], forms: Sequence[Node], facts: Structure) -> list[Node]:
+    """The Gaussians of the tilted law: those of the forms, and those that depend on them."""
+    first = bottom(forms)
+    roots = frozenset().union(*(facts[leaf].roots for leaf in first))
+    every = [leaf for leaf in bottom(nodes) if facts[leaf].roots & roots and not facts[leaf].zero]
+    if any(facts[leaf].odd is None or (facts[leaf].odd and leaf in first) for leaf in every):
+        raise _NotHere
+    return [leaf for leaf in every if not facts[leaf].odd]
+
+
+def _all_letters(u: Node, v: Node) -> tuple[str, str]:
+    letters = fresh("")
+    lu, lv = ("".join("1" if n == 1 else next(letters) for n in node.type.shape) for node in (u, v))
+    return lu, lv
+
+
+def _givens(parts: Sequence[tuple[tuple[int, ...], Quantity]]) -> list[Given]:
+    return [q for q in quantities([quantity for _, quantity in parts]) if isinstance(q, Given)]
+
+
+class _Inner:
+    """The ordinary rules under the tilted law: covariances of its Gaussians are given, and what does not depend on them
+    is asked outside."""
+
+    def __init__(self, facts: Structure, rules: MakeRules, leaves: Sequence[Node]):
+        self.rules, self.leaves = rules(facts.joined(leaves)), leaves
+        self.memo: dict[Question, Quantity] = {}
+
+    def __call__(self, question: Question) -> Answer:
+        if isinstance(question, Value):
+            return _known(Given(question, False, question.node.type.shape, False))
+        ends = (MatMul, Weight)
+        if isinstance(question, Second) and isinstance(question.u, ends) and isinstance(question.v, ends):
+            u, v = question.u, question.v
+            sizes = sizes_of((question.lu, u.type.shape), (question.lv, v.type.shape))
+            inside = u in self.leaves and v in self.leaves
+            return _known(Given(question, inside, tuple(sizes[c] for c in question.out), question.cross))
+        return self.rules(question)
+
+
+def _known(quantity: Quantity) -> Answer:
+    return quantity
+    yield  # an answer is a generator

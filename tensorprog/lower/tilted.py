@@ -1,0 +1,132 @@
+"""Integrals over tilted Gaussian laws: the Laplace reduction of normalised functions (`kernel.tilted`).
+
+With s = tan^2(theta) / (2 scale) both ends of the integral are analytic in theta, whatever the half-integer powers there, so
+that Gauss-Legendre nodes converge geometrically.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ntk_rules.sampling import factor
+from ntk_rules.special import gauss_legendre
+from tensorprog.kernel.graph import Given, Quantity, Tilted, quantities
+from tensorprog.lower.einsum import contract
+
+__all__ = ["tilted"]
+
+Emit = Callable[[Quantity, list[jax.Array]], jax.Array]
+
+
+def tilted(q: Tilted, args: Sequence[jax.Array], emit: Emit, dtype: jnp.dtype) -> jax.Array:
+    """The value. emit: computes one quantity of the inside from its operands."""
+    whole = _assembled(q, args[: len(q.pairs)], dtype)
+    lower = factor(whole)
+    outer = dict(zip(q.outer, args[len(q.pairs) :], strict=True))
+    size = sum(q.sizes)
+    forms, axes = [], []
+    for side, norm in enumerate(q.norms):
+        if norm is None:
+            continue
+        matrix, epsilon = jnp.asarray(norm[0].array(), dtype), norm[1]
+        rows = lower[side * size : (side + 1) * size]
+        form = rows.T @ matrix @ rows  # of the white noise
+        scale = jnp.trace(form) / np.linalg.matrix_rank(norm[0].array()) + epsilon
+        forms.append(form)
+        axes.append((side, *_line(scale, epsilon, q.nodes, dtype, {powers[side] for powers, _ in q.parts})))
+    order = list(quantities([quantity for _, quantity in q.parts]))
+
+    grids = jnp.meshgrid(*(jnp.arange(len(s)) for _, s, _ in axes), indexing="ij")
+    places = tuple(g.ravel() for g in grids)
+
+    def one(index: tuple[jax.Array, ...]) -> jax.Array:
+        precision = jnp.eye(len(whole), dtype=dtype)
+        for (_, s, _), k, form in zip(axes, index, forms, strict=True):
+            precision = precision + 2 * s[k] * form
+        root = jnp.linalg.cholesky(precision)
+        half = jax.scipy.linalg.solve_triangular(root, lower.T, lower=True)
+        covariance = half.T @ half
+        density = 1 / jnp.prod(jnp.diagonal(root))
+        values = _inside(q, order, covariance, outer, emit)
+        total = jnp.zeros(q.shape, dtype)
+        for powers, quantity in q.parts:
+            weight = density
+            for (side, _, weights), k in zip(axes, index, strict=True):
+                weight = weight * weights[powers[side]][k]
+            total = total + weight * values[quantity]
+        return total
+
+    add = lambda total, index: (total + one(index), None)
+    return lax.scan(add, jnp.zeros(q.shape, dtype), places)[0]
+
+
+def _assembled(q: Tilted, covariances: Sequence[jax.Array], dtype: jnp.dtype) -> jax.Array:
+    """The covariance of all leaves, those of x' after those of x."""
+    sizes = q.sizes * (2 if q.cross else 1)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    whole = jnp.zeros((starts[-1], starts[-1]), dtype)
+    for (i, j), array in zip(q.pairs, covariances, strict=True):
+        block = array.astype(dtype).reshape(sizes[i], sizes[j])
+        rows, columns = slice(starts[i], starts[i + 1]), slice(starts[j], starts[j + 1])
+        whole = whole.at[rows, columns].set(block).at[columns, rows].set(block.T)
+    return whole
+
+
+def _line(
+    scale: jax.Array, epsilon: float, nodes: int, dtype: jnp.dtype, powers: set[int]
+) -> tuple[jax.Array, dict[int, jax.Array]]:
+    """The nodes s of one integral, and for each power k the weights of int s^(k/2-1) e^(-s epsilon) .. ds / Gamma(k/2).
+
+    A last node s = 0 stands for the power 0.
+    """
+    x, w = gauss_legendre(nodes)
+    theta, w = x * math.pi / 2, w * math.pi / 2
+    tangent = jnp.asarray(np.append(np.tan(theta), 0.0), dtype)
+    s = tangent**2 / (2 * scale)
+    weights = {}
+    for k in powers:
+        if k == 0:
+            weights[k] = jnp.zeros_like(s).at[-1].set(1)
+            continue
+        # s^(k/2-1) ds = (2 scale)^(-k/2) 2 tan^(k-1) / cos^2 dtheta
+        jacobian = np.append(2 * np.tan(theta) ** (k - 1) / np.cos(theta) ** 2 * w / math.gamma(k / 2), 0.0)
+        weights[k] = jnp.asarray(jacobian, dtype) * (2 * scale) ** (-k / 2) * jnp.exp(-s * epsilon)
+    return s, weights
+
+
+def _inside(
+    q: Tilted, order: Sequence[Quantity], covariance: jax.Array, outer: dict[tuple[Given, int | None], jax.Array], emit: Emit
+) -> dict[Quantity, jax.Array]:  # fmt: skip
+    """The quantities of the inside under one tilted law; what belongs to one input, for either."""
+    found: dict[tuple[Quantity, int | None], jax.Array] = {}
+    for quantity in order:
+        own = q.cross and not getattr(quantity, "cross", False)
+        for side in (0, 1) if own else (None,):
+            if isinstance(quantity, Given):
+                found[quantity, side] = (
+                    _read(q, quantity, covariance, side) if quantity.tilted else outer[quantity, side]
+                )
+                continue
+            operands = getattr(quantity, "operands", ())
+            args = [found[o.quantity, side if own else o.side] for o in operands]
+            found[quantity, side] = emit(quantity, args)
+    ends = (quantity for _, quantity in q.parts)
+    return {end: found[end, 0 if q.cross and not getattr(end, "cross", False) else None] for end in ends}
+
+
+def _read(q: Tilted, given: Given, covariance: jax.Array, side: int | None) -> jax.Array:
+    """A covariance of two leaves, with the axes asked for."""
+    asked = given.question
+    starts = np.concatenate([[0], np.cumsum(q.sizes)])
+    i, j = q.leaves.index(asked.u), q.leaves.index(asked.v)
+    first, second = (0, 1) if given.cross else (side or 0, side or 0)
+    rows = slice(first * starts[-1] + starts[i], first * starts[-1] + starts[i + 1])
+    columns = slice(second * starts[-1] + starts[j], second * starts[-1] + starts[j + 1])
+    block = covariance[rows, columns].reshape((*asked.u.type.shape, *asked.v.type.shape))
+    return contract(f"{asked.lu + asked.lv}->{asked.out}", [block], 1.0, given.shape, covariance.dtype)
