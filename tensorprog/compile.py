@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from ntk_rules.sampling import SHIFTS
 from tensorprog.errors import InputError
 from tensorprog.frontend.interpret import interpret
 from tensorprog.frontend.params import abstract, as_model
 from tensorprog.frontend.trace import trace
 from tensorprog.ir import Program, parse_program, verify
 from tensorprog.kernel import KernelGraph, derive
+from tensorprog.kernel.graph import Sampled
 from tensorprog.kernel.report import derivation
 from tensorprog.lower import lower
 from tensorprog.passes.conditions import check_conditions
@@ -37,6 +41,7 @@ class Kernel(KernelFunction):
 
     def __init__(self, program: Program, tree: Any, tolerance: float | None = None):
         super().__init__(program.inputs, tree, program.hypers, program.nonnegative)
+        self._shift: int | None = None
         self.program, self._tolerance = program, tolerance
         moved = tangent(program)
         self.tangent_program = None if moved is None else fuse(moved, drop_zeros=True)
@@ -45,11 +50,43 @@ class Kernel(KernelFunction):
     @cached_property
     def functions(self) -> Functions:
         """The kernel's two functions of leaves with a batch axis, not jitted."""
-        return functions(lower(self.graph, self.program.inputs), self.graph)
+        return functions(lower(self.graph, self.program.inputs, shift=self._shift), self.graph)
 
     @cached_property
     def _gram(self) -> Gram:  # type: ignore[override]
         return Gram(self.functions)
+
+    @property
+    def sampled(self) -> bool:
+        """Is any expectation in it sampled, so that its values have a standard error?"""
+        return any(isinstance(quantity, Sampled) for quantity in self.graph.nodes)
+
+    def standard_error(self, x1: Any, x2: Any = None, **options: Any) -> Any:
+        """The standard errors of the kernel matrices that sampling leaves; zeros where nothing is sampled.
+
+        x1, x2, options: as for a call, which is made once for each of the random shifts of the points; their spread is
+        the error, that of the layers that follow included. Returns what the call returns.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, tensorprog as tp
+            >>> from tensorprog import nn
+            >>> net = lambda x: nn.dense(jnp.tanh(jnp.mean(jax.nn.relu(nn.dense(x)), axis=0)), features=1)
+            >>> kernel = tp.compile(net, jnp.zeros((5, 3)), tolerance=1e-2)
+            >>> bool(kernel.standard_error(jnp.ones((1, 5, 3))).nngp[0, 0] < 1e-2)
+            True
+        """
+        if not self.sampled:
+            return jax.tree.map(jnp.zeros_like, self(x1, x2, **options))
+        found = [self._with_shift(k)(x1, x2, **options) for k in range(SHIFTS)]
+        return jax.tree.map(lambda *values: jnp.std(jnp.stack(values), axis=0, ddof=1) / SHIFTS**0.5, *found)
+
+    def _with_shift(self, shift: int) -> Kernel:
+        """The same kernel with the points of one random shift alone."""
+        other = copy(self)
+        for name in ("functions", "_gram"):
+            other.__dict__.pop(name, None)
+        other._shift = shift
+        return other
 
     def derivation(self) -> str:
         """How the kernels come about, as Markdown with LaTeX: the program, the rule and error bound of every Gaussian

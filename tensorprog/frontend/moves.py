@@ -73,8 +73,30 @@ def reshape(eqn: Equation, x: Value) -> Value:
     if isinstance(x, Param) and (kept := _reshape_param(x, shapes)) is not None:
         return kept
     var = to_var(x)
+    while (split := _splits_width(var, shapes)) is not None:
+        var = _split_width(var, *split)
     layout = _regroup(var, shapes)
     return map_positions(var, position("reshape", to=unit_shape(layout)), layout)
+
+
+def _splits_width(var: Var, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[int, int] | None:
+    """The width axis, and into how many parts a reshape splits it (heads, groups), where it does."""
+    axis = width_axis(var.layout)
+    if axis is None or var.det or len(var.layout[axis]) != 1:
+        return None
+    sizes = [_sizes(a) for a in var.layout]
+    before = [math.prod(s[i] for s in sizes[:axis]) for i in (0, 1)]
+    whole, at = sizes[axis], [1, 1]
+    for target in zip(*shapes, strict=True):
+        if at == before and target[0] == target[1] and target[0] > 1 and all(w % target[0] == 0 for w in whole):
+            return axis, target[0]
+        at = [a * t for a, t in zip(at, target, strict=True)]
+    return None
+
+
+def _split_width(var: Var, axis: int, count: int) -> Var:
+    """(.., n, ..) as (.., count, n / count, ..): blocks of coordinates become positions."""
+    return stack_steps(parts_along(var, axis, count), axis)  # type: ignore[return-value]
 
 
 def _reshape_param(param: Param, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> Param | None:

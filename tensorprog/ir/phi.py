@@ -73,10 +73,26 @@ class _Printer(StrPrinter):
         return repr(float(expr))
 
 
+class _Magnitude(sympy.Function):
+    """|x| of a real number: SymPy's own asks of a square root in x whether it is real, and differentiates both parts."""
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        return sympy.sign(self.args[0])
+
+
+class _Direction(sympy.Function):
+    """sign(x) of a real number."""
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        return sympy.Integer(0)
+
+
 @lru_cache(maxsize=4096)
 def _diff(expr: sympy.Expr, symbol: sympy.Symbol) -> sympy.Expr:
     """The derivative almost everywhere: what backpropagation uses, so a jump contributes nothing."""
-    return sympy.diff(expr, symbol).replace(sympy.DiracDelta, lambda *_: sympy.Integer(0))
+    real = expr.replace(sympy.Abs, _Magnitude).replace(sympy.sign, _Direction)
+    found = sympy.diff(real, symbol).replace(_Magnitude, sympy.Abs).replace(_Direction, sympy.sign)
+    return found.replace(sympy.DiracDelta, lambda *_: sympy.Integer(0))
 
 
 identity = Phi(vector(0), 1)

@@ -88,12 +88,19 @@ def _apart(
     expr: sympy.Expr, vectors: tuple[sympy.Symbol, ...]
 ) -> tuple[sympy.Expr, sympy.Expr, tuple[tuple[int, sympy.Expr], ...]] | None:
     """Q, epsilon and the pairs (k, w_k) of an expression."""
+    expr = expr.replace(lambda e: isinstance(e, sympy.Abs) and _is_root(e.args[0]), lambda e: e.args[0])
+    for root in [p for p in expr.atoms(sympy.Pow) if p.base.has(*vectors) and _is_norm(p.exp)]:
+        for clipped in root.base.atoms(
+            sympy.Max
+        ):  # max(Q, 0) = Q for a form that is not negative; form_matrix sees to that
+            if sympy.S.Zero in clipped.args and len(clipped.args) == 2:
+                inside = sympy.Add(*clipped.args)
+                expr = expr.xreplace({clipped: inside}).replace(sympy.Heaviside(inside), sympy.S.One)
     roots = [p for p in expr.atoms(sympy.Pow) if p.base.has(*vectors) and _is_norm(p.exp)]
     bases = {p.base for p in roots}
     if len(bases) != 1:
         return None
-    base = bases.pop()
-    plain = base.replace(lambda e: isinstance(e, sympy.Max) and sympy.S.Zero in e.args, _other_than_zero)
+    plain = base = bases.pop()
     epsilon = plain.xreplace(dict.fromkeys(vectors, sympy.S.Zero))
     rest = expr.xreplace({p: _R ** (-2 * p.exp) for p in roots})
     if rest.has(base):
@@ -102,13 +109,13 @@ def _apart(
     return None if powers is None else (sympy.expand(plain - epsilon), epsilon, powers)
 
 
+def _is_root(expr: sympy.Expr) -> bool:
+    """Is it the square root of something, and so not negative?"""
+    return isinstance(expr, sympy.Pow) and (2 * expr.exp).is_Integer and not expr.exp.is_Integer
+
+
 def _is_norm(exponent: sympy.Expr) -> bool:
     return exponent.is_negative and (2 * exponent).is_Integer
-
-
-def _other_than_zero(maximum: sympy.Expr) -> sympy.Expr:
-    """max(Q, 0) = Q, for a form that is not negative (`form_matrix` sees to that)."""
-    return sympy.Max(*(a for a in maximum.args if a != 0))
 
 
 def _powers(expr: sympy.Expr) -> tuple[tuple[int, sympy.Expr], ...] | None:
@@ -175,19 +182,34 @@ def _opened(term: Nonlin, facts: Structure) -> Node | None:
 
     None where an argument that is not Gaussian enters in another way.
     """
-    wide = [i for i, x in enumerate(term.xs) if not facts[x].gaussian]
-    if not wide:
+    wide = next((i for i, x in enumerate(term.xs) if not facts[x].gaussian), None)
+    if wide is None:
         return term
-    z, phi = vector(wide[0]), term.phi
-    x = term.xs[wide[0]]
+    z, expr = vector(wide), term.phi.expr
+    slope, rest = expr.diff(z), expr.xreplace({z: sympy.S.Zero})
+    if slope.has(z):
+        return None
+    parts = [_moved_out(_function(slope * z, term), facts)]
+    if rest != 0:
+        parts.append(_opened(_function(rest, term), facts))
+    kept = [p for p in parts if p is not None]
+    if len(kept) < len(parts):
+        return None
+    return kept[0] if len(kept) == 1 else LinComb(tuple((1.0, p) for p in kept), source=term.source)
+
+
+def _moved_out(term: Nonlin, facts: Structure) -> Node | None:
+    """F(y) R as a map of positions of F(y) x, for its first argument R that is not Gaussian."""
+    wide = next(i for i, x in enumerate(term.xs) if not facts[x].gaussian)
+    z, phi, x = vector(wide), term.phi, term.xs[wide]
     source = _image_below(x)
-    if len(wide) > 1 or source is None or phi.expr.diff(z).has(z) or phi.expr.xreplace({z: sympy.S.Zero}) != 0:
+    if source is None or any(not facts[y].gaussian for y in (*source.xs, *(y for y in term.xs if y is not x))):
         return None
     matrix = _matrix(x, source)
     if matrix is None or any(math.prod(t.type.shape) != 1 for t in (*term.thetas, *source.thetas)):
         return None
     count, shape, axis = matrix.shape[0], x.type.shape, x.type.axis
-    others = [i for i in range(len(term.xs)) if i != wide[0]]
+    others = [i for i in range(len(term.xs)) if i != wide]
     spread = Type("vector", (count, *shape), axis + 1, x.type.width)  # type: ignore[operator]
     here = position("broadcast", to=spread.shape, axes=tuple(range(1, 1 + len(shape))))
     thin = Type("vector", (count, *(1 for _ in shape)), axis + 1, x.type.width)  # type: ignore[operator]

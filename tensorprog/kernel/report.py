@@ -28,7 +28,19 @@ from tensorprog.ir import (
     topological,
 )  # fmt: skip
 from tensorprog.kernel.derive import KernelGraph
-from tensorprog.kernel.graph import Apply, Combine, Contract, Data, Expect, Operand, Quantity, Shifts, Zero
+from tensorprog.kernel.graph import (
+    Apply,
+    Combine,
+    Contract,
+    Data,
+    Expect,
+    Operand,
+    Quantity,
+    Sampled,
+    Shifts,
+    Tilted,
+    Zero,
+)
 from tensorprog.kernel.questions import Mean, Question, Second, Value
 from tensorprog.passes.structure import Structure
 
@@ -49,6 +61,9 @@ class _Page:
         self.nodes = list(topological(outputs))
         self.outputs = outputs
         self.names = _names(self.nodes, self.facts)
+        self.reductions: dict[Sampled | Tilted, int] = {
+            q: n for n, q in enumerate((q for q in graph.nodes if isinstance(q, (Sampled, Tilted))), 1)
+        }
         self.laws: dict[int, tuple[int, Expect]] = {}
         for quantity in graph.nodes:
             if isinstance(quantity, Expect) and id(quantity.expectation) not in self.laws:
@@ -66,10 +81,12 @@ class _Page:
             if node in self.names and not isinstance(node, (Input, Const, Hyper, Weight)):
                 yield f"| ${self.names[node]} = {self.instruction(node)}$ | `{node.type}` | {node.source or ''} |"
         yield "\n## The Gaussian expectations\n"
-        if not self.laws:
+        if not self.laws and not self.reductions:
             yield "None: every variable is Gaussian and linear in the weights."
         for number, law in self.laws.values():
             yield from self.law(number, law)
+        for reduced, place in self.reductions.items():
+            yield from self.sampled(place, reduced) if isinstance(reduced, Sampled) else self.tilted(place, reduced)
         yield "\n## The recursion\n"
         yield "$K[u,v](x,x')$ stands for $\\mathbb{E}[Z^u(x)\\,Z^v(x')]$, and $K[u,v](x)$ for both at the input $x$."
         yield "One weight gives $\\operatorname{Cov}(Wu, Wv) = \\sigma_W^2\\,\\mathbb{E}[uv]$ (Yang, Tensor Programs III);"
@@ -89,6 +106,22 @@ class _Page:
         yield f"$$E_{{{number}}}({entries}) = \\mathbb{{E}}\\left[{sympy.latex(quantity.function)}\\right]{value}$$\n"
         if law.steps:
             yield "- " + "\n- ".join(str(step) for step in law.steps) + "\n"
+
+    def sampled(self, number: int, q: Sampled) -> Iterator[str]:
+        names = ", ".join(dict.fromkeys(f"${self.name(leaf.node)}$" for leaf in q.leaves))
+        yield f"**S{number}** (sampled: {q.points} points of a lattice under random shifts; `kernel.standard_error` has the error)\n"
+        yield f"- a function of many positions at once of the Gaussian {names}: $S_{{{number}}}$ below\n"
+
+    def tilted(self, number: int, q: Tilted) -> Iterator[str]:
+        names = ", ".join(f"${self.name(leaf)}$" for leaf in q.leaves)
+        epsilons = ", ".join(_number(norm[1]) for norm in dict.fromkeys(q.norms) if norm)
+        powers = ", ".join(
+            f"${','.join(map(str, powers))}$" for powers in dict.fromkeys(powers for powers, _ in q.parts)
+        )
+        yield f"**S{number}** (Laplace reduction, Gauss-Legendre with {q.nodes} nodes along each axis): $S_{{{number}}}$ below\n"
+        yield f"- a normalisation by $r = (Q + \\epsilon)^{{-1/2}}$, $Q = g^\\top M g$ a quadratic form of {names}, $\\epsilon = {epsilons}$"
+        yield "- $\\mathbb{E}[r^k w] = \\frac{1}{\\Gamma(k/2)} \\int_0^\\infty s^{k/2-1} e^{-s \\epsilon} \\det(1 + 2 s C M)^{-1/2}\\,"
+        yield f"\\mathbb{{E}}_s[w]\\,ds$, $g \\sim N(0, (C^{{-1}} + 2 s M)^{{-1}})$ under $\\mathbb{{E}}_s$; $k = $ {powers}\n"
 
     # -------------------------------------------------------------------------------------- instructions
 
@@ -165,6 +198,8 @@ class _Page:
             case Expect(expectation=law, operands=operands):
                 inner = ",\\; ".join(self.symbol(self._at(o, at)) for o in operands)
                 return f"E_{{{self.laws[id(law)][0]}}}\\left({inner}\\right)"
+            case Sampled() | Tilted():
+                return f"S_{{{self.reductions[quantity]}}}{at}"
             case Data(node=node):
                 return self.value(node, quantity, at)
         return "?"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tensorprog.ir import MatMul, Moment, Node, Nonlin, Weight
 from tensorprog.ir.nodes import Literal
-from tensorprog.kernel.graph import Given, Operand, Quantity, Tilted, quantities
+from tensorprog.kernel.graph import Given, Operand, Quantity, Tilted, is_zero, quantities
 from tensorprog.kernel.normalised import Normalised, bottom, form_matrix, normalised
 from tensorprog.kernel.questions import Answer, Mean, Question, Second, Value, Work, answer, ask, fresh, sizes_of
 from tensorprog.passes.structure import Structure
@@ -74,12 +74,15 @@ def _tilted(
         for i, (u, first) in enumerate(places[: j + 1]):
             lu, lv = _all_letters(u, v)
             quantity = yield from ask(u, lu, v, lv, (lu + lv).replace("1", ""), first != second)
-            pairs.append((i, j))
-            used.append(Operand(quantity, first if first == second else None))
+            if not is_zero(quantity):
+                pairs.append((i, j))
+                used.append(Operand(quantity, first if first == second else None))
     outer: list[tuple[Given, int | None]] = []
     for given in _givens(parts):
         if not given.tilted:
             quantity = yield given.question
+            if is_zero(quantity):
+                continue
             for side in (None,) if given.cross or not cross else sides:
                 outer.append((given, side))
                 used.append(Operand(quantity, side))
@@ -92,7 +95,7 @@ def _tilted(
         tuple(pairs),
         tuple(parts),
         tuple(outer),
-        NODES,
+        NODES[cross],
         tuple(used),
         tuple(shape),
         cross,

@@ -109,9 +109,11 @@ def _inside(
         own = q.cross and not getattr(quantity, "cross", False)
         for side in (0, 1) if own else (None,):
             if isinstance(quantity, Given):
-                found[quantity, side] = (
-                    _read(q, quantity, covariance, side) if quantity.tilted else outer[quantity, side]
-                )
+                if quantity.tilted:
+                    found[quantity, side] = _read(q, quantity, covariance, side)
+                else:
+                    zero = jnp.zeros(quantity.shape, covariance.dtype)  # what is zero by structure is not handed in
+                    found[quantity, side] = outer.get((quantity, side), zero)
                 continue
             operands = getattr(quantity, "operands", ())
             args = [found[o.quantity, side if own else o.side] for o in operands]

@@ -1,0 +1,112 @@
+"""Batch norm and its kind by the Laplace reduction: against the formulas of the literature, sampling, and where it declines."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import tensorprog as tp
+from tensorprog import nn
+from tensorprog.kernel.graph import Sampled, Tilted
+from tests.references.batch_norm import across_batches, within_batch
+
+B, D = 6, 9
+X = np.random.default_rng(4).standard_normal((2, B, D))
+
+
+def batch_norm(h: jax.Array, epsilon: float) -> jax.Array:
+    mean = h.mean(0)
+    return (h - mean) * lax.rsqrt(jnp.square(h - mean).mean(0) + epsilon)
+
+
+def fast_batch_norm(h: jax.Array, epsilon: float) -> jax.Array:
+    """The variance as E[x^2] - E[x]^2, as many libraries write it."""
+    mean = h.mean(0)
+    return (h - mean) / jnp.sqrt(jnp.maximum((h * h).mean(0) - mean**2, 0.0) + epsilon)
+
+
+def network(epsilon: float, normalise=batch_norm, phi=jax.nn.relu):
+    return lambda x: nn.dense(phi(normalise(nn.dense(x), epsilon)), features=1)
+
+
+def kinds(kernel: tp.Kernel) -> set[type]:
+    return {type(q) for q in kernel.graph.nodes} & {Sampled, Tilted}
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-5, 0.1])
+def test_relu_after_batch_norm(epsilon: float) -> None:
+    """Yang et al. 2019, appendix E: one integral within a batch, two across."""
+    kernel = tp.compile(network(epsilon), X[0])
+    assert kinds(kernel) == {Tilted}
+    found = kernel(X, get="nngp")
+    # B = 6 leaves a half-integer power of low order where epsilon cuts the integrand off: 1e-11 with 48 nodes
+    np.testing.assert_allclose(found[0, 0], within_batch(X[0], epsilon), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(found[0, 1], across_batches(X[0], X[1], epsilon), rtol=0, atol=1e-9)
+
+
+def test_every_way_to_write_it() -> None:
+    first, second = (tp.compile(network(1e-3, n), X[0])(X) for n in (batch_norm, fast_batch_norm))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(a).max())
+
+
+def test_the_tangent_kernel_is_that_of_a_sum_of_weights() -> None:
+    """sum over weights of E[dh dh'] E[x x']: backpropagation through the batch, sampled; ours is the tangent program."""
+    kernel = tp.compile(network(1e-3), X[0])
+    found = kernel(X[:1]).ntk[0, 0]
+    rng = np.random.default_rng(0)
+    covariance = X[0] @ X[0].T / D
+    h = rng.standard_normal((400_000, B)) @ np.linalg.cholesky(covariance).T
+
+    def output(h: jax.Array) -> jax.Array:
+        return jax.nn.relu(batch_norm(h, 1e-3))
+
+    jacobians = np.asarray(jax.jit(jax.vmap(jax.jacobian(output)))(h))
+    values = np.asarray(output(h.T)).T
+    wanted = np.einsum("zab,zcd,bd->ac", jacobians, jacobians, covariance, optimize=True) / len(
+        h
+    ) + values.T @ values / len(h)
+    scale = np.abs(wanted).max()
+    assert np.abs(found - wanted).max() < 0.02 * scale  # 400,000 samples of a heavy-tailed gradient
+
+
+def test_bias_leaky_relu_and_absolute_value_stay_exact() -> None:
+    """Dependent Gaussians of several weights; functions homogeneous on either side of zero."""
+    for phi in (jax.nn.leaky_relu, jnp.abs, lambda z: z):
+        net = lambda x, phi=phi: nn.dense(phi(batch_norm(nn.dense(x, bias_var=0.5), 1e-2)), features=1)
+        kernel = tp.compile(net, X[0])
+        assert kinds(kernel) == {Tilted}
+        plain = tp.compile(network(1e-2, phi=phi), X[0])  # a bias is the same at every place and is normalised away
+        np.testing.assert_allclose(kernel(X).nngp, plain(X).nngp, rtol=0, atol=1e-10)
+
+
+def test_deep() -> None:
+    def net(x):
+        h = nn.dense(x)
+        for _ in range(2):
+            h = nn.dense(jax.nn.relu(batch_norm(h, 1e-3)))
+        return nn.dense(h, features=1)
+
+    found = tp.compile(net, X[0])(X, get="nngp")
+    first = np.block(
+        [[within_batch(X[0], 1e-3), c := across_batches(X[0], X[1], 1e-3)], [c.T, within_batch(X[1], 1e-3)]]
+    )
+    wanted = within_batch(None, 1e-3, covariance=first[:B, :B])
+    np.testing.assert_allclose(found[0, 0], wanted, rtol=0, atol=1e-10)
+
+
+def test_what_is_not_homogeneous_is_sampled() -> None:
+    net = network(1e-3, phi=jnp.tanh)
+    with pytest.raises(tp.errors.UnsupportedError, match=r"tolerance=1e-2"):
+        tp.compile(net, X[0])
+    kernel = tp.compile(net, X[0], tolerance=1e-2)
+    assert kinds(kernel) == {Sampled}
+    error = kernel.standard_error(X[:1], get="nngp")
+    h = np.random.default_rng(1).standard_normal((200_000, B)) @ np.linalg.cholesky(X[0] @ X[0].T / D).T
+    image = np.tanh(np.asarray(batch_norm(h.T, 1e-3)))
+    gap = np.abs(kernel(X[:1], get="nngp")[0, 0] - image @ image.T / len(h))
+    assert gap.max() < 5 * (error.max() + 200_000**-0.5)
+    assert error.max() < 1e-2
