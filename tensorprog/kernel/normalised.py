@@ -88,7 +88,10 @@ def _apart(
     expr: sympy.Expr, vectors: tuple[sympy.Symbol, ...]
 ) -> tuple[sympy.Expr, sympy.Expr, tuple[tuple[int, sympy.Expr], ...]] | None:
     """Q, epsilon and the pairs (k, w_k) of an expression."""
-    expr = expr.replace(lambda e: isinstance(e, sympy.Abs) and _is_root(e.args[0]), lambda e: e.args[0])
+    expr = expr.replace(
+        lambda e: isinstance(e, (sympy.Abs, sympy.sign)) and _is_root(e.args[0]),
+        lambda e: e.args[0] if isinstance(e, sympy.Abs) else sympy.S.One,
+    )
     for root in [p for p in expr.atoms(sympy.Pow) if p.base.has(*vectors) and _is_norm(p.exp)]:
         for clipped in root.base.atoms(
             sympy.Max
