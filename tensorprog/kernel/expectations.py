@@ -22,6 +22,8 @@ from tensorprog.ir.phi import parameter, vector
 from tensorprog.kernel.fields import LEAST_TOLERANCE, field_of
 from tensorprog.kernel.graph import Expect, Operand, Zero, is_zero
 from tensorprog.kernel.questions import Answer, Question, Second, Value, Work, ask, combine, contract, fresh, sizes_of
+from tensorprog.kernel.stein import argument as _u
+from tensorprog.kernel.stein import by_stein, dependent
 from tensorprog.kernel.tilted import tilted_of
 from tensorprog.passes.structure import Structure
 
@@ -178,10 +180,6 @@ class _Law:
         )
 
 
-def _u(i: int) -> sympy.Symbol:
-    return sympy.Symbol(f"u{i}", real=True)
-
-
 def _b(i: int) -> sympy.Symbol:
     return sympy.Symbol(f"b{i}", real=True)
 
@@ -196,7 +194,10 @@ def _terms(factors: tuple[Factor, ...], independent: frozenset[tuple[int, int]])
     sums = [[a for part in _linear_parts(*factor) for a in _apart(part, independent)] for factor in factors]
     products = []
     for choice in itertools.product(*sums):
-        products.append(_groups(sympy.Mul(*choice), independent))
+        for expr, pairs in by_stein(sympy.Mul(*choice), independent):
+            covariances = tuple(_part([i, j], _u(i) * _u(j), independent) for i, j in pairs)
+            rest = _groups(expr, independent) if expr != 1 or not pairs else ()
+            products.append((*covariances, *rest))
     return tuple(products)
 
 
@@ -243,7 +244,7 @@ def _groups(product: sympy.Expr, independent: frozenset[tuple[int, int]]) -> tup
         if not indices:
             constant.append(factor)
             continue
-        joined = [g for g in groups if any(_dependent(i, j, independent) for i in g[0] for j in indices)]
+        joined = [g for g in groups if any(dependent(i, j, independent) for i in g[0] for j in indices)]
         groups = [g for g in groups if g not in joined]
         groups.append((indices.union(*(g[0] for g in joined)), [f for g in joined for f in g[1]] + [factor]))
     if not groups:
@@ -260,10 +261,6 @@ def _factors(product: sympy.Expr) -> list[sympy.Expr]:
         else:
             parts.append(factor)
     return parts
-
-
-def _dependent(i: int, j: int, independent: frozenset[tuple[int, int]]) -> bool:
-    return i == j or (min(i, j), max(i, j)) not in independent
 
 
 def _part(indices: list[int], expr: sympy.Expr, independent: frozenset[tuple[int, int]]) -> Part:
