@@ -181,7 +181,8 @@ def _does_nothing(op: Position, node: Node) -> bool:
 
 
 def lincomb(terms: Sequence[tuple[float, Var]]) -> Var:
-    """A sum of variables with numbers as coefficients. All must scale alike."""
+    """A sum of variables with numbers as coefficients. All must scale alike, but for parameters that vanish beside the rest."""
+    terms = _without_vanishing(terms)
     powers = {var.power for _, var in terms}
     if len(powers) > 1:
         raise Refusal(
@@ -199,6 +200,25 @@ def lincomb(terms: Sequence[tuple[float, Var]]) -> Var:
         nodes.append(_sum(parts))
     layout = shape_of.layout if random else _joined_layout(variables)
     return shape_of.with_blocks(nodes, layout, powers.pop())
+
+
+def _without_vanishing(terms: Sequence[tuple[float, Var]]) -> Sequence[tuple[float, Var]]:
+    """The terms but for added parameters (biases) of a lower power of the width than a hidden vector beside them.
+
+    A bias of variance c/n, as libraries draw it, has no part in the limit of W x + b.
+    """
+    top = max((var.power for _, var in terms if var.random and not _is_parameter(var)), default=None)
+    if top is None:
+        return terms
+    return [(c, var) for c, var in terms if var.power >= top or not _is_parameter(var)]
+
+
+def _is_parameter(var: Var) -> bool:
+    """Is it an array of parameters, at most scaled by numbers and rearranged?"""
+    nodes = [node for _, node in var.blocks]
+    while any(isinstance(node, (PositionMap, LinComb)) for node in nodes):
+        nodes = [x for n in nodes for x in (n.args[:1] if isinstance(n, PositionMap) else [t for _, t in n.terms] if isinstance(n, LinComb) else [n])]
+    return all(isinstance(node, Weight) for node in nodes)
 
 
 def _joined_layout(variables: Sequence[Var]) -> Layout:

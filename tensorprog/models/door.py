@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,11 @@ from tensorprog.models.laws import Moments
 
 __all__ = ["Door", "building", "one_model", "sample"]
 
-ENTRIES = 1 << 20  # of one parameter at one width, at most drawn (and at least one draw)
-DRAWS = 1024
+ENTRIES = 1 << 22  # of all parameters of a model at one width, to be drawn by building it again and again
+BUILT = (2, 16)  # but at least and at most so often
+MORE = 1 << 16  # entries of one parameter to draw where the models built gave too few
+# The draws are few and the sizes many: compiling is what costs time.
+QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 @dataclass(frozen=True)
@@ -36,49 +40,50 @@ class Door:
 
 
 def sample(door: Door, widths: tuple[int, ...], names: set[str], seed: int) -> dict[str, list[Moments]]:
-    """Draw the initialisers of the named parameters at every width.
+    """Draw the initialisers of the named parameters at every width: the model is built some times as it stands.
 
-    Small parameters are drawn more often than large ones: in groups of equal count, one compiled function each, in
-    which only the initialisers that the group needs are left.
+    What is random and of few entries, as a bias of the output, is drawn more often in a compiled function, in which only
+    its own initialiser is left.
     """
     found: dict[str, list[Moments]] = {name: [] for name in sorted(names)}
     for width in widths:
-        sizes = {name: int(np.prod(shape, dtype=int)) for name, shape in door.shapes(width).items() if name in names}
-        groups: dict[int, list[str]] = {}
-        for name, size in sizes.items():
-            groups.setdefault(_draws(size) if door.keyed else 1, []).append(name)
-        for count, group in groups.items():
-            key = jax.random.fold_in(jax.random.key(seed), width)
-            moments = jax.jit(_moments, static_argnums=(0, 1, 2, 4))(door, width, tuple(group), key, count)
-            for name, values in moments.items():
-                found[name].append(_collected(width, sizes[name], np.asarray(values, float)))
+        key = jax.random.fold_in(jax.random.key(seed), width)
+        total = sum(math.prod(shape) for shape in door.shapes(width).values())
+        draws: dict[str, list[np.ndarray]] = {name: [] for name in found}
+        for one in jax.random.split(key, min(max(ENTRIES // total, BUILT[0]), BUILT[1])) if door.keyed else [key]:
+            arrays = door.parameters(width, one)
+            for name, rows in draws.items():
+                rows.append(_statistics(np.asarray(arrays[name], float), np))
+        sizes = {name: math.prod(door.shapes(width)[name]) for name in found}
+        for name, rows in draws.items():
+            if door.keyed and _too_few(np.stack(rows), sizes[name] * len(rows)):
+                rows[:] = _many(door, width, name, key, max(MORE // sizes[name], 2))
+            found[name].append(_collected(width, sizes[name], np.stack(rows)))
     return found
 
 
-def _draws(size: int) -> int:
-    """How often to draw a parameter: a power of four."""
-    count = 1
-    while count < DRAWS and 4 * count * max(size, 1) <= ENTRIES:
-        count *= 4
-    return max(count, 2)
+def _too_few(draws: np.ndarray, entries: int) -> bool:
+    """Would the law be read badly off these? A bounded law shows its bound in few entries."""
+    low, high, square = draws[:, 3].min(), draws[:, 4].max(), draws[:, 1].mean()
+    if low == high:
+        return False
+    bounded = max(low * low, high * high) < 5.5 * square
+    return entries < (MORE // 64 if bounded else MORE)
 
 
-def _moments(door: Door, width: int, names: tuple[str, ...], key: jax.Array, count: int) -> dict[str, jax.Array]:
-    def one(key: jax.Array) -> dict[str, jax.Array]:
-        params = door.parameters(width, key)
-        return {name: _statistics(params[name]) for name in names}
-
-    return jax.vmap(one)(jax.random.split(key, count)) if door.keyed else jax.tree.map(lambda v: v[None], one(key))
+def _many(door: Door, width: int, name: str, key: jax.Array, count: int) -> np.ndarray:
+    run = jax.jit(jax.vmap(lambda one: _statistics(door.parameters(width, one)[name].astype(jnp.float32), jnp)))
+    return np.asarray(run.lower(keys := jax.random.split(key, count)).compile(QUICKLY)(keys), float)
 
 
-def _statistics(x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.float32)
-    return jnp.stack([x.mean(), jnp.square(x).mean(), (x**4).mean(), x.min(), x.max()])
+def _statistics(x: Any, xp: Any) -> Any:
+    return xp.stack([x.mean(), (x**2).mean(), (x**4).mean(), x.min(), x.max()])
 
 
 def _collected(width: int, size: int, draws: np.ndarray) -> Moments:
     mean, square, fourth = (float(v) for v in draws[:, :3].mean(0))
-    return Moments(width, size * len(draws), mean, square, fourth, draws[:, 3].min(), draws[:, 4].max(), draws[:, :2])
+    low, high = float(draws[:, 3].min()), float(draws[:, 4].max())
+    return Moments(width, size * len(draws), mean, square, fourth, low, high, draws[:, :2])
 
 
 def one_model(what: str, model: Any) -> InputError:

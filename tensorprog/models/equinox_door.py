@@ -67,7 +67,10 @@ def from_equinox(
         try:
             with jax.ensure_compile_time_eval():
                 model = eqx.filter_eval_shape(build, width, key)
-                rest = eqx.filter_jit(lambda: eqx.filter(build(width, key), eqx.is_inexact_array, inverse=True))()
+                rest = eqx.filter(model, _is_real, inverse=True)
+                if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(rest)):
+                    # compiled, nothing of the parameters is left
+                    rest = eqx.filter_jit(lambda: eqx.filter(build(width, key), eqx.is_inexact_array, inverse=True))()
         except Exception as error:
             raise building("from_equinox", width, error) from error
         return eqx.filter(model, _is_real), rest

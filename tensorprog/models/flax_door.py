@@ -77,7 +77,8 @@ def from_flax(
         try:
             with jax.ensure_compile_time_eval():
                 graph, params, rest = nnx.eval_shape(lambda: made(width, key))
-                leaves = jax.jit(lambda: jax.tree.leaves(made(width, key)[2]))()
+                # compiled, nothing of the parameters is left
+                leaves = jax.jit(lambda: jax.tree.leaves(made(width, key)[2]))() if jax.tree.leaves(rest) else []
         except NetworkError:
             raise
         except Exception as error:
