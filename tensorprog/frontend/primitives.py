@@ -149,6 +149,11 @@ def _power(eqn: Equation, variables: Sequence[Var]) -> Fraction:
     if name in _COMPARISONS and len(relevant) == 1:
         return Fraction(0)
     grown = next(p for p in powers if p)
+    from tensorprog.frontend.heads import logits_refusal
+
+    for var in variables:
+        if (refusal := logits_refusal(var)) is not None:
+            raise refusal
     raise Refusal(
         f"its argument scales like n^{grown} with the width n",
         "bring it to order one first, such as 1/sqrt(n) before a sum over n coordinates, or 1/n before a sum of products",
@@ -284,6 +289,10 @@ def _reshape(eqn: Equation, x: Value) -> Value:
     if isinstance(x, Param) and (kept := _reshape_param(x, shapes)) is not None:
         return kept
     var = to_var(x)
+    from tensorprog.frontend.heads import split_heads
+
+    if (split := split_heads(var, shapes)) is not None:
+        return split
     layout = _regroup(var, shapes)
     return map_positions(var, position("reshape", to=unit_shape(layout)), layout)
 

@@ -14,9 +14,9 @@ import numpy as np
 from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.models.laws import Moments
 
-__all__ = ["Door", "building", "one_model", "sample"]
+__all__ = ["Door", "building", "concrete", "one_model", "sample"]
 
-ENTRIES = 1 << 22  # of all parameters of a model at one width, to be drawn by building it again and again
+ENTRIES = 1 << 20  # of all parameters of a model at one width, to be drawn by building it again and again
 BUILT = (2, 16)  # but at least and at most so often
 MORE = 1 << 16  # entries of one parameter to draw where the models built gave too few
 # The draws are few and the sizes many: compiling is what costs time.
@@ -84,6 +84,12 @@ def _collected(width: int, size: int, draws: np.ndarray) -> Moments:
     mean, square, fourth = (float(v) for v in draws[:, :3].mean(0))
     low, high = float(draws[:, 3].min()), float(draws[:, 4].max())
     return Moments(width, size * len(draws), mean, square, fourth, low, high, draws[:, :2])
+
+
+def concrete(make: Callable[[], list[jax.Array]]) -> list[jax.Array]:
+    """The arrays that `make` makes, also where JAX is tracing around us. Compiled, nothing is left of what they do not
+    depend on, such as large parameters made beside them."""
+    return jax.jit(make).lower().compile(QUICKLY)()
 
 
 def one_model(what: str, model: Any) -> InputError:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tensorprog.errors import InputError, NetworkError, explain
-from tensorprog.models.door import Door, building, one_model
+from tensorprog.models.door import Door, building, concrete, one_model
 from tensorprog.models.network import SAMPLED, Given, ModelNetwork, network_of
 
 __all__ = ["from_equinox"]
@@ -65,19 +65,19 @@ def from_equinox(
         """The module at a width: its parameters as shapes, and the rest as it is."""
         key = jax.random.key(seed)
         try:
-            with jax.ensure_compile_time_eval():
-                model = eqx.filter_eval_shape(build, width, key)
-                rest = eqx.filter(model, _is_real, inverse=True)
-                if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(rest)):
-                    # compiled, nothing of the parameters is left
-                    rest = eqx.filter_jit(lambda: eqx.filter(build(width, key), eqx.is_inexact_array, inverse=True))()
+            model = eqx.filter_eval_shape(build, width, key)
+            shapes, rest = eqx.partition(model, _is_real)
+            arrays, static = eqx.partition(rest, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+            if jax.tree.leaves(arrays):
+                found = lambda: [a for a in jax.tree.leaves(build(width, key)) if eqx.is_array(a) and not eqx.is_inexact_array(a)]
+                rest = eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), concrete(found)), static)
         except Exception as error:
             raise building("from_equinox", width, error) from error
-        return eqx.filter(model, _is_real), rest
+        return shapes, rest
 
     def evaluate(width: int, params: dict[str, Any], x: Any) -> Any:
-        shapes, rest = skeleton(width)
-        arrays = jax.tree.unflatten(jax.tree.structure(shapes), [params[name] for name in _named(shapes)])
+        tree, rest = skeleton(width)
+        arrays = jax.tree.unflatten(jax.tree.structure(tree), [params[name] for name in _named(tree)])
         model = eqx.combine(arrays, rest)
         if batch_axis is None:
             return run(model, x)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from tensorprog.errors import InputError, NetworkError, explain
-from tensorprog.models.door import Door, building, one_model
+from tensorprog.models.door import Door, building, concrete, one_model
 from tensorprog.models.network import SAMPLED, Given, ModelNetwork, network_of
 
 __all__ = ["from_flax"]
@@ -75,10 +75,8 @@ def from_flax(
         """The module at a width without its parameters: structure, shapes, and the other variables as they are."""
         key = jax.random.key(seed)
         try:
-            with jax.ensure_compile_time_eval():
-                graph, params, rest = nnx.eval_shape(lambda: made(width, key))
-                # compiled, nothing of the parameters is left
-                leaves = jax.jit(lambda: jax.tree.leaves(made(width, key)[2]))() if jax.tree.leaves(rest) else []
+            graph, params, rest = nnx.eval_shape(lambda: made(width, key))
+            leaves = concrete(lambda: jax.tree.leaves(made(width, key)[2])) if jax.tree.leaves(rest) else []
         except NetworkError:
             raise
         except Exception as error:

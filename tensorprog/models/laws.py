@@ -157,8 +157,8 @@ def _check_random(name: str, samples: Sequence[Moments]) -> None:
 
 
 def _power(name: str, samples: Sequence[Moments]) -> Fraction:
-    """The power p of n in the variance, a multiple of 1/2, from the two largest widths."""
-    a, b = samples[-2:]
+    """The power p of n in the variance, a multiple of 1/2, from the smallest width and the largest."""
+    a, b = samples[0], samples[-1]
     slope = math.log(b.square / a.square) / math.log(b.width / a.width)
     error = math.sqrt(2 / a.entries + 2 / b.entries) / math.log(b.width / a.width)
     power = Fraction(round(2 * slope), 2)

@@ -24,7 +24,7 @@ __all__ = ["ModelNetwork", "network_of"]
 
 Spec = Gaussian | Constant
 Given = Spec | Callable[[int], Spec]
-SAMPLED = (120, 240, 480)  # widths, divisible by the usual numbers of heads and groups
+SAMPLED = (120, 240, 360)  # widths, divisible by the usual numbers of heads and groups
 PARAMETRIZATIONS = ("ntk", "standard")
 
 
