@@ -158,6 +158,10 @@ def map_positions(var: Var, op: Position, layout: Layout, *aux: Node) -> Var:
 def _mapped(op: Position, node: Node, layout: Layout, aux: tuple[Node, ...]) -> Node:
     if _does_nothing(op, node):
         return node
+    if isinstance(node, LinComb) and op.selects and not op.row.fills and not aux and _has_number(node):
+        # entries are only moved, a number is the same everywhere: trained gains, 1 + W, stay affine in a Gaussian
+        terms = [(a, x if x.type.kind == "scalar" and x.type.shape == () else _mapped(op, x, layout, aux)) for a, x in node.terms]
+        return LinComb(tuple(terms))
     args = (node, *aux)
     shape = op.shape(*(a.type.shape for a in args))
     axis = width_axis(layout)
@@ -166,6 +170,12 @@ def _mapped(op: Position, node: Node, layout: Layout, aux: tuple[Node, ...]) -> 
     if axis is None:
         raise Refusal("it makes an array without a width axis out of hidden vectors")
     return PositionMap(op, args, Type("vector", shape, axis, node.type.width))
+
+
+def _has_number(node: LinComb) -> bool:
+    """Is it a sum of one vector and numbers?"""
+    kinds = [x.type.kind == "scalar" and x.type.shape == () for a, x in node.terms if not isinstance(a, Node)]
+    return len(kinds) == len(node.terms) == 2 and sum(kinds) == 1
 
 
 def _does_nothing(op: Position, node: Node) -> bool:
