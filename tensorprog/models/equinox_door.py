@@ -63,13 +63,13 @@ def from_equinox(
     @cache
     def skeleton(width: int) -> tuple[Any, Any]:
         """The module at a width: its parameters as shapes, and the rest as it is."""
-        key = jax.random.key(seed)
+        made = lambda: build(width, jax.random.key(seed))
         try:
-            model = eqx.filter_eval_shape(build, width, key)
+            model = eqx.filter_eval_shape(made)
             shapes, rest = eqx.partition(model, _is_real)
             arrays, static = eqx.partition(rest, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
             if jax.tree.leaves(arrays):
-                found = lambda: [a for a in jax.tree.leaves(build(width, key)) if eqx.is_array(a) and not eqx.is_inexact_array(a)]
+                found = lambda: [a for a in jax.tree.leaves(made()) if eqx.is_array(a) and not eqx.is_inexact_array(a)]
                 rest = eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), concrete(found)), static)
         except Exception as error:
             raise building("from_equinox", width, error) from error

@@ -73,10 +73,9 @@ def from_flax(
     @cache
     def skeleton(width: int) -> tuple[Any, Any, Any, Any]:
         """The module at a width without its parameters: structure, shapes, and the other variables as they are."""
-        key = jax.random.key(seed)
         try:
-            graph, params, rest = nnx.eval_shape(lambda: made(width, key))
-            leaves = concrete(lambda: jax.tree.leaves(made(width, key)[2])) if jax.tree.leaves(rest) else []
+            graph, params, rest = nnx.eval_shape(lambda: made(width, jax.random.key(seed)))
+            leaves = concrete(lambda: jax.tree.leaves(made(width, jax.random.key(seed))[2])) if jax.tree.leaves(rest) else []
         except NetworkError:
             raise
         except Exception as error:

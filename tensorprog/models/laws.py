@@ -148,12 +148,6 @@ def _check_random(name: str, samples: Sequence[Moments]) -> None:
         if abs(s.mean) > SIGMAS * math.sqrt(s.square / s.entries) + ROUNDING * max(abs(s.low), abs(s.high)):
             raise _unreadable(name, f"its entries are not centred: at width {s.width} their mean is {s.mean:.4g}, the standard "
                               f"deviation {math.sqrt(max(s.square - s.mean**2, 0.0)):.4g}")  # fmt: skip
-    if sum(s.entries for s in samples) < 30:
-        raise _unreadable(
-            name,
-            f"the module gave only {sum(s.entries for s in samples)} entries of it; let the function that builds the module take "
-            "its random numbers as a second argument, as in lambda width, rngs: ..., so that more can be drawn",
-        )
 
 
 def _power(name: str, samples: Sequence[Moments]) -> Fraction:
@@ -162,7 +156,14 @@ def _power(name: str, samples: Sequence[Moments]) -> Fraction:
     slope = math.log(b.square / a.square) / math.log(b.width / a.width)
     error = math.sqrt(2 / a.entries + 2 / b.entries) / math.log(b.width / a.width)
     power = Fraction(round(2 * slope), 2)
-    if abs(slope - float(power)) > 0.1 + SIGMAS * error or error > 0.1:
+    if error > 0.1:
+        counts = ", ".join(f"{s.entries} at {s.width}" for s in samples)
+        raise _unreadable(
+            name,
+            f"the module gave too few entries of it ({counts}); let the function that builds the module take its random numbers as "
+            "a second argument, as in lambda width, rngs: ..., so that more can be drawn",
+        )
+    if abs(slope - float(power)) > 0.1 + SIGMAS * error:
         seen = ", ".join(f"{s.square:.4g} at {s.width}" for s in samples)
         raise _unreadable(name, f"its variance is no power of the width within the error of sampling: {seen}")
     return power
@@ -178,13 +179,14 @@ def _extrapolated(samples: Sequence[Moments], unit: Sequence[float], kurtosis: f
     """The scale from second moments and its relative error; with a 1/n correction where they ask for one."""
     values = np.array([s.square * u for s, u in zip(samples, unit, strict=True)])
     errors = values * np.array([math.sqrt(max(kurtosis - 1, 0.1) / s.entries) for s in samples]) + 1e-12
+    if len(values) > 2:
+        design = np.stack([np.ones(len(values)), [1 / s.width for s in samples]], 1)
+        covariance = np.linalg.inv(design.T @ (design / errors[:, None] ** 2))
+        scale, trend = covariance @ design.T @ (values / errors**2)
+        if abs(trend) > 3 * math.sqrt(covariance[1, 1]):
+            return float(scale), math.sqrt(covariance[0, 0]) / float(scale)
     mean = float(np.average(values, weights=errors**-2))
-    if np.all(np.abs(values - mean) <= SIGMAS * errors) or len(values) < 3:
-        return mean, float(np.sum(errors**-2) ** -0.5) / mean
-    design = np.stack([np.ones(len(values)), [1 / s.width for s in samples]], 1)
-    covariance = np.linalg.inv(design.T @ (design / errors[:, None] ** 2))
-    scale = float((covariance @ design.T @ (values / errors**2))[0])
-    return scale, float(np.sqrt(covariance[0, 0])) / scale
+    return mean, float(np.sum(errors**-2) ** -0.5) / mean
 
 
 # ------------------------------------------------------------------------------------------ fractions

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+
+import tensorprog as tp
 
 
 class FlaxMLP(nnx.Module):
     """Layer norm, GELU and dropout."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs):
+    def __init__(self, width: int, rngs: nnx.Rngs, features: int = 1):
         self.layers = nnx.List([nnx.Linear(5, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)])
         self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for _ in range(2)])
         self.dropout = nnx.Dropout(0.1, rngs=rngs)
-        self.readout = nnx.Linear(width, 1, rngs=rngs)
+        self.readout = nnx.Linear(width, features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for layer, norm in zip(self.layers, self.norms, strict=True):
@@ -25,8 +30,8 @@ class FlaxMLP(nnx.Module):
         return self.readout(x)
 
 
-def flax_mlp(width: int, rngs: nnx.Rngs) -> FlaxMLP:
-    model = FlaxMLP(width, rngs)
+def flax_mlp(width: int, rngs: nnx.Rngs, features: int = 1) -> FlaxMLP:
+    model = FlaxMLP(width, rngs, features)
     model.eval()
     return model
 
@@ -34,11 +39,11 @@ def flax_mlp(width: int, rngs: nnx.Rngs) -> FlaxMLP:
 class FlaxCNN(nnx.Module):
     """Batch norm and max pooling; x: (batch, height, width, channels)."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs):
+    def __init__(self, width: int, rngs: nnx.Rngs, features: int = 1):
         self.conv1 = nnx.Conv(2, width, (3, 3), rngs=rngs)
         self.conv2 = nnx.Conv(width, width, (3, 3), rngs=rngs)
         self.norm = nnx.BatchNorm(width, rngs=rngs)
-        self.readout = nnx.Linear(width, 1, rngs=rngs)
+        self.readout = nnx.Linear(width, features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nnx.max_pool(nnx.relu(self.norm(self.conv1(x))), (2, 2), (2, 2))
@@ -48,10 +53,10 @@ class FlaxCNN(nnx.Module):
 class FlaxPlainCNN(nnx.Module):
     """Average pooling and no norm; x: (batch, height, width, channels)."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs):
+    def __init__(self, width: int, rngs: nnx.Rngs, features: int = 1):
         self.conv1 = nnx.Conv(2, width, (3, 3), rngs=rngs)
         self.conv2 = nnx.Conv(width, width, (3, 3), strides=2, rngs=rngs)
-        self.readout = nnx.Linear(width, 1, rngs=rngs)
+        self.readout = nnx.Linear(width, features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nnx.avg_pool(nnx.relu(self.conv1(x)), (2, 2))
@@ -61,14 +66,14 @@ class FlaxPlainCNN(nnx.Module):
 class FlaxBlock(nnx.Module):
     """A transformer encoder block over tokens (time, features), with a mean over time and a readout."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs, heads: int = 2, **options: Any):
+    def __init__(self, width: int, rngs: nnx.Rngs, features: int = 1, heads: int = 2, **options: Any):
         self.embed = nnx.Linear(3, width, rngs=rngs)
         self.norm1 = nnx.LayerNorm(width, rngs=rngs)
         self.attention = nnx.MultiHeadAttention(heads, width, decode=False, rngs=rngs, **options)
         self.norm2 = nnx.LayerNorm(width, rngs=rngs)
         self.up = nnx.Linear(width, 2 * width, rngs=rngs)
         self.down = nnx.Linear(2 * width, width, rngs=rngs)
-        self.readout = nnx.Linear(width, 1, rngs=rngs)
+        self.readout = nnx.Linear(width, features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         h = self.embed(x)
@@ -80,9 +85,9 @@ class FlaxBlock(nnx.Module):
 class FlaxGRU(nnx.Module):
     """The last state of a GRU over (time, features)."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs):
+    def __init__(self, width: int, rngs: nnx.Rngs, features: int = 1):
         self.cell = nnx.GRUCell(3, width, rngs=rngs)
-        self.readout = nnx.Linear(width, 1, rngs=rngs)
+        self.readout = nnx.Linear(width, features, rngs=rngs)
 
     def __call__(self, xs: jax.Array) -> jax.Array:
         h = jnp.zeros(self.cell.hidden_features)
@@ -99,12 +104,12 @@ class EquinoxConv(eqx.Module):
     pool: eqx.nn.AvgPool2d
     readout: eqx.nn.Linear
 
-    def __init__(self, width: int, key: jax.Array):
+    def __init__(self, width: int, key: jax.Array, features: int = 1):
         keys = jax.random.split(key, 3)
         self.conv1 = eqx.nn.Conv2d(2, width, 3, padding=1, key=keys[0])
         self.conv2 = eqx.nn.Conv2d(width, width, 3, padding=1, key=keys[1])
         self.pool = eqx.nn.AvgPool2d(2, 2)
-        self.readout = eqx.nn.Linear(width, 1, key=keys[2])
+        self.readout = eqx.nn.Linear(width, features, key=keys[2])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         h = self.pool(jax.nn.relu(self.conv1(x)))
@@ -117,10 +122,10 @@ class EquinoxGRU(eqx.Module):
     cell: eqx.nn.GRUCell
     readout: eqx.nn.Linear
 
-    def __init__(self, width: int, key: jax.Array):
+    def __init__(self, width: int, key: jax.Array, features: int = 1):
         k1, k2 = jax.random.split(key)
         self.cell = eqx.nn.GRUCell(3, width, key=k1)
-        self.readout = eqx.nn.Linear(width, 1, key=k2)
+        self.readout = eqx.nn.Linear(width, features, key=k2)
 
     def __call__(self, xs: jax.Array) -> jax.Array:
         step = lambda state, x: (self.cell(x, state), None)
@@ -136,12 +141,12 @@ class EquinoxAttention(eqx.Module):
     attention: eqx.nn.MultiheadAttention
     readout: eqx.nn.Linear
 
-    def __init__(self, width: int, key: jax.Array, heads: int = 2):
+    def __init__(self, width: int, key: jax.Array, features: int = 1, heads: int = 2):
         keys = jax.random.split(key, 3)
         self.embed = eqx.nn.Linear(3, width, key=keys[0])
         self.norm = eqx.nn.LayerNorm(width)
         self.attention = eqx.nn.MultiheadAttention(heads, width, key=keys[1])
-        self.readout = eqx.nn.Linear(width, 1, key=keys[2])
+        self.readout = eqx.nn.Linear(width, features, key=keys[2])
 
     def __call__(self, x: jax.Array, process_heads: Any = None) -> jax.Array:
         h = jax.vmap(self.embed)(x)
@@ -150,5 +155,47 @@ class EquinoxAttention(eqx.Module):
         return self.readout(h.mean(0))
 
 
-def equinox_mlp(width: int, key: jax.Array) -> eqx.nn.MLP:
-    return eqx.nn.MLP(5, 1, width, depth=2, key=key)
+def equinox_mlp(width: int, key: jax.Array, features: int = 1) -> eqx.nn.MLP:
+    return eqx.nn.MLP(5, features, width, depth=2, key=key)
+
+
+# ------------------------------------------------------------------------------------------ how each is run
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model: how it is built with a number of output features, how it is called, an input's shape."""
+
+    build: Callable[..., Any]
+    shape: tuple[int, ...]
+    call: Callable[[Any, Any], Any] = lambda model, x: model(x)
+    init: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float | None = None
+    flax: bool = True
+
+    def network(self, **options: Any) -> tp.ModelNetwork:
+        """The model as a network, its initialisers sampled."""
+        door = tp.from_flax if self.flax else tp.from_equinox
+        return door(self.build, call=self.call, init={**self.init, **options.pop("init", {})}, **options)
+
+    def inputs(self, count: int = 3) -> np.ndarray:
+        return np.random.default_rng(0).standard_normal((count, *self.shape))
+
+
+def flax_block(width: int, rngs: nnx.Rngs, features: int = 1) -> FlaxBlock:
+    return FlaxBlock(width, rngs, features, attention_fn=tp.mean_logits_attention)
+
+
+# Equinox draws the input weights of a GRU with variance 1/(3 n), so that its input vanishes with the width.
+GRU_INPUT = {"cell.weight_ih": tp.Gaussian(std=3**-0.5)}
+
+CASES: dict[str, Case] = {
+    "flax mlp": Case(flax_mlp, (5,)),
+    "flax cnn": Case(FlaxPlainCNN, (4, 4, 2), lambda model, x: model(x[None])[0]),
+    "flax transformer": Case(flax_block, (3, 3)),
+    "flax gru": Case(FlaxGRU, (1, 3), tolerance=5e-3),
+    "equinox mlp": Case(equinox_mlp, (5,), flax=False),
+    "equinox conv": Case(EquinoxConv, (2, 4, 4), flax=False),
+    "equinox gru": Case(EquinoxGRU, (1, 3), init=GRU_INPUT, tolerance=5e-3, flax=False),
+    "equinox attention": Case(EquinoxAttention, (3, 3), lambda model, x: model(x, tp.mean_logits_heads), flax=False),
+}
