@@ -20,8 +20,8 @@ from tensorprog.models import ModelNetwork, from_equinox, from_flax, mean_logits
 from tensorprog.runtime import KernelResult, LoadedKernel
 
 __all__ = [
-    "ArchiveError", "Constant", "Gaussian", "InputError", "InternalError", "Kernel", "KernelResult", "LawWarning", "LoadedKernel",
-    "ModelNetwork", "Network", "NetworkError", "Program", "ProgramError", "TensorprogError", "UnsupportedError", "UserError", "apply", "compile",
-    "compile_program", "from_equinox", "from_flax", "hyper", "init", "load", "mean_logits_attention", "mean_logits_heads",
-    "nn", "parse_program",
+    "ArchiveError", "Constant", "Gaussian", "InputError", "InternalError", "Kernel", "KernelResult", "LawWarning",
+    "LoadedKernel", "ModelNetwork", "Network", "NetworkError", "Program", "ProgramError", "TensorprogError",
+    "UnsupportedError", "UserError", "apply", "compile", "compile_program", "from_equinox", "from_flax", "hyper",
+    "init", "load", "mean_logits_attention", "mean_logits_heads", "nn", "parse_program",
 ]  # fmt: skip

@@ -160,7 +160,10 @@ def _mapped(op: Position, node: Node, layout: Layout, aux: tuple[Node, ...]) -> 
         return node
     if isinstance(node, LinComb) and op.selects and not op.row.fills and not aux and _has_number(node):
         # entries are only moved, a number is the same everywhere: trained gains, 1 + W, stay affine in a Gaussian
-        terms = [(a, x if x.type.kind == "scalar" and x.type.shape == () else _mapped(op, x, layout, aux)) for a, x in node.terms]
+        terms = [
+            (a, x if x.type.kind == "scalar" and x.type.shape == () else _mapped(op, x, layout, aux))
+            for a, x in node.terms
+        ]
         return LinComb(tuple(terms))
     args = (node, *aux)
     shape = op.shape(*(a.type.shape for a in args))
@@ -225,10 +228,18 @@ def _without_vanishing(terms: Sequence[tuple[float, Var]]) -> Sequence[tuple[flo
 
 def _is_parameter(var: Var) -> bool:
     """Is it an array of parameters, at most scaled by numbers and rearranged?"""
-    nodes = [node for _, node in var.blocks]
-    while any(isinstance(node, (PositionMap, LinComb)) for node in nodes):
-        nodes = [x for n in nodes for x in (n.args[:1] if isinstance(n, PositionMap) else [t for _, t in n.terms] if isinstance(n, LinComb) else [n])]
-    return all(isinstance(node, Weight) for node in nodes)
+    stack = [node for _, node in var.blocks]
+    while stack:
+        match stack.pop():
+            case Weight():
+                pass
+            case PositionMap(args=args):
+                stack.append(args[0])
+            case LinComb(terms=terms):
+                stack.extend(x for _, x in terms)
+            case _:
+                return False
+    return True
 
 
 def _joined_layout(variables: Sequence[Var]) -> Layout:

@@ -30,8 +30,9 @@ __all__ = ["Constant", "Gaussian", "Hyper", "Network", "hyper"]
 class Gaussian:
     """A parameter with independent centred Gaussian entries.
 
-    shape: its shape at this width (left out where a model's own parameter is described, see `tp.from_flax`).
-    std: the standard deviation at initialisation. tangent_std: the standard deviation of the random direction in which training moves it (its learning rate is
+    shape: its shape at this width (left out where a parameter of a model is described, see `tp.from_flax`). std: the
+    standard deviation at initialisation.
+    tangent_std: the standard deviation of the random direction in which training moves it (its learning rate is
     tangent_std^2 / std^2 times the common one, in the NTK parametrisation); None means equal to `std`, 0 freezes it.
     """
 

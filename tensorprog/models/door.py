@@ -20,7 +20,7 @@ ENTRIES = 1 << 20  # of all parameters of a model at one width, to be drawn by b
 BUILT = (2, 16)  # but at least and at most so often
 MORE = 1 << 16  # entries of one parameter to draw where the models built gave too few
 # The draws are few and the sizes many: compiling is what costs time.
-QUICKLY = {"xla_backend_optimization_level": 0}
+QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
 
 
 @dataclass(frozen=True)

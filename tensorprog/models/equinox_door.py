@@ -48,7 +48,9 @@ def from_equinox(
     try:
         import equinox as eqx
     except ImportError:
-        raise InputError("from_equinox: Equinox is not installed\n  to mend: pip install 'tensorprog[equinox]'") from None
+        raise InputError(
+            "from_equinox: Equinox is not installed\n  to mend: pip install 'tensorprog[equinox]'"
+        ) from None
     if isinstance(build, eqx.Module):
         raise one_model("from_equinox", build)
     if batch_axis not in (None, 0):
@@ -87,7 +89,9 @@ def from_equinox(
     def shapes(width: int) -> dict[str, tuple[int, ...]]:
         return {name: tuple(leaf.shape) for name, leaf in _named(skeleton(width)[0]).items()}
 
-    return network_of("from_equinox", Door("equinox", parameters, shapes, evaluate, True), parametrization, init, widths, seed)
+    return network_of(
+        "from_equinox", Door("equinox", parameters, shapes, evaluate, True), parametrization, init, widths, seed
+    )
 
 
 def _is_real(leaf: Any) -> bool:

@@ -68,14 +68,16 @@ def from_flax(
         return nnx.split(model, nnx.Param, ...)
 
     def parameters(width: int, key: jax.Array) -> dict[str, jax.Array]:
-        return _named(nnx, made(width, key)[1])
+        return _named(made(width, key)[1])
 
     @cache
     def skeleton(width: int) -> tuple[Any, Any, Any, Any]:
         """The module at a width without its parameters: structure, shapes, and the other variables as they are."""
         try:
             graph, params, rest = nnx.eval_shape(lambda: made(width, jax.random.key(seed)))
-            leaves = concrete(lambda: jax.tree.leaves(made(width, jax.random.key(seed))[2])) if jax.tree.leaves(rest) else []
+            leaves = (
+                concrete(lambda: jax.tree.leaves(made(width, jax.random.key(seed))[2])) if jax.tree.leaves(rest) else []
+            )
         except NetworkError:
             raise
         except Exception as error:
@@ -84,16 +86,18 @@ def from_flax(
 
     def evaluate(width: int, params: dict[str, Any], x: Any) -> Any:
         graph, shapes, tree, leaves = skeleton(width)
-        arrays = [params[name] for name in _named(nnx, shapes)]
-        model = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(shapes), arrays), jax.tree.unflatten(tree, leaves))
+        arrays = [params[name] for name in _named(shapes)]
+        model = nnx.merge(
+            graph, jax.tree.unflatten(jax.tree.structure(shapes), arrays), jax.tree.unflatten(tree, leaves)
+        )
         before = _variables(nnx, model)
         y = run(model, x) if batch_axis is None else run(model, jax.tree.map(lambda leaf: leaf[None], x))[0]
-        _check_variables(nnx, before, _variables(nnx, model))
+        _check_variables(before, _variables(nnx, model))
         return y
 
     @cache
     def shapes(width: int) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(leaf.shape) for name, leaf in _named(nnx, skeleton(width)[1]).items()}
+        return {name: tuple(leaf.shape) for name, leaf in _named(skeleton(width)[1]).items()}
 
     door = Door("flax", parameters, shapes, evaluate, keyed)
     return network_of("from_flax", door, parametrization, init, widths, seed)
@@ -114,10 +118,16 @@ def _no_module(model: Any) -> NetworkError:
     mend = "nnx.bridge.lazy_init(nnx.bridge.ToNNX(module, rngs=rngs), example) makes an NNX module of it" if linen else (
         "return the module itself from the function, with its parameters made"
     )  # fmt: skip
-    return NetworkError(explain(f"from_flax: build gives a {name}, expected an nnx.Module", reason="parameters are read off an NNX module", mend=mend))
+    return NetworkError(
+        explain(
+            f"from_flax: build gives a {name}, expected an nnx.Module",
+            reason="parameters are read off an NNX module",
+            mend=mend,
+        )
+    )
 
 
-def _named(nnx: Any, state: Any) -> dict[str, Any]:
+def _named(state: Any) -> dict[str, Any]:
     """The arrays of a state by path, in the order of its leaves."""
     flat = jax.tree_util.tree_flatten_with_path(state)[0]
     named = {".".join(_part(k) for k in path if not _is_value(k)): leaf for path, leaf in flat}
@@ -142,7 +152,7 @@ def _variables(nnx: Any, model: Any) -> dict[str, tuple[str, Any]]:
     return found
 
 
-def _check_variables(nnx: Any, before: Mapping[str, tuple[str, Any]], after: Mapping[str, tuple[str, Any]]) -> None:
+def _check_variables(before: Mapping[str, tuple[str, Any]], after: Mapping[str, tuple[str, Any]]) -> None:
     """Refuse what the state gives away: random numbers drawn, or statistics used without being updated."""
     same = {name: after[name][1] is value for name, (_, value) in before.items()}
     drawn = sorted(name for name, (kind, _) in before.items() if kind == "random" and not same[name])

@@ -121,7 +121,9 @@ def read_law(name: str, samples: Sequence[Moments], sizes: Sequence[int]) -> Law
         factor, spread = BOUNDED[kind]
         top = [max(-s.low, s.high) * math.sqrt(u) for s, u in zip(samples, unit, strict=True)]
         scale, error = factor * max(top) ** 2 * (1 + spread / 2 / entries), spread / entries
-        mean = float(np.average([s.square * u for s, u in zip(samples, unit, strict=True)], weights=[s.entries for s in samples]))
+        mean = float(
+            np.average([s.square * u for s, u in zip(samples, unit, strict=True)], weights=[s.entries for s in samples])
+        )
         if abs(mean / scale - 1) <= SIGMAS * math.sqrt((kurtosis - 1) / entries) + 2 * error:
             return _snapped(kind, scale, error, power, sizes)
         kind = "unnamed law"
@@ -144,7 +146,9 @@ def _check_random(name: str, samples: Sequence[Moments]) -> None:
     for s in samples:
         draws = s.per_draw
         if len(draws) > 1 and np.all(draws[:, 0] == draws[0, 0]) and np.all(draws[:, 1] == draws[0, 1]):
-            raise _unreadable(name, "every draw has the same entries, which differ from each other: a table, not a random start")
+            raise _unreadable(
+                name, "every draw has the same entries, which differ from each other: a table, not a random start"
+            )
         if abs(s.mean) > SIGMAS * math.sqrt(s.square / s.entries) + ROUNDING * max(abs(s.low), abs(s.high)):
             raise _unreadable(name, f"its entries are not centred: at width {s.width} their mean is {s.mean:.4g}, the standard "
                               f"deviation {math.sqrt(max(s.square - s.mean**2, 0.0)):.4g}")  # fmt: skip

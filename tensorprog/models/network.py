@@ -9,13 +9,14 @@ from fractions import Fraction
 from typing import Any
 
 import jax
+import numpy as np
 
 from tensorprog.errors import InputError, LawWarning, NetworkError, explain
 from tensorprog.frontend.finite import Parameters
 from tensorprog.frontend.interpret import interpret
 from tensorprog.frontend.params import Constant, Gaussian, Network, as_model
 from tensorprog.frontend.trace import trace
-from tensorprog.frontend.values import WIDTHS, layout_of
+from tensorprog.frontend.values import WIDTHS, fit_power, layout_of
 from tensorprog.ir import MatMul, Program, Weight, operands
 from tensorprog.models.door import Door, sample
 from tensorprog.models.laws import Law, power_of_width, read_law
@@ -64,8 +65,15 @@ class ModelNetwork(Network):
     def law_matters(self, program: Program) -> list[str]:
         """The parameters whose law, beyond its variance, the limit depends on: not Gaussian, and used other than in a sum over
         a width."""
-        named = {n for n, law in self.laws.items() if not (law.gaussian or law.kind == "orthogonal" and not law.error)}
-        uses = ((w.name, node) for node in program.nodes for w in operands(node) if isinstance(w, Weight) and w.name in named)
+        named = {
+            n for n, law in self.laws.items() if not (law.gaussian or (law.kind == "orthogonal" and not law.error))
+        }
+        uses = (
+            (w.name, node)
+            for node in program.nodes
+            for w in operands(node)
+            if isinstance(w, Weight) and w.name in named
+        )
         return sorted({name for name, node in uses if node.type.width is not None and not _sums_over_width(node)})
 
     def table(self, example: Any = None) -> str:
@@ -92,7 +100,13 @@ class ModelNetwork(Network):
         if law.error:
             note.append("sampled")
         if not law.gaussian:
-            note.append("law matters?" if matters is None else "TAKEN AS GAUSSIAN" if name in matters else "same limit as Gaussian")
+            note.append(
+                "law matters?"
+                if matters is None
+                else "TAKEN AS GAUSSIAN"
+                if name in matters
+                else "same limit as Gaussian"
+            )
         return name, shape, start, law.variance(), _moves(self.init, name), ", ".join(note)
 
     def _legend(self, matters: list[str] | None) -> list[str]:
@@ -103,9 +117,13 @@ class ModelNetwork(Network):
             lines.append("The neural tangent kernel is that of plain gradient descent on the parameters, divided by n.")
         if any(not law.gaussian for law in self.laws.values()):
             if matters is None:
-                lines.append("A law that is not Gaussian matters where a parameter is not summed over a width: table(example) says where.")
+                lines.append(
+                    "A law that is not Gaussian matters where a parameter is not summed over a width: table(example) says where."
+                )
             elif matters:
-                lines.append("TAKEN AS GAUSSIAN: the limit depends on this law, and is computed with Gaussian entries of the same variance.")
+                lines.append(
+                    "TAKEN AS GAUSSIAN: the limit depends on this law, and is computed with Gaussian entries of the same variance."
+                )
         return lines
 
 
@@ -113,9 +131,7 @@ def _moves(init: Callable[[int], Any], name: str) -> str:
     a, b = (s.std if s.tangent_std is None else s.tangent_std for s in (init(w)[name] for w in WIDTHS))
     if not a:
         return "0"
-    from tensorprog.frontend.values import fit_power
-
-    value, power = fit_power((a, b))  # type: ignore[arg-type]
+    value, power = fit_power((np.asarray(a), np.asarray(b)))
     square = float(value) ** 2
     exact = Fraction(square).limit_denominator(100_000)
     return power_of_width(exact if abs(float(exact) / square - 1) < 1e-12 else square, 2 * power)
@@ -128,9 +144,15 @@ def _symbolic(first: Mapping[str, Spec], second: Mapping[str, Spec]) -> dict[str
         size = factors[0] if factors else 1
         if isinstance(size, int):
             return str(size)
-        return ("" if size.numerator == 1 else str(size.numerator)) + "n" + ("" if size.denominator == 1 else f"/{size.denominator}")
+        return (
+            ("" if size.numerator == 1 else str(size.numerator))
+            + "n"
+            + ("" if size.denominator == 1 else f"/{size.denominator}")
+        )
 
-    return {name: "(" + ", ".join(map(axis, layout_of((first[name].shape, second[name].shape)))) + ")" for name in first}
+    return {
+        name: "(" + ", ".join(map(axis, layout_of((first[name].shape, second[name].shape)))) + ")" for name in first
+    }
 
 
 def _sums_over_width(node: Any) -> bool:
@@ -156,7 +178,9 @@ def network_of(
     laws = {}
     for name, shape in sorted(door.shapes(WIDTHS[0]).items()):
         fixed = [a for a, b in zip(shape, door.shapes(WIDTHS[1])[name], strict=True) if a == b > 1]
-        laws[name] = _given_law(what, name, given[name], shape) if name in given else read_law(name, sampled[name], fixed)
+        laws[name] = (
+            _given_law(what, name, given[name], shape) if name in given else read_law(name, sampled[name], fixed)
+        )
 
     for name, law in laws.items():
         if parametrization == "standard" and law.power < -1:
@@ -217,7 +241,9 @@ def _checked(what: str, init: Mapping[str, Given] | None, shapes: Mapping[str, A
     given = dict(init or {})
     for name, spec in given.items():
         if name not in shapes:
-            raise InputError(f"{what}: init has {name!r}, which is no parameter of the model\n  it has: {', '.join(sorted(shapes))}")
+            raise InputError(
+                f"{what}: init has {name!r}, which is no parameter of the model\n  it has: {', '.join(sorted(shapes))}"
+            )
         if not isinstance(spec, (Gaussian, Constant)) and not callable(spec):
             raise InputError(
                 f"{what}: init[{name!r}] is a {type(spec).__name__}, expected tp.Gaussian(std=...), tp.Constant(value=...), or a "
@@ -227,18 +253,20 @@ def _checked(what: str, init: Mapping[str, Given] | None, shapes: Mapping[str, A
 
 
 def _given_law(what: str, name: str, given: Given, shape: tuple[int, ...]) -> Law:
-    from tensorprog.frontend.values import fit_power
-
     specs = [given(width) if callable(given) else given for width in WIDTHS]
     for spec in specs:
         if not isinstance(spec, (Gaussian, Constant)):
-            raise InputError(f"{what}: init[{name!r}] gives a {type(spec).__name__}, expected tp.Gaussian or tp.Constant")
+            raise InputError(
+                f"{what}: init[{name!r}] gives a {type(spec).__name__}, expected tp.Gaussian or tp.Constant"
+            )
         if spec.shape not in ((), shape):
-            raise InputError(f"{what}: init[{name!r}] has shape {spec.shape}, the parameter {shape}\n  to mend: leave the shape out")
+            raise InputError(
+                f"{what}: init[{name!r}] has shape {spec.shape}, the parameter {shape}\n  to mend: leave the shape out"
+            )
     if isinstance(specs[0], Constant):
         return Law("constant", value=specs[0].value, given=True)
     try:
-        std, power = fit_power((specs[0].std, specs[1].std))  # type: ignore[arg-type]
+        std, power = fit_power((np.asarray(specs[0].std), np.asarray(specs[1].std)))
     except ValueError:
         raise InputError(f"{what}: init[{name!r}]: its std is {specs[0].std} at width {WIDTHS[0]} and {specs[1].std} at width "
                          f"{WIDTHS[1]}, expected c n^p") from None  # fmt: skip
@@ -257,7 +285,9 @@ def _check_proportional(what: str, door: Door, widths: tuple[int, ...]) -> None:
                                f"{sorted(set(shapes) ^ set(first))}")  # fmt: skip
         for name, shape in shapes.items():
             for i, (a, b, c) in enumerate(zip(first[name], second[name], shape, strict=True)):
-                if (b - a) * (width - WIDTHS[0]) != (c - a) * (WIDTHS[1] - WIDTHS[0]) or (a != b and a * WIDTHS[1] != b * WIDTHS[0]):
+                if (b - a) * (width - WIDTHS[0]) != (c - a) * (WIDTHS[1] - WIDTHS[0]) or (
+                    a != b and a * WIDTHS[1] != b * WIDTHS[0]
+                ):
                     raise NetworkError(
                         explain(
                             f"{what}: axis {i} of {name!r} has the sizes {c}, {a} and {b} at widths {width}, {WIDTHS[0]} and {WIDTHS[1]}",

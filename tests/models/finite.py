@@ -20,10 +20,14 @@ from tests.sampling import Kernels, Report, Sample, Z, bias_exponent, extrapolat
 
 
 def path_name(path: Any) -> str:
-    return ".".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path).removesuffix(".value")
+    return ".".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path).removesuffix(
+        ".value"
+    )
 
 
-def kernels(case: Case, width: int, key: jax.Array, scales: Mapping[str, float], redrawn: Mapping[str, float], xs: jax.Array) -> Kernels:
+def kernels(
+    case: Case, width: int, key: jax.Array, scales: Mapping[str, float], redrawn: Mapping[str, float], xs: jax.Array
+) -> Kernels:
     """NNGP (a mean over as many features as the model is wide) and NTK (of one feature) of one draw. scales: what
     the gradient of each parameter is multiplied by."""
     own, fresh = jax.random.split(key)
@@ -48,7 +52,13 @@ def kernels(case: Case, width: int, key: jax.Array, scales: Mapping[str, float],
 
 
 def report(
-    case: Case, scales: Any, redrawn: Mapping[str, float], limit: Kernels, widths: Sequence[int], draws: Sequence[int], xs: np.ndarray
+    case: Case,
+    scales: Any,
+    redrawn: Mapping[str, float],
+    limit: Kernels,
+    widths: Sequence[int],
+    draws: Sequence[int],
+    xs: np.ndarray,
 ) -> Report:
     """Draw the module at every width and compare with the limit. scales: `scales(width)`."""
     units = tuple(float(np.abs(k).max()) for k in limit)
@@ -56,16 +66,22 @@ def report(
     samples = []
     with jax.enable_x64(False):
         for width, count in zip(widths, draws, strict=True):
-            one = lambda key, width=width: kernels(case, width, key, scales(width), redrawn, jnp.asarray(xs, jnp.float32))
-            found = jax.jit(lambda keys, one=one: jax.lax.map(one, keys))(jax.random.split(jax.random.key(width), count))
+            one = lambda key, width=width: kernels(
+                case, width, key, scales(width), redrawn, jnp.asarray(xs, jnp.float32)
+            )
+            found = jax.jit(lambda keys, one=one: jax.lax.map(one, keys))(
+                jax.random.split(jax.random.key(width), count)
+            )
             samples.append(Sample(width, scaled_entries(found, units)))
     offset, error = extrapolate(samples, target)
     return Report(offset, error, bias_exponent(samples, target), spread_exponent(samples))
 
 
-def check(found: Report, resolution: float) -> None:
-    """The limit is met, and what one draw strays by falls like 1/sqrt(n)."""
+def check(found: Report, resolution: float, spread: float = 0.5) -> None:
+    """The limit is met, what one draw strays by falls like n^-spread, and the bias like 1/n where it can be told."""
     assert found.error.max() <= resolution, f"too few draws to tell: {found}"
     assert np.all(np.abs(found.offset) <= Z * found.error), f"the limit is not met: {found}"
-    assert 0.5 in found.spread, f"the fluctuation does not fall like n^-1/2: {found}"
+    assert spread in found.spread, f"the fluctuation does not fall like n^-{spread}: {found}"
     assert 0.0 not in found.spread, f"too few draws to see the fluctuation fall: {found}"
+    if found.bias is not None:
+        assert 1.0 in found.bias, f"the bias does not fall like 1/n: {found}"
