@@ -6,6 +6,7 @@ from tensorprog.errors import (
     ArchiveError,
     InputError,
     InternalError,
+    LawWarning,
     NetworkError,
     ProgramError,
     TensorprogError,
@@ -15,10 +16,12 @@ from tensorprog.errors import (
 from tensorprog.frontend.finite import apply, init
 from tensorprog.frontend.params import Constant, Gaussian, Network, hyper
 from tensorprog.ir import Program, parse_program
+from tensorprog.models import ModelNetwork, from_equinox, from_flax, mean_logits_attention, mean_logits_heads
 from tensorprog.runtime import KernelResult, LoadedKernel
 
 __all__ = [
-    "ArchiveError", "Constant", "Gaussian", "InputError", "InternalError", "Kernel", "KernelResult", "LoadedKernel", "Network",
-    "NetworkError", "Program", "ProgramError", "TensorprogError", "UnsupportedError", "UserError", "apply", "compile",
-    "compile_program", "hyper", "init", "load", "nn", "parse_program",
+    "ArchiveError", "Constant", "Gaussian", "InputError", "InternalError", "Kernel", "KernelResult", "LawWarning",
+    "LoadedKernel", "ModelNetwork", "Network", "NetworkError", "Program", "ProgramError", "TensorprogError",
+    "UnsupportedError", "UserError", "apply", "compile", "compile_program", "from_equinox", "from_flax", "hyper",
+    "init", "load", "mean_logits_attention", "mean_logits_heads", "nn", "parse_program",
 ]  # fmt: skip

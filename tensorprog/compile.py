@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ntk_rules.sampling import SHIFTS
 from tensorprog.errors import InputError
 from tensorprog.frontend.interpret import interpret
-from tensorprog.frontend.params import abstract, as_model
+from tensorprog.frontend.params import Network, abstract, as_model
 from tensorprog.frontend.trace import trace
 from tensorprog.ir import Program, parse_program, verify
 from tensorprog.kernel import KernelGraph, derive
@@ -145,6 +145,8 @@ def compile(net: Any, example: Any, *, tolerance: float | None = None) -> Kernel
         raise InputError(f"compile: tolerance is {tolerance!r}, expected a number between 0 and 1, or None for 1e-12")
     model = as_model(net, example)
     program = fuse(interpret(trace(model, example)))
+    if isinstance(net, Network):
+        net.check(program)
     return Kernel(check_conditions(program), jax.tree.structure(abstract(example)), tolerance)
 
 

@@ -11,6 +11,7 @@ __all__ = [
     "ArchiveError",
     "InputError",
     "InternalError",
+    "LawWarning",
     "NetworkError",
     "ProgramError",
     "TensorprogError",
@@ -38,6 +39,10 @@ class NetworkError(UserError):
 
 class UnsupportedError(NetworkError):
     """The network uses an operation that the master theorem, or this version, does not cover."""
+
+
+class LawWarning(UserWarning):
+    """The limit depends on the law of a model's initial entries, and was taken with Gaussian ones."""
 
 
 class ProgramError(UserError):

@@ -161,6 +161,13 @@ def map_positions(var: Var, op: Position, layout: Layout, *aux: Node) -> Var:
 def _mapped(op: Position, node: Node, layout: Layout, aux: tuple[Node, ...]) -> Node:
     if _does_nothing(op, node):
         return node
+    if isinstance(node, LinComb) and op.selects and not op.row.fills and not aux and _has_number(node):
+        # entries are only moved, a number is the same everywhere: trained gains, 1 + W, stay affine in a Gaussian
+        terms = [
+            (a, x if x.type.kind == "scalar" and x.type.shape == () else _mapped(op, x, layout, aux))
+            for a, x in node.terms
+        ]
+        return LinComb(tuple(terms))
     args = (node, *aux)
     shape = op.shape(*(a.type.shape for a in args))
     axis = width_axis(layout)
@@ -169,6 +176,12 @@ def _mapped(op: Position, node: Node, layout: Layout, aux: tuple[Node, ...]) -> 
     if axis is None:
         raise Refusal("it makes an array without a width axis out of hidden vectors")
     return PositionMap(op, args, Type("vector", shape, axis, node.type.width))
+
+
+def _has_number(node: LinComb) -> bool:
+    """Is it a sum of one vector and numbers?"""
+    kinds = [x.type.kind == "scalar" and x.type.shape == () for a, x in node.terms if not isinstance(a, Node)]
+    return len(kinds) == len(node.terms) == 2 and sum(kinds) == 1
 
 
 def _does_nothing(op: Position, node: Node) -> bool:
@@ -184,7 +197,8 @@ def _does_nothing(op: Position, node: Node) -> bool:
 
 
 def lincomb(terms: Sequence[tuple[float, Var]]) -> Var:
-    """A sum of variables with numbers as coefficients. All must scale alike."""
+    """A sum of variables with numbers as coefficients. All must scale alike, but for parameters that vanish beside the rest."""
+    terms = _without_vanishing(terms)
     powers = {var.power for _, var in terms}
     if len(powers) > 1:
         raise Refusal(
@@ -202,6 +216,33 @@ def lincomb(terms: Sequence[tuple[float, Var]]) -> Var:
         nodes.append(_sum(parts))
     layout = shape_of.layout if random else _joined_layout(variables)
     return shape_of.with_blocks(nodes, layout, powers.pop())
+
+
+def _without_vanishing(terms: Sequence[tuple[float, Var]]) -> Sequence[tuple[float, Var]]:
+    """The terms but for added parameters (biases) of a lower power of the width than a hidden vector beside them.
+
+    A bias of variance c/n, as libraries draw it, has no part in the limit of W x + b.
+    """
+    top = max((var.power for _, var in terms if var.random and not _is_parameter(var)), default=None)
+    if top is None:
+        return terms
+    return [(c, var) for c, var in terms if var.power >= top or not _is_parameter(var)]
+
+
+def _is_parameter(var: Var) -> bool:
+    """Is it an array of parameters, at most scaled by numbers and rearranged?"""
+    stack = [node for _, node in var.blocks]
+    while stack:
+        match stack.pop():
+            case Weight():
+                pass
+            case PositionMap(args=args):
+                stack.append(args[0])
+            case LinComb(terms=terms):
+                stack.extend(x for _, x in terms)
+            case _:
+                return False
+    return True
 
 
 def _joined_layout(variables: Sequence[Var]) -> Layout:

@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 
 from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.frontend.values import WIDTHS
+from tensorprog.ir import Program
 
 __all__ = ["Constant", "Gaussian", "Hyper", "Network", "hyper"]
 
@@ -29,12 +30,13 @@ __all__ = ["Constant", "Gaussian", "Hyper", "Network", "hyper"]
 class Gaussian:
     """A parameter with independent centred Gaussian entries.
 
-    shape: its shape at this width. std: the standard deviation at initialisation.
+    shape: its shape at this width (left out where a parameter of a model is described, see `tp.from_flax`). std: the
+    standard deviation at initialisation.
     tangent_std: the standard deviation of the random direction in which training moves it (its learning rate is
     tangent_std^2 / std^2 times the common one, in the NTK parametrisation); None means equal to `std`, 0 freezes it.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = ()
     std: float = 1.0
     tangent_std: float | None = None
 
@@ -57,7 +59,7 @@ class Gaussian:
 class Constant:
     """A parameter whose entries all start at `value`, such as the gain of a norm. It is trained like any other."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = ()
     value: float = 0.0
     tangent_std: float = 1.0
 
@@ -102,6 +104,9 @@ class Network:
 
     init: Callable[[int], Any]
     apply: Callable[[Any, Any], Any]
+
+    def check(self, program: Program) -> None:
+        """Called with the network's program when it is compiled: the place for a caveat about the limit."""
 
 
 # ------------------------------------------------------------------------------------ hyperparameters

@@ -20,6 +20,7 @@ from ntk_rules import functions as nf
 from tensorprog.frontend import contract, moves
 from tensorprog.frontend.build import Refusal, constant, exact, lincomb, map_positions, nonlin, scaled, to_var
 from tensorprog.frontend.elementwise import ELEMENTWISE, expression
+from tensorprog.frontend.logits import logits_refusal
 from tensorprog.frontend.values import (
     Known,
     Param,
@@ -127,6 +128,9 @@ def _power(eqn: Equation, variables: Sequence[Var]) -> Fraction:
         return relevant.pop()
     if name in _COMPARISONS and len(relevant) == 1:
         return Fraction(0)
+    for var in variables:
+        if (refusal := logits_refusal(var)) is not None:
+            raise refusal
     grown = next(p for p in powers if p)
     raise Refusal(
         f"its argument scales like n^{grown} with the width n",

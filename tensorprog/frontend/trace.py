@@ -25,6 +25,8 @@ __all__ = ["Trace", "from_library", "source_of", "trace"]
 
 _OURS = Path(__file__).resolve().parents[1]
 _LIBRARIES = tuple(str(Path(module.__file__).resolve().parent) for module in (jax, np) if module.__file__)
+_MODULES = tuple(str(Path(_LIBRARIES[0]).parent / name) for name in ("flax", "equinox"))  # layers that others wrote
+_DOORS = str(_OURS / "models")
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,21 @@ class Trace:
 
 
 def source_of(eqn: jex.JaxprEqn) -> Source | None:
-    """The user's own line that made an equation: the innermost frame outside JAX, its friends and tensorprog."""
+    """The user's own line that made an equation: the innermost frame outside JAX, its friends and tensorprog.
+
+    In a model made wholly of a library's layers it is the library's line.
+    """
     traceback = eqn.source_info.traceback
     if traceback is None:
         return None
-    skipped = (*_LIBRARIES, str(_OURS), "<frozen")
+    skipped = (*_LIBRARIES, *_MODULES, str(_OURS), "<frozen")
     for frame in traceback.frames:
         if not frame.file_name.startswith(skipped):
             return Source(_shorten(frame.file_name), frame.line_num, eqn.primitive.name)
-    return None
+        if frame.file_name.startswith(_DOORS):
+            break
+    layers = [frame for frame in traceback.frames if frame.file_name.startswith(_MODULES)]
+    return Source(_shorten(layers[0].file_name), layers[0].line_num, eqn.primitive.name) if layers else None
 
 
 def from_library(jaxpr: jex.ClosedJaxpr) -> bool:

@@ -1,0 +1,115 @@
+"""What a library of modules must provide: the parameters of a model by name, and how to run it with others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tensorprog.errors import InputError, NetworkError, explain
+from tensorprog.models.laws import Moments
+
+__all__ = ["Door", "building", "concrete", "one_model", "sample"]
+
+ENTRIES = 1 << 20  # of all parameters of a model at one width, to be drawn by building it again and again
+BUILT = (2, 16)  # but at least and at most so often
+MORE = 1 << 16  # entries of one parameter to draw where the models built gave too few
+# The draws are few and the sizes many: compiling is what costs time.
+QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
+
+
+@dataclass(frozen=True)
+class Door:
+    """A model of any width, seen through its library.
+
+    parameters: `parameters(width, key)` builds the model and gives its trainable arrays by path; it may be traced.
+    shapes: their shapes at a width, without drawing them. run: `run(width, params, x)` evaluates the model with
+    these arrays in place. keyed: does the model draw from the key it is given? library: for messages.
+    """
+
+    library: str
+    parameters: Callable[[int, jax.Array], dict[str, jax.Array]]
+    shapes: Callable[[int], dict[str, tuple[int, ...]]]
+    run: Callable[[int, dict[str, Any], Any], Any]
+    keyed: bool
+
+
+def sample(door: Door, widths: tuple[int, ...], names: set[str], seed: int) -> dict[str, list[Moments]]:
+    """Draw the initialisers of the named parameters at every width: the model is built some times as it stands.
+
+    What is random and of few entries, as a bias of the output, is drawn more often in a compiled function, in which only
+    its own initialiser is left.
+    """
+    found: dict[str, list[Moments]] = {name: [] for name in sorted(names)}
+    for width in widths:
+        key = jax.random.fold_in(jax.random.key(seed), width)
+        total = sum(math.prod(shape) for shape in door.shapes(width).values())
+        draws: dict[str, list[np.ndarray]] = {name: [] for name in found}
+        for one in jax.random.split(key, min(max(ENTRIES // total, BUILT[0]), BUILT[1])) if door.keyed else [key]:
+            arrays = door.parameters(width, one)
+            for name, rows in draws.items():
+                rows.append(_statistics(np.asarray(arrays[name], float), np))
+        sizes = {name: math.prod(door.shapes(width)[name]) for name in found}
+        for name, rows in draws.items():
+            if door.keyed and _too_few(np.stack(rows), sizes[name] * len(rows)):
+                rows[:] = _many(door, width, name, key, max(MORE // sizes[name], 2))
+            found[name].append(_collected(width, sizes[name], np.stack(rows)))
+    return found
+
+
+def _too_few(draws: np.ndarray, entries: int) -> bool:
+    """Would the law be read badly off these? A bounded law shows its bound in few entries."""
+    low, high, square = draws[:, 3].min(), draws[:, 4].max(), draws[:, 1].mean()
+    if low == high:
+        return False
+    bounded = max(low * low, high * high) < 5.5 * square
+    return entries < (MORE // 64 if bounded else MORE)
+
+
+def _many(door: Door, width: int, name: str, key: jax.Array, count: int) -> np.ndarray:
+    run = jax.jit(jax.vmap(lambda one: _statistics(door.parameters(width, one)[name].astype(jnp.float32), jnp)))
+    return np.asarray(run.lower(keys := jax.random.split(key, count)).compile(QUICKLY)(keys), float)
+
+
+def _statistics(x: Any, xp: Any) -> Any:
+    return xp.stack([x.mean(), (x**2).mean(), (x**4).mean(), x.min(), x.max()])
+
+
+def _collected(width: int, size: int, draws: np.ndarray) -> Moments:
+    mean, square, fourth = (float(v) for v in draws[:, :3].mean(0))
+    low, high = float(draws[:, 3].min()), float(draws[:, 4].max())
+    return Moments(width, size * len(draws), mean, square, fourth, low, high, draws[:, :2])
+
+
+def concrete(make: Callable[[], list[jax.Array]]) -> list[jax.Array]:
+    """The arrays that `make` makes, also where JAX is tracing around us. Compiled, nothing is left of what they do not
+    depend on, such as large parameters made beside them."""
+    return jax.jit(make).lower().compile(QUICKLY)()
+
+
+def one_model(what: str, model: Any) -> InputError:
+    """The user gave a model rather than a function that makes one."""
+    name = type(model).__name__
+    return InputError(
+        explain(
+            f"{what}: build is a {name}, expected a function that makes the model at a given width",
+            reason="the limit is that of a growing width, and one model has one width",
+            mend=f"give {what}(lambda width, ...: {name}(...)), with the width where its hidden sizes stand",
+        )
+    )
+
+
+def building(what: str, width: int, error: Exception) -> NetworkError:
+    """The user's function failed to build the model at a width."""
+    return NetworkError(
+        explain(
+            f"{what}: the model cannot be built at width {width}: {type(error).__name__}: {error}",
+            reason=f"it is built at several widths, {width} among them, abstractly (under jax.eval_shape) and under jax.jit",
+            mend="let every size be a fixed number or a multiple of the width, and make random numbers from what the function is given",
+        )
+    )

@@ -1,0 +1,297 @@
+"""A model of Flax or Equinox as a `Network`: how its parameters start and move, as a table to read and to override."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import jax
+import numpy as np
+
+from tensorprog.errors import InputError, LawWarning, NetworkError, explain
+from tensorprog.frontend.finite import Parameters
+from tensorprog.frontend.interpret import interpret
+from tensorprog.frontend.params import Constant, Gaussian, Network, as_model
+from tensorprog.frontend.trace import trace
+from tensorprog.frontend.values import WIDTHS, fit_power, layout_of
+from tensorprog.ir import MatMul, Program, Weight, operands
+from tensorprog.models.door import Door, sample
+from tensorprog.models.laws import Law, power_of_width, read_law
+
+__all__ = ["ModelNetwork", "network_of"]
+
+Spec = Gaussian | Constant
+Given = Spec | Callable[[int], Spec]
+SAMPLED = (120, 240, 360)  # widths, divisible by the usual numbers of heads and groups
+PARAMETRIZATIONS = ("ntk", "standard")
+
+
+@dataclass(frozen=True)
+class ModelNetwork(Network):
+    """A model of another library as a network that `tp.compile`, `tp.init` and `tp.apply` take.
+
+    laws: how each parameter starts, by its path. parametrization: how it is trained, "ntk" or "standard". `print` shows
+    both as a table; `table(example)` also says which parameters the limit takes as Gaussian though they are not.
+    """
+
+    laws: Mapping[str, Law] = field(default_factory=dict)
+    parametrization: str = "ntk"
+    _door: Door | None = field(default=None, repr=False)
+
+    def draw(self, width: int, key: jax.Array) -> Parameters:
+        """The model's own parameters at a width, from its own initialisers, for `tp.apply`."""
+        assert self._door is not None
+        return Parameters(self._door.parameters(width, key), width)
+
+    def check(self, program: Program) -> None:
+        """Warn where the limit of the model depends on a law that is not Gaussian."""
+        names = self.law_matters(program)
+        if names:
+            kinds = ", ".join(f"{name} ({self.laws[name].kind})" for name in names)
+            first = names[0]
+            warnings.warn(
+                f"this kernel is that of the model with Gaussian entries of the same variance in place of {kinds}\n"
+                "  reason: these parameters are not summed over a width, so the law of their entries stays in the limit; the difference "
+                "is of the order of 1/fan-in\n"
+                f"  to mend: say that Gaussian entries are meant, init={{{first!r}: tp.Gaussian(std={self.laws[first].std(1):.6g})}}, "
+                "or initialise the model so",
+                LawWarning,
+                stacklevel=3,
+            )
+
+    def law_matters(self, program: Program) -> list[str]:
+        """The parameters whose law, beyond its variance, the limit depends on: not Gaussian, and used other than in a sum over
+        a width."""
+        named = {
+            n for n, law in self.laws.items() if not (law.gaussian or (law.kind == "orthogonal" and not law.error))
+        }
+        uses = (
+            (w.name, node)
+            for node in program.nodes
+            for w in operands(node)
+            if isinstance(w, Weight) and w.name in named
+        )
+        return sorted({name for name, node in uses if node.type.width is not None and not _sums_over_width(node)})
+
+    def table(self, example: Any = None) -> str:
+        """The table of parameters: shape, law, variance at initialisation, variance of the training direction.
+
+        example: an input, as for `tp.compile`; with it the table says where a law that is not Gaussian matters.
+        """
+        matters = None if example is None else self.law_matters(interpret(trace(as_model(self, example), example)))
+        shapes = _symbolic(self.init(WIDTHS[0]), self.init(WIDTHS[1]))
+        head = ("parameter", "shape", "starts as", "variance", "moves with", "")
+        rows = [head] + [self._row(name, shape, matters) for name, shape in shapes.items()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, "", *self._legend(matters)])
+
+    __str__ = table
+
+    def _row(self, name: str, shape: str, matters: Iterable[str] | None) -> tuple[str, ...]:
+        law = self.laws[name]
+        start = f"constant {law.value:.6g}" if law.constant else law.kind
+        note = []
+        if law.given:
+            note.append("given")
+        if law.error:
+            note.append("sampled")
+        if not law.gaussian:
+            note.append(
+                "law matters?"
+                if matters is None
+                else "TAKEN AS GAUSSIAN"
+                if name in matters
+                else "same limit as Gaussian"
+            )
+        return name, shape, start, law.variance(), _moves(self.init, name), ", ".join(note)
+
+    def _legend(self, matters: list[str] | None) -> list[str]:
+        lines = [
+            f'n is the width; "moves with" is the variance of the direction of training ({self.parametrization} parametrisation).'
+        ]
+        if self.parametrization == "standard":
+            lines.append("The neural tangent kernel is that of plain gradient descent on the parameters, divided by n.")
+        if any(not law.gaussian for law in self.laws.values()):
+            if matters is None:
+                lines.append(
+                    "A law that is not Gaussian matters where a parameter is not summed over a width: table(example) says where."
+                )
+            elif matters:
+                lines.append(
+                    "TAKEN AS GAUSSIAN: the limit depends on this law, and is computed with Gaussian entries of the same variance."
+                )
+        return lines
+
+
+def _moves(init: Callable[[int], Any], name: str) -> str:
+    a, b = (s.std if s.tangent_std is None else s.tangent_std for s in (init(w)[name] for w in WIDTHS))
+    if not a:
+        return "0"
+    value, power = fit_power((np.asarray(a), np.asarray(b)))
+    square = float(value) ** 2
+    exact = Fraction(square).limit_denominator(100_000)
+    return power_of_width(exact if abs(float(exact) / square - 1) < 1e-12 else square, 2 * power)
+
+
+def _symbolic(first: Mapping[str, Spec], second: Mapping[str, Spec]) -> dict[str, str]:
+    """Shapes with the width as n."""
+
+    def axis(factors: tuple[int | Fraction, ...]) -> str:
+        size = factors[0] if factors else 1
+        if isinstance(size, int):
+            return str(size)
+        return (
+            ("" if size.numerator == 1 else str(size.numerator))
+            + "n"
+            + ("" if size.denominator == 1 else f"/{size.denominator}")
+        )
+
+    return {
+        name: "(" + ", ".join(map(axis, layout_of((first[name].shape, second[name].shape)))) + ")" for name in first
+    }
+
+
+def _sums_over_width(node: Any) -> bool:
+    if not isinstance(node, MatMul):
+        return False
+    letters, _, out = node.letters
+    return any(w is not None and letters[i] not in out for i, w in enumerate(node.root.widths))
+
+
+# ------------------------------------------------------------------------------------------ making one
+
+
+def network_of(
+    what: str, door: Door, parametrization: str, init: Mapping[str, Given] | None, widths: tuple[int, ...], seed: int
+) -> ModelNetwork:
+    """Sample what is not given and put the network together. what: the public function's name, for messages."""
+    if parametrization not in PARAMETRIZATIONS:
+        raise _no_such_parametrization(what, parametrization)
+    given = _checked(what, init, door.shapes(WIDTHS[0]))
+    _check_proportional(what, door, widths)
+    names = set(door.shapes(WIDTHS[0])) - set(given)
+    sampled = sample(door, widths, names, seed)
+    laws = {}
+    for name, shape in sorted(door.shapes(WIDTHS[0]).items()):
+        fixed = [a for a, b in zip(shape, door.shapes(WIDTHS[1])[name], strict=True) if a == b > 1]
+        laws[name] = (
+            _given_law(what, name, given[name], shape) if name in given else read_law(name, sampled[name], fixed)
+        )
+
+    for name, law in laws.items():
+        if parametrization == "standard" and law.power < -1:
+            raise _too_small(what, name, law)
+
+    def specs(width: int) -> Parameters:
+        shapes = door.shapes(width)
+        made = {n: _spec(law, shapes[n], width, parametrization, given.get(n)) for n, law in laws.items()}
+        return Parameters(made, width)
+
+    def apply(params: Any, x: Any) -> Any:
+        if not isinstance(params, Parameters):
+            raise InputError(
+                f"apply: params is a {type(params).__name__}, expected what tp.init or the network's draw(width, key) gives, "
+                "which knows its width"
+            )
+        return door.run(params.width, dict(params), x)
+
+    return ModelNetwork(specs, apply, laws, parametrization, door)
+
+
+def _spec(law: Law, shape: tuple[int, ...], width: int, parametrization: str, given: Given | None) -> Spec:
+    """How a parameter starts and moves. In the standard parametrisation every entry moves alike, and the kernel is
+    divided by n: what remains in the limit are the parameters of variance c/n, whose gradients are the largest."""
+    start: Spec = Constant(shape, law.value) if law.constant else Gaussian(shape, law.std(width))
+    if given is not None:
+        start = replace(given(width) if callable(given) else given, shape=shape)
+    if parametrization == "ntk" or start.tangent_std == 0:
+        return start
+    return replace(start, tangent_std=width**-0.5 if law.power == -1 and not law.constant else 0.0)
+
+
+def _no_such_parametrization(what: str, name: str) -> InputError:
+    if name == "mup":
+        return InputError(
+            explain(
+                f"{what}: parametrization is 'mup', which has no kernel",
+                reason="in the maximal update parametrisation the output vanishes at initialisation and training moves the hidden "
+                "features by as much as they are: neither an NNGP kernel nor a constant neural tangent kernel describes it",
+                mend="parametrization='ntk' trains every layer in the kernel regime, 'standard' those that plain gradient descent trains",
+            )
+        )
+    return InputError(f"{what}: parametrization is {name!r}, expected 'ntk' or 'standard'")
+
+
+def _too_small(what: str, name: str, law: Law) -> NetworkError:
+    return NetworkError(
+        explain(
+            f"{what}: {name!r} starts with the variance {law.variance()}, for which parametrization='standard' has no limit",
+            reason="plain gradient descent moves it so much more than it starts with that its part of the kernel grows faster than n",
+            mend="use parametrization='ntk', or give it the variance c/n: "
+            f"init={{{name!r}: lambda width: tp.Gaussian(std=width**-0.5)}}",
+        )
+    )
+
+
+def _checked(what: str, init: Mapping[str, Given] | None, shapes: Mapping[str, Any]) -> dict[str, Given]:
+    given = dict(init or {})
+    for name, spec in given.items():
+        if name not in shapes:
+            raise InputError(
+                f"{what}: init has {name!r}, which is no parameter of the model\n  it has: {', '.join(sorted(shapes))}"
+            )
+        if not isinstance(spec, (Gaussian, Constant)) and not callable(spec):
+            raise InputError(
+                f"{what}: init[{name!r}] is a {type(spec).__name__}, expected tp.Gaussian(std=...), tp.Constant(value=...), or a "
+                "function of the width that gives one"
+            )
+    return given
+
+
+def _given_law(what: str, name: str, given: Given, shape: tuple[int, ...]) -> Law:
+    specs = [given(width) if callable(given) else given for width in WIDTHS]
+    for spec in specs:
+        if not isinstance(spec, (Gaussian, Constant)):
+            raise InputError(
+                f"{what}: init[{name!r}] gives a {type(spec).__name__}, expected tp.Gaussian or tp.Constant"
+            )
+        if spec.shape not in ((), shape):
+            raise InputError(
+                f"{what}: init[{name!r}] has shape {spec.shape}, the parameter {shape}\n  to mend: leave the shape out"
+            )
+    if isinstance(specs[0], Constant):
+        return Law("constant", value=specs[0].value, given=True)
+    try:
+        std, power = fit_power((np.asarray(specs[0].std), np.asarray(specs[1].std)))
+    except ValueError:
+        raise InputError(f"{what}: init[{name!r}]: its std is {specs[0].std} at width {WIDTHS[0]} and {specs[1].std} at width "
+                         f"{WIDTHS[1]}, expected c n^p") from None  # fmt: skip
+    square = float(std) ** 2
+    exact = Fraction(square).limit_denominator(10_000)
+    return Law("Gaussian", exact if abs(float(exact) - square) <= 1e-12 * square else square, 2 * power, given=True)
+
+
+def _check_proportional(what: str, door: Door, widths: tuple[int, ...]) -> None:
+    """Every axis is fixed or proportional to the width, at all widths that are used."""
+    first, second = (door.shapes(w) for w in WIDTHS)
+    for width in widths:
+        shapes = door.shapes(width)
+        if set(shapes) != set(first):
+            raise NetworkError(f"{what}: the model has different parameters at widths {width} and {WIDTHS[0]}: "
+                               f"{sorted(set(shapes) ^ set(first))}")  # fmt: skip
+        for name, shape in shapes.items():
+            for i, (a, b, c) in enumerate(zip(first[name], second[name], shape, strict=True)):
+                if (b - a) * (width - WIDTHS[0]) != (c - a) * (WIDTHS[1] - WIDTHS[0]) or (
+                    a != b and a * WIDTHS[1] != b * WIDTHS[0]
+                ):
+                    raise NetworkError(
+                        explain(
+                            f"{what}: axis {i} of {name!r} has the sizes {c}, {a} and {b} at widths {width}, {WIDTHS[0]} and {WIDTHS[1]}",
+                            reason="an axis must be of a fixed size or proportional to the width",
+                            mend="write hidden sizes as fixed numbers or as multiples of the width",
+                        )
+                    )
