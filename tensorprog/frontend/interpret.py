@@ -31,11 +31,12 @@ __all__ = ["Equation", "interpret"]
 
 @dataclass(frozen=True)
 class Equation:
-    """One equation of the trace at both widths."""
+    """One equation of the trace at both widths. wanted: which of its results are read."""
 
     primitive: str
     eqns: tuple[jex.JaxprEqn, jex.JaxprEqn]
     source: Source | None
+    wanted: tuple[bool, ...] = ()
 
     @property
     def params(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -154,21 +155,47 @@ def _output(outputs: Sequence[Value]) -> tuple[Node, tuple[int, ...]]:
 
 
 def run(
-    jaxprs: tuple[jex.ClosedJaxpr, jex.ClosedJaxpr], args: Sequence[Value], caller: Source | None = None
+    jaxprs: tuple[jex.ClosedJaxpr, jex.ClosedJaxpr],
+    args: Sequence[Value],
+    caller: Source | None = None,
+    wanted: Sequence[bool] = (),
 ) -> list[Value]:
-    """Interpret both jaxprs on the same arguments. caller: the user's line that calls them."""
+    """Interpret both jaxprs on the same arguments. caller: the user's line that calls them.
+
+    What no result needs (the running statistics of a batch norm, say) is left out. wanted: which results are read, all by
+    default; nothing sensible stands in the place of the others.
+    """
     first, second = jaxprs[0].jaxpr, jaxprs[1].jaxpr
     consts = [Known((np.asarray(a), np.asarray(b))) for a, b in zip(jaxprs[0].consts, jaxprs[1].consts, strict=True)]
     env: dict[Any, Value] = dict(zip(first.constvars, consts, strict=True))
     env.update(zip(first.invars, args, strict=True))
     foreign = caller is not None and from_library(jaxprs[0])
+    wanted = wanted or (True,) * len(first.outvars)
+    needed = _needed(first, wanted)
     for eqns in zip(first.eqns, second.eqns, strict=True):
-        eqn = Equation(eqns[0].primitive.name, eqns, caller if foreign else source_of(eqns[0]) or caller)
+        read = tuple(var in needed for var in eqns[0].outvars)
+        if not any(read):
+            continue
+        source = caller if foreign else source_of(eqns[0]) or caller
+        eqn = Equation(eqns[0].primitive.name, eqns, source, read)
         values = [_read(env, *atoms) for atoms in zip(eqns[0].invars, eqns[1].invars, strict=True)]
         results = evaluate(eqn, values)
         for var, result in zip(eqns[0].outvars, results, strict=True):
             env[var] = _sourced(result, eqn.source)
-    return [_read(env, *atoms) for atoms in zip(first.outvars, second.outvars, strict=True)]
+    ends = zip(first.outvars, second.outvars, wanted, strict=True)
+    return [_read(env, *atoms) if used else _UNREAD for *atoms, used in ends]
+
+
+_UNREAD = Known((np.zeros(()), np.zeros(())))
+
+
+def _needed(jaxpr: jex.Jaxpr, wanted: Sequence[bool]) -> set[Any]:
+    """The variables that the wanted results are made of; of an equation that is needed all operands are."""
+    needed = {v for v, used in zip(jaxpr.outvars, wanted, strict=True) if used and not isinstance(v, jex.Literal)}
+    for eqn in reversed(jaxpr.eqns):
+        if any(var in needed for var in eqn.outvars):
+            needed.update(v for v in eqn.invars if not isinstance(v, jex.Literal))
+    return needed
 
 
 def _read(env: dict[Any, Value], atom1: Any, atom2: Any) -> Value:
@@ -309,7 +336,7 @@ _CALLS = {
 def _enter(eqn: Equation, values: Sequence[Value]) -> list[Value] | None:
     """Calls and loops are walked into; None for any other equation."""
     if eqn.primitive in _CALLS:
-        return run(_bodies(eqn, _CALLS[eqn.primitive]), values, eqn.source)
+        return run(_bodies(eqn, _CALLS[eqn.primitive]), values, eqn.source, eqn.wanted)
     if eqn.primitive == "scan":
         return list(_scan(eqn, values))
     if eqn.primitive == "cond":

@@ -68,9 +68,12 @@ def expectation_of(
     for node, letters, side in sides:
         at = 0 if aligned else side  # on the diagonal of one input both factors see the same variables
         factors.append(_factor(node, letters, at, arguments, parameters))
-    if (exact := (yield from tilted_of(asked, facts, partial(rules, tolerance=tolerance)))) is not None:
-        return exact
-    if not all(facts[argument.node].gaussian for argument in arguments):
+    wide = not all(facts[argument.node].gaussian for argument in arguments)
+    if wide or len(arguments) > 2 * len(sides):
+        exact = yield from tilted_of(asked, facts, tolerance, partial(rules, tolerance=tolerance))
+        if exact is not None:
+            return exact
+    if wide:
         return (yield from field_of(asked, facts, tolerance))
     sizes = sizes_of(*((letters, node.type.shape) for node, letters, _ in sides))
     everything = "".join(dict.fromkeys("".join(letters for _, letters, _ in sides).replace("1", "")))

@@ -10,14 +10,14 @@ tangent is linear in the Gaussians of the primed weights, over which the average
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.errors import UnsupportedError, explain
-from tensorprog.ir import Const, LinComb, Moment, Node, Nonlin, PositionMap, operands, topological
+from tensorprog.ir import Const, LinComb, MatMul, Moment, Node, Nonlin, PositionMap, Weight, operands, topological
 from tensorprog.kernel.body import value_of
 from tensorprog.kernel.graph import MIXED, Leaf, Operand, Quantity, Sampled, is_zero
 from tensorprog.kernel.questions import Second, Value, Work, ask, fresh, sizes_of
@@ -30,6 +30,7 @@ FEWEST_POINTS, MOST_POINTS = 2**12, 2**21
 TRIALS = 1024
 
 Root = tuple[Node, str]
+Opened = Callable[[Node], bool]
 
 
 def field_of(asked: Second | Node, facts: Structure, tolerance: float | None) -> Work[Quantity]:
@@ -47,7 +48,8 @@ def field_of(asked: Second | Node, facts: Structure, tolerance: float | None) ->
     points = _points(tolerance, roots)
     together = len(roots) == 2 and not cross and roots[0][1] == roots[1][1]
     sides: list[tuple[Root, ...]] = [roots] if together else [(root,) for root in roots]
-    leaves = tuple(leaf for side, those in enumerate(sides) for leaf in _leaves(those, side, facts))
+    opened = _least_opened(roots, facts)
+    leaves = tuple(leaf for side, those in enumerate(sides) for leaf in _leaves(those, side, facts, opened))
     taken = "".join(letters for _, letters in roots)
     pairs: list[tuple[int, int, str]] = []
     used: list[Operand] = []
@@ -61,11 +63,11 @@ def field_of(asked: Second | Node, facts: Structure, tolerance: float | None) ->
                 used.append(found)
     scalars: list[tuple[Node, int]] = []
     for side, those in enumerate(sides):
-        for node in _reached(those, facts):
+        for node in _reached(those, opened):
             if node.type.kind == "scalar":
                 scalars.append((node, side))
                 used.append(Operand((yield Value(node)), side if cross else None))
-    _check_tails(roots, facts)
+    _check_tails(roots)
     sizes = sizes_of(*((letters, node.type.shape) for node, letters in roots))
     carried = "".join(dict.fromkeys(c for leaf in leaves for c in leaf.letters if c in sizes))
     return Sampled(
@@ -91,10 +93,10 @@ def _points(tolerance: float | None, roots: Sequence[Root]) -> int:
     return min(MOST_POINTS, max(FEWEST_POINTS, 2 ** math.ceil(2 * math.log2(1 / tolerance))))
 
 
-def _check_tails(roots: Sequence[Root], facts: Structure) -> None:
+def _check_tails(roots: Sequence[Root]) -> None:
     """Refuse a function of which a few samples carry the sum: its moments are infinite, or out of sampling's reach."""
     for root, _ in roots:
-        below = [node for node in _reached(((root, ""),), facts) if not _opened(node, facts)]
+        below = [node for node in _reached(((root, ""),), _above_weights) if not _above_weights(node)]
         gaussians = tuple(node for node in below if node.type.kind == "vector")
         given = {
             node: jnp.asarray(node.value.array() if isinstance(node, Const) else np.ones(node.type.shape))
@@ -122,22 +124,33 @@ def _check_tails(roots: Sequence[Root], facts: Structure) -> None:
 # ------------------------------------------------------------------------------------------ what is below
 
 
-def _opened(node: Node, facts: Structure) -> bool:
-    """Is it a vector that is not Gaussian, so that what it is made of counts?"""
-    return node.type.kind == "vector" and not facts[node].gaussian
+def _above_weights(node: Node) -> bool:
+    return node.type.kind == "vector" and not isinstance(node, (MatMul, Weight))
 
 
-def _reached(roots: Sequence[Root], facts: Structure) -> Iterator[Node]:
+def _least_opened(roots: Sequence[Root], facts: Structure) -> Opened:
+    """Which nodes to open: those that are not Gaussian, or all above products with weights, whichever leaves fewer
+    Gaussians."""
+    plain: Opened = lambda n: n.type.kind == "vector" and not facts[n].gaussian
+
+    def size(opened: Opened) -> int:
+        ends = (n for n in _reached(roots, opened) if n.type.kind == "vector" and not opened(n))
+        return sum(math.prod(n.type.shape) for n in ends)
+
+    return min((plain, _above_weights), key=size)
+
+
+def _reached(roots: Sequence[Root], opened: Opened) -> Iterator[Node]:
     """The function's own nodes, the Gaussians and the deterministic arrays that it reads, users first."""
-    own = list(topological((node for node, _ in roots), skip=lambda n: not _opened(n, facts)))
+    own = list(topological((node for node, _ in roots), skip=lambda n: not opened(n)))
     yield from dict.fromkeys([*(node for node, _ in roots), *reversed(own)])
-    yield from dict.fromkeys(o for node in own for o in operands(node) if not _opened(o, facts))
+    yield from dict.fromkeys(o for node in own for o in operands(node) if not opened(o))
 
 
-def _leaves(roots: Sequence[Root], side: int, facts: Structure) -> Iterator[Leaf]:
+def _leaves(roots: Sequence[Root], side: int, facts: Structure, opened: Opened) -> Iterator[Leaf]:
     """The Gaussians of one side; those that a tangent is linear in come last."""
-    labels = _labels(roots, facts)
-    found = [(node, own) for node, own in labels.items() if not _opened(node, facts)]
+    labels = _labels(roots, opened)
+    found = [(node, own) for node, own in labels.items() if not opened(node)]
     kept = [c for c in dict.fromkeys(roots[0][1]) if c != "1" and all(own.count(c) == 1 for _, own in found)]
     linear = all(facts[node].odd for node, _ in roots)
     leaves = []
@@ -149,7 +162,7 @@ def _leaves(roots: Sequence[Root], side: int, facts: Structure) -> Iterator[Leaf
     return iter(sorted(leaves, key=lambda leaf: leaf.linear))
 
 
-def _labels(roots: Sequence[Root], facts: Structure) -> dict[Node, str]:
+def _labels(roots: Sequence[Root], opened: Opened) -> dict[Node, str]:
     """For each vector the letter of each axis that the function carries along from there to its own; else `MIXED`."""
     labels: dict[Node, str] = {}
 
@@ -159,8 +172,8 @@ def _labels(roots: Sequence[Root], facts: Structure) -> dict[Node, str]:
 
     for node, letters in roots:
         read(node, letters)
-    for node in _reached(roots, facts):
-        if node not in labels or not _opened(node, facts):
+    for node in _reached(roots, opened):
+        if node not in labels or not opened(node):
             continue
         match node:
             case Nonlin(xs=xs):
@@ -172,7 +185,7 @@ def _labels(roots: Sequence[Root], facts: Structure) -> dict[Node, str]:
                 kept = {i: labels[node][j] for j, i in enumerate(source) if i is not None}
                 below = [(x, "".join(kept.get(i, MIXED) for i in range(len(x.type.shape))))]
             case _:
-                raise AssertionError(f"a {type(node).__name__} is Gaussian")
+                raise AssertionError(f"a {type(node).__name__} is a product with a weight")
         for x, own in below:
             if x.type.kind == "vector":
                 read(x, own)

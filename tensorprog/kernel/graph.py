@@ -183,7 +183,8 @@ class Tilted(Quantity):
 
     leaves: the Gaussians of the law, of the sizes given; of a pair of inputs, those of x and then those of x'. norms: per
     input, the matrix of Q in the leaves and epsilon. pairs: places (i, j) of the leaves whose covariances are the first
-    operands; outer: what the parts read besides, and of which input, the other operands; zeros are left out of both. nodes: of the quadrature.
+    operands; outer: what the parts read besides, and of which input, the other operands; zeros are left out of both. nodes: of the
+    quadrature along each axis, which leave this relative error.
     """
 
     leaves: tuple[Node, ...]
@@ -193,6 +194,7 @@ class Tilted(Quantity):
     parts: tuple[tuple[tuple[int, ...], Quantity], ...]
     outer: tuple[tuple[Given, int | None], ...]
     nodes: int
+    error: float
     operands: tuple[Operand, ...]
     shape: tuple[int, ...]
     cross: bool

@@ -118,7 +118,7 @@ class _Page:
         powers = ", ".join(
             f"${','.join(map(str, powers))}$" for powers in dict.fromkeys(powers for powers, _ in q.parts)
         )
-        yield f"**S{number}** (Laplace reduction, Gauss-Legendre with {q.nodes} nodes along each axis): $S_{{{number}}}$ below\n"
+        yield f"**S{number}** (Laplace reduction, {q.nodes} nodes along each axis, relative error {q.error:.0e}): $S_{{{number}}}$ below\n"
         yield f"- a normalisation by $r = (Q + \\epsilon)^{{-1/2}}$, $Q = g^\\top M g$ a quadratic form of {names}, $\\epsilon = {epsilons}$"
         yield "- $\\mathbb{E}[r^k w] = \\frac{1}{\\Gamma(k/2)} \\int_0^\\infty s^{k/2-1} e^{-s \\epsilon} \\det(1 + 2 s C M)^{-1/2}\\,"
         yield f"\\mathbb{{E}}_s[w]\\,ds$, $g \\sim N(0, (C^{{-1}} + 2 s M)^{{-1}})$ under $\\mathbb{{E}}_s$; $k = $ {powers}\n"

@@ -1,12 +1,7 @@
-"""Integrals over tilted Gaussian laws: the Laplace reduction of normalised functions (`kernel.tilted`).
-
-With s = tan^2(theta) / (2 scale) both ends of the integral are analytic in theta, whatever the half-integer powers there, so
-that Gauss-Legendre nodes converge geometrically.
-"""
+"""Integrals over tilted Gaussian laws: the Laplace reduction of normalised functions (`kernel.tilted`)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -15,8 +10,8 @@ import numpy as np
 from jax import lax
 
 from ntk_rules.sampling import factor
-from ntk_rules.special import gauss_legendre
 from tensorprog.kernel.graph import Given, Quantity, Tilted, quantities
+from tensorprog.kernel.half_line import half_line
 from tensorprog.lower.einsum import contract
 
 __all__ = ["tilted"]
@@ -85,18 +80,15 @@ def _line(
 
     A last node s = 0 stands for the power 0.
     """
-    x, w = gauss_legendre(nodes)
-    theta, w = x * math.pi / 2, w * math.pi / 2
-    tangent = jnp.asarray(np.append(np.tan(theta), 0.0), dtype)
-    s = tangent**2 / (2 * scale)
+    grid = jnp.asarray(np.append(half_line(nodes, 1)[0], 0.0), dtype)
+    s = grid / (2 * scale)
     weights = {}
     for k in powers:
         if k == 0:
             weights[k] = jnp.zeros_like(s).at[-1].set(1)
             continue
-        # s^(k/2-1) ds = (2 scale)^(-k/2) 2 tan^(k-1) / cos^2 dtheta
-        jacobian = np.append(2 * np.tan(theta) ** (k - 1) / np.cos(theta) ** 2 * w / math.gamma(k / 2), 0.0)
-        weights[k] = jnp.asarray(jacobian, dtype) * (2 * scale) ** (-k / 2) * jnp.exp(-s * epsilon)
+        plain = jnp.asarray(np.append(half_line(nodes, k)[1], 0.0), dtype)
+        weights[k] = plain * (2 * scale) ** (-k / 2) * jnp.exp(-s * epsilon)
     return s, weights
 
 

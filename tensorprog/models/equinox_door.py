@@ -11,14 +11,14 @@ import jax.numpy as jnp
 
 from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.models.door import Door, building, concrete, one_model
-from tensorprog.models.network import SAMPLED, Given, ModelNetwork, network_of
+from tensorprog.models.network import Given, ModelNetwork, network_of
 
 __all__ = ["from_equinox"]
 
 
 def from_equinox(
     build: Callable[[int, jax.Array], Any], *, call: Callable[[Any, Any], Any] | None = None, batch_axis: int | None = None,
-    parametrization: str = "ntk", init: Mapping[str, Given] | None = None, widths: tuple[int, ...] = SAMPLED, seed: int = 0,
+    parametrization: str = "ntk", init: Mapping[str, Given] | None = None, widths: tuple[int, ...] | None = None, seed: int = 0,
 ) -> ModelNetwork:  # fmt: skip
     """The network of an Equinox module, for `tp.compile`.
 

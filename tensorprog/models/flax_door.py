@@ -11,19 +11,19 @@ import jax
 
 from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.models.door import Door, building, concrete, one_model
-from tensorprog.models.network import SAMPLED, Given, ModelNetwork, network_of
+from tensorprog.models.network import Given, ModelNetwork, network_of
 
 __all__ = ["from_flax"]
 
 
 def from_flax(
     build: Callable[..., Any], *, call: Callable[[Any, Any], Any] | None = None, batch_axis: int | None = None,
-    parametrization: str = "ntk", init: Mapping[str, Given] | None = None, widths: tuple[int, ...] = SAMPLED, seed: int = 0,
+    parametrization: str = "ntk", init: Mapping[str, Given] | None = None, widths: tuple[int, ...] | None = None, seed: int = 0,
 ) -> ModelNetwork:  # fmt: skip
     """The network of a Flax NNX module, for `tp.compile`.
 
     build: `build(width, rngs)` makes the module at a width, drawing from the `nnx.Rngs` it is given (`build(width)` that
-    makes its own is taken as well; then every width is drawn once). call: `call(model, x)` runs it, `model(x)` by
+    makes its own is taken as well; then every width is drawn once, and more widths are). call: `call(model, x)` runs it, `model(x)` by
     default. batch_axis: 0 for a module that wants a batch axis in front: it is run on a batch of one. parametrization:
     "ntk" (every parameter moves by as much as it starts with, constants by one) or "standard" (plain gradient
     descent, the kernel divided by the width). init: laws of parameters by path, in place of the sampled ones: `tp.Gaussian(std=...)`,

@@ -26,6 +26,7 @@ __all__ = ["ModelNetwork", "network_of"]
 Spec = Gaussian | Constant
 Given = Spec | Callable[[int], Spec]
 SAMPLED = (120, 240, 360)  # widths, divisible by the usual numbers of heads and groups
+SAMPLED_ONCE = (120, 240, 360, 720, 1440, 2520)  # of a model that draws from no key of ours: every width gives one draw
 PARAMETRIZATIONS = ("ntk", "standard")
 
 
@@ -166,11 +167,17 @@ def _sums_over_width(node: Any) -> bool:
 
 
 def network_of(
-    what: str, door: Door, parametrization: str, init: Mapping[str, Given] | None, widths: tuple[int, ...], seed: int
+    what: str,
+    door: Door,
+    parametrization: str,
+    init: Mapping[str, Given] | None,
+    widths: tuple[int, ...] | None,
+    seed: int,
 ) -> ModelNetwork:
     """Sample what is not given and put the network together. what: the public function's name, for messages."""
     if parametrization not in PARAMETRIZATIONS:
         raise _no_such_parametrization(what, parametrization)
+    widths = widths or (SAMPLED if door.keyed else SAMPLED_ONCE)
     given = _checked(what, init, door.shapes(WIDTHS[0]))
     _check_proportional(what, door, widths)
     names = set(door.shapes(WIDTHS[0])) - set(given)

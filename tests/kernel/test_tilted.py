@@ -36,7 +36,9 @@ def kinds(kernel: tp.Kernel) -> set[type]:
     return {type(q) for q in kernel.graph.nodes} & {Sampled, Tilted}
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 1e-5, 0.1])
+@pytest.mark.parametrize(
+    "epsilon", [pytest.param(0.0, marks=pytest.mark.slow), 1e-5, pytest.param(0.1, marks=pytest.mark.slow)]
+)
 def test_relu_after_batch_norm(epsilon: float) -> None:
     """Yang et al. 2019, appendix E: one integral within a batch, two across."""
     kernel = tp.compile(network(epsilon), X[0])
@@ -47,6 +49,7 @@ def test_relu_after_batch_norm(epsilon: float) -> None:
     np.testing.assert_allclose(found[0, 1], across_batches(X[0], X[1], epsilon), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_every_way_to_write_it() -> None:
     first, second = (tp.compile(network(1e-3, n), X[0])(X) for n in (batch_norm, fast_batch_norm))
     for a, b in zip(first, second, strict=True):
@@ -73,6 +76,7 @@ def test_the_tangent_kernel_is_that_of_a_sum_of_weights() -> None:
     assert np.abs(found - wanted).max() < 0.02 * scale  # 400,000 samples of a heavy-tailed gradient
 
 
+@pytest.mark.slow
 def test_bias_leaky_relu_and_absolute_value_stay_exact() -> None:
     """Dependent Gaussians of several weights; functions homogeneous on either side of zero."""
     for phi in (jax.nn.leaky_relu, jnp.abs, lambda z: z):
@@ -83,6 +87,7 @@ def test_bias_leaky_relu_and_absolute_value_stay_exact() -> None:
         np.testing.assert_allclose(kernel(X).nngp, plain(X).nngp, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_deep() -> None:
     def net(x):
         h = nn.dense(x)
@@ -98,6 +103,7 @@ def test_deep() -> None:
     np.testing.assert_allclose(found[0, 0], wanted, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_what_is_not_homogeneous_is_sampled() -> None:
     net = network(1e-3, phi=jnp.tanh)
     with pytest.raises(tp.errors.UnsupportedError, match=r"tolerance=1e-2"):
