@@ -178,7 +178,7 @@ def _apply(node: sp.Expr, children: list[Any], guarded: bool) -> Any:
             total = FOLDED[head](total, child)
         return total
     if head in MEANING:
-        return MEANING[head](*children)
+        return MEANING[head](*(float(c) if type(c) is int else c for c in children))  # exact 0 of an exact point
     if issubclass(head, Opaque):
         return head.jax_function(jnp.asarray(children[0]))
     raise ValueError(

@@ -101,7 +101,7 @@ def _power(expr: sp.Pow, z: sp.Symbol, over: Interval) -> Interval:
     else:
         return LINE
     raised = _outward(low, high)
-    if size.is_Integer and not size % 2 or not size.is_Integer:
+    if (size.is_Integer and not size % 2) or not size.is_Integer:
         raised = (max(raised[0], 0.0), raised[1])
     return raised if exponent > 0 else _inverse(raised)
 

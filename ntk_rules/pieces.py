@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import sympy as sp
 
 from ntk_rules.functions import Opaque, elementary
-from ntk_rules.switches import NotCuttable, less, sign_changes
+from ntk_rules.switches import less, sign_changes
 
 KINKED = (sp.Heaviside, sp.sign, sp.Abs, sp.Max, sp.Min, sp.Piecewise)
 
@@ -104,9 +104,9 @@ def branches(node: sp.Expr) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
     if isinstance(node, sp.Abs):
         return node.args[0], node.args[0], -node.args[0]
     if isinstance(node, sp.Max | sp.Min):
-        first, rest = node.args[0], node.func(*node.args[1:])
-        pair = (first, rest) if isinstance(node, sp.Max) else (rest, first)
-        return first - rest, *pair
+        first, second, *others = node.args
+        left, right = (node.func(a, *others) for a in (first, second))
+        return first - second, *((left, right) if isinstance(node, sp.Max) else (right, left))
     return _piecewise_branches(node)
 
 
@@ -152,43 +152,3 @@ def _same_function(left: sp.Expr, right: sp.Expr, z: sp.Symbol) -> bool:
         if not size < 1e-12:
             return False
     return True
-
-
-@functools.lru_cache(maxsize=4096)
-def canonical_kinks(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
-    """`expr` with the kinked parts in one Gaussian written as F_0 + sum_i (F_i - F_{i-1}) H(z - a_i).
-
-    Derivatives in this form carry their delta functions (SymPy drops them from a Piecewise).
-    """
-    used = [z for z in zs if expr.has(z)]
-    if not used or not has_kinks(expr):
-        return expr
-    if len(used) == 1 and not expr.has(sp.DiracDelta):
-        try:
-            first, *others = cut(expr, used[0])
-        except NotCuttable:
-            return _by_parts(expr, zs)
-        total, last = first.expr, first.expr
-        for piece in others:
-            total += (piece.expr - last) * sp.Heaviside(used[0] - piece.low, sp.Rational(1, 2))
-            last = piece.expr
-        return total
-    return _by_parts(expr, zs)
-
-
-def _by_parts(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
-    if isinstance(expr, sp.Heaviside | sp.DiracDelta) or not expr.args:
-        return expr
-    if isinstance(expr, KINKED) and expr.has(*zs):
-        switch, positive, negative = branches(expr)
-        step = sp.Heaviside(sp.expand(switch), sp.Rational(1, 2))
-        if switch.has(*zs):
-            return canonical_kinks(negative + (positive - negative) * step, zs)
-        return expr
-    if expr.is_Mul:  # factors in one Gaussian belong together: products of their steps collapse
-        groups: dict[tuple[bool, ...], list[sp.Expr]] = {}
-        for factor in expr.args:
-            groups.setdefault(tuple(factor.has(z) for z in zs), []).append(factor)
-        if len(groups) > 1:
-            return sp.Mul(*(canonical_kinks(sp.Mul(*g), zs) for g in groups.values()))
-    return expr.func(*(canonical_kinks(a, zs) for a in expr.args))

@@ -158,7 +158,9 @@ def _polynomial(factor: sp.Expr, z: sp.Symbol) -> Changes | None:
     if not poly.domain.is_QQ and not poly.domain.is_ZZ:
         return None
     odd = [root for root, order in sp.real_roots(poly, multiple=False) if order % 2]
-    places = tuple(r if r.is_Rational or r.count_ops() < 8 and not r.has(sp.CRootOf) else r.evalf(DIGITS) for r in odd)
+    places = tuple(
+        r if r.is_Rational or (r.count_ops() < 8 and not r.has(sp.CRootOf)) else r.evalf(DIGITS) for r in odd
+    )
     return places, bool((poly.LC() > 0) == (poly.degree() % 2 == 0))
 
 
@@ -201,10 +203,9 @@ def _narrow(cell: Interval) -> bool:
 
 def _halves(cell: Interval) -> list[Interval]:
     low, high = cell
-    if math.isinf(low) or math.isinf(high):
-        middle = 3.0 * (high if math.isinf(low) else low)
-    else:
-        middle = low + 0.4871 * (high - low)  # off the round numbers, at which zeros often are
+    if math.isinf(high - low):
+        return [(low, 3 * high), (3 * high, high)] if math.isinf(low) else [(low, 3 * low), (3 * low, high)]
+    middle = low + 0.4871 * (high - low)  # off the round numbers, at which zeros often are
     return [(low, middle), (middle, high)]
 
 

@@ -13,6 +13,7 @@ import sympy as sp
 
 from ntk_rules.errors import NoRule
 from ntk_rules.evaluate import compile_formula, entries_read
+from ntk_rules.kinked_plane import kinked_plane
 from ntk_rules.law import base_law
 from ntk_rules.many import plane, quasi_monte_carlo
 from ntk_rules.method import Declined, Method
@@ -112,7 +113,10 @@ def linearity(question: Question) -> Method:
     if not question.expr.has(sp.DiracDelta) and _needs_sampling(expanded, question):
         raise Declined("the addends mix Gaussians; together they are sampled once")
     zs = gaussian_symbols(question.gaussians)
-    parts = [(c, replace(question, expr=e)) for c, e in _addends(expanded, zs)]
+    addends = _pooled(_addends(expanded, zs), zs)
+    if not addends:
+        raise Declined("the addends mix Gaussians; together they are integrated once")
+    parts = [(c, replace(question, expr=e)) for c, e in addends]
     reasons: list[str] = []
     methods = []
     for _, part in parts:
@@ -165,6 +169,27 @@ def _addends(expanded: sp.Expr, zs: tuple[sp.Symbol, ...]) -> list[tuple[sp.Expr
     return [(c, rest) for rest, c in sums.items() if c != 0]
 
 
+def _pooled(addends: list[tuple[sp.Expr, sp.Expr]], zs: tuple[sp.Symbol, ...]) -> list[tuple[sp.Expr, sp.Expr]]:
+    """The addends that only a quadrature in the plane can answer joined to one, which costs no more; () if all are."""
+    alone, together = [], []
+    for coefficient, rest in addends:
+        (together if _needs_the_plane(rest, zs) else alone).append((coefficient, rest))
+    pool = [(sp.S.One, sp.Add(*(c * rest for c, rest in together)))] if together and alone else []
+    return alone + pool
+
+
+def _needs_the_plane(addend: sp.Expr, zs: tuple[sp.Symbol, ...]) -> bool:
+    """Whether two Gaussians are mixed within a factor, outside the normal form."""
+    used = [z for z in zs if addend.has(z)]
+    if len(used) != 2 or all(sum(f.has(z) for z in used) < 2 for f in sp.Mul.make_args(addend)):
+        return False
+    try:
+        parse(addend, zs)
+    except Unparsed:
+        return True
+    return False
+
+
 TIERS: tuple[tuple[str, Callable[[Question], Method]], ...] = (
     ("closed form", closed_form),
     ("independence", independence),
@@ -172,5 +197,6 @@ TIERS: tuple[tuple[str, Callable[[Question], Method]], ...] = (
     ("Hermite series", two_separable),
     ("linearity", linearity),
     ("plane quadrature", plane),
+    ("kinks in the plane", kinked_plane),
     ("quasi-Monte Carlo", quasi_monte_carlo),
 )
