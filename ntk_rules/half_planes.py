@@ -111,21 +111,27 @@ def _edge_of(line: Line, arguments: tuple[sp.Symbol, ...]) -> Callable[[Frame, t
     return edge
 
 
-def mean(f: HalfPlanes, change: Callable[[jax.Array], jax.Array], thin: int) -> Callable[..., jax.Array]:
-    """E[change(f)] as a function of one-dimensional arrays (s_u, s_v, rho, w, *arguments)."""
-    return _integral(f, change, thin, lambda inner, outer, reach: jnp.ones((), inner.dtype))
+def mean(f: HalfPlanes, thin: int) -> Callable[..., jax.Array]:
+    """E[f] as a function of one-dimensional arrays (s_u, s_v, rho, w, *arguments)."""
+    return _integral(f, thin, lambda values, inner, outer, reach: values)
+
+
+def mean_square(f: HalfPlanes) -> Callable[..., jax.Array]:
+    """E[f^2] likewise."""
+    return _integral(f, 1, lambda values, inner, outer, reach: values * values)
 
 
 def tail(f: HalfPlanes) -> Callable[..., jax.Array]:
     """An estimate of E[|f|] beyond the reach of the panels, likewise: that of the outermost shell within."""
 
-    def shell(inner: jax.Array, outer: jax.Array, reach: float) -> jax.Array:
-        return (jnp.maximum(jnp.abs(inner), jnp.abs(outer)[..., None]) > reach - _SHELL).astype(inner.dtype)
+    def shell(values: jax.Array, inner: jax.Array, outer: jax.Array, reach: float) -> jax.Array:
+        far = jnp.maximum(jnp.abs(inner), jnp.abs(outer)[..., None]) > reach - _SHELL
+        return jnp.where(far, jnp.abs(values), 0)
 
-    return _integral(f, jnp.abs, 1, shell)
+    return _integral(f, 1, shell)
 
 
-def _integral(f: HalfPlanes, change, thin: int, mask) -> Callable[..., jax.Array]:
+def _integral(f: HalfPlanes, thin: int, change: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     @jax.jit
     def value(s_u, s_v, rho, w, *arguments):
         frame = Frame(s_u, s_v, rho, w)
@@ -144,7 +150,7 @@ def _integral(f: HalfPlanes, change, thin: int, mask) -> Callable[..., jax.Array
         inner, inner_weights = _nodes(list(places.values()), jnp.zeros_like(outer), n, reach)
         sides = {line: (inner > places[line][..., None]) == (seen[line][1] > 0)[:, None, None] for line in edges}
         x, y = (along[k][:, None, None] * outer[..., None] + across[k][:, None, None] * inner for k in (0, 1))
-        values = change(f.at(*frame.point(x, y), arguments, sides, edges)) * mask(inner, outer, reach)
+        values = change(f.at(*frame.point(x, y), arguments, sides, edges), inner, outer, reach)
         sums = jnp.sum(inner_weights * density(inner) * values, axis=-1)
         return jnp.sum(outer_weights * density(outer) * sums, axis=-1)
 
@@ -168,10 +174,20 @@ def _ratio(top: jax.Array, bottom: jax.Array, far: float) -> jax.Array:
 
 def _nodes(cuts: list[jax.Array], like: jax.Array, n: int, reach: float) -> tuple[jax.Array, jax.Array]:
     """Nodes and weights of panels between -reach, 0, reach and `cuts`, behind the axes of `like`."""
-    ends = [like - reach, like, like + reach]
-    edges = jnp.sort(jnp.stack([*ends, *(jnp.clip(cut, -reach, reach) for cut in cuts)], axis=-1), axis=-1)
+    inside = _sorted([like, *(jnp.clip(cut, -reach, reach) for cut in cuts)])
+    edges = jnp.stack([like - reach, *inside, like + reach], axis=-1)
     x, weights = panel(edges[..., :-1], edges[..., 1:], n)
     return x.reshape(*like.shape, -1), weights.reshape(*like.shape, -1)
+
+
+def _sorted(arrays: list[jax.Array]) -> list[jax.Array]:
+    """Sorted elementwise, by insertion: a handful of arrays, for which XLA's sort is slow."""
+    ordered: list[jax.Array] = []
+    for a in arrays:
+        for k, b in enumerate(ordered):
+            ordered[k], a = jnp.minimum(a, b), jnp.maximum(a, b)
+        ordered.append(a)
+    return ordered
 
 
 def mean_on_line(

@@ -15,7 +15,7 @@ import sympy as sp
 from ntk_rules import special
 from ntk_rules.chunks import elementwise
 from ntk_rules.evaluate import compile_formula
-from ntk_rules.half_planes import HalfPlanes, mean, mean_on_line, tail
+from ntk_rules.half_planes import HalfPlanes, mean, mean_on_line, mean_square, tail
 from ntk_rules.law import correlation_symbol, covariance_symbol, sine_symbol, std_symbol
 from ntk_rules.method import Compute, Declined, Method
 from ntk_rules.numeric import THIN, Part, assemble, exact_part, joint_density, standard_deviation
@@ -53,6 +53,7 @@ def _parts(question: Question, used: tuple[int, int]) -> list[Part]:
     parts = []
     work = list(_by_deltas(question.expr, zs).items())
     gains: dict[sp.Symbol, sp.Expr] = {}
+    on_lines: dict[Line, sp.Expr] = {}
     while work:
         deltas, weight = work.pop()
         if not deltas:
@@ -61,8 +62,11 @@ def _parts(question: Question, used: tuple[int, int]) -> list[Part]:
             parts += _at_crossing(deltas, weight.xreplace(gains), used, question)
         elif deltas[0][1]:
             work += _lowered(deltas[0], weight, zs, used, gains)
-        elif not _vanishes_on(deltas[0][0], weight, zs):
-            parts.append(_on_line(deltas[0][0], weight, gains, used, question))
+        else:
+            on_lines[deltas[0][0]] = on_lines.get(deltas[0][0], sp.S.Zero) + weight
+    for line, weight in on_lines.items():
+        if not _vanishes_on(line, weight, zs):
+            parts.append(_on_line(line, weight, gains, used, question))
     return parts
 
 
@@ -155,8 +159,8 @@ def _regular(tree: Tree, used: tuple[int, int], question: Question) -> Part:
     function = HalfPlanes(tree, zs, question.parameter_symbols())
     if not lines(tree):
         raise Declined("the kinks cancel")
-    sums = [elementwise(mean(function, lambda x: x, thin), _CHUNK) for thin in THIN]
-    square, beyond = (elementwise(f, _CHUNK) for f in (mean(function, jnp.square, 1), tail(function)))
+    sums = [elementwise(mean(function, thin), _CHUNK) for thin in THIN]
+    square, beyond = (elementwise(f, _CHUNK) for f in (mean_square(function), tail(function)))
 
     def compute(covariances, parameters):
         return sums[0](*_frame(covariances, used, *parameters))

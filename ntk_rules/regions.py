@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import sympy as sp
 
@@ -40,7 +41,7 @@ class Split:
     negative: Tree
 
 
-Tree = Split | sp.Expr
+Tree: TypeAlias = Split | sp.Expr
 
 
 @functools.lru_cache(maxsize=1024)

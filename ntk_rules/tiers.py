@@ -114,7 +114,7 @@ def linearity(question: Question) -> Method:
         raise Declined("the addends mix Gaussians; together they are sampled once")
     zs = gaussian_symbols(question.gaussians)
     addends = _pooled(_addends(expanded, zs), zs)
-    if not addends:
+    if len(addends) == 1:
         raise Declined("the addends mix Gaussians; together they are integrated once")
     parts = [(c, replace(question, expr=e)) for c, e in addends]
     reasons: list[str] = []
@@ -170,12 +170,17 @@ def _addends(expanded: sp.Expr, zs: tuple[sp.Symbol, ...]) -> list[tuple[sp.Expr
 
 
 def _pooled(addends: list[tuple[sp.Expr, sp.Expr]], zs: tuple[sp.Symbol, ...]) -> list[tuple[sp.Expr, sp.Expr]]:
-    """The addends that only a quadrature in the plane can answer joined to one, which costs no more; () if all are."""
-    alone, together = [], []
+    """The addends; an integral in the plane that one of them needs takes in all the others in its Gaussians."""
+    planes = {frozenset(z for z in zs if rest.has(z)) for _, rest in addends if _needs_the_plane(rest, zs)}
+    pools: dict[frozenset[sp.Symbol], sp.Expr] = {}
+    alone = []
     for coefficient, rest in addends:
-        (together if _needs_the_plane(rest, zs) else alone).append((coefficient, rest))
-    pool = [(sp.S.One, sp.Add(*(c * rest for c, rest in together)))] if together and alone else []
-    return alone + pool
+        home = next((p for p in planes if p >= {z for z in zs if rest.has(z)}), None)
+        if home is None:
+            alone.append((coefficient, rest))
+        else:
+            pools[home] = pools.get(home, sp.S.Zero) + coefficient * rest
+    return alone + [(sp.S.One, pool) for pool in pools.values()]
 
 
 def _needs_the_plane(addend: sp.Expr, zs: tuple[sp.Symbol, ...]) -> bool:
