@@ -198,7 +198,7 @@ def to_jax(expr: sp.Expr, symbols: Sequence[sp.Symbol], *, guarded: bool = False
     0.0
     """
     symbols = tuple(symbols)
-    order = _postorder(sp.sympify(expr))
+    order = in_order(sp.sympify(expr))
 
     def evaluate(*arguments: jax.Array) -> jax.Array:
         if len(arguments) != len(symbols):
@@ -206,14 +206,15 @@ def to_jax(expr: sp.Expr, symbols: Sequence[sp.Symbol], *, guarded: bool = False
         known: dict[Any, Any] = dict(zip(symbols, arguments, strict=True))
         for node in order:
             if node not in known:
-                known[node] = _node_value(node, known, guarded)
+                known[node] = node_value(node, known, guarded)
         dtype = jnp.result_type(*arguments, 0.0) if arguments else None
         return jnp.asarray(known[order[-1]], dtype)
 
     return evaluate
 
 
-def _node_value(node: sp.Expr, known: dict[Any, Any], guarded: bool) -> Any:
+def node_value(node: sp.Expr, known: dict[Any, Any], guarded: bool) -> Any:
+    """One node in JAX, the values of its arguments being `known`."""
     if node.is_Symbol:
         raise ValueError(f"to_jax: the symbol {node} is not among the arguments")
     if node in (sp.true, sp.false):
@@ -233,7 +234,7 @@ def _piecewise(node: sp.Piecewise, known: dict[Any, Any]) -> Any:
     return total
 
 
-def _postorder(expr: sp.Expr) -> list[Any]:
+def in_order(expr: sp.Expr) -> list[Any]:
     """Each distinct subexpression once, arguments before their users, without recursion."""
     done: dict[Any, None] = {}
     stack: list[tuple[Any, bool]] = [(expr, False)]

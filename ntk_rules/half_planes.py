@@ -18,11 +18,12 @@ import sympy as sp
 
 from ntk_rules import special
 from ntk_rules.functions import to_jax
-from ntk_rules.panels import PLANE32, PLANE64, Rule, density, line_rule, panel
+from ntk_rules.panels import SHELL, Rule, beyond, density, line_rule, panel
 from ntk_rules.regions import Line, Split, Tree, lines
 
 Leaf = Callable[..., jax.Array]
-_SHELL = 0.5  # what lies this close to the ends of the panels stands for what lies beyond
+# Panels end at -reach, -_NEAR, 0, _NEAR, reach at least: most of the weight lies in the short ones.
+_RULE64, _RULE32, _NEAR = Rule(40, 11.0, 0), Rule(16, 7.0, 0), 2.5
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,11 @@ class Edge:
 class HalfPlanes:
     """A tree of regions as JAX functions of (u, v, *arguments)."""
 
-    def __init__(self, tree: Tree, zs: tuple[sp.Symbol, ...], arguments: tuple[sp.Symbol, ...]):
-        self.tree, self.lines = tree, lines(tree)
+    def __init__(
+        self, tree: Tree, zs: tuple[sp.Symbol, ...], arguments: tuple[sp.Symbol, ...], meaning: Callable[..., Leaf] = to_jax
+    ):  # fmt: skip
+        """meaning: what a leaf stands for, its value or (`rounding_of`) how far that is off."""
+        self.tree, self.lines, self._meaning = tree, lines(tree), meaning
         self._leaves: dict[sp.Expr, Leaf] = {}
         self._compile(tree, (*zs, *arguments))
         self._edges = {line: _edge_of(line, arguments) for line in self.lines}
@@ -68,7 +72,7 @@ class HalfPlanes:
             self._compile(tree.positive, symbols)
             self._compile(tree.negative, symbols)
         elif tree not in self._leaves:
-            self._leaves[tree] = to_jax(tree, symbols)
+            self._leaves[tree] = self._meaning(tree, symbols)
 
     def edges(self, frame: Frame, arguments: tuple[jax.Array, ...]) -> dict[Line, Edge]:
         """Every line in whitened coordinates."""
@@ -122,20 +126,22 @@ def mean_square(f: HalfPlanes) -> Callable[..., jax.Array]:
 
 
 def tail(f: HalfPlanes) -> Callable[..., jax.Array]:
-    """An estimate of E[|f|] beyond the reach of the panels, likewise: that of the outermost shell within."""
+    """A bound of E[|f|] beyond the reach of the panels, likewise; infinite where there is none."""
 
     def shell(values: jax.Array, inner: jax.Array, outer: jax.Array, reach: float) -> jax.Array:
-        far = jnp.maximum(jnp.abs(inner), jnp.abs(outer)[..., None]) > reach - _SHELL
-        return jnp.where(far, jnp.abs(values), 0)
+        place = jnp.maximum(jnp.abs(inner), jnp.abs(outer)[..., None])
+        return jnp.stack([jnp.where(place > reach - depth * SHELL, jnp.abs(values), 0) for depth in (1, 2)])
 
-    return _integral(f, 1, shell)
+    return _integral(f, 1, shell, lambda shells: beyond(shells[0], shells[1]))
 
 
-def _integral(f: HalfPlanes, thin: int, change: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def _integral(
+    f: HalfPlanes, thin: int, change: Callable[..., jax.Array], finish: Callable[[jax.Array], jax.Array] = lambda x: x
+) -> Callable[..., jax.Array]:  # fmt: skip
     @jax.jit
     def value(s_u, s_v, rho, w, *arguments):
         frame = Frame(s_u, s_v, rho, w)
-        rule = PLANE64 if special.is_double(rho) else PLANE32
+        rule = _RULE64 if special.is_double(rho) else _RULE32
         n, reach = rule.nodes // thin, rule.reach
         edges = f.edges(frame, arguments)
         along, across = _turned(list(edges.values()))
@@ -152,7 +158,7 @@ def _integral(f: HalfPlanes, thin: int, change: Callable[..., jax.Array]) -> Cal
         x, y = (along[k][:, None, None] * outer[..., None] + across[k][:, None, None] * inner for k in (0, 1))
         values = change(f.at(*frame.point(x, y), arguments, sides, edges), inner, outer, reach)
         sums = jnp.sum(inner_weights * density(inner) * values, axis=-1)
-        return jnp.sum(outer_weights * density(outer) * sums, axis=-1)
+        return finish(jnp.sum(outer_weights * density(outer) * sums, axis=-1))
 
     return value
 
@@ -173,8 +179,8 @@ def _ratio(top: jax.Array, bottom: jax.Array, far: float) -> jax.Array:
 
 
 def _nodes(cuts: list[jax.Array], like: jax.Array, n: int, reach: float) -> tuple[jax.Array, jax.Array]:
-    """Nodes and weights of panels between -reach, 0, reach and `cuts`, behind the axes of `like`."""
-    inside = _sorted([like, *(jnp.clip(cut, -reach, reach) for cut in cuts)])
+    """Nodes and weights of panels between the fixed ends and `cuts`, behind the axes of `like`, which is zero."""
+    inside = _sorted([like - _NEAR, like, like + _NEAR, *(jnp.clip(cut, -reach, reach) for cut in cuts)])
     edges = jnp.stack([like - reach, *inside, like + reach], axis=-1)
     x, weights = panel(edges[..., :-1], edges[..., 1:], n)
     return x.reshape(*like.shape, -1), weights.reshape(*like.shape, -1)

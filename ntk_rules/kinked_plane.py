@@ -22,6 +22,7 @@ from ntk_rules.numeric import THIN, Part, assemble, exact_part, joint_density, s
 from ntk_rules.pieces import has_kinks
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.regions import Line, Tree, line_of, lines, regions
+from ntk_rules.roundings import rounding_of
 from ntk_rules.smooth import refined_error
 from ntk_rules.switches import NotCuttable
 
@@ -160,7 +161,10 @@ def _regular(tree: Tree, used: tuple[int, int], question: Question) -> Part:
     if not lines(tree):
         raise Declined("the kinks cancel")
     sums = [elementwise(mean(function, thin), _CHUNK) for thin in THIN]
-    square, beyond = (elementwise(f, _CHUNK) for f in (mean_square(function), tail(function)))
+    rounded = HalfPlanes(tree, zs, question.parameter_symbols(), rounding_of)
+    square, beyond, rounding = (
+        elementwise(f, _CHUNK) for f in (mean_square(function), tail(function), mean(rounded, 1))
+    )
 
     def compute(covariances, parameters):
         return sums[0](*_frame(covariances, used, *parameters))
@@ -169,7 +173,8 @@ def _regular(tree: Tree, used: tuple[int, int], question: Question) -> Part:
         arrays = _frame(covariances, used, *parameters)
         fine, coarse, coarser = (total(*arrays) for total in sums)
         scale = jnp.sqrt(square(*arrays))
-        return refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale) + beyond(*arrays), scale
+        off = refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
+        return off + beyond(*arrays) + rounding(*arrays), scale
 
     shown = ", ".join(f"{line.form(zs)} = 0" for line in lines(tree))
     step = f"kinks of two Gaussians: the plane is split along {shown}, Gauss-Legendre between the lines"

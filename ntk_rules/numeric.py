@@ -139,8 +139,9 @@ def _line_parts(f: Factor, question: Question) -> list[Part]:
         def error(covariances, parameters):
             s = standard_deviation(covariances[(i, i)])
             fine, coarse, coarser = (mean(s, parameters, thin) for thin in THIN)
-            scale = jnp.sqrt(_line_mean(pieces, square=True)(s, parameters, 1))
-            return smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale), scale
+            scale = _size(pieces)(s, parameters)
+            off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
+            return off + _unseen(pieces)(s, parameters), scale
 
         kind = "trapezoidal rule" if not pieces.kinks else "Gauss-Legendre between the kinks"
         parts.append(Part(compute, error, f"one Gaussian: {kind} for {f.regular}"))
@@ -163,13 +164,29 @@ def exact_part(formula: sp.Expr, question: Question) -> Part:
     return Part(evaluate, error, "delta function: the integrand at the kink times the density there")
 
 
-def _line_mean(pieces: panels.Piecewise, square: bool = False) -> Callable[..., jax.Array]:
-    """(s, parameters, thin) -> E[f(s x)], or of f^2."""
-    if square:
-        pieces = pieces.mapped(_squared)
+def _line_mean(pieces: panels.Piecewise, shell: float = 0) -> Callable[..., jax.Array]:
+    """(s, parameters, thin) -> E[f(s x)], all of it or that of the outermost shell alone."""
     if not pieces.kinks:
-        return lambda s, parameters, thin: smooth.mean_one(pieces.functions[0], s, parameters, thin)
-    return lambda s, parameters, thin: panels.mean_one(pieces, jnp.zeros_like(s), s, parameters, thin)
+        return lambda s, parameters, thin: smooth.mean_one(pieces.functions[0], s, parameters, thin, shell)
+    return lambda s, parameters, thin: panels.mean_one(pieces, jnp.zeros_like(s), s, parameters, thin, shell)
+
+
+def _size(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
+    """(s, parameters) -> E[f(s x)^2]^(1/2)."""
+    square = _line_mean(pieces.mapped(_squared))
+    return lambda s, parameters: jnp.sqrt(square(s, parameters, 1))
+
+
+def _unseen(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
+    """(s, parameters) -> the size of what no comparison of grids shows: rounding of the formula, and what is out of reach."""
+    rounding = _size(pieces.rounded())
+    shells = [_line_mean(pieces.mapped(_squared), depth * panels.SHELL) for depth in (1, 2)]
+
+    def size(s, parameters):
+        outside = panels.beyond(*(shell(s, parameters, 1) for shell in shells))
+        return rounding(s, parameters) + jnp.sqrt(outside)
+
+    return size
 
 
 def _hermite(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
@@ -185,7 +202,7 @@ def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
         return _plane_pair(left, right, f.index, g.index), "quadrature split at the kinks"
     i, j = f.index, g.index
     series = (_hermite(left), _hermite(right))
-    squares = (_line_mean(left, square=True), _line_mean(right, square=True))
+    sizes_of, unseen = [_size(h) for h in (left, right)], [_unseen(h) for h in (left, right)]
 
     def stds(covariances):
         return standard_deviation(covariances[(i, i)]), standard_deviation(covariances[(j, j)])
@@ -198,10 +215,11 @@ def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
     def error(covariances, parameters):
         runs = [[h(s, parameters, thin) for thin in THIN] for h, s in zip(series, stds(covariances), strict=True)]
         fine = [run[0] for run in runs]
-        square = [h(s, parameters, 1) for h, s in zip(squares, stds(covariances), strict=True)]
-        sizes = [jnp.sqrt(q) for q in square]
-        off = [_coefficient_error(run, size) for run, size in zip(runs, sizes, strict=True)]
-        tails = [smooth.truncation(c, q) for c, q in zip(fine, square, strict=True)]
+        sizes, more = (
+            [h(s, parameters) for h, s in zip(each, stds(covariances), strict=True)] for each in (sizes_of, unseen)
+        )
+        off = [_coefficient_error(run, size) + x for run, size, x in zip(runs, sizes, more, strict=True)]
+        tails = [smooth.truncation(c, size * size) for c, size in zip(fine, sizes, strict=True)]
         total = tails[0] * tails[1] + off[0] * sizes[1] + off[1] * sizes[0]
         shape = jnp.broadcast_shapes(total.shape, covariances[(i, j)].shape)
         return jnp.broadcast_to(total, shape), jnp.broadcast_to(sizes[0] * sizes[1], shape)
@@ -230,12 +248,11 @@ def _plane_pair(left: panels.Piecewise, right: panels.Piecewise, i: int, j: int)
 
     def error(covariances, parameters):
         fine, coarse, coarser = (value(covariances, parameters, thin) for thin in THIN)
-        size = [
-            jnp.sqrt(_line_mean(p, square=True)(standard_deviation(covariances[(k, k)]), parameters, 1))
-            for p, k in ((left, i), (right, j))
-        ]
+        stds = [(p, standard_deviation(covariances[(k, k)])) for p, k in ((left, i), (right, j))]
+        size, more = ([each(p)(s, parameters) for p, s in stds] for each in (_size, _unseen))
         scale = size[0] * size[1]
-        return smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale), scale
+        off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
+        return off + more[0] * size[1] + more[1] * size[0], scale
 
     step = "both factors have kinks: panels between the kinks, Gauss-Legendre on each"
     return Part(lambda c, p: value(c, p, 1), error, step)
@@ -318,7 +335,8 @@ def _at_kink(weight: sp.Expr, place: sp.Expr, i: int, g: Factor, question: Quest
         out = jnp.abs(outside(covariances, parameters))
         fine, coarse, coarser = (value(pieces, covariances, parameters, thin) for thin in THIN)
         scale = jnp.sqrt(value(squared, covariances, parameters, 1))
-        return out * smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale), out * scale
+        off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
+        return out * (off + value(pieces.rounded(), covariances, parameters, 1)), out * scale
 
     step = "delta function: E[delta(u - a) g(v)] = p_u(a) E[g(v) | u = a], one-dimensional quadrature"
     return [*parts, Part(compute, error, step)]

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import jax.numpy as jnp
 import sympy as sp
 
 from ntk_rules.errors import NoRule
@@ -21,6 +22,7 @@ from ntk_rules.numeric import one_gaussian, two_separable
 from ntk_rules.parse import Unparsed, parse
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.rules import Derivation, total
+from ntk_rules.special import as_floats
 
 
 def closed_form(question: Question) -> Method:
@@ -136,10 +138,13 @@ def linearity(question: Question) -> Method:
         )
 
     def estimate(covariances, parameters):
-        return sum(
-            abs(c({}, parameters)) * m.error(covariances, parameters)
-            for c, m in zip(coefficients, methods, strict=True)
-        )
+        """The addends' errors, and the rounding of their sum, in which they may cancel."""
+        parts = []
+        for c, m in zip(coefficients, methods, strict=True):
+            value = jnp.abs(as_floats(m.compute(covariances, parameters))[0])
+            off = m.error(covariances, parameters) + 8 * jnp.finfo(value.dtype).eps * value
+            parts.append(abs(c({}, parameters)) * off)
+        return sum(parts)
 
     worst = max(methods, key=lambda m: m.bound)
     names = " + ".join(sorted({m.tier for m in methods}))

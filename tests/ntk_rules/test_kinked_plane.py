@@ -148,4 +148,4 @@ def test_errors_are_not_understated():
 
 def test_what_is_refused_says_why():
     with pytest.raises(NoRule, match="not along a straight line"):
-        expectation(sp.Max(u * v - 1, 0) * sp.tanh(u), (u, v))
+        expectation(sp.Max(u * v - 1, 0) * logistic(u), (u, v))
