@@ -15,6 +15,7 @@ import sympy as sp
 from jax.scipy import special as jsp
 
 from ntk_rules import special
+from ntk_rules.detection import kinks_of
 
 
 class _Elementary(sp.Function):
@@ -97,12 +98,16 @@ class Opaque(sp.Function):
 
     jax_function: Callable[[jax.Array], jax.Array]
     kinks: tuple[float, ...] = ()
+    kinks_detected = False
 
 
-def opaque(function: Callable[[jax.Array], jax.Array], name: str = "f", kinks: Sequence[float] = ()) -> type[Opaque]:
+def opaque(
+    function: Callable[[jax.Array], jax.Array], name: str = "f", kinks: Sequence[float] | None = None
+) -> type[Opaque]:  # fmt: skip
     """A SymPy function standing for a scalar JAX function that SymPy cannot express.
 
-    `kinks` are the arguments at which it, or a derivative, jumps; its derivative is taken by `jax.grad`.
+    `kinks` are the arguments at which it, or a derivative, jumps; where they are not given they are looked for
+    (`detection.py`). Its derivative is taken by `jax.jvp`.
 
     >>> import jax.numpy as jnp, sympy as sp
     >>> z = sp.Symbol("z")
@@ -111,6 +116,8 @@ def opaque(function: Callable[[jax.Array], jax.Array], name: str = "f", kinks: S
     0.0
     """
 
+    places = kinks_of(function) if kinks is None else tuple(kinks)
+
     def derivative(x: jax.Array) -> jax.Array:
         return jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
 
@@ -118,12 +125,14 @@ def opaque(function: Callable[[jax.Array], jax.Array], name: str = "f", kinks: S
 
     def fdiff(self: sp.Function, argindex: int = 1) -> sp.Expr:
         if not prime:
-            prime.append(opaque(derivative, name + "'", kinks))
+            prime.append(opaque(derivative, name + "'", places))
+            prime[0].kinks_detected = kinks is None
         return prime[0](self.args[0])
 
-    body = {"fdiff": fdiff, "jax_function": staticmethod(function), "kinks": tuple(kinks), "nargs": 1}
-    made = type(name, (Opaque,), body)
-    return made
+    body = {
+        "fdiff": fdiff, "jax_function": staticmethod(function), "kinks": places, "kinks_detected": kinks is None, "nargs": 1,
+    }  # fmt: skip
+    return type(name, (Opaque,), body)
 
 
 def _heaviside(x: jax.Array, at_zero: jax.Array | float = 0.5) -> jax.Array:

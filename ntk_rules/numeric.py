@@ -21,6 +21,7 @@ import sympy as sp
 
 from ntk_rules import panels, smooth, special
 from ntk_rules.chunks import elementwise
+from ntk_rules.detection import WINDOW
 from ntk_rules.evaluate import compile_formula
 from ntk_rules.factors import Delta, Factor, factor_of, piecewise, separated
 from ntk_rules.functions import Opaque
@@ -103,8 +104,15 @@ def assemble(
 
 def unknown_functions(question: Question) -> tuple[str, ...]:
     """A remark for the derivation where a function is known to JAX alone."""
-    names = sorted({str(f.func) for f in question.expr.atoms(Opaque)}) if question.expr is not None else []
-    return (f"nothing symbolic is known of {', '.join(names)}: it is a JAX function",) if names else ()
+    known = question.expr.atoms(Opaque) if question.expr is not None else ()
+    remarks = []
+    for f in sorted({f.func for f in known}, key=str):
+        remark = f"nothing symbolic is known of {f}: it is a JAX function"
+        if f.kinks_detected:
+            places = ", ".join(f"{kink:g}" for kink in f.kinks) or "none"
+            remark += f"; kinks looked for between -{WINDOW:g} and {WINDOW:g}, found: {places}"
+        remarks.append(remark)
+    return tuple(remarks)
 
 
 def zero_method() -> Method:
