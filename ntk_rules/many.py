@@ -40,6 +40,7 @@ _GENERATOR = (
     113217,
 )  # fmt: skip
 SEED, SHIFTS, POINTS = 20, 8, 2048
+_PARAMETERS = np.array([1.0, 0.37, -0.61])  # at which the standard error is seen: at a single value F may be constant
 
 
 def _mixed(question: Question) -> tuple[int, ...]:
@@ -203,5 +204,6 @@ def _normal_points(shift: jax.Array, dimension: int, dtype: jnp.dtype) -> jax.Ar
 
 def _probe(spread: Callable[..., jax.Array], needs: tuple[Entry, ...], question: Question) -> float:
     with jax.enable_x64(True):
-        arrays = [jnp.asarray([1.0 if i == j else 0.5]) for i, j in needs]
-        return 3 * float(spread(*arrays, *(jnp.ones(1) for _ in range(question.parameters)))[0])
+        arrays = [jnp.full(len(_PARAMETERS), 1.0 if i == j else 0.5) for i, j in needs]
+        given = [jnp.abs(_PARAMETERS) if positive else jnp.asarray(_PARAMETERS) for positive in question.signs]
+        return 3 * float(jnp.max(spread(*arrays, *given)))

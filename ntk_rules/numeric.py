@@ -129,6 +129,10 @@ def standard_deviation(q: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.maximum(q, 0))
 
 
+def _absolute(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    return lambda *arguments: jnp.abs(function(*arguments))
+
+
 def _squared(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return lambda *arguments: function(*arguments) ** 2
 
@@ -149,7 +153,10 @@ def _line_parts(f: Factor, question: Question) -> list[Part]:
             fine, coarse, coarser = (mean(s, parameters, thin) for thin in THIN)
             scale = _size(pieces)(s, parameters)
             off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
-            return off + _unseen(pieces)(s, parameters), scale
+            unseen = _line_mean(pieces.rounded())(s, parameters, 1) + _out_of_reach(pieces.mapped(_absolute))(
+                s, parameters
+            )
+            return off + unseen, scale
 
         kind = "trapezoidal rule" if not pieces.kinks else "Gauss-Legendre between the kinks"
         parts.append(Part(compute, error, f"one Gaussian: {kind} for {f.regular}"))
@@ -185,16 +192,16 @@ def _size(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
     return lambda s, parameters: jnp.sqrt(square(s, parameters, 1))
 
 
+def _out_of_reach(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
+    """(s, parameters) -> a bound of E[f(s x)] beyond the nodes, f positive."""
+    shells = [_line_mean(pieces, depth * panels.SHELL) for depth in (1, 2)]
+    return lambda s, parameters: panels.beyond(*(shell(s, parameters, 1) for shell in shells))
+
+
 def _unseen(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
-    """(s, parameters) -> the size of what no comparison of grids shows: rounding of the formula, and what is out of reach."""
-    rounding = _size(pieces.rounded())
-    shells = [_line_mean(pieces.mapped(_squared), depth * panels.SHELL) for depth in (1, 2)]
-
-    def size(s, parameters):
-        outside = panels.beyond(*(shell(s, parameters, 1) for shell in shells))
-        return rounding(s, parameters) + jnp.sqrt(outside)
-
-    return size
+    """(s, parameters) -> what no comparison of grids shows of E[f^2]^(1/2): rounding of the formula, and what is out of reach."""
+    rounding, outside = _size(pieces.rounded()), _out_of_reach(pieces.mapped(_squared))
+    return lambda s, parameters: rounding(s, parameters) + jnp.sqrt(outside(s, parameters))
 
 
 def _hermite(pieces: panels.Piecewise) -> Callable[..., jax.Array]:

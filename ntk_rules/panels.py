@@ -117,10 +117,12 @@ def mean_one(
 def beyond(outermost: jax.Array, both: jax.Array) -> jax.Array:
     """What a positive integrand has beyond the reach of the rule, from its outermost shell and that with the next one.
 
-    Where the first is less than a third of the next, what follows, falling ever faster, is less than the first; where it
-    is not, the integrand lies out of reach, and nothing bounds it.
+    Where shells fall, they fall ever faster, so that a geometric series bounds what follows; where the outermost is not
+    less than a third of the next, the integrand lies out of reach, and nothing bounds it.
     """
-    return jnp.where(outermost > 0.3 * (both - outermost), jnp.inf, outermost)
+    before = both - outermost
+    ratio = jnp.where(outermost == 0, 0, outermost / jnp.where(before == 0, jnp.finfo(both.dtype).tiny, before))
+    return jnp.where(ratio > 0.3, jnp.inf, outermost * ratio / (1 - jnp.minimum(ratio, 0.5)))
 
 
 def coefficients(f: Piecewise, s: jax.Array, parameters: Parameters, thin: int = 1) -> jax.Array:
