@@ -12,8 +12,9 @@ import sympy as sp
 
 from ntk_rules.method import Declined
 from ntk_rules.panels import Piecewise
-from ntk_rules.pieces import NotCuttable, cut, has_kinks
+from ntk_rules.pieces import cut, has_kinks
 from ntk_rules.question import Question, gaussian_symbols
+from ntk_rules.switches import NotCuttable
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import sympy as sp
 from jax.scipy import special as jsp
 
 from ntk_rules import special
+from ntk_rules.detection import kinks_of
 
 
 class _Elementary(sp.Function):
@@ -107,12 +108,16 @@ class Opaque(sp.Function):
 
     jax_function: Callable[[jax.Array], jax.Array]
     kinks: tuple[float, ...] = ()
+    kinks_detected = False
 
 
-def opaque(function: Callable[[jax.Array], jax.Array], name: str = "f", kinks: Sequence[float] = ()) -> type[Opaque]:
+def opaque(
+    function: Callable[[jax.Array], jax.Array], name: str = "f", kinks: Sequence[float] | None = None
+) -> type[Opaque]:  # fmt: skip
     """A SymPy function standing for a scalar JAX function that SymPy cannot express.
 
-    `kinks` are the arguments at which it, or a derivative, jumps; its derivative is taken by `jax.grad`.
+    `kinks` are the arguments at which it, or a derivative, jumps; where they are not given they are looked for
+    (`detection.py`). Its derivative is taken by `jax.jvp`.
 
     >>> import jax.numpy as jnp, sympy as sp
     >>> z = sp.Symbol("z")
@@ -121,6 +126,8 @@ def opaque(function: Callable[[jax.Array], jax.Array], name: str = "f", kinks: S
     0.0
     """
 
+    places = kinks_of(function) if kinks is None else tuple(kinks)
+
     def derivative(x: jax.Array) -> jax.Array:
         return jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
 
@@ -128,12 +135,14 @@ def opaque(function: Callable[[jax.Array], jax.Array], name: str = "f", kinks: S
 
     def fdiff(self: sp.Function, argindex: int = 1) -> sp.Expr:
         if not prime:
-            prime.append(opaque(derivative, name + "'", kinks))
+            prime.append(opaque(derivative, name + "'", places))
+            prime[0].kinks_detected = kinks is None
         return prime[0](self.args[0])
 
-    body = {"fdiff": fdiff, "jax_function": staticmethod(function), "kinks": tuple(kinks), "nargs": 1}
-    made = type(name, (Opaque,), body)
-    return made
+    body = {
+        "fdiff": fdiff, "jax_function": staticmethod(function), "kinks": places, "kinks_detected": kinks is None, "nargs": 1,
+    }  # fmt: skip
+    return type(name, (Opaque,), body)
 
 
 def _heaviside(x: jax.Array, at_zero: jax.Array | float = 0.5) -> jax.Array:
@@ -188,7 +197,7 @@ def _apply(node: sp.Expr, children: list[Any], guarded: bool) -> Any:
             total = FOLDED[head](total, child)
         return total
     if head in MEANING:
-        return MEANING[head](*children)
+        return MEANING[head](*(float(c) if type(c) is int else c for c in children))  # exact 0 of an exact point
     if issubclass(head, Opaque):
         return head.jax_function(jnp.asarray(children[0]))
     raise ValueError(
@@ -208,7 +217,7 @@ def to_jax(expr: sp.Expr, symbols: Sequence[sp.Symbol], *, guarded: bool = False
     0.0
     """
     symbols = tuple(symbols)
-    order = _postorder(sp.sympify(expr))
+    order = in_order(sp.sympify(expr))
 
     def evaluate(*arguments: jax.Array) -> jax.Array:
         if len(arguments) != len(symbols):
@@ -216,14 +225,15 @@ def to_jax(expr: sp.Expr, symbols: Sequence[sp.Symbol], *, guarded: bool = False
         known: dict[Any, Any] = dict(zip(symbols, arguments, strict=True))
         for node in order:
             if node not in known:
-                known[node] = _node_value(node, known, guarded)
+                known[node] = node_value(node, known, guarded)
         dtype = jnp.result_type(*arguments, 0.0) if arguments else None
         return jnp.asarray(known[order[-1]], dtype)
 
     return evaluate
 
 
-def _node_value(node: sp.Expr, known: dict[Any, Any], guarded: bool) -> Any:
+def node_value(node: sp.Expr, known: dict[Any, Any], guarded: bool) -> Any:
+    """One node in JAX, the values of its arguments being `known`."""
     if node.is_Symbol:
         raise ValueError(f"to_jax: the symbol {node} is not among the arguments")
     if node in (sp.true, sp.false):
@@ -243,7 +253,7 @@ def _piecewise(node: sp.Piecewise, known: dict[Any, Any]) -> Any:
     return total
 
 
-def _postorder(expr: sp.Expr) -> list[Any]:
+def in_order(expr: sp.Expr) -> list[Any]:
     """Each distinct subexpression once, arguments before their users, without recursion."""
     done: dict[Any, None] = {}
     stack: list[tuple[Any, bool]] = [(expr, False)]

@@ -26,8 +26,10 @@ from ntk_rules.chunks import elementwise
 from ntk_rules.functions import to_jax
 from ntk_rules.method import Declined, Entry, Method
 from ntk_rules.numeric import DEFAULT_TOLERANCE, admissible, unknown_functions
+from ntk_rules.panels import SHELL, beyond
 from ntk_rules.pieces import has_kinks
 from ntk_rules.question import Question, gaussian_symbols
+from ntk_rules.roundings import rounding_of
 from ntk_rules.smooth import refined_error
 
 _GENERATOR = (
@@ -39,6 +41,7 @@ _GENERATOR = (
 )  # fmt: skip
 SEED, SHIFTS, POINTS = 20, 8, 2048
 BEST = 1e-5  # no tolerance below this is tried
+_PARAMETERS = np.array([1.0, 0.37, -0.61])  # at which the standard error is seen: at a single value F may be constant
 
 
 def _mixed(question: Question) -> tuple[int, ...]:
@@ -86,22 +89,26 @@ def plane(question: Question) -> Method:
     function = to_jax(question.expr, (*(zs[i] for i in used), *question.parameter_symbols()))
     needs = _needs(used, question)
 
-    def grid_sum(thin: int, change: Callable[[jax.Array], jax.Array]) -> Callable[..., jax.Array]:
+    def grid_sum(function: Callable[..., jax.Array], thin: int, shell: float = 0) -> Callable[..., jax.Array]:
         def value(*arrays):
             known = dict(zip(needs, arrays, strict=False))
             double = special.is_double(arrays[0])
-            x, weights = _trapezoid(9.0 if double else 6.0, (192 if double else 64) // thin, arrays[0].dtype)
+            reach = 9.0 if double else 6.0
+            x, weights = _trapezoid(reach, (192 if double else 64) // thin, arrays[0].dtype)
             rows = cholesky(known, used)
             u = rows[0][0][:, None, None] * x[:, None]
             v = rows[1][0][:, None, None] * x[:, None] + rows[1][1][:, None, None] * x
-            values = change(function(u, v, *(p[:, None, None] for p in arrays[len(needs) :])))
+            values = function(u, v, *(p[:, None, None] for p in arrays[len(needs) :]))
+            if shell:
+                values = jnp.where(jnp.maximum(jnp.abs(x)[:, None], jnp.abs(x)) > reach - shell, jnp.abs(values), 0)
             return jnp.einsum("nij,i,j->n", values, weights, weights, precision=jax.lax.Precision.HIGHEST)
 
         return elementwise(value, 64)
 
-    sums = [grid_sum(thin, lambda x: x) for thin in (1, 2, 4)]
+    sums = [grid_sum(function, thin) for thin in (1, 2, 4)]
+    rounding = grid_sum(rounding_of(question.expr, (*(zs[i] for i in used), *question.parameter_symbols())), 1)
     plain = sums[0]
-    square = grid_sum(1, lambda x: x * x)
+    square, shells = grid_sum(lambda *a: function(*a) ** 2, 1), [grid_sum(function, 1, d * SHELL) for d in (1, 2)]
 
     def arrays_of(covariances, parameters):
         return (*(covariances[e] for e in needs), *parameters)
@@ -110,7 +117,8 @@ def plane(question: Question) -> Method:
         arrays = arrays_of(covariances, parameters)
         scale = jnp.sqrt(square(*arrays))
         fine, coarse, coarser = (grid(*arrays) for grid in sums)
-        return refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale), scale
+        off = refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
+        return off + rounding(*arrays) + beyond(*(shell(*arrays) for shell in shells)), scale
 
     bound, reach = admissible(error, needs, question)
     step = "smooth function of two Gaussians: trapezoidal rule in the whitened plane"
@@ -201,5 +209,6 @@ def _normal_points(shift: jax.Array, dimension: int, dtype: jnp.dtype) -> jax.Ar
 
 def _probe(spread: Callable[..., jax.Array], needs: tuple[Entry, ...], question: Question) -> float:
     with jax.enable_x64(True):
-        arrays = [jnp.asarray([1.0 if i == j else 0.5]) for i, j in needs]
-        return 3 * float(spread(*arrays, *(jnp.ones(1) for _ in range(question.parameters)))[0])
+        arrays = [jnp.full(len(_PARAMETERS), 1.0 if i == j else 0.5) for i, j in needs]
+        given = [jnp.abs(_PARAMETERS) if positive else jnp.asarray(_PARAMETERS) for positive in question.signs]
+        return 3 * float(jnp.max(spread(*arrays, *given)))

@@ -21,6 +21,7 @@ import sympy as sp
 
 from ntk_rules import panels, smooth, special
 from ntk_rules.chunks import elementwise
+from ntk_rules.detection import WINDOW
 from ntk_rules.evaluate import compile_formula
 from ntk_rules.factors import Delta, Factor, factor_of, piecewise, separated
 from ntk_rules.functions import Opaque
@@ -32,7 +33,7 @@ DEFAULT_TOLERANCE = 1e-12
 _VARIANCES = (16.0, 8.0, 4.0, 2.0, 1.0)
 _SMALL_VARIANCES = (0.3, 0.01)
 _PLANE_CHUNK = 16
-_THIN = (1, 2, 4)  # by how much the nodes are thinned to see the error
+THIN = (1, 2, 4)  # by how much the nodes are thinned to see the error
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def one_gaussian(question: Question) -> Method:
         raise Declined(f"{len(groups)} Gaussians occur")
     ((i, expr),) = groups.items()
     parts = _line_parts(factor_of(coefficient * expr, i, question), question)
-    return _assemble(parts, ((i, i),), question, "one-dimensional quadrature")
+    return assemble(parts, ((i, i),), question, "one-dimensional quadrature")
 
 
 def two_separable(question: Question) -> Method:
@@ -75,10 +76,14 @@ def two_separable(question: Question) -> Method:
         parts += _conditioned(delta, f.index, g, question)
     for delta in g.deltas:
         parts += _conditioned(delta, g.index, replace(f, deltas=()), question)
-    return _assemble(parts, ((i, i), (i, j), (j, j)), question, tier)
+    return assemble(parts, ((i, i), (i, j), (j, j)), question, tier)
 
 
-def _assemble(parts: list[Part], needs: tuple, question: Question, tier: str) -> Method:
+def assemble(
+    parts: list[Part], needs: tuple, question: Question, tier: str, correlations: tuple[float, ...] = (0.9,)
+) -> Method:  # fmt: skip
+    """The method that adds the parts; its bound is the worst at `correlations`."""
+
     def compute(covariances, parameters):
         return sum(p.compute(covariances, parameters) for p in parts)
 
@@ -88,7 +93,7 @@ def _assemble(parts: list[Part], needs: tuple, question: Question, tier: str) ->
 
     if not parts:
         return zero_method()
-    bound, reach = admissible(error_and_scale, needs, question)
+    bound, reach = admissible(error_and_scale, needs, question, correlations)
     steps = tuple(dict.fromkeys(p.step for p in parts)) + unknown_functions(question)
 
     def estimate(covariances, parameters):
@@ -99,8 +104,15 @@ def _assemble(parts: list[Part], needs: tuple, question: Question, tier: str) ->
 
 def unknown_functions(question: Question) -> tuple[str, ...]:
     """A remark for the derivation where a function is known to JAX alone."""
-    names = sorted({str(f.func) for f in question.expr.atoms(Opaque)}) if question.expr is not None else []
-    return (f"nothing symbolic is known of {', '.join(names)}: it is a JAX function",) if names else ()
+    known = question.expr.atoms(Opaque) if question.expr is not None else ()
+    remarks = []
+    for f in sorted({f.func for f in known}, key=str):
+        remark = f"nothing symbolic is known of {f}: it is a JAX function"
+        if f.kinks_detected:
+            places = ", ".join(f"{kink:g}" for kink in f.kinks) or "none"
+            remark += f"; kinks looked for between -{WINDOW:g} and {WINDOW:g}, found: {places}"
+        remarks.append(remark)
+    return tuple(remarks)
 
 
 def zero_method() -> Method:
@@ -112,8 +124,13 @@ def zero_method() -> Method:
     return Method("closed form", (), compute, ("z delta(z) = 0",), sp.S.Zero)
 
 
-def _std(q: jax.Array) -> jax.Array:
+def standard_deviation(q: jax.Array) -> jax.Array:
+    """sqrt(q), and 0 for variances that rounding has made negative."""
     return jnp.sqrt(jnp.maximum(q, 0))
+
+
+def _absolute(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    return lambda *arguments: jnp.abs(function(*arguments))
 
 
 def _squared(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -129,13 +146,17 @@ def _line_parts(f: Factor, question: Question) -> list[Part]:
         mean = _line_mean(pieces)
 
         def compute(covariances, parameters):
-            return mean(_std(covariances[(i, i)]), parameters, 1)
+            return mean(standard_deviation(covariances[(i, i)]), parameters, 1)
 
         def error(covariances, parameters):
-            s = _std(covariances[(i, i)])
-            fine, coarse, coarser = (mean(s, parameters, thin) for thin in _THIN)
-            scale = jnp.sqrt(_line_mean(pieces, square=True)(s, parameters, 1))
-            return smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale), scale
+            s = standard_deviation(covariances[(i, i)])
+            fine, coarse, coarser = (mean(s, parameters, thin) for thin in THIN)
+            scale = _size(pieces)(s, parameters)
+            off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
+            unseen = _line_mean(pieces.rounded())(s, parameters, 1) + _out_of_reach(pieces.mapped(_absolute))(
+                s, parameters
+            )
+            return off + unseen, scale
 
         kind = "trapezoidal rule" if not pieces.kinks else "Gauss-Legendre between the kinks"
         parts.append(Part(compute, error, f"one Gaussian: {kind} for {f.regular}"))
@@ -143,11 +164,12 @@ def _line_parts(f: Factor, question: Question) -> list[Part]:
     for delta in f.deltas:
         density = sp.exp(-(z**2) / (2 * s**2)) / (sp.sqrt(2 * sp.pi) * s)
         value = (-1) ** delta.order * sp.diff(density * delta.weight, z, delta.order).xreplace({z: delta.place})
-        parts.append(_exact_part(value, question))
+        parts.append(exact_part(value, question))
     return parts
 
 
-def _exact_part(formula: sp.Expr, question: Question) -> Part:
+def exact_part(formula: sp.Expr, question: Question) -> Part:
+    """A part in closed form, with its rounding."""
     evaluate = compile_formula(formula, question.parameter_symbols())
 
     def error(covariances, parameters):
@@ -157,13 +179,29 @@ def _exact_part(formula: sp.Expr, question: Question) -> Part:
     return Part(evaluate, error, "delta function: the integrand at the kink times the density there")
 
 
-def _line_mean(pieces: panels.Piecewise, square: bool = False) -> Callable[..., jax.Array]:
-    """(s, parameters, thin) -> E[f(s x)], or of f^2."""
-    if square:
-        pieces = pieces.mapped(_squared)
+def _line_mean(pieces: panels.Piecewise, shell: float = 0) -> Callable[..., jax.Array]:
+    """(s, parameters, thin) -> E[f(s x)], all of it or that of the outermost shell alone."""
     if not pieces.kinks:
-        return lambda s, parameters, thin: smooth.mean_one(pieces.functions[0], s, parameters, thin)
-    return lambda s, parameters, thin: panels.mean_one(pieces, jnp.zeros_like(s), s, parameters, thin)
+        return lambda s, parameters, thin: smooth.mean_one(pieces.functions[0], s, parameters, thin, shell)
+    return lambda s, parameters, thin: panels.mean_one(pieces, jnp.zeros_like(s), s, parameters, thin, shell)
+
+
+def _size(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
+    """(s, parameters) -> E[f(s x)^2]^(1/2)."""
+    square = _line_mean(pieces.mapped(_squared))
+    return lambda s, parameters: jnp.sqrt(square(s, parameters, 1))
+
+
+def _out_of_reach(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
+    """(s, parameters) -> a bound of E[f(s x)] beyond the nodes, f positive."""
+    shells = [_line_mean(pieces, depth * panels.SHELL) for depth in (1, 2)]
+    return lambda s, parameters: panels.beyond(*(shell(s, parameters, 1) for shell in shells))
+
+
+def _unseen(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
+    """(s, parameters) -> what no comparison of grids shows of E[f^2]^(1/2): rounding of the formula, and what is out of reach."""
+    rounding, outside = _size(pieces.rounded()), _out_of_reach(pieces.mapped(_squared))
+    return lambda s, parameters: rounding(s, parameters) + jnp.sqrt(outside(s, parameters))
 
 
 def _hermite(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
@@ -179,10 +217,10 @@ def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
         return _plane_pair(left, right, f.index, g.index), "quadrature split at the kinks"
     i, j = f.index, g.index
     series = (_hermite(left), _hermite(right))
-    squares = (_line_mean(left, square=True), _line_mean(right, square=True))
+    sizes_of, unseen = [_size(h) for h in (left, right)], [_unseen(h) for h in (left, right)]
 
     def stds(covariances):
-        return _std(covariances[(i, i)]), _std(covariances[(j, j)])
+        return standard_deviation(covariances[(i, i)]), standard_deviation(covariances[(j, j)])
 
     def compute(covariances, parameters):
         rho, _ = special.correlation(covariances[(i, i)], covariances[(j, j)], covariances[(i, j)])
@@ -190,12 +228,13 @@ def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
         return smooth.mehler_sum(a, b, rho)
 
     def error(covariances, parameters):
-        runs = [[h(s, parameters, thin) for thin in _THIN] for h, s in zip(series, stds(covariances), strict=True)]
+        runs = [[h(s, parameters, thin) for thin in THIN] for h, s in zip(series, stds(covariances), strict=True)]
         fine = [run[0] for run in runs]
-        square = [h(s, parameters, 1) for h, s in zip(squares, stds(covariances), strict=True)]
-        sizes = [jnp.sqrt(q) for q in square]
-        off = [_coefficient_error(run, size) for run, size in zip(runs, sizes, strict=True)]
-        tails = [smooth.truncation(c, q) for c, q in zip(fine, square, strict=True)]
+        sizes, more = (
+            [h(s, parameters) for h, s in zip(each, stds(covariances), strict=True)] for each in (sizes_of, unseen)
+        )
+        off = [_coefficient_error(run, size) + x for run, size, x in zip(runs, sizes, more, strict=True)]
+        tails = [smooth.truncation(c, size * size) for c, size in zip(fine, sizes, strict=True)]
         total = tails[0] * tails[1] + off[0] * sizes[1] + off[1] * sizes[0]
         shape = jnp.broadcast_shapes(total.shape, covariances[(i, j)].shape)
         return jnp.broadcast_to(total, shape), jnp.broadcast_to(sizes[0] * sizes[1], shape)
@@ -215,21 +254,20 @@ def _coefficient_error(runs: list[jax.Array], size: jax.Array) -> jax.Array:
 
 
 def _plane_pair(left: panels.Piecewise, right: panels.Piecewise, i: int, j: int) -> Part:
-    rules = {thin: elementwise(panels.mean_two(left, right, thin), _PLANE_CHUNK) for thin in _THIN}
+    rules = {thin: elementwise(panels.mean_two(left, right, thin), _PLANE_CHUNK) for thin in THIN}
 
     def value(covariances, parameters, thin):
         q1, c, q2 = covariances[(i, i)], covariances[(i, j)], covariances[(j, j)]
         rho, w = special.correlation(q1, q2, c)
-        return rules[thin](_std(q1), _std(q2), rho, w, *parameters)
+        return rules[thin](standard_deviation(q1), standard_deviation(q2), rho, w, *parameters)
 
     def error(covariances, parameters):
-        fine, coarse, coarser = (value(covariances, parameters, thin) for thin in _THIN)
-        size = [
-            jnp.sqrt(_line_mean(p, square=True)(_std(covariances[(k, k)]), parameters, 1))
-            for p, k in ((left, i), (right, j))
-        ]
+        fine, coarse, coarser = (value(covariances, parameters, thin) for thin in THIN)
+        stds = [(p, standard_deviation(covariances[(k, k)])) for p, k in ((left, i), (right, j))]
+        size, more = ([each(p)(s, parameters) for p, s in stds] for each in (_size, _unseen))
         scale = size[0] * size[1]
-        return smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale), scale
+        off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
+        return off + more[0] * size[1] + more[1] * size[0], scale
 
     step = "both factors have kinks: panels between the kinks, Gauss-Legendre on each"
     return Part(lambda c, p: value(c, p, 1), error, step)
@@ -290,7 +328,7 @@ def _at_kink(weight: sp.Expr, place: sp.Expr, i: int, g: Factor, question: Quest
     for d in g.deltas:
         if d.order:
             raise Declined("derivatives of delta functions of two Gaussians at once")
-        parts.append(_exact_part(_joint_density(weight * d.weight, place, d.place, i, j), question))
+        parts.append(exact_part(joint_density(weight * d.weight, place, d.place, i, j), question))
     if g.regular == 0:
         return parts
     pieces = piecewise(g.regular, j, question)
@@ -302,7 +340,7 @@ def _at_kink(weight: sp.Expr, place: sp.Expr, i: int, g: Factor, question: Quest
         q_u, q_v, c = covariances[(i, i)], covariances[(j, j)], covariances[entry]
         _, w = special.correlation(q_u, q_v, c)
         mean = c * special.reciprocal(q_u) * where({}, parameters)
-        mean, std = jnp.broadcast_arrays(mean, _std(q_v) * w)
+        mean, std = jnp.broadcast_arrays(mean, standard_deviation(q_v) * w)
         return panels.mean_one(h, mean, std, parameters, thin)
 
     def compute(covariances, parameters):
@@ -310,15 +348,16 @@ def _at_kink(weight: sp.Expr, place: sp.Expr, i: int, g: Factor, question: Quest
 
     def error(covariances, parameters):
         out = jnp.abs(outside(covariances, parameters))
-        fine, coarse, coarser = (value(pieces, covariances, parameters, thin) for thin in _THIN)
+        fine, coarse, coarser = (value(pieces, covariances, parameters, thin) for thin in THIN)
         scale = jnp.sqrt(value(squared, covariances, parameters, 1))
-        return out * smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale), out * scale
+        off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
+        return out * (off + value(pieces.rounded(), covariances, parameters, 1)), out * scale
 
     step = "delta function: E[delta(u - a) g(v)] = p_u(a) E[g(v) | u = a], one-dimensional quadrature"
     return [*parts, Part(compute, error, step)]
 
 
-def _joint_density(weight: sp.Expr, a: sp.Expr, b: sp.Expr, i: int, j: int) -> sp.Expr:
+def joint_density(weight: sp.Expr, a: sp.Expr, b: sp.Expr, i: int, j: int) -> sp.Expr:
     """weight times the joint density at u = a, v = b."""
     from ntk_rules.law import correlation_symbol, sine_symbol
 
@@ -329,17 +368,20 @@ def _joint_density(weight: sp.Expr, a: sp.Expr, b: sp.Expr, i: int, j: int) -> s
 
 
 def admissible(
-    error_at: Callable[..., tuple[jax.Array, jax.Array]], needs: tuple, question: Question
-) -> tuple[float, str]:
+    error_at: Callable[..., tuple[jax.Array, jax.Array]], needs: tuple, question: Question,
+    correlations: tuple[float, ...] = (0.9,),
+) -> tuple[float, str]:  # fmt: skip
     """(bound relative to the scale of the answer, the variances it holds for), or Declined."""
     wanted = question.tolerance or DEFAULT_TOLERANCE
     variances = _VARIANCES + _SMALL_VARIANCES
     with jax.enable_x64(True):
         q = np.asarray(variances)
-        rho = 0.9 if len(needs) > 1 else 1.0
-        known = {e: jnp.asarray(q if e[0] == e[1] else rho * q) for e in needs}
+        rho = np.asarray(correlations)[:, None]
+        known = {e: jnp.asarray((1.0 if e[0] == e[1] else rho) * q) for e in needs}
         probes = tuple(jnp.ones_like(q) for _ in range(question.parameters))
-        error, scale = (np.broadcast_to(x, q.shape) for x in error_at(known, probes))
+        error, scale = (np.broadcast_to(x, (len(rho), q.size)) for x in error_at(known, probes))
+    worst = np.argmax(np.where(np.isfinite(error), error, np.inf), axis=0)
+    error, scale = error[worst, np.arange(q.size)], scale[worst, np.arange(q.size)]
     usable = np.isfinite(error) & np.isfinite(scale)
     if not usable[len(_VARIANCES) - 1 :].all():
         raise Declined("the function grows too fast: its square has no finite mean at variance 1")

@@ -18,6 +18,7 @@ import sympy as sp
 from ntk_rules import special
 from ntk_rules.functions import to_jax
 from ntk_rules.pieces import Piece
+from ntk_rules.roundings import rounding_of
 
 Parameters = tuple[jax.Array, ...]
 
@@ -33,6 +34,7 @@ class Rule:
 
 LINE64, LINE32 = Rule(320, 13.0, 768), Rule(128, 9.0, 256)
 PLANE64, PLANE32 = Rule(64, 9.0, 0), Rule(24, 6.0, 0)
+SHELL = 0.5  # the depth of the outermost shells, see `beyond`
 
 
 def line_rule(x: jax.Array) -> Rule:
@@ -47,11 +49,19 @@ class Piecewise:
         self.pieces = pieces
         self.kinks = [to_jax(p.low, parameters) for p in pieces[1:]]
         self.functions = [to_jax(p.expr, (z, *parameters)) for p in pieces]
+        self.roundings = [rounding_of(p.expr, (z, *parameters)) for p in pieces]
 
     def mapped(self, change: Callable[..., Callable[..., jax.Array]]) -> Piecewise:
         """The same kinks with every piece changed by `change`."""
         out = object.__new__(Piecewise)
-        out.pieces, out.kinks, out.functions = self.pieces, self.kinks, [change(f) for f in self.functions]
+        out.pieces, out.kinks, out.roundings = self.pieces, self.kinks, self.roundings
+        out.functions = [change(f) for f in self.functions]
+        return out
+
+    def rounded(self) -> Piecewise:
+        """How far the values of the formula are off by its own rounding, as a function with the same kinks."""
+        out = self.mapped(lambda f: f)
+        out.functions = self.roundings
         return out
 
     def edges(self, mean: jax.Array, std: jax.Array, parameters: Parameters, reach: float) -> list[jax.Array]:
@@ -92,12 +102,27 @@ def density(x: jax.Array) -> jax.Array:
     return jnp.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
-def mean_one(f: Piecewise, mean: jax.Array, std: jax.Array, parameters: Parameters, thin: int = 1) -> jax.Array:
-    """E[f(mean + std x)]; `thin` divides the number of nodes."""
+def mean_one(
+    f: Piecewise, mean: jax.Array, std: jax.Array, parameters: Parameters, thin: int = 1, shell: float = 0
+) -> jax.Array:  # fmt: skip
+    """E[f(mean + std x)]; `thin` divides the number of nodes; of the outermost nodes alone if `shell` is their depth."""
     rule = line_rule(std)
     rule = Rule(rule.nodes // (2 * thin), rule.reach, 0)
     x, values = f.samples(mean, std, parameters, rule)
+    if shell:
+        values = jnp.where(jnp.abs(x) > rule.reach - shell, values, 0)
     return jnp.sum(density(x) * values, axis=-1)
+
+
+def beyond(outermost: jax.Array, both: jax.Array) -> jax.Array:
+    """What a positive integrand has beyond the reach of the rule, from its outermost shell and that with the next one.
+
+    Where shells fall, they fall ever faster, so that a geometric series bounds what follows; where the outermost is not
+    less than a third of the next, the integrand lies out of reach, and nothing bounds it.
+    """
+    before = both - outermost
+    ratio = jnp.where(outermost == 0, 0, outermost / jnp.where(before == 0, jnp.finfo(both.dtype).tiny, before))
+    return jnp.where(ratio > 0.3, jnp.inf, outermost * ratio / (1 - jnp.minimum(ratio, 0.5)))
 
 
 def coefficients(f: Piecewise, s: jax.Array, parameters: Parameters, thin: int = 1) -> jax.Array:

@@ -9,7 +9,8 @@ import sympy as sp
 
 from ntk_rules.errors import NoRule
 from ntk_rules.functions import exponentials_exposed
-from ntk_rules.pieces import KINKED, NotCuttable, branches, cut, has_kinks
+from ntk_rules.pieces import KINKED, branches, cut, has_kinks
+from ntk_rules.switches import NotCuttable
 from ntk_rules.terms import Form, Term, constant_term, multiply
 
 _MOST_TERMS = 600

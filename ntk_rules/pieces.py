@@ -7,17 +7,15 @@ Kinks that turn out to be none (jax's softplus is max(x, 0) + log1p(exp(-|x|))) 
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import sympy as sp
 
-from ntk_rules.functions import Opaque, elementary, expm1, logistic, softplus
+from ntk_rules.functions import Opaque, elementary
+from ntk_rules.switches import less, sign_changes
 
 KINKED = (sp.Heaviside, sp.sign, sp.Abs, sp.Max, sp.Min, sp.Piecewise)
-
-
-class NotCuttable(ValueError):
-    """The kinks cannot be located: they depend on parameters or on several Gaussians."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,8 @@ def cut(expr: sp.Expr, z: sp.Symbol) -> tuple[Piece, ...]:
     pieces = _cut(expr, z, -sp.oo, sp.oo)
     for node in expr.atoms(Opaque):
         for kink in node.kinks:
-            pieces = _insert(pieces, _root(node.args[0] - sp.nsimplify(kink), z)[0])
+            for place in sign_changes(node.args[0] - sp.nsimplify(kink), z)[0]:
+                pieces = _insert(pieces, place)
     merged = [pieces[0]]
     for piece in pieces[1:]:
         last = merged[-1]
@@ -60,20 +59,9 @@ def cut(expr: sp.Expr, z: sp.Symbol) -> tuple[Piece, ...]:
 def _insert(pieces: list[Piece], root: sp.Expr) -> list[Piece]:
     out = []
     for p in pieces:
-        inside = _less(p.low, root) and _less(root, p.high)
+        inside = less(p.low, root) and less(root, p.high)
         out += [Piece(p.low, root, p.expr), Piece(root, p.high, p.expr)] if inside else [p]
     return out
-
-
-def _less(a: sp.Expr, b: sp.Expr) -> bool:
-    if a == -sp.oo or b == sp.oo:
-        return a != b
-    if a == sp.oo or b == -sp.oo:
-        return False
-    answer = (b - a).is_positive
-    if answer is None:
-        raise NotCuttable(f"{a} and {b} cannot be ordered")
-    return bool(answer)
 
 
 def _cut(expr: sp.Expr, z: sp.Symbol, low: sp.Expr, high: sp.Expr) -> list[Piece]:
@@ -81,16 +69,23 @@ def _cut(expr: sp.Expr, z: sp.Symbol, low: sp.Expr, high: sp.Expr) -> list[Piece
     if node is None:
         return [Piece(low, high, expr)]
     switch, when_positive, when_negative = branches(node)
-    roots, rising = _root(switch, z)
-    positive, negative = expr.xreplace({node: when_positive}), expr.xreplace({node: when_negative})
-    left, right = (negative, positive) if rising else (positive, negative)
-    if roots is None:
-        return _cut(left, z, low, high)
-    if not _less(low, roots):
-        return _cut(right, z, low, high)
-    if not _less(roots, high):
-        return _cut(left, z, low, high)
-    return _cut(left, z, low, roots) + _cut(right, z, roots, high)
+    places, positive = sign_changes(switch, z)
+    sides = [expr.xreplace({node: when_negative}), expr.xreplace({node: when_positive})]
+    pieces = []
+    for left, right in itertools.pairwise((-sp.oo, *places, sp.oo)):
+        left, right = _later(left, low), _earlier(right, high)
+        if less(left, right):
+            pieces += _cut(sides[positive], z, left, right)
+        positive = not positive
+    return pieces
+
+
+def _later(a: sp.Expr, b: sp.Expr) -> sp.Expr:
+    return b if a == b or less(a, b) else a
+
+
+def _earlier(a: sp.Expr, b: sp.Expr) -> sp.Expr:
+    return a if a == b or less(a, b) else b
 
 
 def _innermost(expr: sp.Expr, z: sp.Symbol) -> sp.Expr | None:
@@ -109,9 +104,9 @@ def branches(node: sp.Expr) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
     if isinstance(node, sp.Abs):
         return node.args[0], node.args[0], -node.args[0]
     if isinstance(node, sp.Max | sp.Min):
-        first, rest = node.args[0], node.func(*node.args[1:])
-        pair = (first, rest) if isinstance(node, sp.Max) else (rest, first)
-        return first - rest, *pair
+        first, second, *others = node.args
+        left, right = (node.func(a, *others) for a in (first, second))
+        return first - second, *((left, right) if isinstance(node, sp.Max) else (right, left))
     return _piecewise_branches(node)
 
 
@@ -138,51 +133,6 @@ def _piecewise_branches(node: sp.Piecewise) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
     return switch, sides[0], sides[1]
 
 
-def _root(switch: sp.Expr, z: sp.Symbol) -> tuple[sp.Expr | None, bool]:
-    """Where an affine switch changes sign (None: nowhere) and whether it rises there.
-
-    Without a root, `rising` says that the switch is negative (the left branch holds).
-    """
-    slope = sp.diff(switch, z)
-    if slope == 0:
-        if switch.is_positive or switch.is_negative or switch.is_zero:
-            return None, not switch.is_positive
-        raise NotCuttable(f"the sign of {switch} is not known")
-    if slope.has(z):
-        plain = _plain_switch(switch, z)
-        if plain is None:
-            raise NotCuttable(f"the kink of {switch} is not affine in {z}")
-        return _root(plain, z)
-    if not (slope.is_positive or slope.is_negative):
-        raise NotCuttable(f"the sign of {slope} is not known")
-    return sp.expand(-switch.xreplace({z: sp.S.Zero}) / slope), bool(slope.is_positive)
-
-
-# Odd and strictly increasing: their sign is the sign of their argument.
-_ODD = (expm1, sp.tanh, sp.sinh, sp.asinh, sp.atan, sp.erf, sp.erfinv)
-_POSITIVE = (sp.exp, sp.cosh, logistic, softplus)
-
-
-def _plain_switch(switch: sp.Expr, z: sp.Symbol) -> sp.Expr | None:
-    """An affine function of the sign of `switch`, or None: positive factors dropped, odd functions undone."""
-    while True:
-        kept = [a for a in sp.Mul.make_args(switch) if not (a.is_positive or isinstance(a, _POSITIVE))]
-        flips = sum(1 for a in kept if a.is_negative)
-        kept = [a for a in kept if not a.is_negative]
-        if len(kept) != 1:
-            return None
-        (inner,) = kept
-        if isinstance(inner, _ODD):
-            inner = inner.args[0]
-        elif inner.is_Pow and inner.exp.is_Integer and inner.exp % 2:
-            inner = inner.base
-        elif switch == inner:
-            return switch if not sp.diff(switch, z).has(z) else None
-        switch = (-1) ** flips * inner
-        if not sp.diff(switch, z).has(z):
-            return switch
-
-
 def _same_function(left: sp.Expr, right: sp.Expr, z: sp.Symbol) -> bool:
     """Whether two smooth expressions are one function, seen at complex points off the line."""
     if left == right:
@@ -202,43 +152,3 @@ def _same_function(left: sp.Expr, right: sp.Expr, z: sp.Symbol) -> bool:
         if not size < 1e-12:
             return False
     return True
-
-
-@functools.lru_cache(maxsize=4096)
-def canonical_kinks(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
-    """`expr` with the kinked parts in one Gaussian written as F_0 + sum_i (F_i - F_{i-1}) H(z - a_i).
-
-    Derivatives in this form carry their delta functions (SymPy drops them from a Piecewise).
-    """
-    used = [z for z in zs if expr.has(z)]
-    if not used or not has_kinks(expr):
-        return expr
-    if len(used) == 1 and not expr.has(sp.DiracDelta):
-        try:
-            first, *others = cut(expr, used[0])
-        except NotCuttable:
-            return _by_parts(expr, zs)
-        total, last = first.expr, first.expr
-        for piece in others:
-            total += (piece.expr - last) * sp.Heaviside(used[0] - piece.low, sp.Rational(1, 2))
-            last = piece.expr
-        return total
-    return _by_parts(expr, zs)
-
-
-def _by_parts(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
-    if isinstance(expr, sp.Heaviside | sp.DiracDelta) or not expr.args:
-        return expr
-    if isinstance(expr, KINKED) and expr.has(*zs):
-        switch, positive, negative = branches(expr)
-        step = sp.Heaviside(sp.expand(switch), sp.Rational(1, 2))
-        if switch.has(*zs):
-            return canonical_kinks(negative + (positive - negative) * step, zs)
-        return expr
-    if expr.is_Mul:  # factors in one Gaussian belong together: products of their steps collapse
-        groups: dict[tuple[bool, ...], list[sp.Expr]] = {}
-        for factor in expr.args:
-            groups.setdefault(tuple(factor.has(z) for z in zs), []).append(factor)
-        if len(groups) > 1:
-            return sp.Mul(*(canonical_kinks(sp.Mul(*g), zs) for g in groups.values()))
-    return expr.func(*(canonical_kinks(a, zs) for a in expr.args))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import sympy as sp
 
-from ntk_rules.pieces import canonical_kinks
+from ntk_rules.steps import canonical_kinks
 from ntk_rules.terms import Term, differentiate, differentiate_parameter
 
 

@@ -74,10 +74,15 @@ def hermite_rows(x: jax.Array, orders: int) -> jax.Array:
     return jax.lax.scan(step, start, jnp.arange(orders))[1]
 
 
-def mean_one(f: Function, s: jax.Array, parameters: tuple[jax.Array, ...], thin: int = 1) -> jax.Array:
-    """E[f(s x)]: the trapezoidal sum, `parameters` broadcasting against s."""
-    x, step = nodes_and_step(grid_for(s), thin)
+def mean_one(
+    f: Function, s: jax.Array, parameters: tuple[jax.Array, ...], thin: int = 1, shell: float = 0
+) -> jax.Array:  # fmt: skip
+    """E[f(s x)]: the trapezoidal sum, `parameters` broadcasting against s; of the outermost nodes alone if `shell` is their depth."""
+    grid = grid_for(s)
+    x, step = nodes_and_step(grid, thin)
     weights = step * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    if shell:
+        x, weights = (t[np.abs(x) > grid.reach - shell] for t in (x, weights))
     return jnp.matmul(_samples(f, s, parameters, x), weights.astype(s.dtype), precision=jax.lax.Precision.HIGHEST)
 
 

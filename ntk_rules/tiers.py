@@ -9,10 +9,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import jax.numpy as jnp
 import sympy as sp
 
 from ntk_rules.errors import NoRule
 from ntk_rules.evaluate import compile_formula, entries_read
+from ntk_rules.kinked_plane import kinked_plane
 from ntk_rules.law import base_law
 from ntk_rules.many import plane, quasi_monte_carlo
 from ntk_rules.method import Declined, Method
@@ -20,6 +22,7 @@ from ntk_rules.numeric import one_gaussian, two_separable
 from ntk_rules.parse import Unparsed, parse
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.rules import Derivation, total
+from ntk_rules.special import as_floats
 
 
 def closed_form(question: Question) -> Method:
@@ -112,7 +115,10 @@ def linearity(question: Question) -> Method:
     if not question.expr.has(sp.DiracDelta) and _needs_sampling(expanded, question):
         raise Declined("the addends mix Gaussians; together they are sampled once")
     zs = gaussian_symbols(question.gaussians)
-    parts = [(c, replace(question, expr=e)) for c, e in _addends(expanded, zs)]
+    addends = _pooled(_addends(expanded, zs), zs)
+    if len(addends) == 1:
+        raise Declined("the addends mix Gaussians; together they are integrated once")
+    parts = [(c, replace(question, expr=e)) for c, e in addends]
     reasons: list[str] = []
     methods = []
     for _, part in parts:
@@ -132,10 +138,13 @@ def linearity(question: Question) -> Method:
         )
 
     def estimate(covariances, parameters):
-        return sum(
-            abs(c({}, parameters)) * m.error(covariances, parameters)
-            for c, m in zip(coefficients, methods, strict=True)
-        )
+        """The addends' errors, and the rounding of their sum, in which they may cancel."""
+        parts = []
+        for c, m in zip(coefficients, methods, strict=True):
+            value = jnp.abs(as_floats(m.compute(covariances, parameters))[0])
+            off = m.error(covariances, parameters) + 8 * jnp.finfo(value.dtype).eps * value
+            parts.append(abs(c({}, parameters)) * off)
+        return sum(parts)
 
     worst = max(methods, key=lambda m: m.bound)
     names = " + ".join(sorted({m.tier for m in methods}))
@@ -165,6 +174,32 @@ def _addends(expanded: sp.Expr, zs: tuple[sp.Symbol, ...]) -> list[tuple[sp.Expr
     return [(c, rest) for rest, c in sums.items() if c != 0]
 
 
+def _pooled(addends: list[tuple[sp.Expr, sp.Expr]], zs: tuple[sp.Symbol, ...]) -> list[tuple[sp.Expr, sp.Expr]]:
+    """The addends; an integral in the plane that one of them needs takes in all the others in its Gaussians."""
+    planes = {frozenset(z for z in zs if rest.has(z)) for _, rest in addends if _needs_the_plane(rest, zs)}
+    pools: dict[frozenset[sp.Symbol], sp.Expr] = {}
+    alone = []
+    for coefficient, rest in addends:
+        home = next((p for p in planes if p >= {z for z in zs if rest.has(z)}), None)
+        if home is None:
+            alone.append((coefficient, rest))
+        else:
+            pools[home] = pools.get(home, sp.S.Zero) + coefficient * rest
+    return alone + [(sp.S.One, pool) for pool in pools.values()]
+
+
+def _needs_the_plane(addend: sp.Expr, zs: tuple[sp.Symbol, ...]) -> bool:
+    """Whether two Gaussians are mixed within a factor, outside the normal form."""
+    used = [z for z in zs if addend.has(z)]
+    if len(used) != 2 or all(sum(f.has(z) for z in used) < 2 for f in sp.Mul.make_args(addend)):
+        return False
+    try:
+        parse(addend, zs)
+    except Unparsed:
+        return True
+    return False
+
+
 TIERS: tuple[tuple[str, Callable[[Question], Method]], ...] = (
     ("closed form", closed_form),
     ("independence", independence),
@@ -172,5 +207,6 @@ TIERS: tuple[tuple[str, Callable[[Question], Method]], ...] = (
     ("Hermite series", two_separable),
     ("linearity", linearity),
     ("plane quadrature", plane),
+    ("kinks in the plane", kinked_plane),
     ("quasi-Monte Carlo", quasi_monte_carlo),
 )

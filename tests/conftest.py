@@ -39,6 +39,7 @@ SLOW = (
     "tests/agreement/test_precision.py",
     "tests/finite_width",
     "tests/ntk_rules/test_grammar.py",
+    "tests/ntk_rules/test_kinked_plane.py",
     "tests/ntk_rules/test_numeric.py",
     "tests/ntk_rules/test_problems.py",
     "tests/test_finite_width.py",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mpmath as mp
 import numpy as np
@@ -35,8 +35,8 @@ def line(f: Callable, q: float) -> float:
     return float(w @ (f(x) * np.exp(-x * x / (2 * q)) / np.sqrt(2 * np.pi * q)))
 
 
-def mean(f: sp.Expr, q: float) -> mp.mpf:
-    """E[f(z)] for the one symbol z of f, with 50 digits; panels end at kinks at 0, -1 and 1, and crowd around 0 and 1."""
+def mean(f: sp.Expr, q: float, kinks: Sequence[mp.mpf] = ()) -> mp.mpf:
+    """E[f(z)] for the one symbol z of f, with 50 digits; panels end at kinks at 0, -1, 1 and `kinks`, and crowd around 0 and 1."""
     with mp.workdps(50):
         (z,) = f.free_symbols or {sp.Symbol("z")}
         plain = elementary(f).rewrite(sp.Piecewise) if f.has(sp.Heaviside, sp.Max, sp.Min, sp.Abs) else elementary(f)
@@ -44,6 +44,7 @@ def mean(f: sp.Expr, q: float) -> mp.mpf:
         steps = [mp.mpf(10) ** k / 4 for k in range(-4, 3)]  # of z = s x
         places = {mp.mpf(j) / 2 for j in range(-28, 29)} | {sign * step / s for step in steps for sign in (-1, 1)}
         places |= {(1 + sign * step) / s for step in steps for sign in (-1, 1)} | {-1 / s, 1 / s}
+        places |= {kink / s for kink in kinks}
         edges = sorted(x for x in places if abs(x) <= 14)
         return mp.quad(lambda x: g(s * x) * mp.npdf(x), edges, maxdegree=5)
 
@@ -60,3 +61,23 @@ def bivariate_normal(h: float, k: float, r: float) -> mp.mpf:
         # Panels halve towards the end, where the integrand may fall off within sqrt(1 - r^2).
         edges = [end * (1 - mp.mpf(2) ** -j) for j in range(0, 40, 2)] + [end]
         return mp.ncdf(h) * mp.ncdf(k) + mp.quad(integrand, edges) / (2 * mp.pi)
+
+
+def polar(f: Callable, law: tuple[float, float, float], lines: Sequence[tuple[float, float]]) -> float:
+    """E[f(u, v)] in polar coordinates of the whitened plane; f may have kinks where a u + b v = 0, (a, b) in `lines`."""
+    q1, q2, c = law
+    s, r = np.sqrt(q1), c / np.sqrt(q1)
+    w = np.sqrt(q2 - r * r)
+    cuts = [np.arctan2(-(a * s + b * r), b * w) % np.pi for a, b in lines]
+    angles = np.array(sorted({*np.linspace(0, 2 * np.pi, 17), *cuts, *(cut + np.pi for cut in cuts)}))
+    x, weight = np.polynomial.legendre.leggauss(40)
+    radii = np.linspace(0, 12, 25)
+    (t, dt), (radius, dr) = (
+        (
+            ((e[1:] + e[:-1])[:, None] / 2 + np.diff(e)[:, None] / 2 * x).ravel(),
+            (np.diff(e)[:, None] / 2 * weight).ravel(),
+        )
+        for e in (angles, radii)
+    )
+    x, y = radius[:, None] * np.cos(t), radius[:, None] * np.sin(t)
+    return float((dr * radius * np.exp(-radius * radius / 2)) @ np.asarray(f(s * x, r * x + w * y)) @ dt / (2 * np.pi))

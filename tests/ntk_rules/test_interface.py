@@ -10,11 +10,12 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import sympy as sp
 
 import ntk_rules
-from ntk_rules import expectation, explain
+from ntk_rules import detection, expectation, explain, functions
 from ntk_rules.constants import snap
 
 u, v, a = sp.symbols("u v a")
@@ -97,3 +98,21 @@ def test_doctests():
         found = importlib.import_module(f"ntk_rules.{module.name}")
         result = doctest.testmod(found, optionflags=doctest.ELLIPSIS)
         assert result.failed == 0, module.name
+
+
+def test_kinks_of_a_jax_function_are_looked_for():
+    """Jumps of the value, of the slope and of the curvature; steep is not kinked; the derivation says what was found."""
+    cases = {
+        (0.25,): lambda x: jnp.maximum(x - 0.25, 0) * jnp.tanh(x),
+        (-1.0, 0.7): lambda x: jnp.where(x > 0.7, jnp.sin(x), jnp.maximum(x, -1.0)),
+        (0.0,): lambda x: jnp.where(x > 0, x * x, 0.0) + jnp.cos(x),
+        (): lambda x: jnp.tanh(300 * x) + x**3 + jnp.exp(x / 2),
+    }
+    for places, function in cases.items():
+        found = detection.kinks_of(function)
+        assert len(found) == len(places) and np.allclose(found, places, rtol=0, atol=1e-13)
+    f = functions.opaque(lambda x: jnp.abs(x - 0.5) * jax.nn.sigmoid(x), "f")
+    text = explain(f(u))
+    assert "found: 0.5" in text and "between the kinks" in text
+    plain = expectation(sp.Abs(u - sp.Rational(1, 2)) * functions.logistic(u), (u,))
+    assert abs(float(expectation(f(u), (u,)).value((1.3,))) - float(plain.value((1.3,)))) < 1e-14

@@ -182,6 +182,26 @@ def test_divergent_expectations_are_refused(F, said):
         expectation(F, (u,))
 
 
+def test_a_sampled_value_is_not_taken_for_exact_because_it_is_at_one_parameter():
+    """At b = 1 the function vanishes, and so does the spread of its samples."""
+    b = sp.Symbol("b", real=True)
+    with pytest.raises(NoRule, match="moves with .'a0'."):
+        expectation(sp.Max(logistic(u) - b, 0), (u,), (b,))
+
+
+@pytest.mark.parametrize(
+    "f", [lambda z: sp.log(sp.cosh(z)), lambda z: 1 - sp.cosh(z) + z * sp.tanh(z), lambda z: sp.exp(3 * z) * sp.tanh(z)]
+)
+def test_rounding_of_the_formula_and_what_is_out_of_reach_are_in_the_error(f):
+    """Differences of nearly equal terms at small variances, growth that outruns the nodes at large ones."""
+    for F, G in ((f(u), f(u)), (f(u) * f(v), f(u) ** 2)):
+        E = expectation(F, (u, v), tolerance=0.5)
+        for q in (1e-12, 1e-6, 0.01, 1.0, 9.0, 64.0):
+            law = [jnp.asarray(q) for _ in E.needs]
+            want = references.mean(G, q)
+            assert abs(float(E.value(law)) - float(want)) <= float(E.error(law)), (F, q)
+
+
 def test_a_tolerance_out_of_reach_is_refused():
     with pytest.raises(NoRule, match=r"reaches .* wanted 1\.0e-18"):
         expectation(sp.tanh(u) * sp.tanh(v), (u, v), tolerance=1e-18)
