@@ -49,14 +49,15 @@ class Finite:
 
     init: Callable[[int, jax.Array], Any]
     apply: Callable[[int, Any, jax.Array], jax.Array]
-    inputs: jax.Array
+    inputs: Any  # an array (N, ..), or a pytree of them
 
     def kernels(self, width: int, params: Any) -> Kernels:
         """(nngp, ntk) of one network, each (N, N); the NTK is that of the first feature."""
         f = lambda p, x: self.apply(width, p, x)
         outputs = jax.vmap(lambda x: f(params, x))(self.inputs)
         gradients = jax.vmap(lambda x: jax.grad(lambda p: f(p, x)[0])(params))(self.inputs)
-        flat = [g.reshape(len(self.inputs), -1) for g in jax.tree.leaves(gradients)]
+        count = len(jax.tree.leaves(self.inputs)[0])
+        flat = [g.reshape(count, -1) for g in jax.tree.leaves(gradients)]
         return outputs @ outputs.T / outputs.shape[-1], sum(g @ g.T for g in flat)
 
 

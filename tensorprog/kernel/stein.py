@@ -11,7 +11,7 @@ from functools import cache
 
 import sympy
 
-from ntk_rules.pieces import canonical_kinks
+from ntk_rules.steps import canonical_kinks
 
 __all__ = ["argument", "by_stein", "dependent"]
 

@@ -1,0 +1,92 @@
+"""Fill docs/architectures.md: every network of examples/architectures.py, and how exact its kernel is.
+
+Run `python -m benchmarks.architectures`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import tensorprog as tp
+from examples import architectures as zoo
+from tensorprog.kernel.graph import Expect, Tilted
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "architectures.md"
+# Beside sampled networks of growing width, which every architecture has: a formula in tests/architectures/test_formulas.py
+# or another test.
+FORMULAS = {
+    "maxout": "halves of sum and difference", "glu": "product of two duals", "tied_layers": "the kernel of untied layers",
+    "gcn": "node by node (Kipf and Welling)", "gin": "Du et al. 2019, section 4", "causal_attention": "Tensor Programs II",
+    "masked_rnn": "the shorter sequence", "token_embedding": "indicators of equal tokens",
+    "batch_norm": "Yang et al. 2019, appendix E (tests/kernel/test_tilted.py)",
+}  # fmt: skip
+
+HEAD = """# Architectures
+
+Networks beyond stacks of layers, each a few lines of JAX in [examples/architectures.py](../examples/architectures.py). Nothing in
+the compiler knows them by name. Written by `python -m benchmarks.architectures`; do not edit.
+
+*Exact*: every Gaussian expectation has a closed form. *Quadrature*: some are integrals in one or two variables, with the largest error
+bound. *Laplace*: a normalisation over positions was turned into an integral over tilted Gaussian laws, with its relative error.
+*Sampled*: some function mixes too many Gaussians; by randomly shifted lattices at `tolerance=1e-2`, with the standard error seen on the
+inputs (`kernel.standard_error`), relative to the largest entry.
+
+Every row is checked against sampled networks of growing width (tests/architectures/test_sampled.py); the last column names the
+second witness where there is a formula of its own.
+
+| architecture | what | how | instructions | second witness |
+|---|---|---|---|---|
+"""
+
+TAIL = """
+What has no Gaussian limit, or none here, is refused with the reason: attention with 1/sqrt(n) logits in a fixed number of heads (divide by n,
+or let the number of heads grow with the width at a fixed size of a head), softmax or sorting over the width, batch norm with
+running statistics, a finite layer in the middle, a bilinear head (W averages over the width twice), transposed weights.
+"""
+
+
+def accuracy(kernel: tp.Kernel, x: object) -> str:
+    """How the expectations of a kernel were done."""
+    words = []
+    if kernel.sampled:
+        errors = [
+            np.max(np.abs(e)) / np.max(np.abs(k)) for e, k in zip(kernel.standard_error(x), kernel(x), strict=True)
+        ]
+        words.append(f"sampled, {max(errors):.0e}")
+    if integrals := [q.error for q in kernel.graph.nodes if isinstance(q, Tilted)]:
+        words.append(f"Laplace, {max(integrals):.0e}")
+    bound = max((q.expectation.bound for q in kernel.graph.nodes if isinstance(q, Expect)), default=0.0)
+    if bound:
+        words.append(f"quadrature, {bound:.0e}")
+    return "; ".join(words) or "exact"
+
+
+def row(name: str) -> str:
+    """One line of the table."""
+    found = zoo.ARCHITECTURES[name]
+    x = zoo.random_inputs(found.example, 2)
+    kernel = zoo.compiled(name)
+    line = inspect.getsourcelines(found.net)[1]
+    what = (inspect.getdoc(found.net) or "").splitlines()[0].rstrip(".")
+    link = f"[{name.replace('_', ' ')}](../examples/architectures.py#L{line})"
+    return f"| {link} | {what} | {accuracy(kernel, x)} | {len(kernel.program)} | {FORMULAS.get(name, '')} |"
+
+
+def main() -> None:
+    """Write the page."""
+    jax.config.update("jax_enable_x64", True)
+    rows = []
+    for name in zoo.ARCHITECTURES:
+        rows.append(row(name))
+        print(rows[-1], file=sys.stderr, flush=True)
+    PAGE.write_text(HEAD + "\n".join(rows) + "\n" + TAIL)
+
+
+if __name__ == "__main__":
+    main()
