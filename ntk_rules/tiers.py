@@ -12,6 +12,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import sympy as sp
 
+from ntk_rules.coordinates import in_forms
 from ntk_rules.errors import NoRule
 from ntk_rules.evaluate import compile_formula, entries_read
 from ntk_rules.kinked_plane import kinked_plane
@@ -26,7 +27,14 @@ from ntk_rules.special import as_floats
 
 
 def closed_form(question: Question) -> Method:
-    """The rewriting rules of `rules.py`."""
+    """The rewriting rules of `rules.py`, in the coordinates of the kinks where these lie across several Gaussians."""
+    try:
+        return in_forms(question, _rewritten)
+    except Declined:
+        return _rewritten(question)
+
+
+def _rewritten(question: Question) -> Method:
     try:
         known = question.terms
         terms = tuple(parse(question.expr, gaussian_symbols(question.gaussians)) if known is None else known)

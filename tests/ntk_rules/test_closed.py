@@ -170,3 +170,17 @@ def test_peer_closed_forms_are_closed():
                  "gabor", "gaussian", "exp", "sign", "polynomial", "rectified cube", "hermite"):  # fmt: skip
         f = ACTIVATIONS[name]
         assert expectation(f(u) * f(v), (u, v)).tier == "closed form"
+
+
+def test_maxima_that_coincide():
+    """max(u, v) max(s, t) in the coordinates of the kinks: exact where its factors are one, or their arguments are."""
+    a, b, c, d = sp.symbols("a b c d", real=True)
+    E = expectation(sp.Max(a, b) * sp.Max(c, d), (a, b, c, d))
+    value = lambda law: float(E.value([law[e] for e in E.needs]))
+    same = np.kron(np.ones((2, 2)), np.array([[1.0, 0.3], [0.3, 2.0]]))
+    assert abs(value(same) - 1.5) < 1e-14  # E[max^2] = (q_1 + q_2)/2, whatever the correlation
+    assert abs(value(np.ones((4, 4))) - 1) < 1e-14
+    pairs = np.kron(np.array([[1.0, 0.5], [0.5, 1.0]]), np.ones((2, 2)))
+    assert abs(value(pairs) - 0.5) < 1e-14
+    slopes = jax.grad(lambda law: E.value(law))([jnp.asarray(pairs[e]) for e in E.needs])
+    assert np.isfinite(np.asarray(slopes)).all()
