@@ -70,7 +70,7 @@ def expectation_of(
         factors.append(_factor(node, letters, at, arguments, parameters))
     wide = not all(facts[argument.node].gaussian for argument in arguments)
     if wide or len(arguments) > 2 * len(sides):
-        exact = yield from tilted_of(asked, facts, tolerance, partial(rules, tolerance=tolerance))
+        exact = yield from tilted_of(asked, facts, tolerance, partial(rules, tolerance=_unsampled(tolerance)))
         if exact is not None:
             return exact
     if wide:
@@ -273,6 +273,10 @@ def _part(indices: list[int], expr: sympy.Expr, independent: frozenset[tuple[int
     return _Law(expr.xreplace(swap), len(indices), len(given), pairs), tuple(indices), tuple(given)
 
 
+def _unsampled(tolerance: float | None) -> float | None:
+    return None if tolerance is None else min(tolerance, UNSAMPLED)
+
+
 def _has_rule(law: _Law, tolerance: float | None) -> bool:
     try:
         _expectation(law, tolerance)
@@ -286,8 +290,8 @@ def _expectation(law: _Law, tolerance: float | None) -> Expectation:
     arguments = tuple(_u(i) for i in range(law.n_arguments))
     given = tuple(_b(i) for i in range(law.n_parameters))
     pairs = tuple(sorted(law.independent))
-    if tolerance is not None and law.n_arguments > 2:
-        tolerance = min(tolerance, UNSAMPLED)
+    if law.n_arguments > 2:
+        tolerance = _unsampled(tolerance)
     return expectation(law.expr, arguments, given, independent=pairs, tolerance=tolerance)
 
 

@@ -14,8 +14,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from tensorprog.errors import UnsupportedError
 from tensorprog.ir import MatMul, Moment, Node, Nonlin, Weight
 from tensorprog.ir.nodes import Literal
+from tensorprog.kernel.fields import LEAST_TOLERANCE
 from tensorprog.kernel.graph import Given, Operand, Quantity, Tilted, is_zero, quantities
 from tensorprog.kernel.half_line import half_line
 from tensorprog.kernel.normalised import Normalised, bottom, form_matrix, normalised
@@ -62,9 +64,12 @@ def _tilted(asked: Second | Node, facts: Structure, tolerance: float | None, rul
         raise _NotHere
     leaves = _leaves([*forms, *(w for f in found if f for _, w in f.terms), *roots], forms, facts)
     inner = _Inner(facts, rules, leaves)
-    parts = []
-    for powers, question in _questions(asked, roots, found):
-        parts.append((powers, answer(question, inner, inner.memo)))
+    try:
+        parts = [(k, answer(question, inner, inner.memo)) for k, question in _questions(asked, roots, found)]
+    except UnsupportedError:
+        if tolerance is not None and tolerance >= LEAST_TOLERANCE:
+            raise _NotHere from None  # sampled once, as a whole
+        raise
     sides = (0, 1) if cross else (None,)
     norms = []
     for f in found if cross else [next(f for f in found if f)]:
