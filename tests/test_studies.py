@@ -14,7 +14,7 @@ from benchmarks import graphs, mnist
 
 
 def test_missing_data(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"lacks PROTEINS_A.txt, .*\n.*TUDatasets"):
+    with pytest.raises(SystemExit, match=r"lacks PROTEINS_A.txt, .*\n.*TU format"):
         graphs.main([str(tmp_path)])
     with pytest.raises(SystemExit, match=r"lacks train-images-idx3-ubyte.gz, .*\n.*four files of MNIST"):
         mnist.main([str(tmp_path)])
