@@ -168,7 +168,7 @@ def _accuracies(gram: np.ndarray, classes: np.ndarray, train: np.ndarray, test: 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Compute the kernels, classify, write the results."""
+    """Compute the kernels, classify; the results are written again after each architecture."""
     args = _parse(argv)
     result = study.provenance()
     graphs, classes = load(args.folder, args.name)
@@ -179,7 +179,8 @@ def main(argv: list[str] | None = None) -> None:
     graphs, classes = [graphs[i] for i in few], classes[few]
     largest = max(map(len, graphs))
     print(f"{args.name}: {len(graphs)} graphs, the largest of {largest} nodes, {left_out} left out")
-    result |= {"name": args.name, "graphs": len(graphs), "left_out": left_out, "largest": largest, "rows": []}
+    result |= {"name": args.name, "graphs": len(graphs), "left_out": left_out, "largest": largest}
+    result |= {"paper": PAPER.get(args.name), "rows": []}
     tables = []
     for setting in itertools.starmap(Setting, itertools.product(args.blocks, args.layers, args.scales)):
         name = f"{args.name}-{largest}-{setting.blocks}-{setting.layers}-{setting.scale}"
@@ -193,9 +194,9 @@ def main(argv: list[str] | None = None) -> None:
             row |= {"cross_validation_s": sum(times.values()), **tables[-1].summary()}
             print(f"           {_score(row['chosen'])}, {_score(row['best'])}, float32 off by {error:.0e}", flush=True)
             result["rows"].append(row)
-    every = Table(np.concatenate([t.inner for t in tables]), np.concatenate([t.outer for t in tables]))
-    result |= {"all": every.summary(), "paper": PAPER.get(args.name)}
-    study.write(args.out, f"{args.name} by the graph neural tangent kernel", result, _body(result))
+        every = Table(np.concatenate([t.inner for t in tables]), np.concatenate([t.outer for t in tables]))
+        result["all"] = every.summary()
+        study.write(args.out, f"{args.name} by the graph neural tangent kernel", result, _body(result))
 
 
 def _body(result: dict[str, Any]) -> list[str]:

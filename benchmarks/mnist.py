@@ -138,14 +138,16 @@ def investigate(chosen: Study, train: Split, test: Split) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Investigate both networks, write the results."""
+    """Investigate both networks; the results are written again after each."""
     args = _parse(argv)
     result = study.provenance()
     train, test = load(args.folder)
     train = Split(train.x[: args.train], train.y[: args.train])
     studies = [Study(fully_connected, 1, args.test), Study(convolutional, args.average, args.convolutional_test)]
-    result["rows"] = [investigate(chosen, train, test) for chosen in studies]
-    study.write(args.out, "MNIST by kernel ridge regression", result, _body(result))
+    result["rows"] = []
+    for chosen in studies:
+        result["rows"].append(investigate(chosen, train, test))
+        study.write(args.out, "MNIST by kernel ridge regression", result, _body(result))
 
 
 def _body(result: dict[str, Any]) -> list[str]:
