@@ -56,3 +56,19 @@ def test_ridge_regression() -> None:
     x = np.concatenate([np.eye(2)[[0] * 10], np.eye(2)[[1] * 10]])[np.random.default_rng(0).permutation(20)]
     classes = x[:, 1].astype(int)
     assert mnist.fit(x @ x.T, x[:6] @ x.T, classes, classes[:6])["accuracy"] == 1
+
+
+def test_choice_without_a_look_at_the_test_graphs() -> None:
+    """Two kernels, two folds, two C: chosen by the training graphs in each fold; best by the mean over test folds."""
+    inner = np.array([[[0.5, 0.9], [0.5, 0.6]], [[0.6, 0.7], [0.8, 0.1]]])
+    outer = np.array([[[0.1, 0.2], [0.3, 0.9]], [[0.5, 0.8], [0.4, 0.7]]])
+    table = graphs.Table(inner, outer)
+    assert table.chosen().tolist() == [0.2, 0.4]
+    assert table.best().tolist() == [0.8, 0.7]
+
+
+def test_cross_validation() -> None:
+    """Two clusters are told apart with every C."""
+    x = np.eye(2)[np.arange(60) % 2]
+    table = graphs.cross_validate(x @ x.T, np.arange(60) % 2)
+    assert table.outer.shape == (1, graphs.FOLDS, len(graphs.PENALTIES)) and table.outer.min() == 1
