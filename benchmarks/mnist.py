@@ -125,9 +125,9 @@ def investigate(chosen: Study, train: Split, test: Split) -> dict[str, Any]:
     times: dict[str, float] = {}
     with study.timed(times, f"{chosen.name}: {len(images)} training images with each other"):
         kernel = tp.compile(chosen.net, images[0])
-        grams = jax.block_until_ready(kernel(images))
+        grams = jax.block_until_ready(kernel(images, progress=True))
     with study.timed(times, f"{chosen.name}: {len(others)} test images with them"):
-        crosses = jax.block_until_ready(kernel(others, images))
+        crosses = jax.block_until_ready(kernel(others, images, progress=True))
     found = {}
     with study.timed(times, f"{chosen.name}: ridge regression, both kernels"):
         for name, gram, cross in zip(("nngp", "ntk"), grams, crosses, strict=True):
