@@ -42,15 +42,26 @@ the leading inputs. Peak RSS includes the imports ({base}). How it is measured: 
 
 def header(*, rounds: int, note: str | None) -> dict[str, Any]:
     """A result without rows: when, where, with what."""
+    numpy = importlib.metadata.version("numpy")
+    return {**provenance(), "rounds": rounds, "numpy": numpy, "note": note, "rows": []}
+
+
+def provenance() -> dict[str, Any]:
+    """When and where something is measured, and the commit."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
-        "rounds": rounds,
         "commit": _commit(),
-        "numpy": importlib.metadata.version("numpy"),
-        "note": note,
-        "rows": [],
     }
+
+
+def machine_line(result: dict[str, Any]) -> str:
+    """The date and the machine of a result that has its provenance."""
+    machine = result["machine"]
+    return (
+        f"{result['date'][:10]}, {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:.0f} GB, "
+        f"{machine['system']}"
+    )
 
 
 def write(out: Path, result: dict[str, Any]) -> None:
@@ -63,13 +74,10 @@ def write(out: Path, result: dict[str, Any]) -> None:
 def markdown(result: dict[str, Any]) -> str:
     """The table, with machine, versions, date and whatever went wrong."""
     rows: list[Row] = result["rows"]
-    machine = result["machine"]
     lines = [
         "# tensorprog and the peer, side by side",
         "",
-        f"{result['date'][:10]}, {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['memory_gb']:.0f} GB, {machine['system']}; rounds: {result['rounds']}; "
-        f"commit {result['commit']}.",
+        f"{machine_line(result)}; rounds: {result['rounds']}; commit {result['commit']}.",
         *(f"{who}: {versions}." for who, versions in _versions(rows).items()),
         "",
     ]
