@@ -201,7 +201,7 @@ NETWORKS: dict[str, tuple[Net, tuple[int, ...]]] = {
 for _name, _op in (POSITIONS | SEVERAL).items():
     if _name in SEVERAL:
         NETWORKS[f"{_name} of hidden"] = ((lambda x, op=_op: readout(jnp.tanh(nn.dense(op(nn.dense(x)))))), (4, 3))
-    if _name != "widths":  # flattened concatenations of widths are refused
+    if _name not in ("widths", "conv-grouped"):  # flattened concatenations of widths are refused
         NETWORKS[f"function of {_name}"] = ((lambda x, op=_op: readout(jax.nn.relu(op(nn.dense(x))))), (4, 3))
     NETWORKS[f"{_name} of images"] = (
         (lambda x, op=_op: readout(nn.dense(op(jax.nn.relu(nn.dense(x, bias_var=0.2)))))),

@@ -82,7 +82,7 @@ def product_of_weights(x: jax.Array) -> jax.Array:
 
 def grouped(x: jax.Array) -> jax.Array:
     h = nn.dense(x)[None]
-    kernel = nn.weight((3, 1, nn.width()))
+    kernel = nn.weight((3, 1, 2 * nn.width()))
     args = dict(dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=h.shape[-1])
     h = jax.lax.conv_general_dilated(h[None], kernel, (1,), "SAME", **args)[0, 0]  # here
     return nn.dense(h, features=1)
@@ -123,7 +123,7 @@ REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (outer_product, tp.UnsupportedError, r"two width axes", "contract the width"),
     (function_of_readout, tp.UnsupportedError, r"nonlinear function of an output", "end the network with the readout"),
     (product_of_weights, tp.UnsupportedError, r"two weight matrices with each other", "W1 @ \\(W2 @ x\\)"),
-    (grouped, tp.UnsupportedError, r"grouped or depthwise", "ordinary convolution"),
+    (grouped, tp.UnsupportedError, r"2520 groups of channels", "one channel in and out per group"),
     (branches_on_input, tp.UnsupportedError, r"branches on a value of its input", "jnp.where"),
     (sum_of_two_orders, tp.UnsupportedError, r"different powers of the width: n\^0, n\^1/2", "1/sqrt"),
     (forgot_root_in_function, tp.UnsupportedError, r"scales like n\^1/2", "1/sqrt"),

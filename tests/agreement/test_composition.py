@@ -17,5 +17,5 @@ def test_agrees(case: Case) -> None:
 @pytest.mark.parametrize("case", composition.AFTER_POOLING, ids=str)
 def test_a_nonlinearity_after_pooling_is_refused(case: Case) -> None:
     """Its argument is not Gaussian. When a rule covers it, these cases belong with the others."""
-    with pytest.raises(tp.UnsupportedError, match="not Gaussian in the limit"):
+    with pytest.raises(tp.UnsupportedError, match="many positions of a hidden layer"):
         agrees(case)
