@@ -23,11 +23,12 @@ from tensorprog.kernel.graph import MIXED, Leaf, Operand, Quantity, Sampled, is_
 from tensorprog.kernel.questions import Second, Value, Work, ask, fresh, sizes_of
 from tensorprog.passes.structure import Structure
 
-__all__ = ["LEAST_TOLERANCE", "field_of"]
+__all__ = ["CHUNK", "LEAST_TOLERANCE", "chunk_entries", "field_of", "mixed_size"]
 
 LEAST_TOLERANCE = 5e-4  # what two million points are good for
 FEWEST_POINTS, MOST_POINTS = 2**12, 2**21
 TRIALS = 1024
+CHUNK = 128  # points at a time
 
 Root = tuple[Node, str]
 Opened = Callable[[Node], bool]
@@ -202,3 +203,18 @@ def _covariance(a: Leaf, b: Leaf, cross: bool, taken: str) -> Work[tuple[Operand
     same = a.side == b.side
     found = yield from ask(a.node, la, b.node, lb, carried + mixed, cross and not same)
     return Operand(found, a.side if cross and same else None), carried
+
+
+# ------------------------------------------------------------------------------------------ sizes
+
+
+def mixed_size(leaf: Leaf) -> int:
+    """How many places of a Gaussian the function mixes."""
+    return math.prod(n for c, n in zip(leaf.letters, leaf.node.type.shape, strict=True) if c == MIXED)
+
+
+def chunk_entries(q: Sampled) -> int:
+    """How many numbers a sampled expectation keeps alive at once, for one pair of inputs."""
+    below = {leaf.node for leaf in q.leaves} | {node for node, _ in q.scalars}
+    own = sum(math.prod(n.type.shape) for n in topological([r for r, _ in q.roots], skip=lambda n: n in below))
+    return CHUNK * math.prod(q.sizes) * (own + sum(map(mixed_size, q.leaves)))

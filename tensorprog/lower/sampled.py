@@ -6,7 +6,6 @@ program's own instructions are run on them. The spread between the shifts is the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,15 +15,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from ntk_rules.sampling import SHIFTS, factor, normal_points
-from tensorprog.ir import Node, topological
+from tensorprog.ir import Node
 from tensorprog.kernel.body import value_of
+from tensorprog.kernel.fields import CHUNK, mixed_size
 from tensorprog.kernel.graph import MIXED, Leaf, Sampled
 from tensorprog.kernel.questions import LETTERS
 from tensorprog.lower.einsum import contract
 
-__all__ = ["chunk_entries", "sampled"]
-
-CHUNK = 128  # points at a time
+__all__ = ["sampled"]
 
 
 def sampled(q: Sampled, args: Sequence[jax.Array], dtype: jnp.dtype, shift: int | None = None) -> jax.Array:
@@ -57,17 +55,6 @@ def sampled(q: Sampled, args: Sequence[jax.Array], dtype: jnp.dtype, shift: int 
     return total / len(places)
 
 
-def chunk_entries(q: Sampled) -> int:
-    """How many numbers are alive at once for one pair of inputs."""
-    below = {node for leaf in q.leaves for node in (leaf.node,)} | {node for node, _ in q.scalars}
-    sizes = (math.prod(n.type.shape) for n in topological([r for r, _ in q.roots], skip=lambda n: n in below))
-    return CHUNK * (math.prod(q.sizes) * sum(map(_mixed_size, q.leaves)) + sum(sizes) * max(1, math.prod(q.sizes)))
-
-
-def _mixed_size(leaf: Leaf) -> int:
-    return math.prod(n for c, n in zip(leaf.letters, leaf.node.type.shape, strict=True) if c == MIXED)
-
-
 @dataclass(frozen=True)
 class _Group:
     """Some of the leaves as one vector: places[i] is where the i-th leaf's mixed places stand in it, lower the factor of
@@ -83,8 +70,8 @@ class _Group:
         leaves = {i: leaf for i, leaf in enumerate(q.leaves) if leaf.linear == linear}
         places, at = {}, 0
         for i, leaf in leaves.items():
-            places[i] = slice(at, at + _mixed_size(leaf))
-            at += _mixed_size(leaf)
+            places[i] = slice(at, at + mixed_size(leaf))
+            at += mixed_size(leaf)
         whole = jnp.zeros((*q.sizes, at, at), dtype)
         for (i, j, carried), array in zip(q.pairs, covariances, strict=True):
             if i in leaves and j in leaves:
@@ -104,7 +91,7 @@ def _block(q: Sampled, array: jax.Array, carried: str, a: Leaf, b: Leaf) -> jax.
     order = [carried.index(c) for c in q.carried if c in carried]
     array = jnp.transpose(array, (*order, *range(len(carried), array.ndim)))
     full = tuple(n if c in carried else 1 for c, n in zip(q.carried, q.sizes, strict=True))
-    array = array.reshape((*full, _mixed_size(a), _mixed_size(b)))
+    array = array.reshape((*full, mixed_size(a), mixed_size(b)))
     return jnp.broadcast_to(array, (*q.sizes, *array.shape[-2:]))
 
 

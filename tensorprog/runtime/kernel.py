@@ -16,8 +16,8 @@ from jax import lax
 from ntk_rules.pieces import has_kinks
 from tensorprog.errors import InputError
 from tensorprog.kernel import KernelGraph
+from tensorprog.kernel.fields import chunk_entries
 from tensorprog.kernel.graph import Expect, Sampled
-from tensorprog.lower.sampled import chunk_entries
 from tensorprog.runtime.tiles import Tiling, tiling
 
 __all__ = ["GET", "Functions", "Gram", "KernelResult", "check_get", "float_dtype", "functions", "pair_entries"]
