@@ -19,9 +19,8 @@ LARGE_BATCH = {"batch_norm", "instance_norm"}
 @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
 def test_networks_approach_their_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = zoo.ARCHITECTURES[name]
-    x = jax.tree.map(
-        lambda a: jnp.asarray(a, a.dtype if a.dtype.kind in "ib" else jnp.float32), zoo.random_inputs(found.example, 2)
-    )
+    kinds = {"f": jnp.float32, "i": jnp.int32, "b": bool}
+    x = jax.tree.map(lambda a: jnp.asarray(a, kinds[a.dtype.kind]), zoo.random_inputs(found.example, 2))
     kernel = tp.compile(found.net, found.example, tolerance=None if found.tolerance is None else 2e-3)
     assert kernel.sampled == (found.tolerance is not None)
     limit = tuple(np.asarray(k)[(slice(None), slice(None), *(0,) * (k.ndim - 2))] for k in kernel(x))
