@@ -10,26 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-
-import numpy as np
 
 from tensorprog.errors import UnsupportedError
 from tensorprog.ir import MatMul, Moment, Node, Nonlin, Weight
 from tensorprog.ir.nodes import Literal
 from tensorprog.kernel.fields import LEAST_TOLERANCE
 from tensorprog.kernel.graph import Given, Operand, Quantity, Tilted, is_zero, quantities
-from tensorprog.kernel.half_line import half_line
+from tensorprog.kernel.half_line import ERROR, nodes_for
 from tensorprog.kernel.normalised import Normalised, bottom, form_matrix, normalised
 from tensorprog.kernel.questions import Answer, Mean, Question, Second, Value, Work, answer, ask, fresh, sizes_of
 from tensorprog.passes.structure import Structure
 
 __all__ = ["tilted_of"]
-
-NODES = (32, 48, 64, 96, 160, 256)
-MOST_NODES_OF_TWO = 96  # along either axis, of an integral over two laws
-LEAST_ERROR = 1e-10  # asked of the integrals where no looser tolerance is given
-
 
 MakeRules = Callable[[Structure], Callable[[Question], Answer]]
 
@@ -41,8 +33,7 @@ class _NotHere(Exception):
 def tilted_of(
     asked: Second | Node, facts: Structure, tolerance: float | None, rules: MakeRules
 ) -> Work[Quantity | None]:
-    """E[u v] of a `Second` question, or E[u] of a node; None where the reduction does not apply, or not to the
-    tolerance."""
+    """E[u v] of a `Second` question, or E[u] of a node; None where the reduction does not apply."""
     try:
         return (yield from _tilted(asked, facts, tolerance, rules))
     except _NotHere:
@@ -77,7 +68,7 @@ def _tilted(asked: Second | Node, facts: Structure, tolerance: float | None, rul
         if f is not None and matrix is None:
             raise _NotHere
         norms.append(None if f is None else (Literal.of(matrix), f.epsilon))
-    nodes, error = _quadrature(norms, [powers for powers, _ in parts], cross, max(tolerance or 0.0, LEAST_ERROR))
+    nodes = nodes_for([norm[1] for norm in norms if norm is not None])
     used: list[Operand] = []
     pairs: list[tuple[int, int]] = []
     places = [(leaf, side) for side in sides for leaf in leaves]
@@ -107,48 +98,11 @@ def _tilted(asked: Second | Node, facts: Structure, tolerance: float | None, rul
         tuple(parts),
         tuple(outer),
         nodes,
-        error,
+        ERROR,
         tuple(used),
         tuple(shape),
         cross,
     )
-
-
-def _quadrature(
-    norms: Sequence[tuple[Literal, float] | None], powers: Sequence[tuple[int, ...]], cross: bool, target: float
-) -> tuple[int, float]:
-    """The number of nodes, and the relative error they leave in integrals of this kind."""
-    cases = [
-        (max(k[side] for k in powers), int(np.linalg.matrix_rank(norm[0].array())) - (1 if cross else 2), norm[1] > 0)
-        for side, norm in enumerate(norms)
-        if norm is not None
-    ]
-    for nodes in NODES:
-        error = sum(_model_error(nodes, *case) for case in cases)
-        if error <= target and not (cross and nodes > MOST_NODES_OF_TWO):
-            return nodes, error
-    raise _NotHere
-
-
-@lru_cache(maxsize=256)
-def _model_error(nodes: int, power: int, excess: int, cut: bool) -> float:
-    """The largest relative error of int s^(k/2-1) e^(-s epsilon) (1 + 2 s)^(-(k + excess)/2) ds, k to `power`, over ratios of
-    epsilon (0 if not `cut`) to the variance. The excess is what a batch has more directions than its gradient's heaviest
-    tail takes away; where none is left, the kernel is infinite."""
-    if excess <= 0:
-        return math.inf
-    worst = 0.0
-    for k in range(1, power + 1):
-        for ratio in np.logspace(-6, 1, 15) if cut else (0.0,):
-            found, closer = (_model(n, k, k + excess, float(ratio)) for n in (nodes, 4 * nodes))
-            worst = max(worst, abs(found / closer - 1))
-    return worst
-
-
-def _model(nodes: int, k: int, m: int, epsilon: float) -> float:
-    s, weights = half_line(nodes, k)
-    scale = 2 * (1 + epsilon)
-    return float(np.sum(weights * scale ** (-k / 2) * np.exp(-s / scale * epsilon) * (1 + 2 * s / scale) ** (-m / 2)))
 
 
 def _questions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -32,9 +33,8 @@ def tilted(q: Tilted, args: Sequence[jax.Array], emit: Emit, dtype: jnp.dtype) -
         matrix, epsilon = jnp.asarray(norm[0].array(), dtype), norm[1]
         rows = lower[side * size : (side + 1) * size]
         form = rows.T @ matrix @ rows  # of the white noise
-        scale = jnp.trace(form) / np.linalg.matrix_rank(norm[0].array()) + epsilon
         forms.append(form)
-        axes.append((side, *_line(scale, epsilon, q.nodes, dtype, {powers[side] for powers, _ in q.parts})))
+        axes.append((side, *_line(jnp.trace(form), epsilon, q.nodes, {powers[side] for powers, _ in q.parts})))
     order = list(quantities([quantity for _, quantity in q.parts]))
 
     grids = jnp.meshgrid(*(jnp.arange(len(s)) for _, s, _ in axes), indexing="ij")
@@ -73,23 +73,17 @@ def _assembled(q: Tilted, covariances: Sequence[jax.Array], dtype: jnp.dtype) ->
     return whole
 
 
-def _line(
-    scale: jax.Array, epsilon: float, nodes: int, dtype: jnp.dtype, powers: set[int]
-) -> tuple[jax.Array, dict[int, jax.Array]]:
+def _line(trace: jax.Array, epsilon: float, nodes: int, powers: set[int]) -> tuple[jax.Array, dict[int, jax.Array]]:
     """The nodes s of one integral, and for each power k the weights of int s^(k/2-1) e^(-s epsilon) .. ds / Gamma(k/2).
 
     A last node s = 0 stands for the power 0.
     """
-    grid = jnp.asarray(np.append(half_line(nodes, 1)[0], 0.0), dtype)
-    s = grid / (2 * scale)
-    weights = {}
-    for k in powers:
-        if k == 0:
-            weights[k] = jnp.zeros_like(s).at[-1].set(1)
-            continue
-        plain = jnp.asarray(np.append(half_line(nodes, k)[1], 0.0), dtype)
-        weights[k] = plain * (2 * scale) ** (-k / 2) * jnp.exp(-s * epsilon)
-    return s, weights
+    s, w = half_line(nodes, trace, epsilon)
+    w = w * jnp.exp(-s * epsilon)
+    weights = {k: jnp.append(w * s ** (k / 2) / math.gamma(k / 2), 0.0) for k in powers if k}
+    if 0 in powers:
+        weights[0] = jnp.zeros(nodes + 1, s.dtype).at[-1].set(1)
+    return jnp.append(s, 0.0), weights
 
 
 def _inside(
