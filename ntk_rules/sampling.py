@@ -45,13 +45,19 @@ def normal_points(shift: jax.Array, start: jax.Array, count: int, dimension: int
     return ndtri(jnp.clip(folded, 2.0**-24, 1 - 2.0**-24))
 
 
-def factor(covariance: jax.Array) -> jax.Array:
-    """The lower Cholesky factor of matrices (.., n, n); a direction of no variance, but for rounding, gives zeros."""
+def factor(covariance: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+    """The lower Cholesky factor of matrices (.., n, n); a direction of no variance, but for rounding, gives zeros.
+
+    scale: variances (.., n) of which rounding is a fraction, where they are not those on the diagonal.
+    """
     n = covariance.shape[-1]
     if n == 0:
         return covariance
-    variances = jnp.diagonal(covariance, axis1=-2, axis2=-1)
+    variances = jnp.diagonal(covariance, axis1=-2, axis2=-1) if scale is None else scale
     floor = 8 * n * jnp.finfo(covariance.dtype).eps * variances
+    if n == 1:
+        safe = covariance > floor[..., None]
+        return jnp.where(safe, jnp.sqrt(jnp.where(safe, covariance, 1)), 0)
     rows = jnp.arange(n)
 
     def column(j: jax.Array, lower: jax.Array) -> jax.Array:

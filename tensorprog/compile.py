@@ -18,9 +18,9 @@ from tensorprog.frontend.params import Network, abstract, as_model
 from tensorprog.frontend.trace import trace
 from tensorprog.ir import Program, parse_program, verify
 from tensorprog.kernel import KernelGraph, derive
-from tensorprog.kernel.graph import Sampled
+from tensorprog.kernel.graph import Average, Sampled
 from tensorprog.kernel.report import derivation
-from tensorprog.lower import lower
+from tensorprog.lower import SHIFT, lower
 from tensorprog.passes.conditions import check_conditions
 from tensorprog.passes.fuse import fuse
 from tensorprog.passes.tangent import tangent
@@ -41,7 +41,6 @@ class Kernel(KernelFunction):
 
     def __init__(self, program: Program, tree: Any, tolerance: float | None = None):
         super().__init__(program.inputs, tree, program.hypers, program.nonnegative)
-        self._shift: int | None = None
         self.program, self._tolerance = program, tolerance
         moved = tangent(program)
         self.tangent_program = None if moved is None else fuse(moved, drop_zeros=True)
@@ -50,7 +49,7 @@ class Kernel(KernelFunction):
     @cached_property
     def functions(self) -> Functions:
         """The kernel's two functions of leaves with a batch axis, not jitted."""
-        return functions(lower(self.graph, self.program.inputs, shift=self._shift), self.graph)
+        return functions(lower(self.graph, self.program.inputs), self.graph)
 
     @cached_property
     def _gram(self) -> Gram:  # type: ignore[override]
@@ -59,7 +58,7 @@ class Kernel(KernelFunction):
     @property
     def sampled(self) -> bool:
         """Is any expectation in it sampled, so that its values have a standard error?"""
-        return any(isinstance(quantity, Sampled) for quantity in self.graph.nodes)
+        return any(isinstance(quantity, (Average, Sampled)) for quantity in self.graph.nodes)
 
     def standard_error(self, x1: Any, x2: Any = None, **options: Any) -> Any:
         """The standard errors of the kernel matrices that sampling leaves; zeros where nothing is sampled.
@@ -82,10 +81,9 @@ class Kernel(KernelFunction):
 
     def _with_shift(self, shift: int) -> Kernel:
         """The same kernel with the points of one random shift alone."""
+        self._gram  # noqa: B018 (made here, it is shared, and compiled once for all shifts)
         other = copy(self)
-        for name in ("functions", "_gram"):
-            other.__dict__.pop(name, None)
-        other._shift = shift
+        other._more_hypers = {SHIFT: jnp.asarray(shift)}
         return other
 
     def derivation(self) -> str:

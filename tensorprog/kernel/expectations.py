@@ -21,7 +21,20 @@ from tensorprog.ir import Moment, Node, Nonlin
 from tensorprog.ir.phi import parameter, vector
 from tensorprog.kernel.fields import LEAST_TOLERANCE, field_of
 from tensorprog.kernel.graph import Expect, Operand, Zero, is_zero
-from tensorprog.kernel.questions import Answer, Question, Second, Value, Work, ask, combine, contract, fresh, sizes_of
+from tensorprog.kernel.population import population_of
+from tensorprog.kernel.questions import (
+    Answer,
+    Question,
+    Second,
+    Value,
+    Work,
+    as_vector,
+    ask,
+    combine,
+    contract,
+    fresh,
+    sizes_of,
+)
 from tensorprog.kernel.stein import argument as _u
 from tensorprog.kernel.stein import by_stein, dependent
 from tensorprog.kernel.tilted import tilted_of
@@ -69,10 +82,13 @@ def expectation_of(
         at = 0 if aligned else side  # on the diagonal of one input both factors see the same variables
         factors.append(_factor(node, letters, at, arguments, parameters))
     wide = not all(facts[argument.node].gaussian for argument in arguments)
-    if wide or len(arguments) > 2 * len(sides):
+    carried = any(facts[as_vector(node)].carried for node, _, _ in sides)
+    if (wide and not carried) or len(arguments) > 2 * len(sides):
         exact = yield from tilted_of(asked, facts, tolerance, partial(rules, tolerance=_unsampled(tolerance)))
         if exact is not None:
             return exact
+    if carried:
+        return (yield from population_of(asked, tolerance))
     if wide:
         return (yield from field_of(asked, facts, tolerance))
     sizes = sizes_of(*((letters, node.type.shape) for node, letters, _ in sides))

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.errors import UnsupportedError, explain
-from tensorprog.ir import Const, LinComb, MatMul, Moment, Node, Nonlin, PositionMap, Weight, operands, topological
+from tensorprog.ir import Const, LinComb, MatMul, Node, Nonlin, PositionMap, Weight, operands, topological
 from tensorprog.kernel.body import value_of
 from tensorprog.kernel.graph import MIXED, Leaf, Operand, Quantity, Sampled, is_zero
-from tensorprog.kernel.questions import Second, Value, Work, ask, fresh, sizes_of
+from tensorprog.kernel.questions import Second, Value, Work, as_vector, ask, fresh, sizes_of
 from tensorprog.passes.structure import Structure
 
 __all__ = ["CHUNK", "LEAST_TOLERANCE", "chunk_entries", "field_of", "mixed_size"]
@@ -43,7 +43,7 @@ def field_of(asked: Second | Node, facts: Structure, tolerance: float | None) ->
     if isinstance(asked, Second):
         roots, cross, out = ((asked.u, asked.lu), (asked.v, asked.lv)), asked.cross, asked.out
     else:
-        node = Nonlin(asked.phi, asked.xs, asked.thetas, source=asked.source) if isinstance(asked, Moment) else asked
+        node = as_vector(asked)
         letters = "".join(c if n > 1 else "1" for c, n in zip(fresh(""), node.type.shape, strict=False))
         roots, cross, out = ((node, letters),), False, letters.replace("1", "")
     points = _points(tolerance, roots)

@@ -19,8 +19,8 @@ from tensorprog.ir.nodes import Interned, Literal
 from tensorprog.ir.positions import Position
 
 __all__ = [
-    "MIXED", "Apply", "Combine", "Contract", "Data", "Expect", "Given", "Leaf", "Operand", "Quantity", "Sampled", "Shifts", "Tilted",
-    "Zero", "is_zero", "quantities",
+    "MIXED", "Apply", "Average", "Combine", "Contract", "Data", "Drawn", "Expect", "Factored", "Given", "Leaf", "Normals", "Operand",
+    "Quantity", "Ran", "Recorded", "Sampled", "Shifts", "Tilted", "Zero", "is_zero", "quantities",
 ]  # fmt: skip
 
 
@@ -195,6 +195,74 @@ class Tilted(Quantity):
     outer: tuple[tuple[Given, int | None], ...]
     nodes: int
     error: float
+    operands: tuple[Operand, ...]
+    shape: tuple[int, ...]
+    cross: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Normals(Quantity):
+    """Independent standard normals, (rows, neurons), the same for every input. stream: which ones."""
+
+    stream: int
+    shape: tuple[int, ...]
+    cross: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Ran(Quantity):
+    """An instruction run on the values of a population: axis 0 of vectors is that of its neurons."""
+
+    node: Node
+    operands: tuple[Operand, ...]
+    shape: tuple[int, ...]
+    cross: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded(Quantity):
+    """What a weight was multiplied with, (rows, places of the weight, neurons): the record before, if any, with new rows.
+
+    operands: that record, an x, and where its rows begin. spec: from the axes of x to those of W x, those of W, and neurons;
+    places: the sizes of the axes of W x and W.
+    """
+
+    operands: tuple[Operand, ...]
+    spec: str
+    places: tuple[int, ...]
+    shape: tuple[int, ...]
+    cross: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Factored(Quantity):
+    """The lower Cholesky factor of the covariances of a weight's products, as far as they are recorded. operands: the factor
+    before, if any, the record, and where its `rows` new rows begin; scale: the covariance of a product of ones."""
+
+    operands: tuple[Operand, ...]
+    rows: int
+    scale: float
+    shape: tuple[int, ...]
+    cross: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn(Quantity):
+    """Gaussians of a population, (neurons, *shape of the variable): scale times normals, times the `rows` rows of a factor that
+    begin where the last operand says, if there is one."""
+
+    operands: tuple[Operand, ...]
+    rows: int
+    scale: float
+    shape: tuple[int, ...]
+    cross: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Average(Quantity):
+    """einsum(spec, operands) / neurons: a moment of a population."""
+
+    spec: str
     operands: tuple[Operand, ...]
     shape: tuple[int, ...]
     cross: bool

@@ -2,7 +2,8 @@
 
 `Second(u, v, cross, lu, lv, out)` asks for E[u v] with one letter for every axis of u and of v: a letter that both
 have is a diagonal, a letter that `out` lacks is summed over, a 1 stands for an axis of size one. cross: v is taken
-at another input than u. `Mean(u)` asks for E[u], and `Value(s)` for a deterministic array.
+at another input than u. `Mean(u)` asks for E[u], `Value(s)` for a deterministic array, and `Neurons(u)`
+for the values of a variable in a population of neurons.
 
 A rule is a generator that yields further questions and returns a quantity. Answers are remembered, and the loop
 keeps its own stack: what the output does not need is never asked, and depth meets no recursion limit.
@@ -15,18 +16,20 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tensorprog.ir import Node
+from tensorprog.ir import Moment, Node, Nonlin
 from tensorprog.kernel.graph import Combine, Contract, Operand, Quantity, Zero, is_zero
 
 __all__ = [
     "LETTERS",
     "Answer",
     "Mean",
+    "Neurons",
     "Question",
     "Second",
     "Value",
     "Work",
     "answer",
+    "as_vector",
     "ask",
     "combine",
     "contract",
@@ -63,7 +66,16 @@ class Value:
     node: Node
 
 
-Question = Second | Mean | Value
+@dataclass(frozen=True)
+class Neurons:
+    """The values of a vector variable in a population. cross: in the one of a pair of inputs; side: at which of them."""
+
+    node: Node
+    side: int
+    cross: bool
+
+
+Question = Second | Mean | Value | Neurons
 T = TypeVar("T")
 Work = Generator[Question, Quantity, T]  # asks questions, is sent their answers, returns a T
 Answer = Work[Quantity]
@@ -88,6 +100,11 @@ def answer(question: Question, rule: Callable[[Question], Answer], memo: dict[Qu
             stack.append((needed, rule(needed)))
             given = None
     return memo[question]
+
+
+def as_vector(node: Node) -> Node:
+    """The function whose mean a Moment is; any other node itself."""
+    return Nonlin(node.phi, node.xs, node.thetas, source=node.source) if isinstance(node, Moment) else node
 
 
 # ------------------------------------------------------------------------------------------ letters

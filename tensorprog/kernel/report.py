@@ -30,12 +30,15 @@ from tensorprog.ir import (
 from tensorprog.kernel.derive import KernelGraph
 from tensorprog.kernel.graph import (
     Apply,
+    Average,
     Combine,
     Contract,
     Data,
+    Drawn,
     Expect,
     Operand,
     Quantity,
+    Ran,
     Sampled,
     Shifts,
     Tilted,
@@ -61,8 +64,8 @@ class _Page:
         self.nodes = list(topological(outputs))
         self.outputs = outputs
         self.names = _names(self.nodes, self.facts)
-        self.reductions: dict[Sampled | Tilted, int] = {
-            q: n for n, q in enumerate((q for q in graph.nodes if isinstance(q, (Sampled, Tilted))), 1)
+        self.reductions: dict[Average | Sampled | Tilted, int] = {
+            q: n for n, q in enumerate((q for q in graph.nodes if isinstance(q, (Average, Sampled, Tilted))), 1)
         }
         self.laws: dict[int, tuple[int, Expect]] = {}
         for quantity in graph.nodes:
@@ -86,7 +89,12 @@ class _Page:
         for number, law in self.laws.values():
             yield from self.law(number, law)
         for reduced, place in self.reductions.items():
-            yield from self.sampled(place, reduced) if isinstance(reduced, Sampled) else self.tilted(place, reduced)
+            match reduced:
+                case Sampled():
+                    yield from self.sampled(place, reduced)
+                case Tilted():
+                    yield from self.tilted(place, reduced)
+        yield from self.population()
         yield "\n## The recursion\n"
         yield "$K[u,v](x,x')$ stands for $\\mathbb{E}[Z^u(x)\\,Z^v(x')]$, and $K[u,v](x)$ for both at the input $x$."
         yield "One weight gives $\\operatorname{Cov}(Wu, Wv) = \\sigma_W^2\\,\\mathbb{E}[uv]$ (Yang, Tensor Programs III);"
@@ -111,6 +119,17 @@ class _Page:
         names = ", ".join(dict.fromkeys(f"${self.name(leaf.node)}$" for leaf in q.leaves))
         yield f"**S{number}** (sampled: {q.points} points of a lattice under random shifts; `kernel.standard_error` has the error)\n"
         yield f"- a function of many positions at once of the Gaussian {names}: $S_{{{number}}}$ below\n"
+
+    def population(self) -> Iterator[str]:
+        averages = [number for q, number in self.reductions.items() if isinstance(q, Average)]
+        if not averages:
+            return
+        neurons = next(q.operands[0].quantity.shape[0] for q in self.reductions if isinstance(q, Average))  # type: ignore[attr-defined]
+        names = ", ".join(f"$S_{{{number}}}$" for number in averages)
+        yield f"**{names}** (sampled: a population of {neurons} neurons; `kernel.standard_error` has the error)\n"
+        yield "- a state is carried through several layers by elementwise code: independent samples of all variables of a neuron are"
+        yield "taken through the program. A product $Wx$ is drawn given the earlier ones of $W$, by the population's averages"
+        yield "$\\operatorname{Cov}(Wx, Wx') = \\sigma_W^2\\,\\overline{x x'}$\n"
 
     def tilted(self, number: int, q: Tilted) -> Iterator[str]:
         names = ", ".join(f"${self.name(leaf)}$" for leaf in q.leaves)
@@ -153,7 +172,7 @@ class _Page:
 
     def step(self, quantity: Quantity) -> str | None:
         """One line of the recursion, for quantities that answer a question."""
-        if quantity not in self.answers or isinstance(quantity, (Zero, Data)):
+        if quantity not in self.answers or isinstance(quantity, (Zero, Data, Drawn, Ran)):
             return None
         return f"$${self.symbol(Operand(quantity))} = {self.formula(quantity)}$$\n"
 
@@ -198,7 +217,7 @@ class _Page:
             case Expect(expectation=law, operands=operands):
                 inner = ",\\; ".join(self.symbol(self._at(o, at)) for o in operands)
                 return f"E_{{{self.laws[id(law)][0]}}}\\left({inner}\\right)"
-            case Sampled() | Tilted():
+            case Average() | Sampled() | Tilted():
                 return f"S_{{{self.reductions[quantity]}}}{at}"
             case Data(node=node):
                 return self.value(node, quantity, at)

@@ -10,10 +10,12 @@ from tensorprog.errors import InternalError
 from tensorprog.ir import LinComb, MatMul, Moment, Node, Nonlin, PositionMap, Weight, operands
 from tensorprog.kernel.expectations import expectation_of
 from tensorprog.kernel.graph import Data, Operand, Quantity, Zero
+from tensorprog.kernel.population import Uses, neurons, population_of
 from tensorprog.kernel.positions import map_mean, map_second
 from tensorprog.kernel.questions import (
     Answer,
     Mean,
+    Neurons,
     Question,
     Second,
     Value,
@@ -36,6 +38,7 @@ class Rules:
 
     def __init__(self, facts: Structure, tolerance: float | None = None):
         self.facts, self.tolerance = facts, tolerance
+        self._uses = Uses(facts)
 
     def __call__(self, question: Question) -> Answer:
         match question:
@@ -45,6 +48,8 @@ class Rules:
                 return self._mean(u)
             case Value(node=node):
                 return self._value(node)
+            case Neurons():
+                return neurons(question, self.facts, self._uses, self.tolerance)
 
     # ---------------------------------------------------------------------------------- second moments
 
@@ -58,6 +63,8 @@ class Rules:
             return Zero(shape)
         if not (a.roots & b.roots):  # functions of independent Gaussians: E[u v] = E[u] E[v]
             return (yield from self._product_of_means(q, shape))
+        if (a.carried or b.carried) and not (a.gaussian or b.gaussian):
+            return (yield from population_of(q, self.tolerance))
         kinds = (q.u, a.gaussian), (q.v, b.gaussian)
         if any(isinstance(node, Nonlin) for node, _ in kinds) and all(g or isinstance(n, Nonlin) for n, g in kinds):
             return (yield from expectation_of(q, self.facts, self.tolerance, Rules))

@@ -12,13 +12,25 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from tensorprog.errors import UnsupportedError
-from tensorprog.ir import MatMul, Moment, Node, Nonlin, Weight
+from tensorprog.ir import MatMul, Node, Weight
 from tensorprog.ir.nodes import Literal
 from tensorprog.kernel.fields import LEAST_TOLERANCE
 from tensorprog.kernel.graph import Given, Operand, Quantity, Tilted, is_zero, quantities
 from tensorprog.kernel.half_line import ERROR, nodes_for
 from tensorprog.kernel.normalised import Normalised, bottom, form_matrix, normalised
-from tensorprog.kernel.questions import Answer, Mean, Question, Second, Value, Work, answer, ask, fresh, sizes_of
+from tensorprog.kernel.questions import (
+    Answer,
+    Mean,
+    Question,
+    Second,
+    Value,
+    Work,
+    answer,
+    as_vector,
+    ask,
+    fresh,
+    sizes_of,
+)
 from tensorprog.passes.structure import Structure
 
 __all__ = ["tilted_of"]
@@ -45,7 +57,7 @@ def _tilted(asked: Second | Node, facts: Structure, tolerance: float | None, rul
     if isinstance(asked, Second):
         roots, cross = (asked.u, asked.v), asked.cross
     else:
-        node = Nonlin(asked.phi, asked.xs, asked.thetas, source=asked.source) if isinstance(asked, Moment) else asked
+        node = as_vector(asked)
         roots, cross = (node,), False
     found = [normalised(root, facts) for root in roots]
     if all(f is None for f in found):

@@ -21,11 +21,17 @@ from tensorprog.ir import ArrayOp, Const, Hyper, Input, LinComb, Moment, Node, N
 from tensorprog.kernel import KernelGraph
 from tensorprog.kernel.graph import (
     Apply,
+    Average,
     Combine,
     Contract,
     Data,
+    Drawn,
     Expect,
+    Factored,
+    Normals,
     Quantity,
+    Ran,
+    Recorded,
     Sampled,
     Shifts,
     Tilted,
@@ -34,14 +40,16 @@ from tensorprog.kernel.graph import (
 )
 from tensorprog.lower.einsum import contract
 from tensorprog.lower.fingerprint import fingerprint
+from tensorprog.lower.population import AllNormals, average, drawn, factored, recorded
 from tensorprog.lower.run import Outside, plan, run
 from tensorprog.lower.sampled import sampled
 from tensorprog.lower.schedule import operands_of, schedule
 from tensorprog.lower.tilted import tilted
 
-__all__ = ["Lowered", "lower"]
+__all__ = ["SHIFT", "Lowered", "lower"]
 
 State = tuple[Any, ...]
+SHIFT = "random shift"  # the hyperparameter, no name that a user can give, that has sampling take the points of one shift alone
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,8 @@ class Lowered:
     diagonal: Callable[[State], tuple[jax.Array, jax.Array]]
 
 
-def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True, shift: int | None = None) -> Lowered:
-    """The functions of a kernel graph. roll: turn repeated layers into loops. shift: sample with one random shift alone."""
+def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -> Lowered:
+    """The functions of a kernel graph. roll: turn repeated layers into loops."""
     pair_ends = [q for q in (graph.nngp, graph.ntk) if is_cross(q)]
     pair_steps = schedule(pair_ends, True, roll=roll)
     used = {o.quantity for q in quantities(pair_ends) for o in operands_of(q) if o.side is not None}
@@ -70,12 +78,17 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True, s
     def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array]) -> State:
         real = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
         dtype = jnp.result_type(*real) if real else jnp.result_type(float)
-        context = _Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift)
+        shift = hypers[SHIFT].astype(jnp.int32) if SHIFT in hypers else None
+        normals = AllNormals((q for q in quantities(kept) if isinstance(q, Normals)), dtype, shift)
+        context = _Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals)
         env = run(state_steps, lambda q, args: _emit(q, args, context), kept)
-        return (fingerprint(leaves), *env.entries(slots))
+        return (fingerprint(leaves), *env.entries(slots), *([] if shift is None else [shift]))
 
     def pair(a: State, b: State) -> tuple[jax.Array, jax.Array]:
-        context = _Context({}, {}, _dtype(a), shift)
+        dtype = _dtype(a)
+        shift = a[-1] if len(a) > 1 + len(slots.order) else None
+        normals = AllNormals((q for q in pair_steps if isinstance(q, Normals)), dtype, shift)
+        context = _Context({}, {}, dtype, shift, normals)
         env = run(pair_steps, lambda q, args: _emit(q, args, context), pair_ends, outside=Outside(slots, (a, b)))
         same = jnp.all(a[0] == b[0])
         found = []
@@ -95,7 +108,7 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True, s
 def _emit(q: Quantity, args: list[jax.Array], context: _Context) -> jax.Array:
     """One quantity. What is costly is shielded from fusion, or XLA would compute it again for each of its readers."""
     made = EMIT[type(q)](q, args, context)
-    return lax.optimization_barrier(made) if isinstance(q, (Expect, Sampled, Shifts, Tilted)) else made
+    return lax.optimization_barrier(made) if isinstance(q, SHIELDED) else made
 
 
 def is_cross(quantity: Quantity) -> bool:
@@ -112,7 +125,8 @@ class _Context:
     leaves: dict[Node, jax.Array]
     hypers: dict[str, jax.Array]
     dtype: jnp.dtype
-    shift: int | None
+    shift: jax.Array | None
+    normals: AllNormals
 
 
 # ------------------------------------------------------------------------------------------ quantities
@@ -252,6 +266,20 @@ def _run(node: ArrayOp, args: list[jax.Array], context: _Context) -> jax.Array:
     return result[0] if primitive.multiple_results else result
 
 
+def _ran(q: Ran, args: list[jax.Array], context: _Context) -> jax.Array:
+    """An instruction on the values of a population."""
+    match q.node:
+        case LinComb(terms=terms):
+            return _sum_of(terms, args, context)
+        case Nonlin(phi=phi):
+            value = to_jax(phi.expr, (*phi.vectors, *phi.parameters))(*args)
+            return jnp.broadcast_to(value, (args[0].shape[0], *q.shape[1:]))
+        case PositionMap(op=op):
+            return jax.vmap(lambda value: op(value, *args[1:]))(args[0])
+    raise AssertionError(f"a {type(q.node).__name__} is not run on a population")
+
+
+SHIELDED = (Expect, Factored, Normals, Sampled, Shifts, Tilted)
 EMIT: dict[type, Callable[..., jax.Array]] = {
     Zero: _zero,
     Data: _data,
@@ -261,5 +289,11 @@ EMIT: dict[type, Callable[..., jax.Array]] = {
     Shifts: _shifts,
     Expect: _expect,
     Tilted: lambda q, args, context: tilted(q, args, lambda r, given: EMIT[type(r)](r, given, context), context.dtype),
+    Normals: lambda q, args, context: context.normals[q],
+    Ran: _ran,
+    Recorded: lambda q, args, context: recorded(q, args, context.shift),
+    Factored: lambda q, args, context: factored(q, args),
+    Drawn: lambda q, args, context: drawn(q, args),
+    Average: lambda q, args, context: average(q, args, context.dtype),
     Sampled: lambda q, args, context: sampled(q, args, context.dtype, context.shift),
 }

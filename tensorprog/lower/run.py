@@ -148,11 +148,11 @@ def _run_loop(number: int, loop: Loop, emit: Emit, results: Results, wanted: set
     stacked = [j for j in range(len(loop.reads)) if any(group[j] in wanted for group in loop.groups[:-1])]
     ended = [j for j in range(len(loop.reads)) if j not in stacked and loop.groups[last][j] in wanted]
     carried = sorted({*loop.first, *ended})
-    each = [r for row in loop.reads for r in row if r.kind == "each"]
+    each = list(dict.fromkeys(r for row in loop.reads for r in row if r.kind == "each"))
     fixed = {r: results.read(r.operands[0]) for row in loop.reads for r in row if r.kind == "fixed"}
 
     def body(carry: tuple[jax.Array, ...], rows: tuple[jax.Array, ...]) -> tuple[Any, Any]:
-        before, given = dict(zip(carried, carry, strict=True)), iter(rows)
+        before, given = dict(zip(carried, carry, strict=True)), dict(zip(each, rows, strict=True))
         made: list[jax.Array] = []
         for q, reads in zip(loop.groups[0], loop.reads, strict=True):
             args = []
@@ -165,7 +165,7 @@ def _run_loop(number: int, loop: Loop, emit: Emit, results: Results, wanted: set
                     case "fixed":
                         args.append(fixed[r])
                     case _:
-                        args.append(next(given))
+                        args.append(given[r])
             made.append(emit(q, args))
         return tuple(made[j] for j in carried), tuple(made[j] for j in stacked)
 

@@ -12,6 +12,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ntk_rules.sampling import SHIFTS, factor, normal_points
@@ -25,7 +26,7 @@ from tensorprog.lower.einsum import contract
 __all__ = ["sampled"]
 
 
-def sampled(q: Sampled, args: Sequence[jax.Array], dtype: jnp.dtype, shift: int | None = None) -> jax.Array:
+def sampled(q: Sampled, args: Sequence[jax.Array], dtype: jnp.dtype, shift: jax.Array | None) -> jax.Array:
     """The value. shift: take the points of this one shift alone; their spread is the standard error."""
     covariances = [a.astype(dtype) for a in args[: len(q.pairs)]]
     arrays = {}
@@ -47,12 +48,12 @@ def sampled(q: Sampled, args: Sequence[jax.Array], dtype: jnp.dtype, shift: int 
 
         return jnp.sum(lax.map(along, jnp.arange(directions)), axis=0) if linear.leaves else along(jnp.asarray(0))
 
-    shifts = tuple(range(SHIFTS)) if shift is None else (shift,)
-    places = [(s, i) for s in shifts for i in range(0, per_shift, CHUNK)]
+    shifts = jnp.arange(SHIFTS) if shift is None else shift[None]
+    starts = np.arange(0, per_shift, CHUNK)
+    places = (jnp.repeat(shifts, len(starts)), jnp.asarray(np.tile(starts, len(shifts))))
     add = lambda total, place: (total + chunk(place[0], place[1]), None)
-    starts = (jnp.asarray([s for s, _ in places]), jnp.asarray([i for _, i in places]))
-    total, _ = lax.scan(add, jnp.zeros(q.shape, dtype), starts)
-    return total / len(places)
+    total, _ = lax.scan(add, jnp.zeros(q.shape, dtype), places)
+    return total / len(places[0])
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from tensorprog.ir import ArrayOp, LinComb, Moment, Node, Nonlin, PositionMap
-from tensorprog.kernel.graph import Data, Expect, Operand, Quantity, Shifts, quantities
+from tensorprog.kernel.graph import Data, Expect, Factored, Operand, Quantity, Ran, Shifts, quantities
 
 __all__ = ["Loop", "Read", "Step", "operands_of", "schedule"]
 
@@ -61,9 +63,13 @@ def schedule(roots: Sequence[Quantity], cross: bool, *, roll: bool = True) -> li
     them keeps the chains of a layer (its covariance, its tangent's) in step. The one that leaves less code is taken.
     """
     inside = [q for q in quantities(roots) if getattr(q, "cross", False) == cross]
-    scope = {q for q in inside if cross or any(o.side is None for o in operands_of(q))}
-    leaves = [q for q in inside if q not in scope]
-    ordered = [q for q in inside if q in scope]
+    ready: set[Quantity] = set()  # what the inputs alone determine comes first, and every step finds its part there
+    for q in inside:
+        given = all(o.quantity in ready if o.side is None else not cross for o in operands_of(q))
+        if given and (isinstance(q, Data) or not operands_of(q)):
+            ready.add(q)
+    leaves = [q for q in inside if q in ready]
+    ordered = [q for q in inside if q not in ready]
     if not roll:
         return [*leaves, *ordered]
     orders = (_in_levels(ordered, early=True), _in_levels(ordered, early=False), _along_chains(ordered))
@@ -132,77 +138,92 @@ def _rolled(sequence: list[Quantity]) -> list[Step]:
     return [*_rolled(sequence[:start]), loop, *_rolled(sequence[stop:])]
 
 
-def _longest_run(sequence: list[Quantity]) -> tuple[int, Loop] | None:
-    places = {q: i for i, q in enumerate(sequence)}
-    signatures = [_signature(q) for q in sequence]
-    wires = [[(o, places.get(o.quantity) if o.side is None else None) for o in operands_of(q)] for q in sequence]
+class _Sequence:
+    """An order of quantities, with what the search for repeated runs asks of it.
+
+    kinds: a number for each operation, apart from what it reads. wires: its operands, and where in the sequence they stand;
+    places: the same as an array, -1 for what is not in it.
+    """
+
+    def __init__(self, quantities: list[Quantity]):
+        self.quantities = quantities
+        places = {q: i for i, q in enumerate(quantities)}
+        numbers: dict[Any, int] = {}
+        self.kinds = np.array([numbers.setdefault(_signature(q), len(numbers)) for q in quantities], int)
+        self.wires: list[list[Wire]] = [
+            [(o, places.get(o.quantity) if o.side is None else None) for o in operands_of(q)] for q in quantities
+        ]
+        self.places = np.full((len(quantities), max(map(len, self.wires), default=0)), -1)
+        for i, own in enumerate(self.wires):
+            for k, (_, place) in enumerate(own):
+                self.places[i, k] = -1 if place is None else place
+        self._costly = np.cumsum([0, *(isinstance(q, (Expect, Factored, Shifts)) for q in quantities)])
+        self._shielded = np.cumsum([0, *map(_shields, quantities)])
+
+    def repays(self, start: int, period: int, count: int) -> bool:
+        """Is a loop of these groups better than its code written out? What is not costly is better fused."""
+        costly = self._costly[start + period] > self._costly[start]
+        return bool(costly and (count >= LEAST_SHIELDED or self._shielded[start + period] == self._shielded[start]))
+
+    def runs(self, period: int) -> list[tuple[int, int]]:
+        """(start, length) of stretches in which every operation is like the one a period later; long ones only."""
+        here, there = self.places[:-period], self.places[period:]
+        moved = (there - here == period) | (there == here)
+        alike = (self.kinds[:-period] == self.kinds[period:]) & np.all(
+            ((here < 0) == (there < 0)) & ((here < 0) | moved), axis=1
+        )
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], alike, [False]]).astype(int)))
+        pairs = zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+        return [(i, j - i) for i, j in pairs if (j - i) // period + 2 >= LEAST_GROUPS]  # the group before may join
+
+
+def _longest_run(quantities: list[Quantity]) -> tuple[int, Loop] | None:
+    sequence = _Sequence(quantities)
     best: tuple[int, int, Loop] | None = None
-    for period in _candidates(signatures):
-        for start, length in _runs(signatures, wires, period):
+    for period in _candidates(sequence.kinds.tolist()):
+        for start, length in sequence.runs(period):
             if best is not None and length + 2 * period <= best[0]:
                 continue
             for shift in range(min(period, length)):
-                loop = _loop(sequence, wires, start + shift, period, (length - shift) // period + 1)
-                if loop is not None:
+                found = _loop(sequence, start + shift, period, (length - shift) // period + 1)
+                if found is not None:
+                    begin, loop = found
                     size = len(loop.groups) * period
                     if best is None or size > best[0]:
-                        best = (size, places[loop.groups[0][0]], loop)
+                        best = (size, begin, loop)
                     break
     return None if best is None else (best[1], best[2])
 
 
-def _candidates(signatures: list[Any]) -> list[int]:
-    """Periods worth trying: distances between equal signatures near the middle."""
-    middle = len(signatures) // 2
+def _candidates(kinds: list[int]) -> list[int]:
+    """Periods worth trying: distances between equal operations near the middle."""
+    middle = len(kinds) // 2
     periods: set[int] = set()
-    for i in range(max(0, middle - 40), min(len(signatures), middle + 40)):
-        again = [j for j in range(i + 1, min(len(signatures), i + 400)) if signatures[j] == signatures[i]]
+    for i in range(max(0, middle - 40), min(len(kinds), middle + 40)):
+        again = [j for j in range(i + 1, min(len(kinds), i + 400)) if kinds[j] == kinds[i]]
         periods.update(j - i for j in again[:8])
     return sorted(periods)
 
 
-def _runs(signatures: list[Any], wires: list[list[Wire]], period: int) -> list[tuple[int, int]]:
-    """(start, length) of stretches in which every operation is like the one a period later; long ones only."""
-    runs, start = [], None
-    for i in range(len(signatures) - period + 1):
-        alike = (
-            i + period < len(signatures)
-            and signatures[i] == signatures[i + period]
-            and all(
-                (p is None) == (q is None) and (p is None or q is None or i - p == i + period - q or p == q)
-                for (_, p), (_, q) in zip(wires[i], wires[i + period], strict=True)
-            )
-        )
-        if alike and start is None:
-            start = i
-        elif not alike and start is not None:
-            if (i - start) // period + 2 >= LEAST_GROUPS:  # the group before may join
-                runs.append((start, i - start))
-            start = None
-    return runs
-
-
-def _loop(sequence: list[Quantity], wires: list[list[Wire]], start: int, period: int, count: int) -> Loop | None:
-    """The loop of `count` groups from `start` on, or None where the groups read each other in another way.
+def _loop(sequence: _Sequence, start: int, period: int, count: int) -> tuple[int, Loop] | None:
+    """The loop of `count` groups from `start` on and where it begins, or None where the groups read each other in another way.
 
     The group before may be the first: it finds elsewhere what later groups find in the group before. So may the second
     be, where the first reads what is no group at all.
     """
     for begin, groups in ((start - period, count + 1), (start, count), (start + period, count - 1)):
-        if begin >= 0 and groups >= LEAST_GROUPS and begin + groups * period <= len(sequence):
-            made = _try_loop(sequence, wires, begin, period, groups)
+        if begin >= 0 and groups >= LEAST_GROUPS and begin + groups * period <= len(sequence.quantities):
+            made = _try_loop(sequence, begin, period, groups)
             if made is not None:
-                return made
+                return begin, made
     return None
 
 
-def _try_loop(sequence: list[Quantity], wires: list[list[Wire]], start: int, period: int, count: int) -> Loop | None:
-    groups = tuple(tuple(sequence[start + g * period + j] for j in range(period)) for g in range(count))
-    if count < LEAST_SHIELDED and any(_shields(q) for q in groups[0]):
+def _try_loop(sequence: _Sequence, start: int, period: int, count: int) -> Loop | None:
+    kinds, wires = sequence.kinds, sequence.wires
+    if not sequence.repays(start, period, count):
         return None
-    if not any(isinstance(q, (Expect, Shifts)) for q in groups[0]):
-        return None  # nothing costly: better fused than looped
-    if any(_signature(a) != _signature(b) for a, b in zip(*groups[:2], strict=True)):
+    if not np.array_equal(kinds[start : start + period], kinds[start + period : start + 2 * period]):
         return None
     first: dict[int, Quantity] = {}
     reads = []
@@ -214,11 +235,12 @@ def _try_loop(sequence: list[Quantity], wires: list[list[Wire]], start: int, per
             if read is None:
                 return None
             if read.kind == "before":
-                initial = seen[0][0].quantity
-                if first.setdefault(read.at, initial) is not initial or _shape(initial) != _shape(groups[0][read.at]):
+                initial, like = seen[0][0].quantity, sequence.quantities[start + read.at]
+                if first.setdefault(read.at, initial) is not initial or _shape(initial) != _shape(like):
                     return None
             row.append(read)
         reads.append(tuple(row))
+    groups = tuple(tuple(sequence.quantities[start + g * period :][:period]) for g in range(count))
     return Loop(groups, tuple(reads), first)
 
 
@@ -230,7 +252,7 @@ def _read(seen: list[Wire], start: int, period: int, j: int) -> Read | None:
     if all(o == initial for o in operands):
         return Read("fixed", operands=operands[:1]) if outside else None
     if all(place is None for _, place in seen[1:]):
-        if not outside or any(o.side is None and getattr(o.quantity, "cross", False) for o in operands):
+        if not outside or any(o.side is None and _is_of_pairs(o.quantity) for o in operands):
             return None  # stacks of arrays of pairs would cost memory that grows with depth
         alike = len({_shape(o.quantity) for o in operands}) == 1 and len({o.side for o in operands}) == 1
         return Read("each", operands=operands) if alike else None
@@ -242,6 +264,11 @@ def _read(seen: list[Wire], start: int, period: int, j: int) -> Read | None:
         return Read("here", offset) if first_place == start + offset else None
     starts = outside and initial.side is None
     return Read("before", offset + period) if -period <= offset < 0 and starts else None
+
+
+def _is_of_pairs(quantity: Quantity) -> bool:
+    """Is it an array for each pair of inputs? Constants are not."""
+    return getattr(quantity, "cross", False) and bool(operands_of(quantity))
 
 
 def _shields(quantity: Quantity) -> bool:
@@ -258,7 +285,7 @@ def _signature(quantity: Quantity) -> Any:
     skipped = ("operands", "node", "asked")
     own = tuple(getattr(quantity, f.name) for f in fields(quantity) if f.name not in skipped)
     sides = tuple((o.side, _shape(o.quantity)) for o in operands_of(quantity))
-    return (type(quantity), own, sides, _computed(quantity.node) if isinstance(quantity, Data) else None)
+    return (type(quantity), own, sides, _computed(quantity.node) if isinstance(quantity, (Data, Ran)) else None)
 
 
 def _computed(node: Node) -> Any:

@@ -9,7 +9,7 @@ refuses.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from tensorprog.ir import (
 )
 from tensorprog.ir.phi import parameter, snap, vector
 from tensorprog.ir.rebuild import rebuild
+from tensorprog.passes.chains import carried_states
 from tensorprog.passes.simplify import simplify
 from tensorprog.passes.spread import opened_window, split_concatenation
 from tensorprog.passes.structure import Structure
@@ -49,26 +50,38 @@ def fuse(program: Program, *, drop_zeros: bool = False) -> Program:
     drop_zeros: also replace parameters that start at zero by zero, and stopped gradients by what they stop (only after
     the tangent program was taken).
     """
-    facts = Structure([])
+    states = carried_states(program.output)
+    known = _Known(Structure([]), drop_zeros)
     new: dict[Node, Node] = {}
     for node in topological([program.output]):
         made = rebuild(node, [new[o] for o in operands(node)])
         if isinstance(made, (Nonlin, Moment)) and made.xs:
-            made = _fused_parts(made, facts, drop_zeros)
+            made = _fused_parts(made, known)
         elif isinstance(made, Nonlin):
             made = _fused_scalars(made)
-        new[node] = simplify(made, facts)
+        new[node] = simplify(made, known.facts)
+        if node in states:
+            known.states.add(new[node])
     return replace(program, output=new[program.output])
 
 
-def _fused_parts(node: Nonlin | Moment, facts: Structure, drop_zeros: bool) -> Node:
-    split = split_concatenation(node, facts)
+@dataclass
+class _Known:
+    """What the pass knows: facts, whether zeros are dropped, and the states that stay variables."""
+
+    facts: Structure
+    drop_zeros: bool
+    states: set[Node] = field(default_factory=set)
+
+
+def _fused_parts(node: Nonlin | Moment, known: _Known) -> Node:
+    split = split_concatenation(node, known.facts)
     if split is None:
-        return _fused(node, facts, drop_zeros)
+        return _fused(node, known)
     assert isinstance(split, LinComb)
     parts = []
     for a, padded in split.terms:
-        part = _fused_parts(operands(padded)[0], facts, drop_zeros)  # type: ignore[arg-type]
+        part = _fused_parts(operands(padded)[0], known)  # type: ignore[arg-type]
         parts.append((a, rebuild(padded, [part])))
     return LinComb(tuple(parts), source=node.source)
 
@@ -76,8 +89,8 @@ def _fused_parts(node: Nonlin | Moment, facts: Structure, drop_zeros: bool) -> N
 class _Arguments:
     """The arguments of the function being made."""
 
-    def __init__(self, facts: Structure, drop_zeros: bool):
-        self.facts, self.drop_zeros = facts, drop_zeros
+    def __init__(self, known: _Known):
+        self.facts, self.drop_zeros, self.states = known.facts, known.drop_zeros, known.states
         self.xs: dict[Node, sympy.Symbol] = {}
         self.thetas: dict[Node, sympy.Symbol] = {}
         self._scales: dict[Node, tuple[float, Node]] = {}
@@ -97,8 +110,8 @@ class _Arguments:
         return self.thetas.setdefault(node, _symbol(f"t{len(self.thetas)}"))
 
 
-def _fused(node: Nonlin | Moment, facts: Structure, drop_zeros: bool) -> Node:
-    arguments = _Arguments(facts, drop_zeros)
+def _fused(node: Nonlin | Moment, known: _Known) -> Node:
+    arguments = _Arguments(known)
     expr = _compose(node, [_open(x, arguments) for x in node.xs], arguments)
     return _canonical(_differences(expr, arguments), arguments, node)
 
@@ -129,7 +142,7 @@ def _swapped(expr: sympy.Expr, swap: tuple[tuple[sympy.Symbol, sympy.Expr], ...]
 
 def _open(x: Node, arguments: _Arguments) -> sympy.Expr:
     """The expression of an argument in Gaussian variables."""
-    if arguments.facts[x].gaussian:
+    if arguments.facts[x].gaussian or x in arguments.states:
         return arguments.x(x)
     match x:
         case Nonlin():

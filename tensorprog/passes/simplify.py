@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tensorprog.ir import Const, LinComb, Literal, Moment, Node, Nonlin, PositionMap, position
+from tensorprog.ir import Const, LinComb, Literal, MatMul, Moment, Node, Nonlin, PositionMap, position
 from tensorprog.ir.phi import identity, parameter
 from tensorprog.passes.structure import Structure
 
@@ -54,6 +54,9 @@ def zero_moved(node: Node, facts: Structure) -> Node | None:
 
 
 def is_zero(node: Node) -> bool:
+    """Zeros, or a product of weights with zeros, as in the first step of a recurrence."""
+    if isinstance(node, MatMul):
+        return is_zero(node.x)
     return isinstance(node, Const) and not np.any(node.value.array())
 
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import sympy
 
-from tensorprog.ir import LinComb, MatMul, Node, Nonlin, PositionMap, Weight, topological
+from tensorprog.ir import LinComb, MatMul, Node, Nonlin, PositionMap, Weight, operands, topological
 
 __all__ = ["Facts", "Structure", "opposite"]
 
@@ -25,12 +25,17 @@ Root = tuple[str, bool, tuple[tuple[Fraction, Fraction], ...]]
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of one vector variable. gaussian: jointly Gaussian with zero mean. zero: identically zero."""
+    """What is known of one vector variable. gaussian: jointly Gaussian with zero mean. zero: identically zero. level: how many
+    weights stand one after the other on the way to it. links: how many levels elementwise code brings together in it. carried:
+    a nonlinear function in it goes on with one from a lower level."""
 
     gaussian: bool
     zero: bool
     roots: frozenset[Root]
     odd: bool | None
+    level: int = 0
+    links: int = 1
+    carried: bool = False
 
 
 class Structure:
@@ -45,8 +50,12 @@ class Structure:
     def add(self, node: Node) -> None:
         """Learn of one more variable, whose operands are known."""
         if node.type.kind == "vector" and node not in self._facts:
-            self._facts[node] = _facts(node, self)
+            self._facts[node] = _with_levels(_facts(node, self), node, self)
             self._order[node] = len(self._order)
+
+    def variables(self) -> Iterable[Node]:
+        """The vector variables known so far, in the order of the program."""
+        return tuple(self._order)
 
     def joined(self, leaves: Sequence[Node]) -> Structure:
         """The facts under a law that makes these variables depend on each other."""
@@ -112,6 +121,17 @@ def _facts(node: Node, known: Structure) -> Facts:
                 False, False, frozenset().union(*(f.roots for f in facts if not f.zero)), _parity(phi.expr, signs)
             )
     raise AssertionError(f"no facts about {type(node).__name__}")
+
+
+def _with_levels(facts: Facts, node: Node, known: Structure) -> Facts:
+    """The facts with the variable's level, and the links of the chain it ends: one more than an operand's where elementwise
+    code goes on with it at a higher level."""
+    inner = [known[o] for o in operands(node) if o.type.kind == "vector"]
+    level = max((f.level for f in inner), default=0) + isinstance(node, MatMul)
+    below = [] if facts.gaussian else [f for f in inner if not f.gaussian]
+    links = max((f.links + (level > f.level) for f in below), default=1)
+    carried = any(f.carried or (isinstance(node, Nonlin) and level > f.level) for f in below)
+    return replace(facts, level=level, links=links, carried=carried)
 
 
 @lru_cache(maxsize=4096)

@@ -22,6 +22,7 @@ class KernelFunction:
 
     def __init__(self, inputs: Sequence[Input], tree: Any, hypers: dict[str, float], nonnegative: frozenset[str]):
         self._inputs, self._tree, self._hypers, self._nonnegative = tuple(inputs), tree, hypers, nonnegative
+        self._more_hypers: dict[str, Any] = {}
 
     @property
     def hypers(self) -> dict[str, float]:
@@ -58,7 +59,7 @@ class KernelFunction:
         if leaves2 is not None:
             kinds = [jnp.result_type(a, b) for a, b in zip(leaves1, leaves2, strict=True)]
             leaves1, leaves2 = ([a.astype(k) for a, k in zip(x, kinds, strict=True)] for x in (leaves1, leaves2))
-        values = check_hypers(hypers, self._hypers, self._nonnegative, float_dtype(leaves1))
+        values = check_hypers(hypers, self._hypers, self._nonnegative, float_dtype(leaves1)) | self._more_hypers
         if is_traced((leaves1, leaves2, values)):
             found = self._gram.traced(leaves1, leaves2, values, names)
         else:
