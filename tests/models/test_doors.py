@@ -18,7 +18,8 @@ import tensorprog as tp
 from tensorprog import nn
 from tensorprog.frontend.params import current
 from tensorprog.models.laws import Law
-from tests.models.zoo import CASES, FlaxBlock, FlaxCNN, FlaxMLP, FlaxPlainCNN
+from examples.flax_models import CNN, MLP, BatchNormCNN, Encoder
+from tests.models.zoo import CASES
 
 OVER_WIDTH = lambda width: tp.Gaussian(std=width**-0.5)
 
@@ -61,7 +62,7 @@ def plain_dense(x: jax.Array, features: int | None = None, **options: Any) -> ja
 
 def test_flax_mlp() -> None:
     """Layer norm, GELU and dropout, against the same network by tensorprog.nn."""
-    case = CASES["flax mlp"]
+    case = CASES["flax: perceptron"]
     net = case.network(init={"layers.0.kernel": tp.Gaussian(std=5**-0.5)})
 
     def plain(x: jax.Array) -> jax.Array:
@@ -80,20 +81,20 @@ def test_flax_mlp() -> None:
 
 def test_flax_cnn() -> None:
     laws = {"conv1.kernel": tp.Gaussian(std=0.4), "conv2.kernel": lambda n: tp.Gaussian(std=(9 * n) ** -0.5)}
-    net = tp.from_flax(FlaxPlainCNN, batch_axis=0, init={**laws, "readout.kernel": OVER_WIDTH})
+    net = tp.from_flax(CNN, batch_axis=0, init={**laws, "readout.kernel": OVER_WIDTH})
 
     def plain(x: jax.Array) -> jax.Array:
         conv = lambda x, **options: shifted(nn.conv(x, 3, **options))
         x = nn.avg_pool(jax.nn.relu(conv(x, weight_var=0.16 * 18)), 2, strides=1)  # as Flax does without strides
         return plain_dense(jax.nn.relu(conv(x, strides=2)).mean((0, 1)), 1)
 
-    xs = CASES["flax cnn"].inputs()
+    xs = CASES["flax: convolutions"].inputs()
     same(tp.compile(net, xs[0])(xs), tp.compile(plain, xs[0])(xs))
 
 
 def test_equinox_mlp() -> None:
     """Biases of variance 1/(3 n) have no part in the limit; that of the first layer has."""
-    case = CASES["equinox mlp"]
+    case = CASES["equinox: perceptron"]
     exact = tp.Gaussian(std=15**-0.5)
     net = case.network(init={"layers.0.weight": exact, "layers.0.bias": exact})
 
@@ -127,7 +128,7 @@ def mixed(h: jax.Array, biased: bool) -> jax.Array:
 
 
 def test_equinox_attention() -> None:
-    case = CASES["equinox attention"]
+    case = CASES["equinox: attention"]
     net = tp.from_equinox(case.build, call=case.call, init=EQUINOX_ATTENTION)
 
     def plain(x: jax.Array) -> jax.Array:
@@ -140,7 +141,7 @@ def test_equinox_attention() -> None:
 
 
 def test_flax_transformer() -> None:
-    case = CASES["flax transformer"]
+    case = CASES["flax: transformer"]
     net = tp.from_flax(case.build, init=BLOCK)
 
     def plain(x: jax.Array) -> jax.Array:
@@ -240,15 +241,15 @@ def test_a_law_that_matters_is_named() -> None:
 
 
 def dropping(width: int, rngs: nnx.Rngs) -> nnx.Module:
-    return FlaxMLP(width, rngs)
+    return MLP(width, rngs)
 
 
-MLP = {"layers.0.kernel": tp.Gaussian(std=0.5), "layers.1.kernel": OVER_WIDTH, "readout.kernel": OVER_WIDTH}
-CNN = {"conv1.kernel": tp.Gaussian(std=0.5), "conv2.kernel": OVER_WIDTH, "readout.kernel": OVER_WIDTH}
+DROPPING = {"layers.0.kernel": tp.Gaussian(std=0.5), "layers.1.kernel": OVER_WIDTH, "readout.kernel": OVER_WIDTH}
+RUNNING = {"conv1.kernel": tp.Gaussian(std=0.5), "conv2.kernel": OVER_WIDTH, "readout.kernel": OVER_WIDTH}
 
 
 def running(width: int, rngs: nnx.Rngs) -> nnx.Module:
-    model = FlaxCNN(width, rngs)
+    model = BatchNormCNN(width, rngs)
     model.eval()
     return model
 
@@ -261,8 +262,8 @@ class Both(eqx.Module):
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "dropout": (lambda: tp.compile(tp.from_flax(dropping, init=MLP), jnp.zeros(5)), "draws random numbers when it is called"),
-    "running statistics": (lambda: tp.compile(tp.from_flax(running, init=CNN), jnp.zeros((3, 4, 4, 2))), "running statistics"),
+    "dropout": (lambda: tp.compile(tp.from_flax(dropping, init=DROPPING), jnp.zeros(5)), "draws random numbers when it is called"),
+    "running statistics": (lambda: tp.compile(tp.from_flax(running, init=RUNNING), jnp.zeros((3, 4, 4, 2))), "running statistics"),
     "mup": (lambda: small(parametrization="mup"), "which has no kernel"),
     "parametrization": (lambda: small(parametrization="ntp"), "expected 'ntk' or 'standard'"),
     "a model": (lambda: tp.from_flax(Small(8, nnx.Rngs(0))), "expected a function that makes the model"),
@@ -279,9 +280,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: tp.from_flax(Small, parametrization="standard", init={**SMALL, "readout.kernel": lambda n: tp.Gaussian(std=1 / n)}),
         "for which parametrization='standard' has no limit",
     ),
-    "1/sqrt(n) logits of flax": (lambda: tp.compile(tp.from_flax(FlaxBlock, init=BLOCK), jnp.zeros((3, 3))), "attention_fn="),
+    "1/sqrt(n) logits of flax": (lambda: tp.compile(tp.from_flax(Encoder, init=BLOCK), jnp.zeros((3, 3))), "attention_fn="),
     "1/sqrt(n) logits of equinox": (
-        lambda: tp.compile(tp.from_equinox(CASES["equinox attention"].build, init=EQUINOX_ATTENTION), jnp.zeros((3, 3))),
+        lambda: tp.compile(tp.from_equinox(CASES["equinox: attention"].build, init=EQUINOX_ATTENTION), jnp.zeros((3, 3))),
         "process_heads=",
     ),
     "attention with dropout": (

@@ -48,11 +48,11 @@ def test_ntk(name: str) -> None:
     check(
         report(case, scales, redrawn, limit, WIDTHS, DRAWS, case.inputs()),
         0.045,
-        1.0 if name == "equinox conv" else 0.5,
+        1.0 if name == "equinox: convolutions" else 0.5,
     )
 
 
-@pytest.mark.parametrize("name", ["flax mlp", "equinox mlp", "equinox conv"])
+@pytest.mark.parametrize("name", ["flax: perceptron", "equinox: perceptron", "equinox: convolutions"])
 def test_standard(name: str) -> None:
     """Plain gradients of every parameter, and the kernel divided by the width."""
     case, (net, kernel, redrawn) = CASES[name], compiled(name, "standard")
@@ -66,8 +66,8 @@ def test_standard(name: str) -> None:
 
 def test_the_law_of_a_first_layer_matters() -> None:
     """The caveat is no formality: with the module's own uniform entries and one input feature the limit is another."""
-    case = CASES["equinox mlp"]
-    net, kernel, redrawn = compiled("equinox mlp")
+    case = CASES["equinox: perceptron"]
+    net, kernel, redrawn = compiled("equinox: perceptron")
     scales = lambda width: {n: s.std for n, s in net.init(width).items()}
     xs = 3 * np.eye(5)[:3]
     with jax.enable_x64(True):
