@@ -105,6 +105,10 @@ class Network:
     init: Callable[[int], Any]
     apply: Callable[[Any, Any], Any]
 
+    def at(self, example: Any) -> Network:
+        """Called with an example input before the network is compiled: the place for what depends on it."""
+        return self
+
     def check(self, program: Program) -> None:
         """Called with the network's program when it is compiled: the place for a caveat about the limit."""
 
@@ -290,7 +294,8 @@ def _abstract_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
 def as_model(net: Any, example: Any) -> Model:
     """Read a `Network`, or a function written with `tensorprog.nn`, whose parameters are collected by name."""
     if isinstance(net, Network):
-        return Model(net.init, lambda width, params, hypers, x: net.apply(params, x), {})
+        known = net.at(example)
+        return Model(known.init, lambda width, params, hypers, x: known.apply(params, x), {})
     if not callable(net):
         raise InputError(
             f"net is a {type(net).__name__}, expected a function of one example written in JAX, or a tp.Network"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import equinox as eqx
@@ -15,11 +16,12 @@ import pytest
 from flax import nnx
 
 import tensorprog as tp
+from examples.flax_models import CNN, MLP, BatchNormCNN, Encoder
 from tensorprog import nn
 from tensorprog.frontend.params import current
 from tensorprog.models.laws import Law
-from examples.flax_models import CNN, MLP, BatchNormCNN, Encoder
 from tests.models.zoo import CASES
+from tests.references import duals
 
 OVER_WIDTH = lambda width: tp.Gaussian(std=width**-0.5)
 
@@ -181,6 +183,46 @@ def test_parametrizations() -> None:
     np.testing.assert_allclose(standard.nngp, last.nngp)
 
 
+def relu_layer(x: np.ndarray, variance: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x x', and E[relu relu'], E[step step'] of a first layer with entries of this variance."""
+    k = x @ x.T
+    q = variance * np.diag(k)
+    return k, *(f(q[:, None], q[None], variance * k) for f in (duals.relu.value, duals.relu.slope))
+
+
+def test_maximal_update() -> None:
+    """Rates n, 1 and 1/n (Tensor Programs V, table 3): the bias and the weight of the first layer move by one, not by how they
+    start; the bias of the output too."""
+    x = np.random.default_rng(1).standard_normal((3, 3))
+    k, value, slope = relu_layer(x, 0.25)
+    found = tp.compile(small(parametrization="mup"), x[0])(x)
+    same(found, SimpleNamespace(nngp=value, ntk=value + (k + 1) * slope + 1))
+
+
+def test_standard_at_a_width() -> None:
+    """N E[h h'] + 1 of the readout, and x x' + 1 through the first layer (Sohl-Dickstein et al. 2020, section 3)."""
+    x = np.random.default_rng(1).standard_normal((3, 3))
+    k, value, slope = relu_layer(x, 0.25)
+    found = tp.compile(small(parametrization="standard", at_width=50), x[0])(x)
+    same(found, SimpleNamespace(nngp=value, ntk=50 * value + (k + 1) * slope + 1))
+
+
+def test_small_biases_move_by_one() -> None:
+    """The biases of Equinox start with 1/(3 n) and have no part in the forward limit, but plain gradients move them by one."""
+    x = np.random.default_rng(1).standard_normal((3, 5))
+    first = {"layers.0.weight": tp.Gaussian(std=0.5), "layers.0.bias": tp.Constant(value=0.0)}
+    build = lambda width, key: eqx.nn.MLP(5, 1, width, depth=2, key=key)
+    net = tp.from_equinox(build, init=first, parametrization="standard", at_width=50)
+    k, value, slope = relu_layer(x, 0.25)
+    q = np.diag(value) / 3
+    last, step = (f(q[:, None], q[None], value / 3) for f in (duals.relu.value, duals.relu.slope))
+    inner = 50 * value + 1 + slope * (k + 1) / 3
+    same(tp.compile(net, x[0])(x), SimpleNamespace(nngp=last / 3, ntk=50 * last + 1 + step * inner / 3))
+    assert "by its use" in str(net)
+    lines = {line.split()[0]: line.split() for line in net.table(x[0]).splitlines() if line}
+    assert lines["layers.1.bias"][2:6] == ["uniform", "1/(3", "n)", "1"]
+
+
 def test_shared_layers_are_one_parameter() -> None:
     class Shared(nnx.Module):
         def __init__(self, width: int, rngs: nnx.Rngs):
@@ -264,8 +306,15 @@ class Both(eqx.Module):
 REFUSED: dict[str, tuple[Any, str]] = {
     "dropout": (lambda: tp.compile(tp.from_flax(dropping, init=DROPPING), jnp.zeros(5)), "draws random numbers when it is called"),
     "running statistics": (lambda: tp.compile(tp.from_flax(running, init=RUNNING), jnp.zeros((3, 4, 4, 2))), "running statistics"),
-    "mup": (lambda: small(parametrization="mup"), "which has no kernel"),
-    "parametrization": (lambda: small(parametrization="ntp"), "expected 'ntk' or 'standard'"),
+    "parametrization": (lambda: small(parametrization="ntp"), "expected 'ntk', 'standard' or 'mup'"),
+    "a width of mup": (lambda: small(parametrization="mup", at_width=9), "only the kernel of 'standard'"),
+    "no width": (lambda: small(parametrization="standard", at_width=0), "expected a positive whole number"),
+    "a readout of mup": (
+        lambda: tp.compile(
+            tp.from_flax(Small, parametrization="mup", init={**SMALL, "readout.kernel": lambda n: tp.Gaussian(std=1 / n)}), jnp.zeros(3)
+        ),
+        "for which parametrization='mup' has no limit",
+    ),
     "a model": (lambda: tp.from_flax(Small(8, nnx.Rngs(0))), "expected a function that makes the model"),
     "a model of equinox": (lambda: tp.from_equinox(Both(8, jax.random.key(0))), "expected a function that makes the model"),
     "linen": (lambda: tp.from_flax(lambda width, rngs: flax.linen.Dense(width)), "ToNNX"),

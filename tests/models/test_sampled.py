@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import tensorprog as tp
+from examples import flax_models
 from tests.models.finite import check, report
 from tests.models.zoo import CASES
 
@@ -62,6 +65,36 @@ def test_standard(name: str) -> None:
         report(case, lambda width: dict.fromkeys(net.laws, width**-0.5), redrawn, limit, WIDTHS, DRAWS, case.inputs()),
         0.045,
     )
+
+
+def test_standard_at_a_width() -> None:
+    """Entries that are summed over the width move by sqrt(N/n), all others by one."""
+    case = CASES["flax: perceptron"]
+    net = case.network(parametrization="standard", at_width=4, init={"layers.0.kernel": tp.Gaussian(std=5**-0.5)})
+    with jax.enable_x64(True):
+        limit = tp.compile(net, case.inputs()[0])(case.inputs())
+    summed = {"layers.1.kernel", "readout.kernel"}
+    scales = lambda width: {n: (4 / width) ** 0.5 if n in summed else 1.0 for n in net.laws}
+    check(report(case, scales, {"layers.0.kernel": 5**-0.5}, limit, WIDTHS, DRAWS, case.inputs()), 0.045)
+
+
+def maximal_update(width: int, rngs: nnx.Rngs, features: int = 1) -> flax_models.MLP:
+    """The perceptron as Tensor Programs V, table 3 has it: a readout of variance 1/n^2."""
+    model = flax_models.evaluated(width, rngs, features)
+    model.readout = nnx.Linear(width, features, kernel_init=nnx.initializers.normal(1 / width), rngs=rngs)
+    return model
+
+
+def test_maximal_update() -> None:
+    """sqrt(n) times the model; its rates n, 1 and 1/n are then 1, 1/n and 1/n^2."""
+    case = CASES["flax: perceptron"]
+    net = case.network(parametrization="mup", init={"layers.0.kernel": tp.Gaussian(std=5**-0.5)})
+    with jax.enable_x64(True):
+        limit = tp.compile(net, case.inputs()[0])(case.inputs())
+    model = replace(case, build=maximal_update, call=lambda m, x: m(x) * m.readout.in_features**0.5)
+    rates = {"layers.1.kernel": -0.5, "readout.kernel": -1.0, "readout.bias": -0.5}
+    scales = lambda width: {name: float(width) ** rates.get(name, 0.0) for name in net.laws}
+    check(report(model, scales, {"layers.0.kernel": 5**-0.5}, limit, WIDTHS, DRAWS, case.inputs()), 0.045)
 
 
 def test_the_law_of_a_first_layer_matters() -> None:
