@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from statistics import NormalDist
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.frontend.params import Constant, Gaussian, Hyper, Recorder, Spec, current
 
 __all__ = [
-    "avg_pool", "bias", "conv", "dense", "flatten", "global_avg_pool", "layer_norm", "sum_pool", "weight", "width",
+    "avg_pool", "bias", "conv", "dense", "dropout", "flatten", "global_avg_pool", "layer_norm", "sum_pool", "weight", "width",
 ]  # fmt: skip
 
 Number = float | Hyper | jax.Array
@@ -292,3 +293,35 @@ def layer_norm(
     if shift:
         y = y + _parameter(f"{label}.shift", Constant(x.shape[-1:], 0.0))
     return y
+
+
+def dropout(x: jax.Array, rate: float, *, shared: Sequence[int] = (), name: str | None = None) -> jax.Array:
+    """x with its coordinates set to zero with probability `rate` and divided by 1 - rate otherwise, as in training.
+
+    x: (positions.., width), a hidden layer. shared: the position axes along which one mask holds; masks of other positions are
+    independent. Every input has its own masks: E[h h] of one input with itself is divided by 1 - rate, that of two inputs is
+    unchanged, as in the train mode of neural-tangents' `stax.Dropout`; the diagonal of a gram matrix differs in that from
+    all else. Over the width a mask averages out, so that this is the limit, not an average over masks.
+
+    At finite width the parameter `<name>.noise` decides what is dropped: where its entry is beyond the (1 - rate)-quantile of the
+    normal law. Draw it anew for every input and step. Source: Srivastava et al. 2014.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, tensorprog as tp
+        >>> from tensorprog import nn
+        >>> net = lambda x: nn.dense(nn.dropout(nn.dense(x), 0.5), features=1)
+        >>> print(tp.compile(net, jnp.zeros(2))(jnp.ones((2, 2))).nngp)
+        [[2. 1.]
+         [1. 2.]]
+    """
+    if not (isinstance(rate, (int, float)) and 0 <= rate < 1):
+        raise InputError(f"nn.dropout: rate is {rate!r}, expected a number >= 0 and < 1 (the share that is dropped)")
+    axes = tuple(range(x.ndim - 1))
+    if any(not -x.ndim <= a < x.ndim for a in shared) or not {a % x.ndim for a in shared} <= set(axes):
+        raise InputError(f"nn.dropout: shared is {tuple(shared)}, expected some of the position axes {axes} of x, of shape {x.shape}")
+    if rate == 0:
+        return x
+    shape = tuple(1 if a in {b % x.ndim for b in shared} else n for a, n in enumerate(x.shape))
+    label = _recorder("dropout").layer_name("dropout", name)
+    noise = _parameter(f"{label}.noise", Gaussian(shape, per_input=True))
+    return x * jnp.where(noise < NormalDist().inv_cdf(1 - rate), 1 / (1 - rate), 0.0)

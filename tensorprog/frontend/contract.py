@@ -191,6 +191,8 @@ def _only_weights(node: Node) -> bool:
 def _times_weight(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value:
     """The product of a parameter and a variable. `dims` has the parameter first."""
     rank_w, rank_x = len(param.axes), len(x.layout)
+    if param.per_input:
+        return _swap_product(to_var(param), x, dims, weight_first)
     if x.random and width_axis(x.layout) is None:
         raise Refusal(
             f"it multiplies an output of finite size by the weight {param.name!r}: a finite bottleneck stays random in the limit",

@@ -98,7 +98,8 @@ def _param(name: str, spec1: Gaussian | Constant, spec2: Gaussian | Constant) ->
         )
     power = power if std else tangent_power
     region = tuple((Fraction(0), w if w is not None else Fraction(s)) for w, s in zip(widths, spec1.shape, strict=True))
-    return Param(name, spec1.mean, std, tangent, widths, region, tuple(range(len(widths))), power)
+    noise = isinstance(spec1, Gaussian) and spec1.per_input
+    return Param(name, spec1.mean, std, tangent, widths, region, tuple(range(len(widths))), power, per_input=noise)
 
 
 def _fitted(name: str, what: str, v1: float, v2: float) -> tuple[float, Fraction]:

@@ -34,11 +34,13 @@ class Gaussian:
     standard deviation at initialisation.
     tangent_std: the standard deviation of the random direction in which training moves it (its learning rate is
     tangent_std^2 / std^2 times the common one, in the NTK parametrisation); None means equal to `std`, 0 freezes it.
+    per_input: noise that is drawn anew for every input and not trained, as `nn.dropout` makes it.
     """
 
     shape: tuple[int, ...] = ()
     std: float = 1.0
     tangent_std: float | None = None
+    per_input: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(s) for s in self.shape))
@@ -46,6 +48,8 @@ class Gaussian:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise InputError(f"Gaussian: {name} is {value!r}, expected a finite number >= 0 (a standard deviation)")
+        if self.per_input:
+            object.__setattr__(self, "tangent_std", 0.0)
 
     @property
     def mean(self) -> float:

@@ -113,7 +113,8 @@ class Param:
 
     sizes: its whole shape at both widths. region: the part in use, per axis, (start, stop) in entries of a finite
     axis and in units of n of a width axis. axes: which axis of the parameter each axis of this array is (None: a new
-    axis of size one). scale, power: a deterministic factor and the power of n of the entries' scale.
+    axis of size one). scale, power: a deterministic factor and the power of n of the entries' scale. per_input: is it drawn
+    anew for every input?
     """
 
     name: str
@@ -125,6 +126,7 @@ class Param:
     axes: tuple[int | None, ...]
     power: Fraction = Fraction(0)
     scale: Var | None = None
+    per_input: bool = False
 
     def size(self, axis: int) -> int | Fraction:
         start, stop = self.region[axis]

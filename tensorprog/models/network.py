@@ -87,7 +87,7 @@ class ModelNetwork(Network):
         named = {
             n for n, law in self.laws.items() if not (law.gaussian or (law.kind == "orthogonal" and not law.error))
         }
-        uses = ((w.name, node) for w, node in _uses(program) if w.name in named)
+        uses = ((w.name, node) for w, node in _uses(program) if w.name in named and w.std)
         return sorted({name for name, node in uses if node.type.width is not None and not _sums_over_width(node)})
 
     def table(self, example: Any = None) -> str:

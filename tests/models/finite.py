@@ -34,7 +34,7 @@ def kernels(
     own, fresh = jax.random.split(key)
     if case.door is tp.from_flax:
         graph, params, rest = nnx.split(case.build(width, nnx.Rngs(own), features=width), nnx.Param, ...)
-        run = lambda params, x: case.call(nnx.merge(graph, params, rest), x)
+        run = lambda params, x: case.call(nnx.merge(graph, params, rest, copy=True), x)
     else:
         params, rest = eqx.partition(case.build(width, own, features=width), eqx.is_inexact_array)
         run = lambda params, x: case.call(eqx.combine(params, rest), x)
