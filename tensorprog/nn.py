@@ -318,7 +318,9 @@ def dropout(x: jax.Array, rate: float, *, shared: Sequence[int] = (), name: str 
         raise InputError(f"nn.dropout: rate is {rate!r}, expected a number >= 0 and < 1 (the share that is dropped)")
     axes = tuple(range(x.ndim - 1))
     if any(not -x.ndim <= a < x.ndim for a in shared) or not {a % x.ndim for a in shared} <= set(axes):
-        raise InputError(f"nn.dropout: shared is {tuple(shared)}, expected some of the position axes {axes} of x, of shape {x.shape}")
+        raise InputError(
+            f"nn.dropout: shared is {tuple(shared)}, expected some of the position axes {axes} of x, of shape {x.shape}"
+        )
     if rate == 0:
         return x
     shape = tuple(1 if a in {b % x.ndim for b in shared} else n for a, n in enumerate(x.shape))

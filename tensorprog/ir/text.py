@@ -308,7 +308,14 @@ def _type(kind: str, dims: tuple[Any, ...]) -> Type:
 
 
 def _make_weight(
-    name: str, dims: Any, *, std: float, tangent_std: float, region: Any = None, primed: bool = False, per_input: bool = False
+    name: str,
+    dims: Any,
+    *,
+    std: float,
+    tangent_std: float,
+    region: Any = None,
+    primed: bool = False,
+    per_input: bool = False,
 ) -> Weight:
     shape, widths = _shape(dims)
     parts = _whole(shape, widths) if region is None else tuple((Fraction(a), Fraction(b)) for a, b in region)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from tensorprog.errors import InputError, NetworkError, explain
-from tensorprog.models.door import Door, building, concrete, one_model
+from tensorprog.models.door import Door, building, concrete, draws_when_called, one_model, running_statistics
 from tensorprog.models.network import ModelNetwork, network_of
 from tensorprog.models.training import Given, Training
 
@@ -119,7 +119,7 @@ def _takes_rngs(build: Callable[..., Any]) -> bool:
 def _no_module(model: Any) -> NetworkError:
     name = f"{type(model).__module__}.{type(model).__name__}"
     linen = "linen" in name or hasattr(model, "init_with_output")
-    mend = "nnx.bridge.lazy_init(nnx.bridge.ToNNX(module, rngs=rngs), example) makes an NNX module of it" if linen else (
+    mend = "take tp.from_linen, which needs an example input" if linen else (
         "return the module itself from the function, with its parameters made"
     )  # fmt: skip
     return NetworkError(
@@ -168,22 +168,11 @@ def _check_variables(before: Mapping[str, tuple[str, Any]], after: Mapping[str, 
     same = {name: after[name][1] is value for name, (_, value) in before.items()}
     drawn = sorted(name for name, (kind, _) in before.items() if kind == "random" and not same[name])
     if drawn:
-        raise NetworkError(
-            explain(
-                f"from_flax: the model draws random numbers when it is called ({', '.join(drawn)}), as dropout in train mode does",
-                reason="a kernel belongs to one function of the input, and a random mask makes another at every call",
-                mend="turn dropout off: model.set_attributes(nnx.Dropout, deterministic=True) or model.eval() before build returns it, "
-                "or call=lambda model, x: model(x, deterministic=True)",
-            )
+        mend = (
+            "turn dropout off: model.set_attributes(nnx.Dropout, deterministic=True) or model.eval() before build returns it, "
+            "or call=lambda model, x: model(x, deterministic=True)"
         )
+        raise draws_when_called("from_flax", ", ".join(drawn), mend)
     running = sorted(name for name, (kind, _) in before.items() if kind == "statistics" and same[name])
     if running:
-        raise NetworkError(
-            explain(
-                f"from_flax: batch norm uses its running statistics ({', '.join(running)})",
-                reason="at initialisation these are the constants zero and one, not statistics of any data, so that the limit would be "
-                "that of a network without normalisation",
-                mend="normalise by the batch itself: nnx.BatchNorm(use_running_average=False), and compile on a whole batch as the "
-                "example, whose members are then positions",
-            )
-        )
+        raise running_statistics("from_flax", running)

@@ -85,7 +85,9 @@ def test_batch_norm_of_dropped_units_is_sampled() -> None:
     h = (draws.standard_normal((400_000, 10)) @ np.linalg.cholesky(k + 1e-12 * np.eye(10)).T).reshape(-1, 2, 5)
     masks = 2.0 * (draws.random((2, *h.shape)) < 0.5)
     u, v = (np.tanh((h * m).mean(2)) for m in masks)
-    wanted = np.array([[(u[:, 0] ** 2).mean(), (u[:, 0] * v[:, 1]).mean()], [(v[:, 0] * u[:, 1]).mean(), (u[:, 1] ** 2).mean()]])
+    wanted = np.array(
+        [[(u[:, 0] ** 2).mean(), (u[:, 0] * v[:, 1]).mean()], [(v[:, 0] * u[:, 1]).mean(), (u[:, 1] ** 2).mean()]]
+    )
     np.testing.assert_allclose(found, wanted, atol=5e-3)  # 400,000 draws and the sampling of the kernel
 
 
@@ -93,9 +95,14 @@ def test_the_finite_network_drops_that_share() -> None:
     net = lambda x: nn.dense(nn.dropout(nn.dense(x), 0.3), features=1)
     params = tp.init(net, X[0], 4000, jax.random.key(0))
     assert set(params) == {"dense_0.weight", "dropout_0.noise", "dense_1.weight"}
-    gradient = jax.grad(lambda w: tp.apply(net, params | {"dense_1.weight": w}, X[0], width=4000)[0])(params["dense_1.weight"])
+    gradient = jax.grad(lambda w: tp.apply(net, params | {"dense_1.weight": w}, X[0], width=4000)[0])(
+        params["dense_1.weight"]
+    )
     assert abs(float((gradient == 0).mean()) - 0.3) < 0.03
-    assert tp.compile(lambda x: nn.dense(nn.dropout(nn.dense(x), 0.0), features=1), X[0]).program.weights[0].name != "dropout"
+    assert (
+        tp.compile(lambda x: nn.dense(nn.dropout(nn.dense(x), 0.0), features=1), X[0]).program.weights[0].name
+        != "dropout"
+    )
 
 
 REFUSED = {

@@ -317,7 +317,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a model": (lambda: tp.from_flax(Small(8, nnx.Rngs(0))), "expected a function that makes the model"),
     "a model of equinox": (lambda: tp.from_equinox(Both(8, jax.random.key(0))), "expected a function that makes the model"),
-    "linen": (lambda: tp.from_flax(lambda width, rngs: flax.linen.Dense(width)), "ToNNX"),
+    "linen": (lambda: tp.from_flax(lambda width, rngs: flax.linen.Dense(width)), "tp.from_linen"),
     "batch axis": (lambda: small(batch_axis=1), "expected 0 or None"),
     "no such parameter": (lambda: tp.from_flax(Small, init={"hidden.weight": tp.Gaussian()}), "no parameter of the model"),
     "no law": (lambda: tp.from_flax(Small, init={"hidden.kernel": 0.5}), "is a float, expected tp.Gaussian"),
@@ -343,6 +343,88 @@ REFUSED: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name: str) -> None:
     ask, message = REFUSED[name]
+    with pytest.raises(tp.UserError) as caught:
+        ask()
+    assert message in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------ Linen
+
+
+class LinenNet(flax.linen.Module):
+    """Batch norm or layer norm, and dropout."""
+
+    width: int
+    train: bool = False
+    batch_norm: bool = False
+    running: bool = False
+
+    @flax.linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = flax.linen.Dense(self.width)(x)
+        norm = flax.linen.BatchNorm(use_running_average=self.running) if self.batch_norm else flax.linen.LayerNorm()
+        h = flax.linen.Dropout(0.1, deterministic=not self.train)(flax.linen.relu(norm(h)))
+        return flax.linen.Dense(1)(h)
+
+
+LINEN = {"Dense_0.kernel": tp.Gaussian(std=0.5), "Dense_1.kernel": OVER_WIDTH}
+
+
+def test_linen() -> None:
+    """The same kernels as tensorprog.nn, with a batch axis or without."""
+    x = np.random.default_rng(0).standard_normal((3, 4))
+
+    def plain(x: jax.Array) -> jax.Array:
+        return plain_dense(jax.nn.relu(nn.layer_norm(plain_dense(x, weight_var=1.0), gain=True, shift=True)), 1)
+
+    wanted = tp.compile(plain, x[0])(x)
+    for batch_axis in (None, 0):
+        net = tp.from_linen(LinenNet, x[0], init=LINEN, batch_axis=batch_axis)
+        same(tp.compile(net, x[0])(x), wanted)
+    params = net.draw(8, jax.random.key(0))
+    variables = LinenNet(8).init(jax.random.key(0), jnp.zeros(4))
+    np.testing.assert_array_equal(params["Dense_1.kernel"], variables["params"]["Dense_1"]["kernel"])
+    np.testing.assert_allclose(tp.apply(net, params, x[0]), LinenNet(8).apply(variables, x[0]), rtol=1e-5)
+
+
+def test_linen_batch_norm() -> None:
+    x = np.random.default_rng(0).standard_normal((9, 4))
+    net = tp.from_linen(lambda width: LinenNet(width, batch_norm=True), x, init=LINEN)
+
+    def plain(x: jax.Array) -> jax.Array:
+        h = plain_dense(x, weight_var=1.0)
+        recorder = current()
+        assert recorder is not None
+        scale = recorder.parameter("gain", tp.Constant((nn.width(),), 1.0))
+        h = shifted((h - h.mean(0)) * jax.lax.rsqrt(h.var(0) + 1e-5) * scale)
+        return plain_dense(jax.nn.relu(h), 1)
+
+    np.testing.assert_allclose(
+        *(tp.compile(f, x)(x[None]).ntk for f in (net, plain)), rtol=1e-9
+    )  # two integrals of 1e-12
+
+
+LINEN_REFUSED: dict[str, tuple[Any, str]] = {
+    "dropout": (
+        lambda: tp.compile(tp.from_linen(lambda width: LinenNet(width, train=True), jnp.zeros(4), init=LINEN), jnp.zeros(4)),
+        "draws random numbers",
+    ),
+    "running statistics": (
+        lambda: tp.compile(
+            tp.from_linen(lambda width: LinenNet(width, batch_norm=True, running=True), jnp.zeros((9, 4)), init=LINEN),
+            jnp.zeros((9, 4)),
+        ),
+        "running statistics",
+    ),
+    "a model": (lambda: tp.from_linen(LinenNet(8), jnp.zeros(4)), "expected a function that makes the model"),
+    "no module": (lambda: tp.from_linen(lambda width: nnx.relu, jnp.zeros(4)), "expected a flax.linen.Module"),
+    "batch axis": (lambda: tp.from_linen(LinenNet, jnp.zeros(4), batch_axis=1), "expected 0 or None"),
+}
+
+
+@pytest.mark.parametrize("name", LINEN_REFUSED)
+def test_refusals_of_linen(name: str) -> None:
+    ask, message = LINEN_REFUSED[name]
     with pytest.raises(tp.UserError) as caught:
         ask()
     assert message in str(caught.value)
