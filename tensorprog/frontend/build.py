@@ -17,6 +17,7 @@ from tensorprog.frontend.values import (
     Known,
     Layout,
     Param,
+    Squares,
     Value,
     Var,
     fit_power,
@@ -91,6 +92,11 @@ def to_var(value: Value) -> Var:
         return value
     if isinstance(value, Known):
         return _known_var(value)
+    if isinstance(value, Squares):
+        raise Refusal(
+            f"the weight {value.param.name!r} has two width axes and its entries are squared",
+            "sum the squares over a width axis, for the norms of rows or columns",
+        )
     widths = [w for w in value.widths if w is not None]
     if value.per_input and not widths:
         raise Refusal(

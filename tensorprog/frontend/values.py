@@ -28,6 +28,7 @@ __all__ = [
     "Known",
     "Layout",
     "Param",
+    "Squares",
     "Value",
     "Var",
     "aval",
@@ -146,7 +147,14 @@ class Param:
         )
 
 
-Value = Known | Var | Param
+@dataclass(frozen=True, eq=False)
+class Squares:
+    """A weight matrix times itself, entry by entry: on the way to the norms of its rows."""
+
+    param: Param
+
+
+Value = Known | Var | Param | Squares
 
 
 def aval(atom: Any) -> Any:

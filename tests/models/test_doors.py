@@ -406,7 +406,9 @@ def test_linen_batch_norm() -> None:
 
 LINEN_REFUSED: dict[str, tuple[Any, str]] = {
     "dropout": (
-        lambda: tp.compile(tp.from_linen(lambda width: LinenNet(width, train=True), jnp.zeros(4), init=LINEN), jnp.zeros(4)),
+        lambda: tp.compile(
+            tp.from_linen(lambda width: LinenNet(width, train=True), jnp.zeros(4), init=LINEN), jnp.zeros(4)
+        ),
         "draws random numbers",
     ),
     "running statistics": (
