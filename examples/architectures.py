@@ -118,10 +118,8 @@ def many_small_heads(x: jax.Array) -> jax.Array:
 
 def many_large_heads(x: jax.Array) -> jax.Array:
     """Logits q.k/sqrt(d) in infinitely many heads of growing dimension d (Hron et al. 2020): along the heads the logits are Gaussian,
-    with the covariance of queries times that of keys, which a frozen layer over products of queries and keys has too."""
-    q, k = nn.dense(x), nn.dense(x)
-    logits = nn.dense(q[:, None] * k[None], train=False)  # (to, from, heads)
-    return readout(nn.dense((softmax(logits, 1) * nn.dense(x)[None]).sum(1)).mean(0))
+    with the covariance of queries times that of keys."""
+    return readout(nn.dense(nn.many_heads(x)).mean(0))
 
 
 # ------------------------------------------------------------------------------------------ normalised

@@ -23,7 +23,8 @@ from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.frontend.params import Constant, Gaussian, Hyper, Recorder, Spec, current
 
 __all__ = [
-    "avg_pool", "bias", "conv", "dense", "dropout", "flatten", "global_avg_pool", "layer_norm", "sum_pool", "weight", "width",
+    "avg_pool", "bias", "conv", "dense", "dropout", "flatten", "global_avg_pool", "layer_norm",
+    "many_heads", "sum_pool", "weight", "width",
 ]  # fmt: skip
 
 Number = float | Hyper | jax.Array
@@ -327,3 +328,32 @@ def dropout(x: jax.Array, rate: float, *, shared: Sequence[int] = (), name: str 
     label = _recorder("dropout").layer_name("dropout", name)
     noise = _parameter(f"{label}.noise", Gaussian(shape, per_input=True))
     return x * jnp.where(noise < NormalDist().inv_cdf(1 - rate), 1 / (1 - rate), 0.0)
+
+
+def many_heads(x: jax.Array, *, mask: Any = None, name: str | None = None) -> jax.Array:
+    """Self-attention with logits q.k/sqrt(d), in the limit of infinitely many heads of growing dimension d.
+
+    x: (tokens, width or features). mask: where a token (first axis) attends to another (second), or None for everywhere. Returns
+    (tokens, width), one coordinate of a value per head; a dense layer after it is the output projection.
+
+    In that limit the logits of the heads are independent Gaussians with Cov(G_st, G_uv) = C_su C_tv, C the covariance of the tokens
+    (Hron et al. 2020, theorem 3, with weights of variance one). They are drawn from products of queries and keys by a frozen
+    layer, which has that covariance and, with queries and keys trained, the tangent kernel of q.k/sqrt(d). Fixed heads whose
+    dimension grows have no Gaussian limit; those of a fixed dimension are written as they are (docs/architectures.md). A softmax over
+    hidden positions is sampled: give `tp.compile` a tolerance.
+
+    Example:
+        >>> import jax.numpy as jnp, tensorprog as tp
+        >>> from tensorprog import nn
+        >>> net = lambda x: nn.dense(nn.many_heads(x).mean(0), features=1)
+        >>> tp.compile(net, jnp.zeros((2, 3)), tolerance=1e-2)(jnp.ones((1, 2, 3))).nngp
+        Array([[1.]], dtype=float32)
+    """
+    if x.ndim != 2:
+        raise InputError(f"nn.many_heads: x has shape {x.shape}, expected (tokens, width or features)")
+    label = _recorder("many_heads").layer_name("many_heads", name)
+    q, k, v = (dense(x, name=f"{label}.{part}") for part in ("query", "key", "value"))
+    logits = dense(q[:, None] * k[None], train=False, name=f"{label}.heads")
+    if mask is not None:
+        logits = jnp.where(jnp.asarray(mask)[..., None], logits, -1e30)
+    return (jax.nn.softmax(logits, axis=1) * v[None]).sum(1)

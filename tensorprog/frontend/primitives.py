@@ -31,7 +31,7 @@ from tensorprog.frontend.values import (
     unit_shape,
     width_axis,
 )
-from tensorprog.ir import Phi, position
+from tensorprog.ir import Const, Phi, position
 from tensorprog.ir.phi import parameter, vector
 
 if TYPE_CHECKING:
@@ -236,6 +236,11 @@ def _select(eqn: Equation, predicate: Value, *cases: Value) -> Value:
 def _masked(var: Var, mask: Var) -> Var:
     if var.random:
         return scaled(var, mask)
+    if isinstance(var.node, Const) and not np.isfinite(var.node.value.array()).all():
+        raise Refusal(
+            "it masks a hidden vector with an infinite number, which the mask times it turns into NaN",
+            "use a large finite number, such as -1e30 before a softmax",
+        )
     if exact(var) == 0:
         return constant(np.float64(0.0), (), var.power)
     return nonlin(Phi(parameter(0) * parameter(1), 0, 2), [], [var, mask], var.power)

@@ -76,12 +76,13 @@ def weight(name: str, shape: tuple[int, ...]) -> jax.Array:
 
 
 @pytest.mark.parametrize(
-    ("name", "net", "scale", "widths"),
-    [("many_large_heads", many_heads, 3.0, (8, 16, 32)), ("bilinear", bilinear, 1.0, (12, 24, 48))],
+    ("name", "net", "scale"),
+    [("many_large_heads", many_heads, 2.0), ("bilinear", bilinear, 1.0)],
+    ids=["heads", "bilinear"],
 )
-def test_what_is_written_in_another_form(name: str, net: Any, scale: float, widths: tuple[int, ...]) -> None:
+def test_what_is_written_in_another_form(name: str, net: Any, scale: float) -> None:
     """The network that the form in examples/architectures.py stands for."""
     found = zoo.ARCHITECTURES[name]
     x = jax.tree.map(lambda a: jnp.asarray(scale * a, jnp.float32), zoo.random_inputs(found.example, 2))
     kernel = tp.compile(found.net, found.example, tolerance=None if found.tolerance is None else 2e-3)
-    sampling.check(finite(net, x), tuple(kernel(x)), widths=widths, draws=(4096, 2048, 1024), resolution=0.04)
+    sampling.check(finite(net, x), tuple(kernel(x)), widths=(12, 24, 48), draws=(32768, 16384, 8192), resolution=0.04)
