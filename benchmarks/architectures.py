@@ -1,6 +1,6 @@
 """Fill docs/architectures.md: every network of examples/architectures.py, and how exact its kernel is.
 
-Run `python -m benchmarks.architectures`.
+Run `python -m benchmarks.architectures`; with names, only these rows are computed again, and the other links renewed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ FORMULAS = {
     "maxout": "halves of sum and difference", "glu": "product of two duals", "tied_layers": "the kernel of untied layers",
     "gcn": "node by node (Kipf and Welling)", "gin": "Du et al. 2019, section 4", "causal_attention": "Tensor Programs II",
     "masked_rnn": "the shorter sequence", "token_embedding": "indicators of equal tokens",
+    "weight_norm": "the plain weight", "bilinear": "product of two kernels; a' W b itself",
+    "stochastic_depth": "path by path", "dropout": "neural-tangents' train mode (tests/kernel/test_dropout.py)",
+    "many_large_heads": "Hron et al. 2020, theorem 3; heads of growing dimension",
     "batch_norm": "Yang et al. 2019, appendix E (tests/kernel/test_tilted.py)",
 }  # fmt: skip
 
@@ -44,9 +47,18 @@ second witness where there is a formula of its own.
 """
 
 TAIL = """
-What has no Gaussian limit, or none here, is refused with the reason: attention with 1/sqrt(n) logits in a fixed number of heads (divide by n,
-or let the number of heads grow with the width at a fixed size of a head), softmax or sorting over the width, batch norm with
-running statistics, a finite layer in the middle, a bilinear head (W averages over the width twice), transposed weights.
+What has no Gaussian limit, or none here, is refused with the reason:
+
+- attention with 1/sqrt(n) logits in a fixed number of heads: divide by n, let the number of heads grow with the width at a fixed
+  size of a head (*many small heads*), or take the limit in which both grow (*many large heads*);
+- a bilinear head a' W b written with one matrix W, which would be summed over the width twice: in the factors of *bilinear* it has
+  the same kernels, NTK included;
+- a hypernetwork that makes a whole n x n matrix, a parameter with three width axes: let it make scales (*hypernetwork*), or a matrix in
+  factors;
+- dropout of the input or the output, where a mask does not average out: give the mask as an input, as *stochastic depth* does, and average
+  the kernels;
+- positions that were flattened after a concatenation of widths, times a weight: flatten before concatenating;
+- softmax or sorting over the width, batch norm with running statistics, a finite layer in the middle, transposed weights.
 """
 
 
@@ -63,25 +75,36 @@ def accuracy(kernel: tp.Kernel) -> str:
     return "; ".join(words) or "exact"
 
 
-def row(name: str) -> str:
+def row(name: str, measured: str) -> str:
     """One line of the table."""
-    found = zoo.ARCHITECTURES[name]
+    net = zoo.ARCHITECTURES[name].net
+    what = (inspect.getdoc(net) or "").split("\n\n")[0].replace("\n", " ").rstrip(".")
+    link = f"[{name.replace('_', ' ')}](../examples/architectures.py#L{inspect.getsourcelines(net)[1]})"
+    return f"| {link} | {what} | {measured} | {FORMULAS.get(name, '')} |"
+
+
+def measured(name: str) -> str:
+    """How exact the kernel is, and the size of the program."""
     kernel = zoo.compiled(name)
-    line = inspect.getsourcelines(found.net)[1]
-    what = (inspect.getdoc(found.net) or "").splitlines()[0].rstrip(".")
-    link = f"[{name.replace('_', ' ')}](../examples/architectures.py#L{line})"
-    return f"| {link} | {what} | {accuracy(kernel)} | {len(kernel.program)} | {FORMULAS.get(name, '')} |"
+    return f"{accuracy(kernel)} | {len(kernel.program)}"
 
 
-def main() -> None:
+def on_the_page() -> dict[str, str]:
+    """What the page says was measured, by name."""
+    rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| [")]
+    return {cells[0][3:].split("]")[0].replace(" ", "_"): " | ".join(cells[2:4]) for cells in rows}
+
+
+def main(names: list[str]) -> None:
     """Write the page."""
     jax.config.update("jax_enable_x64", True)
+    known = on_the_page() if names else {}
     rows = []
     for name in zoo.ARCHITECTURES:
-        rows.append(row(name))
+        rows.append(row(name, measured(name) if not names or name in names or name not in known else known[name]))
         print(rows[-1], file=sys.stderr, flush=True)
     PAGE.write_text(HEAD + "\n".join(rows) + "\n" + TAIL)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -7,6 +7,7 @@ Run `python examples/architectures.py`, or with names: `python examples/architec
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ import tensorprog as tp
 from tensorprog import nn
 
 
-def readout(h: jax.Array) -> jax.Array:
+def readout(h: jax.Array, train: bool = True) -> jax.Array:
     """One Gaussian output."""
-    return nn.dense(h, features=1)
+    return nn.dense(h, features=1, train=train)
 
 
 def matrix(outputs: int, inputs: int) -> jax.Array:
@@ -108,6 +109,19 @@ def transformer_block(x: jax.Array) -> jax.Array:
     return readout(h.mean(0))
 
 
+def many_small_heads(x: jax.Array) -> jax.Array:
+    """As many heads as the layer is wide, of two coordinates each, with logits q.k/sqrt(2)."""
+    q, k = ([nn.dense(x) for _ in range(2)] for _ in range(2))
+    logits = sum(a[:, None] * b[None] for a, b in zip(q, k, strict=True)) / np.sqrt(2)
+    return readout(nn.dense((softmax(logits, 1) * nn.dense(x)[None]).sum(1)).mean(0))
+
+
+def many_large_heads(x: jax.Array) -> jax.Array:
+    """Logits q.k/sqrt(d) in infinitely many heads of growing dimension d (Hron et al. 2020): along the heads the logits are Gaussian,
+    with the covariance of queries times that of keys."""
+    return readout(nn.dense(nn.many_heads(x)).mean(0))
+
+
 # ------------------------------------------------------------------------------------------ normalised
 
 
@@ -137,6 +151,44 @@ def rms_norm(x: jax.Array) -> jax.Array:
     """Division by the root mean square over the width."""
     h = relu(nn.dense(x))
     return readout(relu(nn.dense(h * lax.rsqrt(jnp.square(h).mean() + 1e-6))))
+
+
+def weight_norm(x: jax.Array) -> jax.Array:
+    """Weights divided by the norm of their rows (Salimans and Kingma 2016, without gains)."""
+    v = nn.weight((nn.width(), nn.width()))
+    return readout(relu((v / jnp.linalg.norm(v, axis=1, keepdims=True)) @ relu(nn.dense(x))))
+
+
+# ------------------------------------------------------------------------------------------ dropped
+
+
+def dropout(x: jax.Array) -> jax.Array:
+    """A third of the coordinates dropped in training, anew for every input (Srivastava et al. 2014)."""
+    return readout(nn.dropout(relu(nn.dense(nn.dropout(relu(nn.dense(x)), 1 / 3))), 1 / 3))
+
+
+def stochastic_depth(inputs: dict[str, jax.Array]) -> jax.Array:
+    """A residual net whose layers are kept or skipped, as the input says (Huang et al. 2016); `averaged_depth` is the mean over
+    that."""
+    h = nn.dense(inputs["x"])
+    for keep in inputs["mask"]:
+        h = h + jnp.where(keep, nn.dense(relu(h)), 0.0)
+    return readout(h)
+
+
+def averaged_depth(kernel: tp.Kernel, x: np.ndarray, kept: float) -> tuple[np.ndarray, np.ndarray]:
+    """Kernels (N, N) of `stochastic_depth`, averaged over which layers are kept, each with this probability: independently for two
+    inputs, together for one input and itself."""
+    masks = np.array(list(itertools.product([False, True], repeat=2)))
+    chance = np.prod(np.where(masks, kept, 1 - kept), axis=1)
+    every = {"x": np.repeat(x, len(masks), axis=0), "mask": np.tile(masks, (len(x), 1))}
+    found = []
+    for k in kernel(every):
+        k = np.asarray(k).reshape(len(x), len(masks), len(x), len(masks))
+        mean = np.einsum("iajb,a,b->ij", k, chance, chance)
+        own = np.einsum("iaia,a->i", k, chance)
+        found.append(np.where(np.eye(len(x), dtype=bool), own, mean))
+    return found[0], found[1]
 
 
 # ------------------------------------------------------------------------------------------ pooled
@@ -209,6 +261,18 @@ def u_net(x: jax.Array) -> jax.Array:
     up = lax.conv_transpose(coarse[None], nn.weight((2, 2, n, n)) / np.sqrt(n), (2, 2), "SAME")[0]
     resized = jax.image.resize(coarse, fine.shape, "bilinear")
     return readout(relu(nn.conv(jnp.concatenate([fine, up, resized], -1), 3)).mean((0, 1)))
+
+
+def bilinear(pair: dict[str, jax.Array]) -> jax.Array:
+    """A bilinear head a' W b in factors, v.(A a * B b), of which A alone is trained (Kim et al. 2017); its kernels are those of W."""
+    a, b = (relu(nn.dense(pair[name])) for name in ("a", "b"))
+    return readout(nn.dense(a) * nn.dense(b, train=False), train=False)
+
+
+def hypernetwork(pair: dict[str, jax.Array]) -> jax.Array:
+    """A network that makes the scales of the rows of another's weights (Ha et al. 2017, section 3.2)."""
+    scales = nn.dense(relu(nn.dense(pair["b"])))
+    return readout(relu(scales * nn.dense(relu(nn.dense(pair["a"])))))
 
 
 def mixture_of_branches(x: jax.Array) -> jax.Array:
@@ -331,10 +395,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         (lstm, _SEQUENCE, _SAMPLED),
         (causal_attention, _SEQUENCE, None),
         (transformer_block, _SEQUENCE, None),
+        (many_small_heads, np.zeros((2, 3)), _SAMPLED),
+        (many_large_heads, np.zeros((2, 3)), _SAMPLED),
         (batch_norm, np.zeros((9, 12)), None),
         (instance_norm, np.zeros((9, 3)), None),
         (group_norm, np.zeros((6, 3)), None),
         (rms_norm, _VECTOR, None),
+        (weight_norm, _VECTOR, None),
+        (dropout, _VECTOR, None),
+        (stochastic_depth, {"x": _VECTOR, "mask": np.ones(2, bool)}, None),
         (maxout, _VECTOR, None),
         (max_pool_of_two, _SEQUENCE, None),
         (max_over_time, _SEQUENCE, _SAMPLED),
@@ -345,6 +414,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         (highway, _VECTOR, None),
         (dense_net, _VECTOR, None),
         (u_net, _IMAGE, None),
+        (bilinear, {"a": _VECTOR, "b": _VECTOR}, None),
+        (hypernetwork, {"a": _VECTOR, "b": _VECTOR}, None),
         (mixture_of_branches, _VECTOR, None),
         (grouped_convolution, _SEQUENCE, None),
         (separable_convolution, _SEQUENCE, None),

@@ -1,69 +1,85 @@
-"""Kernels of Flax NNX modules as one writes them: a perceptron, a convolutional network, a transformer block, a GRU.
+"""Kernels of Flax NNX modules as one writes them: a perceptron, convolutional networks, a transformer block, a GRU.
 
-    python examples/flax_models.py
+    python -m examples.flax_models
+    python -m examples.flax_models "batch norm"
 
 For each the table of its parameters, with the initial laws sampled from the module's own initialisers, and both kernels.
+`features`, the size of the output, is there for the tests, which average over many outputs.
 """
 
 from __future__ import annotations
 
-import warnings
+import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 import tensorprog as tp
+from examples.models import Model, main
 
 
 class MLP(nnx.Module):
-    """Layer norm and dropout."""
+    """Layer norm, GELU and dropout."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs):
-        self.hidden = nnx.List([nnx.Linear(4, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)])
+    def __init__(self, width: int, rngs: nnx.Rngs, features: int = 1):
+        self.layers = nnx.List([nnx.Linear(5, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)])
         self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for _ in range(2)])
         self.dropout = nnx.Dropout(0.1, rngs=rngs)
-        self.readout = nnx.Linear(width, 1, rngs=rngs)
+        self.readout = nnx.Linear(width, features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        for layer, norm in zip(self.hidden, self.norms, strict=True):
+        for layer, norm in zip(self.layers, self.norms, strict=True):
             x = self.dropout(nnx.gelu(norm(layer(x)), approximate=False))
         return self.readout(x)
 
 
-def evaluated(width: int, rngs: nnx.Rngs) -> MLP:
+def evaluated(width: int, rngs: nnx.Rngs, features: int = 1) -> MLP:
     """The perceptron with its dropout off."""
-    model = MLP(width, rngs)
+    model = MLP(width, rngs, features)
     model.eval()
     return model
 
 
 class CNN(nnx.Module):
-    """Two convolutions on a batch (batch, height, width, channels)."""
+    """Two convolutions, the second with strides, on a batch (batch, height, width, channels)."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs):
-        self.conv1 = nnx.Conv(1, width, (3, 3), rngs=rngs)
-        self.conv2 = nnx.Conv(width, width, (3, 3), rngs=rngs)
-        self.readout = nnx.Linear(width, 1, rngs=rngs)
+    def __init__(self, width: int, rngs: nnx.Rngs, features: int = 1):
+        self.conv1 = nnx.Conv(2, width, (3, 3), rngs=rngs)
+        self.conv2 = nnx.Conv(width, width, (3, 3), strides=2, rngs=rngs)
+        self.readout = nnx.Linear(width, features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nnx.avg_pool(nnx.relu(self.conv1(x)), (2, 2), (2, 2))
+        x = nnx.avg_pool(nnx.relu(self.conv1(x)), (2, 2))
+        return self.readout(nnx.relu(self.conv2(x)).mean((1, 2)))
+
+
+class BatchNormCNN(nnx.Module):
+    """Batch norm and max pooling, on a batch (batch, height, width, channels)."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs, features: int = 1):
+        self.conv1 = nnx.Conv(2, width, (3, 3), rngs=rngs)
+        self.conv2 = nnx.Conv(width, width, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(width, rngs=rngs)
+        self.readout = nnx.Linear(width, features, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.max_pool(nnx.relu(self.norm(self.conv1(x))), (2, 2), (2, 2))
         return self.readout(nnx.relu(self.conv2(x)).mean((1, 2)))
 
 
 class Encoder(nnx.Module):
-    """A transformer encoder block over (time, features)."""
+    """A transformer encoder block over tokens (time, features), with a mean over time and a readout."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs):
+    def __init__(self, width: int, rngs: nnx.Rngs, features: int = 1, heads: int = 2, **options: Any):
         self.embed = nnx.Linear(3, width, rngs=rngs)
         self.norm1 = nnx.LayerNorm(width, rngs=rngs)
-        self.attention = nnx.MultiHeadAttention(
-            2, width, decode=False, attention_fn=tp.mean_logits_attention, rngs=rngs
-        )
+        self.attention = nnx.MultiHeadAttention(heads, width, decode=False, rngs=rngs, **options)
         self.norm2 = nnx.LayerNorm(width, rngs=rngs)
         self.up = nnx.Linear(width, 2 * width, rngs=rngs)
         self.down = nnx.Linear(2 * width, width, rngs=rngs)
-        self.readout = nnx.Linear(width, 1, rngs=rngs)
+        self.readout = nnx.Linear(width, features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         h = self.embed(x)
@@ -72,12 +88,17 @@ class Encoder(nnx.Module):
         return self.readout(h.mean(0))
 
 
-class Recurrent(nnx.Module):
-    """The state of a GRU after (time, features)."""
+def encoder(width: int, rngs: nnx.Rngs, features: int = 1) -> Encoder:
+    """The block with logits that are means, as a kernel of finitely many heads needs them."""
+    return Encoder(width, rngs, features, attention_fn=tp.mean_logits_attention)
 
-    def __init__(self, width: int, rngs: nnx.Rngs):
+
+class Recurrent(nnx.Module):
+    """The last state of a GRU over (time, features)."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs, features: int = 1):
         self.cell = nnx.GRUCell(3, width, rngs=rngs)
-        self.readout = nnx.Linear(width, 1, rngs=rngs)
+        self.readout = nnx.Linear(width, features, rngs=rngs)
 
     def __call__(self, xs: jax.Array) -> jax.Array:
         h = jnp.zeros(self.cell.hidden_features)
@@ -86,23 +107,15 @@ class Recurrent(nnx.Module):
         return self.readout(h)
 
 
-def show(name: str, net: tp.ModelNetwork, xs: jax.Array, tolerance: float | None = None) -> None:
-    """Print the table and the kernels."""
-    print(f"\n{name}\n\n{net.table(xs[0])}\n")
-    nngp, ntk = tp.compile(net, xs[0], tolerance=tolerance)(xs)
-    print(f"NNGP kernel:\n{nngp}\nneural tangent kernel:\n{ntk}")
-
-
-def main() -> None:
-    """Every model in turn."""
-    warnings.simplefilter("ignore", tp.LawWarning)  # the table says it
-    inputs = lambda *shape: jax.random.normal(jax.random.key(0), (2, *shape))
-    show("Perceptron with layer norm and dropout", tp.from_flax(evaluated), inputs(4))
-    show("Convolutional network", tp.from_flax(CNN, batch_axis=0), inputs(6, 6, 1))
-    show("Transformer block", tp.from_flax(Encoder), inputs(4, 3))
+MODELS = {
+    "perceptron": Model(tp.from_flax, evaluated, (5,)),
+    "convolutions": Model(tp.from_flax, CNN, (4, 4, 2), lambda model, x: model(x[None])[0]),
+    # The input is a batch, whose members share statistics; the output that of its first member. A maximum of four is sampled.
+    "batch norm": Model(tp.from_flax, BatchNormCNN, (2, 4, 4, 2), lambda model, x: model(x)[0], tolerance=1e-2),
+    "transformer": Model(tp.from_flax, encoder, (3, 3)),
     # A GRU mixes three Gaussians in one function and more at every step: its expectations are sampled.
-    show("GRU", tp.from_flax(Recurrent), inputs(1, 3), tolerance=5e-3)
-
+    "gru": Model(tp.from_flax, Recurrent, (2, 3), tolerance=1e-2),
+}
 
 if __name__ == "__main__":
-    main()
+    main(MODELS, sys.argv[1:])

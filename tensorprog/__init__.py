@@ -16,12 +16,19 @@ from tensorprog.errors import (
 from tensorprog.frontend.finite import apply, init
 from tensorprog.frontend.params import Constant, Gaussian, Network, hyper
 from tensorprog.ir import Program, parse_program
-from tensorprog.models import ModelNetwork, from_equinox, from_flax, mean_logits_attention, mean_logits_heads
+from tensorprog.models import (
+    ModelNetwork,
+    from_equinox,
+    from_flax,
+    from_linen,
+    mean_logits_attention,
+    mean_logits_heads,
+)
 from tensorprog.runtime import KernelResult, LoadedKernel
 
 __all__ = [
     "ArchiveError", "Constant", "Gaussian", "InputError", "InternalError", "Kernel", "KernelResult", "LawWarning",
     "LoadedKernel", "ModelNetwork", "Network", "NetworkError", "Program", "ProgramError", "TensorprogError",
-    "UnsupportedError", "UserError", "apply", "compile", "compile_program", "from_equinox", "from_flax", "hyper",
-    "init", "load", "mean_logits_attention", "mean_logits_heads", "nn", "parse_program",
+    "UnsupportedError", "UserError", "apply", "compile", "compile_program", "from_equinox", "from_flax", "from_linen",
+    "hyper", "init", "load", "mean_logits_attention", "mean_logits_heads", "nn", "parse_program",
 ]  # fmt: skip

@@ -45,6 +45,7 @@ class Kernel(KernelFunction):
         moved = tangent(program)
         self.tangent_program = None if moved is None else fuse(moved, drop_zeros=True)
         self.graph: KernelGraph = derive(fuse(program, drop_zeros=True), self.tangent_program, tolerance)
+        self._noise = self.graph.noise
 
     @cached_property
     def functions(self) -> Functions:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from statistics import NormalDist
 from typing import Any
 
 import jax
@@ -22,7 +23,8 @@ from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.frontend.params import Constant, Gaussian, Hyper, Recorder, Spec, current
 
 __all__ = [
-    "avg_pool", "bias", "conv", "dense", "flatten", "global_avg_pool", "layer_norm", "sum_pool", "weight", "width",
+    "avg_pool", "bias", "conv", "dense", "dropout", "flatten", "global_avg_pool", "layer_norm",
+    "many_heads", "sum_pool", "weight", "width",
 ]  # fmt: skip
 
 Number = float | Hyper | jax.Array
@@ -292,3 +294,66 @@ def layer_norm(
     if shift:
         y = y + _parameter(f"{label}.shift", Constant(x.shape[-1:], 0.0))
     return y
+
+
+def dropout(x: jax.Array, rate: float, *, shared: Sequence[int] = (), name: str | None = None) -> jax.Array:
+    """x with its coordinates set to zero with probability `rate` and divided by 1 - rate otherwise, as in training.
+
+    x: (positions.., width), a hidden layer. shared: the position axes along which one mask holds; masks of other positions are
+    independent. Every input has its own masks: E[h h] of one input with itself is divided by 1 - rate, that of two inputs is
+    unchanged, as in the train mode of neural-tangents' `stax.Dropout`; the diagonal of a gram matrix differs in that from
+    all else. Over the width a mask averages out, so that this is the limit, not an average over masks.
+
+    At finite width the parameter `<name>.noise` decides what is dropped: where its entry is beyond the (1 - rate)-quantile of the
+    normal law. Draw it anew for every input and step. Source: Srivastava et al. 2014.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, tensorprog as tp
+        >>> from tensorprog import nn
+        >>> net = lambda x: nn.dense(nn.dropout(nn.dense(x), 0.5), features=1)
+        >>> print(tp.compile(net, jnp.zeros(2))(jnp.ones((2, 2))).nngp)
+        [[2. 1.]
+         [1. 2.]]
+    """
+    if not (isinstance(rate, (int, float)) and 0 <= rate < 1):
+        raise InputError(f"nn.dropout: rate is {rate!r}, expected a number >= 0 and < 1 (the share that is dropped)")
+    axes = tuple(range(x.ndim - 1))
+    if any(not -x.ndim <= a < x.ndim for a in shared) or not {a % x.ndim for a in shared} <= set(axes):
+        raise InputError(
+            f"nn.dropout: shared is {tuple(shared)}, expected some of the position axes {axes} of x, of shape {x.shape}"
+        )
+    if rate == 0:
+        return x
+    shape = tuple(1 if a in {b % x.ndim for b in shared} else n for a, n in enumerate(x.shape))
+    label = _recorder("dropout").layer_name("dropout", name)
+    noise = _parameter(f"{label}.noise", Gaussian(shape, per_input=True))
+    return x * jnp.where(noise < NormalDist().inv_cdf(1 - rate), 1 / (1 - rate), 0.0)
+
+
+def many_heads(x: jax.Array, *, mask: Any = None, name: str | None = None) -> jax.Array:
+    """Self-attention with logits q.k/sqrt(d), in the limit of infinitely many heads of growing dimension d.
+
+    x: (tokens, width or features). mask: where a token (first axis) attends to another (second), or None for everywhere. Returns
+    (tokens, width), one coordinate of a value per head; a dense layer after it is the output projection.
+
+    In that limit the logits of the heads are independent Gaussians with Cov(G_st, G_uv) = C_su C_tv, C the covariance of the tokens
+    (Hron et al. 2020, theorem 3, with weights of variance one). They are drawn from products of queries and keys by a frozen
+    layer, which has that covariance and, with queries and keys trained, the tangent kernel of q.k/sqrt(d). Fixed heads whose
+    dimension grows have no Gaussian limit; those of a fixed dimension are written as they are (docs/architectures.md). A softmax over
+    hidden positions is sampled: give `tp.compile` a tolerance.
+
+    Example:
+        >>> import jax.numpy as jnp, tensorprog as tp
+        >>> from tensorprog import nn
+        >>> net = lambda x: nn.dense(nn.many_heads(x).mean(0), features=1)
+        >>> tp.compile(net, jnp.zeros((2, 3)), tolerance=1e-2)(jnp.ones((1, 2, 3))).nngp
+        Array([[1.]], dtype=float32)
+    """
+    if x.ndim != 2:
+        raise InputError(f"nn.many_heads: x has shape {x.shape}, expected (tokens, width or features)")
+    label = _recorder("many_heads").layer_name("many_heads", name)
+    q, k, v = (dense(x, name=f"{label}.{part}") for part in ("query", "key", "value"))
+    logits = dense(q[:, None] * k[None], train=False, name=f"{label}.heads")
+    if mask is not None:
+        logits = jnp.where(jnp.asarray(mask)[..., None], logits, -1e30)
+    return (jax.nn.softmax(logits, axis=1) * v[None]).sum(1)

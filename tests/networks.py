@@ -197,6 +197,7 @@ NETWORKS: dict[str, tuple[Net, tuple[int, ...]]] = {
     "mixed": (mixed, (3,)),
     "residual": (residual, (3,)),
     "features": (features, (3,)),
+    "dropped": (lambda x: readout(nn.dropout(jax.nn.relu(nn.dense(x)), 0.3)), (4, 3)),
 }
 for _name, _op in (POSITIONS | SEVERAL).items():
     if _name in SEVERAL:

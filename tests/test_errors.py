@@ -157,6 +157,25 @@ def by_width(x: jax.Array) -> jax.Array:
     return nn.dense(h if nn.width() < 3000 else jnp.tanh(h), features=1)
 
 
+def bilinear(x: jax.Array) -> jax.Array:
+    a, b, n = relu(nn.dense(x)), relu(nn.dense(x)), nn.width()
+    return a @ (nn.weight((n, n)) @ b)[:, None] / n
+
+
+def masked_by_infinity(x: jax.Array) -> jax.Array:
+    h = jnp.where(np.tri(3, dtype=bool)[..., None], nn.dense(jnp.ones((3, 3, 1)) * x[:, None, None]), -jnp.inf)
+    return nn.dense(jax.nn.softmax(h, axis=1).sum((0, 1)), features=1)
+
+
+def squared_entries(x: jax.Array) -> jax.Array:
+    return nn.dense(nn.weight((nn.width(), nn.width())) ** 2 @ nn.dense(x), features=1)
+
+
+def first_axis_norm(x: jax.Array) -> jax.Array:
+    w = nn.weight((3, nn.width(), nn.width()))
+    return nn.dense(jnp.einsum("kij,j->i", w / jnp.linalg.norm(w, axis=0), nn.dense(x)), features=1)
+
+
 NETWORKS: list[tuple[Callable, type[Exception], str]] = [
     (lambda x: relu(nn.dense(x)), tp.NetworkError, r"no readout.*features=1"),
     (lambda x: x.sum(), tp.NetworkError, r"not random in the limit"),
@@ -164,6 +183,11 @@ NETWORKS: list[tuple[Callable, type[Exception], str]] = [
     (lambda x: nn.weight((1, nn.width())) @ relu(nn.dense(x)), tp.NetworkError, r"grows with the width n like n\^1/2"),
     (lambda x: nn.dense(nn.dense(x), features=1) / nn.width(), tp.NetworkError, r"vanishes with the width n like n\^-1"),
     (lambda x: (nn.dense(x, features=1), nn.dense(x, features=1)), tp.NetworkError, r"returns 2 arrays, expected one"),
+    (bilinear, tp.NetworkError, r"inner product of hidden vectors.*write it in factors"),
+    (masked_by_infinity, tp.UnsupportedError, r"masks a hidden vector with an infinite number.*-1e30"),
+    (lambda x: nn.many_heads(x), tp.InputError, r"many_heads: x has shape \(3,\)"),
+    (squared_entries, tp.UnsupportedError, r"its entries are squared.*sum the squares"),
+    (first_axis_norm, tp.UnsupportedError, r"over an axis that does not grow"),
     (bottleneck, tp.UnsupportedError, r"finite bottleneck stays random"),
     (dense_twice, tp.NetworkError, r"two parameters are named 'a.weight'.*different names"),
     (two_defaults, tp.NetworkError, r"'s' has two defaults, 1.0 and 2.0"),

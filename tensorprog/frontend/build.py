@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -16,6 +17,7 @@ from tensorprog.frontend.values import (
     Known,
     Layout,
     Param,
+    Squares,
     Value,
     Var,
     fit_power,
@@ -90,7 +92,18 @@ def to_var(value: Value) -> Var:
         return value
     if isinstance(value, Known):
         return _known_var(value)
+    if isinstance(value, Squares):
+        raise Refusal(
+            f"the weight {value.param.name!r} has two width axes and its entries are squared",
+            "sum the squares over a width axis, for the norms of rows or columns",
+        )
     widths = [w for w in value.widths if w is not None]
+    if value.per_input and not widths:
+        raise Refusal(
+            "a mask of finite size stays random in the limit, and the kernel would be that of one mask",
+            "drop coordinates of hidden layers, over which a mask averages out; for an input or an output, give the mask as an input "
+            "and average the kernels",
+        )
     if len(widths) > 1:
         raise Refusal(
             f"the weight {value.name!r} has two width axes and is used in another way than multiplying a vector",
@@ -127,7 +140,8 @@ def weight_node(
     param: Param, shape: tuple[int, ...], widths: tuple[Fraction | None, ...], region: Any = None
 ) -> Weight:
     """The weight of a parameter, laid out as it is used."""
-    return Weight(param.name, shape, widths, param.std, param.tangent_std, region or param.region)
+    where = region or param.region
+    return Weight(param.name, shape, widths, param.std, param.tangent_std, where, per_input=param.per_input)
 
 
 def _param_var(param: Param) -> Var:
@@ -458,4 +472,4 @@ def _weight_block(weight: Weight, axis: int | None, start: Fraction, stop: Fract
     at = weight.region[axis][0]
     region = (*weight.region[:axis], (at + start, at + stop), *weight.region[axis + 1 :])
     widths = (*weight.widths[:axis], stop - start, *weight.widths[axis + 1 :])
-    return Weight(weight.name, weight.shape, widths, weight.std, weight.tangent_std, region, weight.primed)
+    return replace(weight, widths=widths, region=region)

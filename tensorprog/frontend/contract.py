@@ -13,9 +13,20 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import sympy
 
-from tensorprog.frontend.build import Refusal, lincomb, map_positions, moment, nonlin, scaled, to_var, weight_node
+from tensorprog.frontend.build import (
+    Refusal,
+    constant,
+    lincomb,
+    map_positions,
+    moment,
+    nonlin,
+    scaled,
+    to_var,
+    weight_node,
+)
 from tensorprog.frontend.moves import beside, parts_along
 from tensorprog.frontend.values import WIDTHS, Axis, Layout, Param, Value, Var, aval, axis_of, unit_shape, width_axis
 from tensorprog.ir import LinComb, MatMul, Node, Nonlin, Phi, PositionMap, Weight, position
@@ -24,7 +35,7 @@ from tensorprog.ir.phi import parameter, vector
 if TYPE_CHECKING:
     from tensorprog.frontend.interpret import Equation
 
-__all__ = ["check_concentrates", "convolution", "dot_general", "sum_over"]
+__all__ = ["check_concentrates", "convolution", "dot_general", "sum_of_squares", "sum_over"]
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HALF = Fraction(1, 2)
@@ -158,6 +169,30 @@ def sum_over(var: Var, axes: tuple[int, ...]) -> Var:
     return map_positions(var, position("sum", axes=axes), layout)
 
 
+def sum_of_squares(param: Param, axes: tuple[int, ...]) -> Var:
+    """sum_j W_ij^2 over a width axis: n times the variance, up to 1/sqrt(n), which has no part in the limit.
+
+    Nor has its derivative, sum_j W_ij W'_ij, of relative size 1/sqrt(n): weight norm trains as the plain weight does.
+    """
+    summed = {a for i in axes if (a := param.axes[i]) is not None}
+    widths = [w for a in summed if (w := param.widths[a]) is not None]
+    if not widths:
+        raise Refusal(
+            f"it sums squares of the weight {param.name!r} over an axis that does not grow: such norms stay random",
+            "take norms over the axis that the weight is summed over",
+        )
+    count = math.prod((Fraction(param.size(a)) for a in summed), start=Fraction(1))
+    value = (param.mean**2 + param.std**2) * float(count)
+    layout = tuple(axis for i, axis in enumerate(param.layout) if i not in axes)
+    total = constant(np.full(unit_shape(layout), value), layout, 2 * param.power + len(widths))
+    return total if param.scale is None else scaled_scalar(scaled_scalar(total, param.scale), param.scale)
+
+
+def scaled_scalar(x: Var, factor: Var) -> Var:
+    """A product of deterministic arrays."""
+    return nonlin(Phi(parameter(0) * parameter(1), 0, 2), [], [x, factor], x.power + factor.power)
+
+
 def check_concentrates(var: Var) -> None:
     """Refuse a sum over the width that is a weight in disguise: linear in one parameter, so of mean zero."""
     for _, node in var.blocks:
@@ -191,6 +226,8 @@ def _only_weights(node: Node) -> bool:
 def _times_weight(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value:
     """The product of a parameter and a variable. `dims` has the parameter first."""
     rank_w, rank_x = len(param.axes), len(x.layout)
+    if param.per_input:
+        return _swap_product(to_var(param), x, dims, weight_first)
     if x.random and width_axis(x.layout) is None:
         raise Refusal(
             f"it multiplies an output of finite size by the weight {param.name!r}: a finite bottleneck stays random in the limit",

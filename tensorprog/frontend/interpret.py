@@ -18,6 +18,7 @@ from jax.extend import core as jex
 
 from tensorprog.errors import NetworkError, UnsupportedError, explain
 from tensorprog.frontend.build import Refusal, to_var
+from tensorprog.frontend.logits import logits_refusal
 from tensorprog.frontend.moves import stack_steps, take_step
 from tensorprog.frontend.params import Constant, Gaussian
 from tensorprog.frontend.primitives import RULES, elementwise
@@ -82,7 +83,12 @@ def _param(name: str, spec1: Gaussian | Constant, spec2: Gaussian | Constant) ->
     widths = tuple(axis[0] if axis and isinstance(axis[0], Fraction) else None for axis in layout)
     if len([w for w in widths if w is not None]) > 2:
         raise NetworkError(
-            f"parameter {name!r} of shape {spec1.shape} has more than two width axes; a weight is a matrix"
+            explain(
+                f"parameter {name!r} of shape {spec1.shape} has more than two width axes; a weight is a matrix",
+                reason="a tensor program has vectors and matrices of the width, no larger arrays",
+                mend="let a hypernetwork make scales of rows, or matrices in factors (docs/architectures.md); give axes of heads or "
+                "features a fixed size",
+            )
         )
     std, power = _fitted(name, "std", spec1.std, spec2.std)
     tangent, tangent_power = _fitted(
@@ -98,7 +104,8 @@ def _param(name: str, spec1: Gaussian | Constant, spec2: Gaussian | Constant) ->
         )
     power = power if std else tangent_power
     region = tuple((Fraction(0), w if w is not None else Fraction(s)) for w, s in zip(widths, spec1.shape, strict=True))
-    return Param(name, spec1.mean, std, tangent, widths, region, tuple(range(len(widths))), power)
+    noise = isinstance(spec1, Gaussian) and spec1.per_input
+    return Param(name, spec1.mean, std, tangent, widths, region, tuple(range(len(widths))), power, per_input=noise)
 
 
 def _fitted(name: str, what: str, v1: float, v2: float) -> tuple[float, Fraction]:
@@ -129,6 +136,16 @@ def _output(outputs: Sequence[Value]) -> tuple[Node, tuple[int, ...]]:
                 "the network has no readout: its output has a width axis",
                 reason="an infinitely wide output has no kernel of finite size",
                 mend="end it with a layer of finitely many features, such as nn.dense(h, features=1)",
+            )
+        )
+    if out.det and logits_refusal(out) is not None:
+        raise NetworkError(
+            explain(
+                "the network's output is an inner product of hidden vectors, divided by less than n",
+                reason="a bilinear head a' W b sums the weight over the width twice, which a tensor program cannot; where the two "
+                "vectors are correlated it grows",
+                mend="write it in factors, nn.dense(nn.dense(a) * nn.dense(b, train=False), features=1, train=False), which has the same "
+                "kernels; or end with a Gaussian readout of a * b",
             )
         )
     if out.det:

@@ -22,7 +22,7 @@ def logits_refusal(var: Var) -> Refusal | None:
         "is not Gaussian and no kernel describes it",
         "divide by n instead (attention_fn=tp.mean_logits_attention for flax.nnx.MultiHeadAttention, "
         "process_heads=tp.mean_logits_heads for equinox.nn.MultiheadAttention), or let the number of heads grow with the width and "
-        "keep the dimension of a head fixed",
+        "keep the dimension of a head fixed, or take the limit of infinitely many large heads, nn.many_heads",
     )
 
 

@@ -390,7 +390,7 @@ def _whole(x: Value) -> list[tuple[int, int]]:
         return [(1, 1) if a is None else x.sizes(a) for a in x.axes]
     if isinstance(x, Known):
         return list(zip(*x.shapes, strict=True))
-    return [_sizes(a) for a in x.layout]
+    return [_sizes(a) for a in to_var(x).layout]
 
 
 def _sizes(axis: Axis) -> tuple[int, int]:

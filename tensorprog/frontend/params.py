@@ -34,11 +34,13 @@ class Gaussian:
     standard deviation at initialisation.
     tangent_std: the standard deviation of the random direction in which training moves it (its learning rate is
     tangent_std^2 / std^2 times the common one, in the NTK parametrisation); None means equal to `std`, 0 freezes it.
+    per_input: noise that is drawn anew for every input and not trained, as `nn.dropout` makes it.
     """
 
     shape: tuple[int, ...] = ()
     std: float = 1.0
     tangent_std: float | None = None
+    per_input: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(s) for s in self.shape))
@@ -46,6 +48,8 @@ class Gaussian:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise InputError(f"Gaussian: {name} is {value!r}, expected a finite number >= 0 (a standard deviation)")
+        if self.per_input:
+            object.__setattr__(self, "tangent_std", 0.0)
 
     @property
     def mean(self) -> float:
@@ -104,6 +108,10 @@ class Network:
 
     init: Callable[[int], Any]
     apply: Callable[[Any, Any], Any]
+
+    def at(self, example: Any) -> Network:
+        """Called with an example input before the network is compiled: the place for what depends on it."""
+        return self
 
     def check(self, program: Program) -> None:
         """Called with the network's program when it is compiled: the place for a caveat about the limit."""
@@ -290,7 +298,8 @@ def _abstract_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
 def as_model(net: Any, example: Any) -> Model:
     """Read a `Network`, or a function written with `tensorprog.nn`, whose parameters are collected by name."""
     if isinstance(net, Network):
-        return Model(net.init, lambda width, params, hypers, x: net.apply(params, x), {})
+        known = net.at(example)
+        return Model(known.init, lambda width, params, hypers, x: known.apply(params, x), {})
     if not callable(net):
         raise InputError(
             f"net is a {type(net).__name__}, expected a function of one example written in JAX, or a tp.Network"

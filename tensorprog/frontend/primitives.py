@@ -24,13 +24,14 @@ from tensorprog.frontend.logits import logits_refusal
 from tensorprog.frontend.values import (
     Known,
     Param,
+    Squares,
     Value,
     Var,
     aval,
     unit_shape,
     width_axis,
 )
-from tensorprog.ir import Phi, position
+from tensorprog.ir import Const, Phi, position
 from tensorprog.ir.phi import parameter, vector
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ Rule = Callable[..., Value | list[Value]]
 def elementwise(eqn: Equation, *values: Value) -> Value:
     """Any row of the elementwise table: a LinComb where it is linear in hidden vectors, else a Nonlin."""
     name = eqn.primitive
+    if (squared := _squares(eqn, values)) is not None:
+        return squared
     if (kept := _param_arithmetic(name, values)) is not None:
         return kept
     if name == "select_n" and isinstance(values[0], Known) and (chosen := _settled(values)) is not None:
@@ -153,6 +156,15 @@ def _convert(eqn: Equation, var: Var) -> Var:
     return _function(eqn, [var])
 
 
+def _squares(eqn: Equation, values: Sequence[Value]) -> Squares | None:
+    """A matrix times itself, entry by entry."""
+    first, last = values[0], values[-1]
+    if not (isinstance(first, Param) and first is last and sum(w is not None for w in first.widths) == 2):
+        return None
+    squares = eqn.primitive == "square" or (eqn.primitive == "integer_pow" and eqn.params[0]["y"] == 2)
+    return Squares(first) if squares or (eqn.primitive == "mul" and len(values) == 2) else None
+
+
 def _param_arithmetic(name: str, values: Sequence[Value]) -> Param | None:
     """A matrix scaled by a number stays a parameter."""
     params = [v for v in values if isinstance(v, Param) and sum(w is not None for w in v.widths) <= 2]
@@ -224,6 +236,11 @@ def _select(eqn: Equation, predicate: Value, *cases: Value) -> Value:
 def _masked(var: Var, mask: Var) -> Var:
     if var.random:
         return scaled(var, mask)
+    if isinstance(var.node, Const) and not np.isfinite(var.node.value.array()).all():
+        raise Refusal(
+            "it masks a hidden vector with an infinite number, which the mask times it turns into NaN",
+            "use a large finite number, such as -1e30 before a softmax",
+        )
     if exact(var) == 0:
         return constant(np.float64(0.0), (), var.power)
     return nonlin(Phi(parameter(0) * parameter(1), 0, 2), [], [var, mask], var.power)
@@ -233,6 +250,8 @@ def _masked(var: Var, mask: Var) -> Var:
 
 
 def _reduce_sum(eqn: Equation, x: Value) -> Value:
+    if isinstance(x, Squares):
+        return contract.sum_of_squares(x.param, tuple(eqn.params[0]["axes"]))
     return contract.sum_over(to_var(x), tuple(eqn.params[0]["axes"]))
 
 
@@ -324,7 +343,7 @@ def _stop_gradient(eqn: Equation, x: Value) -> Value:
     """The same value, which no tangent passes; a parameter is frozen."""
     if isinstance(x, Param):
         return replace(x, tangent_std=0.0)
-    if isinstance(x, Known) or x.det:
+    if isinstance(x, (Known, Squares)) or x.det:
         return x
     return nonlin(Phi(nf.stop_gradient(vector(0)), 1), [x], [], x.power)
 

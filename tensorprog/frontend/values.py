@@ -28,6 +28,7 @@ __all__ = [
     "Known",
     "Layout",
     "Param",
+    "Squares",
     "Value",
     "Var",
     "aval",
@@ -113,7 +114,8 @@ class Param:
 
     sizes: its whole shape at both widths. region: the part in use, per axis, (start, stop) in entries of a finite
     axis and in units of n of a width axis. axes: which axis of the parameter each axis of this array is (None: a new
-    axis of size one). scale, power: a deterministic factor and the power of n of the entries' scale.
+    axis of size one). scale, power: a deterministic factor and the power of n of the entries' scale. per_input: is it drawn
+    anew for every input?
     """
 
     name: str
@@ -125,6 +127,7 @@ class Param:
     axes: tuple[int | None, ...]
     power: Fraction = Fraction(0)
     scale: Var | None = None
+    per_input: bool = False
 
     def size(self, axis: int) -> int | Fraction:
         start, stop = self.region[axis]
@@ -144,7 +147,14 @@ class Param:
         )
 
 
-Value = Known | Var | Param
+@dataclass(frozen=True, eq=False)
+class Squares:
+    """A weight matrix times itself, entry by entry: on the way to the norms of its rows."""
+
+    param: Param
+
+
+Value = Known | Var | Param | Squares
 
 
 def aval(atom: Any) -> Any:

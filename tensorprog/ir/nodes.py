@@ -181,7 +181,8 @@ class Weight(Node):
     region: the part of the whole parameter that this is, as (start, stop) per axis: in units of n along a width
     axis, in entries along a finite one. Parts that do not overlap are independent.
     tangent_std: the standard deviation of the direction in which training moves it; `primed` marks that
-    direction itself (the W' of the tangent program).
+    direction itself (the W' of the tangent program). per_input: drawn anew for every input, as the noise behind a dropout mask;
+    such a parameter is a vector, and not trained.
     """
 
     name: str
@@ -191,6 +192,7 @@ class Weight(Node):
     tangent_std: float
     region: tuple[tuple[Fraction, Fraction], ...]
     primed: bool = False
+    per_input: bool = False
 
     def _infer(self) -> Type:
         axes = [i for i, w in enumerate(self.widths) if w is not None]

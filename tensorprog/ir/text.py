@@ -150,6 +150,7 @@ def _print_array(value: Literal) -> str:
 
 def _print_weight(node: Weight) -> str:
     extra = ", primed=True" if node.primed else ""
+    extra += ", per_input=True" if node.per_input else ""
     if node.region != _whole(node.shape, node.widths):
         extra += ", region=[" + ", ".join(f"({a}, {b})" for a, b in node.region) + "]"
     return f"Weight({_quote(node.name)}, {node.dims}, std={node.std!r}, tangent_std={node.tangent_std!r}{extra})"
@@ -307,11 +308,18 @@ def _type(kind: str, dims: tuple[Any, ...]) -> Type:
 
 
 def _make_weight(
-    name: str, dims: Any, *, std: float, tangent_std: float, region: Any = None, primed: bool = False
+    name: str,
+    dims: Any,
+    *,
+    std: float,
+    tangent_std: float,
+    region: Any = None,
+    primed: bool = False,
+    per_input: bool = False,
 ) -> Weight:
     shape, widths = _shape(dims)
     parts = _whole(shape, widths) if region is None else tuple((Fraction(a), Fraction(b)) for a, b in region)
-    return Weight(name, shape, widths, float(std), float(tangent_std), parts, primed)
+    return Weight(name, shape, widths, float(std), float(tangent_std), parts, primed, per_input)
 
 
 def _make_const(data: Any, dtype: str, shape: tuple[int, ...]) -> Const:

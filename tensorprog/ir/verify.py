@@ -36,6 +36,8 @@ def _weight(node: Node) -> Iterator[str]:
             yield "a weight has more than two width axes"
         if node.std < 0 or node.tangent_std < 0:
             yield "a weight has a negative standard deviation"
+        if node.per_input and (node.tangent_std or node.primed or node.type.kind == "matrix"):
+            yield "noise that is drawn for every input is trained, or a matrix"
 
 
 def _matmul(node: Node) -> Iterator[str]:
@@ -51,6 +53,8 @@ def matmul_complaints(spec: str, weight: Node, x: Node) -> Iterator[str]:
     if not isinstance(weight, (Weight, Trsp)):
         yield "the first operand of MatMul is not a weight"
         return
+    if isinstance(weight, Weight) and weight.per_input:
+        yield "noise that is drawn for every input multiplies a vector as a weight"
     left, out = spec.split("->")
     w, own = left.split(",")
     sizes: dict[str, int] = {}

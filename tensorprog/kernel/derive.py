@@ -21,7 +21,8 @@ class KernelGraph:
 
     nngp, ntk: E[f(x) f(x')] and E[t(x) t(x')]; nngp_self, ntk_self: the same at x' = x. Axes: those of the output
     along which its entries differ in law (first of f(x), then of f(x')), after `mirrored` leading axes of identical
-    copies. answers: the questions that each quantity answers, for the reader.
+    copies. noise: is anything drawn anew for every input, so that equal inputs are still two? answers: the questions that each
+    quantity answers, for the reader.
     """
 
     nngp: Quantity
@@ -30,6 +31,7 @@ class KernelGraph:
     ntk_self: Quantity
     mirrored: int
     shape: tuple[int, ...]
+    noise: bool = False
     answers: Mapping[Quantity, Sequence[Question]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -73,7 +75,8 @@ def derive(program: Program, tangent: Program | None, tolerance: float | None = 
     answers: dict[Quantity, list[Question]] = {}
     for question, quantity in memo.items():
         answers.setdefault(quantity, []).append(question)
-    return KernelGraph(nngp, ntk, nngp_self, ntk_self, len(copies), kernel_shape, answers)
+    noise = any(weight.per_input for weight in program.weights)
+    return KernelGraph(nngp, ntk, nngp_self, ntk_self, len(copies), kernel_shape, noise, answers)
 
 
 def _canonical(q: Second) -> Second:

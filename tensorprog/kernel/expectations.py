@@ -95,7 +95,7 @@ def expectation_of(
     everything = "".join(dict.fromkeys("".join(letters for _, letters, _ in sides).replace("1", "")))
     shape = tuple(sizes[c] for c in out)
     terms = []
-    products = _terms(tuple(factors), _independent(arguments, facts))
+    products = _terms(tuple(factors), _independent(arguments, facts, cross))
     sampling = tolerance is not None and tolerance >= LEAST_TOLERANCE
     if sampling and not all(_has_rule(law, tolerance) for product in products for law, *_ in product):
         return (yield from field_of(asked, facts, tolerance))
@@ -173,12 +173,12 @@ def _against(letters: str, x: Node) -> str:
     return "".join("1" if n == 1 else c for c, n in zip(own, x.type.shape, strict=True))
 
 
-def _independent(arguments: list[_Argument], facts: Structure) -> frozenset[tuple[int, int]]:
+def _independent(arguments: list[_Argument], facts: Structure, cross: bool) -> frozenset[tuple[int, int]]:
     return frozenset(
         (i, j)
         for j, b in enumerate(arguments)
         for i, a in enumerate(arguments[:j])
-        if facts.uncorrelated(a.node, b.node)
+        if facts.uncorrelated(a.node, b.node, cross and a.side != b.side)
     )
 
 

@@ -281,7 +281,7 @@ def bottom(roots: Sequence[Node]) -> list[Node]:
 
 def form_matrix(form: Node, leaves: Sequence[Node]) -> np.ndarray | None:
     """M with Q = g' M g, g the leaves' values one after the other; None where Q is no such form, is not the same at
-    every position, depends on the input or can be negative."""
+    every position, depends on the input or can be negative. Other Gaussians under it are zero, as biases that start so."""
     scalars = [n for n in topological([form], skip=lambda n: n in leaves) if n.type.kind == "scalar"]
     if not all(isinstance(n, Const) for n in scalars):
         return None
@@ -289,6 +289,7 @@ def form_matrix(form: Node, leaves: Sequence[Node]) -> np.ndarray | None:
     if sum(sizes) ** 2 * math.prod(form.type.shape) > 2 * _MOST_ENTRIES:
         return None
     given: dict[Node, jax.Array] = {n: jnp.asarray(n.value.array()) for n in scalars if isinstance(n, Const)}
+    given |= {n: jnp.zeros(n.type.shape) for n in bottom([form]) if n not in leaves}
 
     def value(flat: jax.Array) -> jax.Array:
         parts = jnp.split(flat, np.cumsum(sizes)[:-1])

@@ -33,7 +33,7 @@ class Uses:
     def __init__(self, facts: Structure):
         self._facts = facts
         self._chains: dict[tuple[Weight, bool | None], list[MatMul]] = {}
-        self._streams: dict[tuple[Weight, bool | None], int] = {}
+        self._streams: dict[tuple[Weight, bool | int | None], int] = {}
         for node in facts.variables():
             if isinstance(node, MatMul):
                 self._chains.setdefault(self._key(node), []).append(node)
@@ -48,9 +48,9 @@ class Uses:
             raise InternalError(f"a product with the weight {use.root.name!r} that is no part of the program")
         return chain
 
-    def stream(self, node: Weight | MatMul) -> int:
-        """A number of its own for each law, for its random numbers."""
-        key = (node, None) if isinstance(node, Weight) else self._key(node)
+    def stream(self, node: Weight | MatMul, side: int = 0) -> int:
+        """A number of its own for each law, for its random numbers. side: of noise that is drawn for every input, whose."""
+        key = (node, 2 + side) if isinstance(node, Weight) else self._key(node)
         return self._streams.setdefault(key, len(self._streams))
 
 
@@ -99,7 +99,8 @@ def neurons(q: Neurons, facts: Structure, uses: Uses, tolerance: float | None) -
     match node:
         case Weight():
             size = math.prod(node.type.shape)
-            normals = Normals(uses.stream(node), (size, count), q.cross)
+            stream = uses.stream(node, q.side if node.per_input else 0)
+            normals = Normals(stream, (size, count), q.cross)
             return Drawn((Operand(normals),), size, node.std, shape, q.cross)
         case MatMul():
             return (yield from _drawn(node, q, uses, count))

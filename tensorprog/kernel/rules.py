@@ -61,7 +61,7 @@ class Rules:
         a, b = self.facts[q.u], self.facts[q.v]
         if a.zero or b.zero or opposite(a.odd, b.odd):
             return Zero(shape)
-        if not (a.roots & b.roots):  # functions of independent Gaussians: E[u v] = E[u] E[v]
+        if self.facts.independent(q.u, q.v, q.cross):  # functions of independent Gaussians: E[u v] = E[u] E[v]
             return (yield from self._product_of_means(q, shape))
         if (a.carried or b.carried) and not (a.gaussian or b.gaussian):
             return (yield from population_of(q, self.tolerance))
@@ -162,11 +162,13 @@ class Rules:
         return contract(f"{have}->{wanted}", [Operand(inner)], shape, q.cross, scale)
 
     def _weights(self, q: Second, sizes: dict[str, int], shape: tuple[int, ...]) -> Quantity:
-        """A parameter used as vectors: independent entries, E[w_s w_t] = sigma^2 [s = t]."""
+        """A parameter used as vectors: independent entries, E[w_s w_t] = sigma^2 [s = t]; noise is another for another input."""
         u, v = q.u, q.v
         assert isinstance(u, Weight) and isinstance(v, Weight)
         if u is not v:
             raise InternalError(f"two layouts of the parameter {u.name!r} meet")
+        if u.per_input and q.cross:
+            return Zero(shape)
         scale, wanted = u.std**2, q.out
         for a, b in zip(q.lu, q.lv, strict=True):
             if a == "1":

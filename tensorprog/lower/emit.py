@@ -94,8 +94,10 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
         found = []
         for quantity, own in ((graph.nngp, graph.nngp_self), (graph.ntk, graph.ntk_self)):
             value = env[quantity] if is_cross(quantity) else slots.read(a, quantity)
-            at_equal = (slots.read(a, own) + slots.read(b, own)) / 2
-            found.append(jnp.where(same, at_equal, value)[(0,) * graph.mirrored])
+            if not graph.noise:
+                at_equal = (slots.read(a, own) + slots.read(b, own)) / 2
+                value = jnp.where(same, at_equal, value)
+            found.append(value[(0,) * graph.mirrored])
         return found[0], found[1]
 
     def diagonal(a: State) -> tuple[jax.Array, jax.Array]:

@@ -14,7 +14,7 @@ import numpy as np
 from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.models.laws import Moments
 
-__all__ = ["Door", "building", "concrete", "one_model", "sample"]
+__all__ = ["Door", "building", "concrete", "draws_when_called", "one_model", "running_statistics", "sample"]
 
 ENTRIES = 1 << 20  # of all parameters of a model at one width, to be drawn by building it again and again
 BUILT = (2, 16)  # but at least and at most so often
@@ -111,5 +111,29 @@ def building(what: str, width: int, error: Exception) -> NetworkError:
             f"{what}: the model cannot be built at width {width}: {type(error).__name__}: {error}",
             reason=f"it is built at several widths, {width} among them, abstractly (under jax.eval_shape) and under jax.jit",
             mend="let every size be a fixed number or a multiple of the width, and make random numbers from what the function is given",
+        )
+    )
+
+
+def draws_when_called(what: str, drawn: str, mend: str) -> NetworkError:
+    """The model is random beyond its parameters."""
+    return NetworkError(
+        explain(
+            f"{what}: the model draws random numbers when it is called ({drawn}), as dropout in train mode does",
+            reason="a kernel belongs to one function of the input, and a random mask makes another at every call",
+            mend=f"{mend}; the kernel with dropout on is that of a network written with tensorprog.nn.dropout",
+        )
+    )
+
+
+def running_statistics(what: str, names: list[str]) -> NetworkError:
+    """Batch norm uses statistics that no data went into."""
+    return NetworkError(
+        explain(
+            f"{what}: batch norm uses its running statistics ({', '.join(names)})",
+            reason="at initialisation these are the constants zero and one, not statistics of any data, so that the limit would be "
+            "that of a network without normalisation",
+            mend="normalise by the batch itself, use_running_average=False, and compile on a whole batch as the example, whose "
+            "members are then positions",
         )
     )

@@ -11,14 +11,16 @@ import jax.numpy as jnp
 
 from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.models.door import Door, building, concrete, one_model
-from tensorprog.models.network import Given, ModelNetwork, network_of
+from tensorprog.models.network import ModelNetwork, network_of
+from tensorprog.models.training import Given, Training
 
 __all__ = ["from_equinox"]
 
 
 def from_equinox(
     build: Callable[[int, jax.Array], Any], *, call: Callable[[Any, Any], Any] | None = None, batch_axis: int | None = None,
-    parametrization: str = "ntk", init: Mapping[str, Given] | None = None, widths: tuple[int, ...] | None = None, seed: int = 0,
+    parametrization: str = "ntk", at_width: int | None = None, init: Mapping[str, Given] | None = None,
+    widths: tuple[int, ...] | None = None, seed: int = 0,
 ) -> ModelNetwork:  # fmt: skip
     """The network of an Equinox module, for `tp.compile`.
 
@@ -55,6 +57,7 @@ def from_equinox(
         raise one_model("from_equinox", build)
     if batch_axis not in (None, 0):
         raise InputError(f"from_equinox: batch_axis is {batch_axis!r}, expected 0 or None")
+    training = Training.of("from_equinox", parametrization, at_width)
     run = call or (lambda model, x: model(x))
 
     def parameters(width: int, key: jax.Array) -> dict[str, jax.Array]:
@@ -89,9 +92,8 @@ def from_equinox(
     def shapes(width: int) -> dict[str, tuple[int, ...]]:
         return {name: tuple(leaf.shape) for name, leaf in _named(skeleton(width)[0]).items()}
 
-    return network_of(
-        "from_equinox", Door("equinox", parameters, shapes, evaluate, True), parametrization, init, widths, seed
-    )
+    door = Door("equinox", parameters, shapes, evaluate, True)
+    return network_of("from_equinox", door, training, init, widths, seed)
 
 
 def _is_real(leaf: Any) -> bool:

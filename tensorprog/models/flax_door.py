@@ -8,26 +8,30 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from tensorprog.errors import InputError, NetworkError, explain
-from tensorprog.models.door import Door, building, concrete, one_model
-from tensorprog.models.network import Given, ModelNetwork, network_of
+from tensorprog.models.door import Door, building, concrete, draws_when_called, one_model, running_statistics
+from tensorprog.models.network import ModelNetwork, network_of
+from tensorprog.models.training import Given, Training
 
 __all__ = ["from_flax"]
 
 
 def from_flax(
     build: Callable[..., Any], *, call: Callable[[Any, Any], Any] | None = None, batch_axis: int | None = None,
-    parametrization: str = "ntk", init: Mapping[str, Given] | None = None, widths: tuple[int, ...] | None = None, seed: int = 0,
+    parametrization: str = "ntk", at_width: int | None = None, init: Mapping[str, Given] | None = None,
+    widths: tuple[int, ...] | None = None, seed: int = 0,
 ) -> ModelNetwork:  # fmt: skip
     """The network of a Flax NNX module, for `tp.compile`.
 
     build: `build(width, rngs)` makes the module at a width, drawing from the `nnx.Rngs` it is given (`build(width)` that
     makes its own is taken as well; then every width is drawn once, and more widths are). call: `call(model, x)` runs it, `model(x)` by
     default. batch_axis: 0 for a module that wants a batch axis in front: it is run on a batch of one. parametrization:
-    "ntk" (every parameter moves by as much as it starts with, constants by one) or "standard" (plain gradient
-    descent, the kernel divided by the width). init: laws of parameters by path, in place of the sampled ones: `tp.Gaussian(std=...)`,
-    `tp.Constant(value=...)`, or a function of the width that gives one. widths, seed: where the initialisers are sampled.
+    "ntk" (every parameter moves by as much as it starts with, constants by one), "standard" (plain gradient
+    descent, the kernel divided by the width; or, with `at_width`, at that width) or "mup" (see docs/models.md). init: laws of
+    parameters by path, in place of the sampled ones: `tp.Gaussian(std=...)`, `tp.Constant(value=...)`, or a function of the width
+    that gives one. widths, seed: where the initialisers are sampled.
 
     Every `nnx.Param` is trained; batch statistics and other variables are constants. Raises NetworkError where the
     module cannot be built at several widths, where an initial law cannot be read, for dropout in train mode and
@@ -58,6 +62,7 @@ def from_flax(
         raise one_model("from_flax", build)
     if batch_axis not in (None, 0):
         raise InputError(f"from_flax: batch_axis is {batch_axis!r}, expected 0 or None")
+    training = Training.of("from_flax", parametrization, at_width)
     keyed = _takes_rngs(build)
     run = call or (lambda model, x: model(x))
 
@@ -87,9 +92,8 @@ def from_flax(
     def evaluate(width: int, params: dict[str, Any], x: Any) -> Any:
         graph, shapes, tree, leaves = skeleton(width)
         arrays = [params[name] for name in _named(shapes)]
-        model = nnx.merge(
-            graph, jax.tree.unflatten(jax.tree.structure(shapes), arrays), jax.tree.unflatten(tree, leaves)
-        )
+        state = jax.tree.unflatten(tree, [_as_wide(leaf, arrays) for leaf in leaves])
+        model = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(shapes), arrays), state)
         before = _variables(nnx, model)
         y = run(model, x) if batch_axis is None else run(model, jax.tree.map(lambda leaf: leaf[None], x))[0]
         _check_variables(before, _variables(nnx, model))
@@ -100,7 +104,7 @@ def from_flax(
         return {name: tuple(leaf.shape) for name, leaf in _named(skeleton(width)[1]).items()}
 
     door = Door("flax", parameters, shapes, evaluate, keyed)
-    return network_of("from_flax", door, parametrization, init, widths, seed)
+    return network_of("from_flax", door, training, init, widths, seed)
 
 
 def _takes_rngs(build: Callable[..., Any]) -> bool:
@@ -115,7 +119,7 @@ def _takes_rngs(build: Callable[..., Any]) -> bool:
 def _no_module(model: Any) -> NetworkError:
     name = f"{type(model).__module__}.{type(model).__name__}"
     linen = "linen" in name or hasattr(model, "init_with_output")
-    mend = "nnx.bridge.lazy_init(nnx.bridge.ToNNX(module, rngs=rngs), example) makes an NNX module of it" if linen else (
+    mend = "take tp.from_linen, which needs an example input" if linen else (
         "return the module itself from the function, with its parameters made"
     )  # fmt: skip
     return NetworkError(
@@ -143,6 +147,13 @@ def _part(key: Any) -> str:
     return str(getattr(key, "key", getattr(key, "idx", key)))
 
 
+def _as_wide(leaf: jax.Array, arrays: list[Any]) -> jax.Array:
+    """A variable in the precision of the parameters, so that what is computed with them can be stored in it."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return leaf.astype(jnp.result_type(leaf.dtype, *(a.dtype for a in arrays)))
+
+
 def _variables(nnx: Any, model: Any) -> dict[str, tuple[str, Any]]:
     """The variables that a call may change: what kind each is and what it holds."""
     found = {}
@@ -157,22 +168,11 @@ def _check_variables(before: Mapping[str, tuple[str, Any]], after: Mapping[str, 
     same = {name: after[name][1] is value for name, (_, value) in before.items()}
     drawn = sorted(name for name, (kind, _) in before.items() if kind == "random" and not same[name])
     if drawn:
-        raise NetworkError(
-            explain(
-                f"from_flax: the model draws random numbers when it is called ({', '.join(drawn)}), as dropout in train mode does",
-                reason="a kernel belongs to one function of the input, and a random mask makes another at every call",
-                mend="turn dropout off: model.set_attributes(nnx.Dropout, deterministic=True) or model.eval() before build returns it, "
-                "or call=lambda model, x: model(x, deterministic=True)",
-            )
+        mend = (
+            "turn dropout off: model.set_attributes(nnx.Dropout, deterministic=True) or model.eval() before build returns it, "
+            "or call=lambda model, x: model(x, deterministic=True)"
         )
+        raise draws_when_called("from_flax", ", ".join(drawn), mend)
     running = sorted(name for name, (kind, _) in before.items() if kind == "statistics" and same[name])
     if running:
-        raise NetworkError(
-            explain(
-                f"from_flax: batch norm uses its running statistics ({', '.join(running)})",
-                reason="at initialisation these are the constants zero and one, not statistics of any data, so that the limit would be "
-                "that of a network without normalisation",
-                mend="normalise by the batch itself: nnx.BatchNorm(use_running_average=False), and compile on a whole batch as the "
-                "example, whose members are then positions",
-            )
-        )
+        raise running_statistics("from_flax", running)

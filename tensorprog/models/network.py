@@ -14,33 +14,51 @@ import numpy as np
 from tensorprog.errors import InputError, LawWarning, NetworkError, explain
 from tensorprog.frontend.finite import Parameters
 from tensorprog.frontend.interpret import interpret
-from tensorprog.frontend.params import Constant, Gaussian, Network, as_model
+from tensorprog.frontend.params import Constant, Gaussian, Model, Network
 from tensorprog.frontend.trace import trace
 from tensorprog.frontend.values import WIDTHS, fit_power, layout_of
 from tensorprog.ir import MatMul, Program, Weight, operands
 from tensorprog.models.door import Door, sample
 from tensorprog.models.laws import Law, power_of_width, read_law
+from tensorprog.models.training import Given, Spec, Training
 
 __all__ = ["ModelNetwork", "network_of"]
 
-Spec = Gaussian | Constant
-Given = Spec | Callable[[int], Spec]
 SAMPLED = (120, 240, 360)  # widths, divisible by the usual numbers of heads and groups
 SAMPLED_ONCE = (120, 240, 360, 720, 1440, 2520)  # of a model that draws from no key of ours: every width gives one draw
-PARAMETRIZATIONS = ("ntk", "standard")
 
 
 @dataclass(frozen=True)
 class ModelNetwork(Network):
     """A model of another library as a network that `tp.compile`, `tp.init` and `tp.apply` take.
 
-    laws: how each parameter starts, by its path. parametrization: how it is trained, "ntk" or "standard". `print` shows
+    laws: how each parameter starts, by its path. parametrization, at_width: how it is trained. `print` shows
     both as a table; `table(example)` also says which parameters the limit takes as Gaussian though they are not.
     """
 
     laws: Mapping[str, Law] = field(default_factory=dict)
     parametrization: str = "ntk"
+    at_width: int | None = None
     _door: Door | None = field(default=None, repr=False)
+    _by_use: Callable[[frozenset[str] | None], Callable[[int], Parameters]] | None = field(default=None, repr=False)
+
+    @property
+    def training(self) -> Training:
+        """The parametrisation."""
+        return Training(self.parametrization, self.at_width)
+
+    def at(self, example: Any) -> ModelNetwork:
+        """The same network with what depends on how the parameters are used on an input like the example."""
+        if self._by_use is None:
+            return self
+        uses = _uses(self._program(example))
+        summed = frozenset(weight.name for weight, node in uses if _sums_over_width(node))
+        self.training.check_use(self.laws, summed)
+        return replace(self, init=self._by_use(summed), _by_use=None)
+
+    def _program(self, example: Any) -> Program:
+        model = Model(self.init, lambda width, params, hypers, x: self.apply(params, x), {})
+        return interpret(trace(model, example))
 
     def draw(self, width: int, key: jax.Array) -> Parameters:
         """The model's own parameters at a width, from its own initialisers, for `tp.apply`."""
@@ -69,12 +87,7 @@ class ModelNetwork(Network):
         named = {
             n for n, law in self.laws.items() if not (law.gaussian or (law.kind == "orthogonal" and not law.error))
         }
-        uses = (
-            (w.name, node)
-            for node in program.nodes
-            for w in operands(node)
-            if isinstance(w, Weight) and w.name in named
-        )
+        uses = ((w.name, node) for w, node in _uses(program) if w.name in named and w.std)
         return sorted({name for name, node in uses if node.type.width is not None and not _sums_over_width(node)})
 
     def table(self, example: Any = None) -> str:
@@ -82,7 +95,9 @@ class ModelNetwork(Network):
 
         example: an input, as for `tp.compile`; with it the table says where a law that is not Gaussian matters.
         """
-        matters = None if example is None else self.law_matters(interpret(trace(as_model(self, example), example)))
+        if example is not None and self._by_use is not None:
+            return self.at(example).table(example)
+        matters = None if example is None else self.law_matters(self._program(example))
         shapes = _symbolic(self.init(WIDTHS[0]), self.init(WIDTHS[1]))
         head = ("parameter", "shape", "starts as", "variance", "moves with", "")
         rows = [head] + [self._row(name, shape, matters) for name, shape in shapes.items()]
@@ -108,14 +123,16 @@ class ModelNetwork(Network):
                 if name in matters
                 else "same limit as Gaussian"
             )
-        return name, shape, start, law.variance(), _moves(self.init, name), ", ".join(note)
+        moves = "by its use" if self._by_use is not None else _moves(self.init, name)
+        return name, shape, start, law.variance(), moves, ", ".join(note)
 
     def _legend(self, matters: list[str] | None) -> list[str]:
         lines = [
             f'n is the width; "moves with" is the variance of the direction of training ({self.parametrization} parametrisation).'
         ]
-        if self.parametrization == "standard":
-            lines.append("The neural tangent kernel is that of plain gradient descent on the parameters, divided by n.")
+        lines += self.training.legend()
+        if self._by_use is not None:
+            lines.append("How a parameter moves depends on whether it is summed over a width: table(example) says it.")
         if any(not law.gaussian for law in self.laws.values()):
             if matters is None:
                 lines.append(
@@ -156,6 +173,11 @@ def _symbolic(first: Mapping[str, Spec], second: Mapping[str, Spec]) -> dict[str
     }
 
 
+def _uses(program: Program) -> Iterable[tuple[Weight, Any]]:
+    """The parameters of a program, each with an instruction that reads it."""
+    return ((w, node) for node in program.nodes for w in operands(node) if isinstance(w, Weight))
+
+
 def _sums_over_width(node: Any) -> bool:
     if not isinstance(node, MatMul):
         return False
@@ -169,14 +191,12 @@ def _sums_over_width(node: Any) -> bool:
 def network_of(
     what: str,
     door: Door,
-    parametrization: str,
+    training: Training,
     init: Mapping[str, Given] | None,
     widths: tuple[int, ...] | None,
     seed: int,
 ) -> ModelNetwork:
     """Sample what is not given and put the network together. what: the public function's name, for messages."""
-    if parametrization not in PARAMETRIZATIONS:
-        raise _no_such_parametrization(what, parametrization)
     widths = widths or (SAMPLED if door.keyed else SAMPLED_ONCE)
     given = _checked(what, init, door.shapes(WIDTHS[0]))
     _check_proportional(what, door, widths)
@@ -189,14 +209,16 @@ def network_of(
             _given_law(what, name, given[name], shape) if name in given else read_law(name, sampled[name], fixed)
         )
 
-    for name, law in laws.items():
-        if parametrization == "standard" and law.power < -1:
-            raise _too_small(what, name, law)
+    training.check(what, laws)
 
-    def specs(width: int) -> Parameters:
-        shapes = door.shapes(width)
-        made = {n: _spec(law, shapes[n], width, parametrization, given.get(n)) for n, law in laws.items()}
-        return Parameters(made, width)
+    def by_use(summed: frozenset[str] | None) -> Callable[[int], Parameters]:
+        def specs(width: int) -> Parameters:
+            shapes = door.shapes(width)
+            used = lambda name: None if summed is None else name in summed
+            made = {n: training.spec(law, shapes[n], width, given.get(n), used(n)) for n, law in laws.items()}
+            return Parameters(made, width)
+
+        return specs
 
     def apply(params: Any, x: Any) -> Any:
         if not isinstance(params, Parameters):
@@ -206,41 +228,8 @@ def network_of(
             )
         return door.run(params.width, dict(params), x)
 
-    return ModelNetwork(specs, apply, laws, parametrization, door)
-
-
-def _spec(law: Law, shape: tuple[int, ...], width: int, parametrization: str, given: Given | None) -> Spec:
-    """How a parameter starts and moves. In the standard parametrisation every entry moves alike, and the kernel is
-    divided by n: what remains in the limit are the parameters of variance c/n, whose gradients are the largest."""
-    start: Spec = Constant(shape, law.value) if law.constant else Gaussian(shape, law.std(width))
-    if given is not None:
-        start = replace(given(width) if callable(given) else given, shape=shape)
-    if parametrization == "ntk" or start.tangent_std == 0:
-        return start
-    return replace(start, tangent_std=width**-0.5 if law.power == -1 and not law.constant else 0.0)
-
-
-def _no_such_parametrization(what: str, name: str) -> InputError:
-    if name == "mup":
-        return InputError(
-            explain(
-                f"{what}: parametrization is 'mup', which has no kernel",
-                reason="in the maximal update parametrisation the output vanishes at initialisation and training moves the hidden "
-                "features by as much as they are: neither an NNGP kernel nor a constant neural tangent kernel describes it",
-                mend="parametrization='ntk' trains every layer in the kernel regime, 'standard' those that plain gradient descent trains",
-            )
-        )
-    return InputError(f"{what}: parametrization is {name!r}, expected 'ntk' or 'standard'")
-
-
-def _too_small(what: str, name: str, law: Law) -> NetworkError:
-    return NetworkError(
-        explain(
-            f"{what}: {name!r} starts with the variance {law.variance()}, for which parametrization='standard' has no limit",
-            reason="plain gradient descent moves it so much more than it starts with that its part of the kernel grows faster than n",
-            mend="use parametrization='ntk', or give it the variance c/n: "
-            f"init={{{name!r}: lambda width: tp.Gaussian(std=width**-0.5)}}",
-        )
+    return ModelNetwork(
+        by_use(None), apply, laws, training.name, training.at_width, door, by_use if training.by_use else None
     )
 
 

@@ -2,7 +2,7 @@
 
 roots: the Gaussian weights a vector variable is made of at its surface. The image W x depends on W, and on x only
 through covariances, so its root is W alone; variables without a common root are independent (Yang, Tensor Programs
-III: Zhat of different matrices are independent).
+III: Zhat of different matrices are independent). Noise that is drawn for every input is common to variables of one input only.
 parity: how a variable answers to flipping the sign of all primed weights at once (even, odd, or neither): an odd one
 has zero mean and zero covariance with an even one.
 """
@@ -20,7 +20,7 @@ from tensorprog.ir import LinComb, MatMul, Node, Nonlin, PositionMap, Weight, op
 
 __all__ = ["Facts", "Structure", "opposite"]
 
-Root = tuple[str, bool, tuple[tuple[Fraction, Fraction], ...]]
+Root = tuple[str, bool, tuple[tuple[Fraction, Fraction], ...], bool]  # the last: is it drawn for every input?
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class Structure:
                 self.add(operand)
         return self._facts[node]
 
-    def independent(self, u: Node, v: Node) -> bool:
-        """No weight is at the surface of both."""
-        return not (self[u].roots & self[v].roots)
+    def independent(self, u: Node, v: Node, across: bool = False) -> bool:
+        """No weight is at the surface of both. across: they are of two inputs."""
+        return all(across and per_input for *_, per_input in self[u].roots & self[v].roots)
 
-    def uncorrelated(self, u: Node, v: Node) -> bool:
-        """Is E[u v] structurally zero for two zero-mean Gaussian variables?"""
+    def uncorrelated(self, u: Node, v: Node, across: bool = False) -> bool:
+        """Is E[u v] structurally zero for two zero-mean Gaussian variables? across: they are of two inputs."""
         a, b = self[u], self[v]
-        return a.zero or b.zero or opposite(a.odd, b.odd) or not (a.roots & b.roots)
+        return a.zero or b.zero or opposite(a.odd, b.odd) or self.independent(u, v, across)
 
 
 def opposite(a: bool | None, b: bool | None) -> bool:
@@ -95,11 +95,11 @@ def opposite(a: bool | None, b: bool | None) -> bool:
 def _facts(node: Node, known: Structure) -> Facts:
     match node:
         case Weight():
-            root = (node.name, node.primed, node.region)
+            root = (node.name, node.primed, node.region, node.per_input)
             return Facts(True, node.std == 0, frozenset([root]), node.primed)
         case MatMul(x=x):
             inner = known[x].odd if x.type.kind == "vector" else False
-            root = (node.root.name, node.root.primed, node.root.region)
+            root = (node.root.name, node.root.primed, node.root.region, False)
             zero = node.root.std == 0 or (x.type.kind == "vector" and known[x].zero)
             return Facts(True, zero, frozenset([root]), None if inner is None else inner != node.root.primed)
         case LinComb(terms=terms):

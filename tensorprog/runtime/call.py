@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from tensorprog.ir import Input
 from tensorprog.runtime.inputs import check_hypers, check_inputs, is_traced
-from tensorprog.runtime.kernel import Gram, KernelResult, check_get, float_dtype
+from tensorprog.runtime.kernel import GET, Gram, KernelResult, check_get, float_dtype
 from tensorprog.runtime.progress import progress_bar
 
 __all__ = ["KernelFunction"]
@@ -20,9 +20,13 @@ class KernelFunction:
 
     _gram: Gram
 
-    def __init__(self, inputs: Sequence[Input], tree: Any, hypers: dict[str, float], nonnegative: frozenset[str]):
+    def __init__(
+        self, inputs: Sequence[Input], tree: Any, hypers: dict[str, float], nonnegative: frozenset[str], noise: bool = False
+    ):  # fmt: skip
+        """noise: is anything drawn anew for every input, so that an input and its copy are two?"""
         self._inputs, self._tree, self._hypers, self._nonnegative = tuple(inputs), tree, hypers, nonnegative
         self._more_hypers: dict[str, Any] = {}
+        self._noise = noise
 
     @property
     def hypers(self) -> dict[str, float]:
@@ -36,6 +40,8 @@ class KernelFunction:
 
         x1, x2: arrays (N1, *example) and (N2, *example), or pytrees of them like the example input; NumPy or JAX.
         Without x2, the gram matrix of x1: exactly symmetric; only its tiles on and above the diagonal are computed.
+        Where the network draws noise for every input (`nn.dropout`), the diagonal of a gram matrix has one draw of each input with
+        itself, every other entry, and all of k(x1, x2), two draws.
         get: "nngp", "ntk" or a tuple of them (default: both). progress: show a bar. hypers: values of hyperparameters, by name.
 
         Returns a `KernelResult` with fields nngp and ntk, of shape (N1, N2) (for an output with position axes of
@@ -64,6 +70,10 @@ class KernelFunction:
             found = self._gram.traced(leaves1, leaves2, values, names)
         else:
             found = self._gram(leaves1, leaves2, values, names, progress_bar(progress))
+        if self._noise and leaves2 is None:
+            own = dict(zip(GET, self._gram.diagonal(leaves1, values), strict=True))
+            at = jnp.arange(len(leaves1[0]))
+            found = [k.at[at, at].set(own[name]) for k, name in zip(found, names, strict=True)]
         if get is None:
             return KernelResult(*found)
         return found[0] if isinstance(get, str) else tuple(found)

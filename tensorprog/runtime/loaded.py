@@ -47,6 +47,7 @@ def save(
         "tolerance": tolerance,
         "output_axes": list(made.shape),
         "pair_entries": made.pair_entries,
+        "noise": any(weight.per_input for weight in program.weights),
         "gradients": missing is None,
         "no_gradients_because": missing,
     }
@@ -83,13 +84,14 @@ class LoadedKernel(KernelFunction):
             nonnegative = frozenset(name for name, h in m["hypers"].items() if h["nonnegative"])
             self._tolerance = None if m["tolerance"] is None else float(m["tolerance"])
             shape, entries = tuple(map(int, m["output_axes"])), int(m["pair_entries"])
+            noise = bool(m.get("noise", False))
             if tree.num_leaves != len(inputs):
                 raise ValueError(f"{len(inputs)} inputs but {tree.num_leaves} leaves")
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ArchiveError(
                 f"load: the manifest of {os.fspath(path)!r} is malformed ({type(error).__name__}: {error})"
             ) from error
-        super().__init__(inputs, tree, hypers, nonnegative)
+        super().__init__(inputs, tree, hypers, nonnegative, noise)
         self.source, self.note, self._serialised = "serialised", "", None
         try:
             made = deserialise(self._members, inputs, tree, hypers, shape, entries)

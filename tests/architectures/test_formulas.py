@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,3 +147,74 @@ def test_token_embeddings() -> None:
     value, slope = nodewise(duals.relu, k.astype(float))
     mean = lambda m: m.mean((2, 3))
     close(zoo.compiled("token_embedding")(jnp.asarray(ids)), (mean(value), mean(value) + mean(slope * 2 * k)))
+
+
+def test_weight_norm_is_no_change() -> None:
+    """The norm of a row concentrates, and what it loses along itself in training is of relative size 1/sqrt(n)."""
+    k = linear(VECTORS)
+    kernels, theta = [k], k
+    for _ in range(2):
+        value, slope = layer(duals.relu, kernels[-1])
+        theta = value + slope * theta
+        kernels.append(value)
+    close(zoo.compiled("weight_norm")(VECTORS), (kernels[-1], theta))
+
+
+def test_bilinear_head() -> None:
+    """E[a a'] E[b b'], and the kernel of either side times that of the other."""
+    pair = zoo.random_inputs(zoo.ARCHITECTURES["bilinear"].example, N)
+    sides = []
+    for x in pair.values():
+        k = linear(x)
+        value, slope = layer(duals.relu, k)
+        sides.append((value, slope * k))
+    (a, ta), (b, tb) = sides
+    close(zoo.compiled("bilinear")(pair), (a * b, a * b + ta * b + a * tb))
+
+
+def test_stochastic_depth() -> None:
+    """The mean over the four networks of two layers, each kept with probability 0.7."""
+    found = zoo.averaged_depth(zoo.compiled("stochastic_depth"), VECTORS, 0.7)
+    own, pairs = np.zeros((2, N)), np.zeros((2, N, N))
+    for kept in itertools.product([False, True], repeat=4):
+        chance = np.prod(np.where(kept, 0.7, 0.3))
+        nngp, ntk = depth_pair(kept[:2], kept[2:])
+        pairs += chance * np.array([nngp, ntk])
+        if kept[:2] == kept[2:]:
+            own += 0.7 ** sum(kept[:2]) * 0.3 ** (2 - sum(kept[:2])) * np.array([np.diag(nngp), np.diag(ntk)])
+    for k, wanted, diagonal in zip(found, pairs, own, strict=True):
+        np.testing.assert_allclose(k, np.where(np.eye(N, dtype=bool), diagonal, wanted), rtol=1e-10)
+
+
+def depth_pair(first: tuple[bool, ...], second: tuple[bool, ...]) -> Kernels:
+    """Kernels between a net with the layers `first` kept and one with the layers `second`."""
+    k = theta = linear(VECTORS)
+    q = [np.diag(k), np.diag(k)]
+    for kept in zip(first, second, strict=True):
+        args = q[0][:, None], q[1][None], k
+        value, slope = duals.relu.value(*args), duals.relu.slope(*args)
+        if all(kept):
+            k, theta = k + value, theta + value + slope * theta
+        q = [a + keep * duals.relu.value(a, a, a) for a, keep in zip(q, kept, strict=True)]
+    return k, theta + k
+
+
+def test_many_large_heads() -> None:
+    """Hron et al. 2020, theorem 3, for two tokens: E[softmax(G) C softmax(G')'], Cov(G_st, G'_uv) = C_su C_tv; its tangent kernel with
+    the queries and keys moved as well. A softmax of two is a sigmoid of d_s = G_s1 - G_s2."""
+    x = 3 * zoo.random_inputs(zoo.ARCHITECTURES["many_large_heads"].example, N)
+    sigmoid = quadrature.dual(expit, lambda u: expit(u) * expit(-u), "sigmoid")
+    c = np.einsum("gsd,htd->ghst", x, x) / 3
+    spread_of = c[..., 0, 0] + c[..., 1, 1] - c[..., 0, 1] - c[..., 1, 0]
+    covariance = c * spread_of[..., None, None]  # of d_s and d'_u
+    q = np.einsum("ggss->gs", covariance)
+    args = q[:, None, :, None], q[None, :, None, :], covariance
+    both, slope = sigmoid.value(*args), sigmoid.slope(*args)
+    # E[p_s1] = 1/2, since d_s and -d_s are alike
+    p = np.array([[both, 0.5 - both], [0.5 - both, both]])
+    nngp = np.einsum("tvghsu,ghtv->gh", p, c) / 4
+    moved = np.einsum("ghsu,gh,ghsu->gh", slope, spread_of, 2 * covariance) / 4
+    assert np.abs(moved).max() > 0.1 * nngp.max()
+    found = tp.compile(zoo.many_large_heads, x[0], tolerance=2e-3)(x)
+    for k, wanted in zip(found, (nngp, 3 * nngp + moved), strict=True):  # readout, mixture, values; queries and keys
+        np.testing.assert_allclose(k, wanted, rtol=0, atol=2e-3 * np.abs(wanted).max())

@@ -44,6 +44,8 @@ BROKEN = {
         lambda: Weight("b", (1,), (ONE,), 1.0, -1.0, ((Fraction(0), ONE),)),
         lambda: Weight("b", (1,), (ONE,), 1.0, 1.0, ()),
         lambda: Weight("b", (1, 1, 1), (ONE,) * 3, 1.0, 1.0, ((Fraction(0), ONE),) * 3),
+        lambda: Weight("b", (1,), (ONE,), 1.0, 1.0, ((Fraction(0), ONE),), per_input=True),
+        lambda: Weight("b", (1, 1), (ONE, ONE), 1.0, 0.0, ((Fraction(0), ONE),) * 2, per_input=True),
     ],
     "_matmul": [
         lambda: MatMul("ab,b->c", w, x),
@@ -53,6 +55,7 @@ BROKEN = {
         lambda: MatMul("ab,c->a", w, x),
         lambda: MatMul("ab", w, x),
         lambda: MatMul("a,b->a", x, x),
+        lambda: MatMul("a,b->b", Weight("m", (1,), (ONE,), 1.0, 0.0, ((Fraction(0), ONE),), per_input=True), last),
     ],
     "_lincomb": [
         lambda: LinComb(()),

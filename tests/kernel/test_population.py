@@ -64,12 +64,20 @@ def test_gates_against_their_recursion(positions: int) -> None:
         found, error = kernel(jnp.asarray(x)), kernel.standard_error(jnp.asarray(x))
     nngp, ntk = _gated_kernels(x.reshape(2 * positions, 5))
     for values, errors, exact in zip(found, error, (nngp, ntk), strict=True):
-        flat = lambda k: np.moveaxis(np.asarray(k).reshape(2, 2, positions, positions), 2, 1).reshape(exact.shape)
         # Two standard errors of a Gaussian's variance; these products have heavier tails.
-        assert np.all(np.abs(flat(values) - exact) < 1.5e-2 * np.sqrt(np.outer(np.diag(exact), np.diag(exact))))
+        assert np.all(
+            np.abs(_matrix(values, positions) - exact) < 1.5e-2 * np.sqrt(np.outer(np.diag(exact), np.diag(exact)))
+        )
         # Eight shifts know an error to a quarter of it; six of them leave room for every entry.
-        assert np.all(np.abs(flat(values) - exact) < 6 * flat(errors) + 1e-4 * np.abs(exact))
-        assert np.all(flat(errors) < 2e-2 * exact.max())
+        assert np.all(
+            np.abs(_matrix(values, positions) - exact) < 6 * _matrix(errors, positions) + 1e-4 * np.abs(exact)
+        )
+        assert np.all(_matrix(errors, positions) < 2e-2 * exact.max())
+
+
+def _matrix(k: jax.Array, positions: int) -> np.ndarray:
+    """Inputs and positions as one axis."""
+    return np.moveaxis(np.asarray(k).reshape(2, 2, positions, positions), 2, 1).reshape(2 * positions, -1)
 
 
 def test_a_gate_alone_stays_exact() -> None:

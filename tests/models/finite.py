@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tests.models.zoo import Case
+import tensorprog as tp
+from tests.models.zoo import Model
 from tests.sampling import Kernels, Report, Sample, Z, bias_exponent, extrapolate, scaled_entries, spread_exponent
 
 
@@ -26,14 +27,14 @@ def path_name(path: Any) -> str:
 
 
 def kernels(
-    case: Case, width: int, key: jax.Array, scales: Mapping[str, float], redrawn: Mapping[str, float], xs: jax.Array
+    case: Model, width: int, key: jax.Array, scales: Mapping[str, float], redrawn: Mapping[str, float], xs: jax.Array
 ) -> Kernels:
     """NNGP (a mean over as many features as the model is wide) and NTK (of one feature) of one draw. scales: what
     the gradient of each parameter is multiplied by."""
     own, fresh = jax.random.split(key)
-    if case.flax:
+    if case.door is tp.from_flax:
         graph, params, rest = nnx.split(case.build(width, nnx.Rngs(own), features=width), nnx.Param, ...)
-        run = lambda params, x: case.call(nnx.merge(graph, params, rest), x)
+        run = lambda params, x: case.call(nnx.merge(graph, params, rest, copy=True), x)
     else:
         params, rest = eqx.partition(case.build(width, own, features=width), eqx.is_inexact_array)
         run = lambda params, x: case.call(eqx.combine(params, rest), x)
@@ -52,7 +53,7 @@ def kernels(
 
 
 def report(
-    case: Case,
+    case: Model,
     scales: Any,
     redrawn: Mapping[str, float],
     limit: Kernels,

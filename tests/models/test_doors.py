@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import equinox as eqx
@@ -15,10 +16,12 @@ import pytest
 from flax import nnx
 
 import tensorprog as tp
+from examples.flax_models import CNN, MLP, BatchNormCNN, Encoder
 from tensorprog import nn
 from tensorprog.frontend.params import current
 from tensorprog.models.laws import Law
-from tests.models.zoo import CASES, FlaxBlock, FlaxCNN, FlaxMLP, FlaxPlainCNN
+from tests.models.zoo import CASES
+from tests.references import duals
 
 OVER_WIDTH = lambda width: tp.Gaussian(std=width**-0.5)
 
@@ -61,7 +64,7 @@ def plain_dense(x: jax.Array, features: int | None = None, **options: Any) -> ja
 
 def test_flax_mlp() -> None:
     """Layer norm, GELU and dropout, against the same network by tensorprog.nn."""
-    case = CASES["flax mlp"]
+    case = CASES["flax: perceptron"]
     net = case.network(init={"layers.0.kernel": tp.Gaussian(std=5**-0.5)})
 
     def plain(x: jax.Array) -> jax.Array:
@@ -80,20 +83,20 @@ def test_flax_mlp() -> None:
 
 def test_flax_cnn() -> None:
     laws = {"conv1.kernel": tp.Gaussian(std=0.4), "conv2.kernel": lambda n: tp.Gaussian(std=(9 * n) ** -0.5)}
-    net = tp.from_flax(FlaxPlainCNN, batch_axis=0, init={**laws, "readout.kernel": OVER_WIDTH})
+    net = tp.from_flax(CNN, batch_axis=0, init={**laws, "readout.kernel": OVER_WIDTH})
 
     def plain(x: jax.Array) -> jax.Array:
         conv = lambda x, **options: shifted(nn.conv(x, 3, **options))
         x = nn.avg_pool(jax.nn.relu(conv(x, weight_var=0.16 * 18)), 2, strides=1)  # as Flax does without strides
         return plain_dense(jax.nn.relu(conv(x, strides=2)).mean((0, 1)), 1)
 
-    xs = CASES["flax cnn"].inputs()
+    xs = CASES["flax: convolutions"].inputs()
     same(tp.compile(net, xs[0])(xs), tp.compile(plain, xs[0])(xs))
 
 
 def test_equinox_mlp() -> None:
     """Biases of variance 1/(3 n) have no part in the limit; that of the first layer has."""
-    case = CASES["equinox mlp"]
+    case = CASES["equinox: perceptron"]
     exact = tp.Gaussian(std=15**-0.5)
     net = case.network(init={"layers.0.weight": exact, "layers.0.bias": exact})
 
@@ -127,7 +130,7 @@ def mixed(h: jax.Array, biased: bool) -> jax.Array:
 
 
 def test_equinox_attention() -> None:
-    case = CASES["equinox attention"]
+    case = CASES["equinox: attention"]
     net = tp.from_equinox(case.build, call=case.call, init=EQUINOX_ATTENTION)
 
     def plain(x: jax.Array) -> jax.Array:
@@ -140,7 +143,7 @@ def test_equinox_attention() -> None:
 
 
 def test_flax_transformer() -> None:
-    case = CASES["flax transformer"]
+    case = CASES["flax: transformer"]
     net = tp.from_flax(case.build, init=BLOCK)
 
     def plain(x: jax.Array) -> jax.Array:
@@ -178,6 +181,46 @@ def test_parametrizations() -> None:
     standard = tp.compile(small(parametrization="standard"), x[0])(x)
     np.testing.assert_allclose(standard.ntk, last.nngp)
     np.testing.assert_allclose(standard.nngp, last.nngp)
+
+
+def relu_layer(x: np.ndarray, variance: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x x', and E[relu relu'], E[step step'] of a first layer with entries of this variance."""
+    k = x @ x.T
+    q = variance * np.diag(k)
+    return k, *(f(q[:, None], q[None], variance * k) for f in (duals.relu.value, duals.relu.slope))
+
+
+def test_maximal_update() -> None:
+    """Rates n, 1 and 1/n (Tensor Programs V, table 3): the bias and the weight of the first layer move by one, not by how they
+    start; the bias of the output too."""
+    x = np.random.default_rng(1).standard_normal((3, 3))
+    k, value, slope = relu_layer(x, 0.25)
+    found = tp.compile(small(parametrization="mup"), x[0])(x)
+    same(found, SimpleNamespace(nngp=value, ntk=value + (k + 1) * slope + 1))
+
+
+def test_standard_at_a_width() -> None:
+    """N E[h h'] + 1 of the readout, and x x' + 1 through the first layer (Sohl-Dickstein et al. 2020, section 3)."""
+    x = np.random.default_rng(1).standard_normal((3, 3))
+    k, value, slope = relu_layer(x, 0.25)
+    found = tp.compile(small(parametrization="standard", at_width=50), x[0])(x)
+    same(found, SimpleNamespace(nngp=value, ntk=50 * value + (k + 1) * slope + 1))
+
+
+def test_small_biases_move_by_one() -> None:
+    """The biases of Equinox start with 1/(3 n) and have no part in the forward limit, but plain gradients move them by one."""
+    x = np.random.default_rng(1).standard_normal((3, 5))
+    first = {"layers.0.weight": tp.Gaussian(std=0.5), "layers.0.bias": tp.Constant(value=0.0)}
+    build = lambda width, key: eqx.nn.MLP(5, 1, width, depth=2, key=key)
+    net = tp.from_equinox(build, init=first, parametrization="standard", at_width=50)
+    k, value, slope = relu_layer(x, 0.25)
+    q = np.diag(value) / 3
+    last, step = (f(q[:, None], q[None], value / 3) for f in (duals.relu.value, duals.relu.slope))
+    inner = 50 * value + 1 + slope * (k + 1) / 3
+    same(tp.compile(net, x[0])(x), SimpleNamespace(nngp=last / 3, ntk=50 * last + 1 + step * inner / 3))
+    assert "by its use" in str(net)
+    lines = {line.split()[0]: line.split() for line in net.table(x[0]).splitlines() if line}
+    assert lines["layers.1.bias"][2:6] == ["uniform", "1/(3", "n)", "1"]
 
 
 def test_shared_layers_are_one_parameter() -> None:
@@ -240,15 +283,15 @@ def test_a_law_that_matters_is_named() -> None:
 
 
 def dropping(width: int, rngs: nnx.Rngs) -> nnx.Module:
-    return FlaxMLP(width, rngs)
+    return MLP(width, rngs)
 
 
-MLP = {"layers.0.kernel": tp.Gaussian(std=0.5), "layers.1.kernel": OVER_WIDTH, "readout.kernel": OVER_WIDTH}
-CNN = {"conv1.kernel": tp.Gaussian(std=0.5), "conv2.kernel": OVER_WIDTH, "readout.kernel": OVER_WIDTH}
+DROPPING = {"layers.0.kernel": tp.Gaussian(std=0.5), "layers.1.kernel": OVER_WIDTH, "readout.kernel": OVER_WIDTH}
+RUNNING = {"conv1.kernel": tp.Gaussian(std=0.5), "conv2.kernel": OVER_WIDTH, "readout.kernel": OVER_WIDTH}
 
 
 def running(width: int, rngs: nnx.Rngs) -> nnx.Module:
-    model = FlaxCNN(width, rngs)
+    model = BatchNormCNN(width, rngs)
     model.eval()
     return model
 
@@ -261,13 +304,20 @@ class Both(eqx.Module):
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "dropout": (lambda: tp.compile(tp.from_flax(dropping, init=MLP), jnp.zeros(5)), "draws random numbers when it is called"),
-    "running statistics": (lambda: tp.compile(tp.from_flax(running, init=CNN), jnp.zeros((3, 4, 4, 2))), "running statistics"),
-    "mup": (lambda: small(parametrization="mup"), "which has no kernel"),
-    "parametrization": (lambda: small(parametrization="ntp"), "expected 'ntk' or 'standard'"),
+    "dropout": (lambda: tp.compile(tp.from_flax(dropping, init=DROPPING), jnp.zeros(5)), "draws random numbers when it is called"),
+    "running statistics": (lambda: tp.compile(tp.from_flax(running, init=RUNNING), jnp.zeros((3, 4, 4, 2))), "running statistics"),
+    "parametrization": (lambda: small(parametrization="ntp"), "expected 'ntk', 'standard' or 'mup'"),
+    "a width of mup": (lambda: small(parametrization="mup", at_width=9), "only the kernel of 'standard'"),
+    "no width": (lambda: small(parametrization="standard", at_width=0), "expected a positive whole number"),
+    "a readout of mup": (
+        lambda: tp.compile(
+            tp.from_flax(Small, parametrization="mup", init={**SMALL, "readout.kernel": lambda n: tp.Gaussian(std=1 / n)}), jnp.zeros(3)
+        ),
+        "for which parametrization='mup' has no limit",
+    ),
     "a model": (lambda: tp.from_flax(Small(8, nnx.Rngs(0))), "expected a function that makes the model"),
     "a model of equinox": (lambda: tp.from_equinox(Both(8, jax.random.key(0))), "expected a function that makes the model"),
-    "linen": (lambda: tp.from_flax(lambda width, rngs: flax.linen.Dense(width)), "ToNNX"),
+    "linen": (lambda: tp.from_flax(lambda width, rngs: flax.linen.Dense(width)), "tp.from_linen"),
     "batch axis": (lambda: small(batch_axis=1), "expected 0 or None"),
     "no such parameter": (lambda: tp.from_flax(Small, init={"hidden.weight": tp.Gaussian()}), "no parameter of the model"),
     "no law": (lambda: tp.from_flax(Small, init={"hidden.kernel": 0.5}), "is a float, expected tp.Gaussian"),
@@ -279,9 +329,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: tp.from_flax(Small, parametrization="standard", init={**SMALL, "readout.kernel": lambda n: tp.Gaussian(std=1 / n)}),
         "for which parametrization='standard' has no limit",
     ),
-    "1/sqrt(n) logits of flax": (lambda: tp.compile(tp.from_flax(FlaxBlock, init=BLOCK), jnp.zeros((3, 3))), "attention_fn="),
+    "1/sqrt(n) logits of flax": (lambda: tp.compile(tp.from_flax(Encoder, init=BLOCK), jnp.zeros((3, 3))), "attention_fn="),
     "1/sqrt(n) logits of equinox": (
-        lambda: tp.compile(tp.from_equinox(CASES["equinox attention"].build, init=EQUINOX_ATTENTION), jnp.zeros((3, 3))),
+        lambda: tp.compile(tp.from_equinox(CASES["equinox: attention"].build, init=EQUINOX_ATTENTION), jnp.zeros((3, 3))),
         "process_heads=",
     ),
     "attention with dropout": (
@@ -293,6 +343,90 @@ REFUSED: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name: str) -> None:
     ask, message = REFUSED[name]
+    with pytest.raises(tp.UserError) as caught:
+        ask()
+    assert message in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------ Linen
+
+
+class LinenNet(flax.linen.Module):
+    """Batch norm or layer norm, and dropout."""
+
+    width: int
+    train: bool = False
+    batch_norm: bool = False
+    running: bool = False
+
+    @flax.linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = flax.linen.Dense(self.width)(x)
+        norm = flax.linen.BatchNorm(use_running_average=self.running) if self.batch_norm else flax.linen.LayerNorm()
+        h = flax.linen.Dropout(0.1, deterministic=not self.train)(flax.linen.relu(norm(h)))
+        return flax.linen.Dense(1)(h)
+
+
+LINEN = {"Dense_0.kernel": tp.Gaussian(std=0.5), "Dense_1.kernel": OVER_WIDTH}
+
+
+def test_linen() -> None:
+    """The same kernels as tensorprog.nn, with a batch axis or without."""
+    x = np.random.default_rng(0).standard_normal((3, 4))
+
+    def plain(x: jax.Array) -> jax.Array:
+        return plain_dense(jax.nn.relu(nn.layer_norm(plain_dense(x, weight_var=1.0), gain=True, shift=True)), 1)
+
+    wanted = tp.compile(plain, x[0])(x)
+    for batch_axis in (None, 0):
+        net = tp.from_linen(LinenNet, x[0], init=LINEN, batch_axis=batch_axis)
+        same(tp.compile(net, x[0])(x), wanted)
+    params = net.draw(8, jax.random.key(0))
+    variables = LinenNet(8).init(jax.random.key(0), jnp.zeros(4))
+    np.testing.assert_array_equal(params["Dense_1.kernel"], variables["params"]["Dense_1"]["kernel"])
+    np.testing.assert_allclose(tp.apply(net, params, x[0]), LinenNet(8).apply(variables, x[0]), rtol=1e-5)
+
+
+def test_linen_batch_norm() -> None:
+    x = np.random.default_rng(0).standard_normal((9, 4))
+    net = tp.from_linen(lambda width: LinenNet(width, batch_norm=True), x, init=LINEN)
+
+    def plain(x: jax.Array) -> jax.Array:
+        h = plain_dense(x, weight_var=1.0)
+        recorder = current()
+        assert recorder is not None
+        scale = recorder.parameter("gain", tp.Constant((nn.width(),), 1.0))
+        h = shifted((h - h.mean(0)) * jax.lax.rsqrt(h.var(0) + 1e-5) * scale)
+        return plain_dense(jax.nn.relu(h), 1)
+
+    np.testing.assert_allclose(
+        *(tp.compile(f, x)(x[None]).ntk for f in (net, plain)), rtol=1e-9
+    )  # two integrals of 1e-12
+
+
+LINEN_REFUSED: dict[str, tuple[Any, str]] = {
+    "dropout": (
+        lambda: tp.compile(
+            tp.from_linen(lambda width: LinenNet(width, train=True), jnp.zeros(4), init=LINEN), jnp.zeros(4)
+        ),
+        "draws random numbers",
+    ),
+    "running statistics": (
+        lambda: tp.compile(
+            tp.from_linen(lambda width: LinenNet(width, batch_norm=True, running=True), jnp.zeros((9, 4)), init=LINEN),
+            jnp.zeros((9, 4)),
+        ),
+        "running statistics",
+    ),
+    "a model": (lambda: tp.from_linen(LinenNet(8), jnp.zeros(4)), "expected a function that makes the model"),
+    "no module": (lambda: tp.from_linen(lambda width: nnx.relu, jnp.zeros(4)), "expected a flax.linen.Module"),
+    "batch axis": (lambda: tp.from_linen(LinenNet, jnp.zeros(4), batch_axis=1), "expected 0 or None"),
+}
+
+
+@pytest.mark.parametrize("name", LINEN_REFUSED)
+def test_refusals_of_linen(name: str) -> None:
+    ask, message = LINEN_REFUSED[name]
     with pytest.raises(tp.UserError) as caught:
         ask()
     assert message in str(caught.value)
