@@ -49,8 +49,8 @@ class GaussianProcess:
         >>> kernel = tp.compile(lambda x: nn.dense(jax.nn.relu(nn.dense(x, bias_var=0.1)), features=1), jnp.zeros(2))
         >>> x = np.array([[1.0, 0.0], [0.0, 1.0]])
         >>> gp = apps.GaussianProcess(kernel, x, np.array([1.0, -1.0]), noise=1e-4)
-        >>> gp.mean(np.array([[1.0, 0.0], [1.0, 1.0]])).round(3)
-        array([ 1., -0.])
+        >>> gp.mean(np.array([[1.0, 0.0]])).round(2)
+        array([1.])
     """
 
     def __init__(
