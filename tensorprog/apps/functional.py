@@ -148,7 +148,7 @@ class FunctionalDescent:
             raise InputError(
                 explain(
                     f"FunctionalDescent: the equation could not be solved up to t = {times[-1]:g}",
-                    reason=f"the solver stopped within {MAX_STEPS} steps: {diffrax.RESULTS[found.result]}",
+                    reason=f"the solver gave up within {MAX_STEPS} steps, or met values that are not finite",
                     mend="ask for a shorter time, or give an implicit solver, solver=diffrax.Kvaerno5()",
                 )
             )

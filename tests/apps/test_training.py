@@ -169,7 +169,7 @@ def test_functional_descent_of_cross_entropy() -> None:
 
 
 def test_singular_kernel_has_the_documented_limit() -> None:
-    x, y, test = data()
+    x, y, _ = data()
     twice, values = np.concatenate([x, x[:1]]), np.append(y, y[0] + 1.0)
     found = apps.Training(kernel(), twice, values).flow(np.inf)
     expected = values.copy()
@@ -197,7 +197,7 @@ def test_certificate() -> None:
         values = np.linspace(1.0, 2.0, size)
         values[0] = smallest
         matrix = (basis * values) @ basis.T
-        found = apps.certify(lambda a, b, get: [(matrix + matrix.T) / 2], np.zeros((size, 1)), entry_error=0.0)
+        found = apps.certify(lambda a, b, get, m=(matrix + matrix.T) / 2: [m], np.zeros((size, 1)), entry_error=0.0)
         assert found.certified == (smallest > 1e-11) and found.smallest - found.error <= smallest + 1e-15
         assert found.error < 1e-12
         assert str(found).startswith("positive definite" if found.certified else "not certified")
