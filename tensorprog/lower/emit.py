@@ -74,6 +74,11 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True, s
         env = run(state_steps, lambda q, args: _emit(q, args, context), kept)
         return (fingerprint(leaves), *env.entries(slots))
 
+    # of identical copies, the first
+    first = tuple(
+        0 if axis in graph.mirrored else slice(None) for axis in range(len(graph.mirrored) + 2 * len(graph.shape))
+    )
+
     def pair(a: State, b: State) -> tuple[jax.Array, jax.Array]:
         context = _Context({}, {}, _dtype(a), shift)
         env = run(pair_steps, lambda q, args: _emit(q, args, context), pair_ends, outside=Outside(slots, (a, b)))
@@ -82,11 +87,10 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True, s
         for quantity, own in ((graph.nngp, graph.nngp_self), (graph.ntk, graph.ntk_self)):
             value = env[quantity] if is_cross(quantity) else slots.read(a, quantity)
             at_equal = (slots.read(a, own) + slots.read(b, own)) / 2
-            found.append(jnp.where(same, at_equal, value)[(0,) * graph.mirrored])
+            found.append(jnp.where(same, at_equal, value)[first])
         return found[0], found[1]
 
     def diagonal(a: State) -> tuple[jax.Array, jax.Array]:
-        first = (0,) * graph.mirrored
         return slots.read(a, graph.nngp_self)[first], slots.read(a, graph.ntk_self)[first]
 
     return Lowered(state, pair, diagonal)
