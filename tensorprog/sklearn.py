@@ -106,6 +106,16 @@ class NetworkKernel(Kernel):
         other._values, other._bounds = dict(self._values), dict(self._bounds)
         return other
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What other processes need; they compile a network of their own."""
+        own = self.compiled is self.net
+        return {name: value for name, value in self.__dict__.items() if own or name != "compiled"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if "compiled" not in state:
+            self.compiled = tp.compile(self.net, self.example)
+
     def __deepcopy__(self, memo: Any) -> NetworkKernel:
         return self.__sklearn_clone__()
 
@@ -251,7 +261,8 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """The class of each row."""
-        return self.classes_[np.argmax(self._outputs(X), axis=1)]
+        outputs = self._outputs(X)
+        return self.classes_[np.argmax(outputs, axis=1)]
 
     def _outputs(self, X: Any) -> np.ndarray:
         check_is_fitted(self)

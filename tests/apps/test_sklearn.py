@@ -132,7 +132,7 @@ def kernel_net(x: jax.Array) -> jax.Array:
 
 @pytest.mark.slow
 def test_estimator_checks() -> None:
-    check_estimator(NetworkClassifier(alpha=1e-3))
+    check_estimator(NetworkClassifier(alpha=1e-3), on_skip=None)
 
 
 @pytest.mark.parametrize(
