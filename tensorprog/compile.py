@@ -117,6 +117,10 @@ class Kernel(KernelFunction):
         """
         save(path, platforms, self.functions, self.program, self._tree, self._tolerance, self.derivation)
 
+    def _repr_markdown_(self) -> str:
+        """For Jupyter: the derivation, with its formulas set."""
+        return self.derivation()
+
     def __repr__(self) -> str:
         shapes = ", ".join(f"{leaf.name}: {leaf.shape}" for leaf in self.program.inputs)
         return f"<Kernel of a network on {shapes}: {len(self.program)} instructions, {len(self.graph)} quantities>"

@@ -112,7 +112,7 @@ def check(
     for k, width in enumerate(sizes):
         number = samples * max(1, min(8, sizes[-1] // width))
         key = jax.random.fold_in(jax.random.key(seed), k)
-        found = draws(model, x, width, number, key, first=copies, **hypers)
+        found = draws(model, x, width, number, key, first=copies, hypers=hypers)
         scaled = [(a - b) / s for a, b, s in zip(found, limit, scales, strict=True)]
         entries = np.concatenate([a.reshape(number, -1) for a in scaled], 1)
         means.append(entries.mean(0))
@@ -124,7 +124,7 @@ def check(
     worst = int(np.argmax(np.abs(offset) / error))
     agrees: bool | None = bool((np.abs(offset) <= Z * error).all())
     if agrees and error.max() > RESOLUTION:
-        agrees = None
+        agrees, worst = None, int(np.argmax(error))
     distances = tuple(float(np.sqrt(s.mean())) for s in strays)
     return Agreement(agrees, sizes, distances, exponent, spread, float(offset[worst]), float(error[worst]))
 

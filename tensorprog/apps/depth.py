@@ -106,7 +106,8 @@ class Block:
             first = np.array([[math.sqrt(2 * q1), 0.0]])
             second = math.sqrt(2 * q2) * np.array([[c, math.sqrt(max(0.0, 1 - c * c))]])
             same = q1 == q2 and c == 1
-            found = self._maps[moved](first, first if same else second, **hypers)
+            given: dict[str, Any] = dict(hypers)
+            found = self._maps[moved](first, first if same else second, **given)
             return float(found.nngp[0, 0]), float(found.ntk[0, 0])
 
     def _check(self) -> None:

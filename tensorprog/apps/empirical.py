@@ -67,7 +67,7 @@ class Empirical:
     def _read(self, speeds: Any) -> Any:
         if np.ndim(speeds) == 0 and not isinstance(speeds, dict):
             return jax.tree.map(lambda _: float(speeds), self.params)
-        if jax.tree.structure(speeds) != jax.tree.structure(self.params):
+        if str(jax.tree.structure(speeds)) != str(jax.tree.structure(self.params)):
             raise InputError(
                 f"Empirical: speeds has the structure {jax.tree.structure(speeds)}, expected one number, or that of params, "
                 f"{jax.tree.structure(self.params)}"

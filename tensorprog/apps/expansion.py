@@ -59,7 +59,12 @@ def taylor(f: Callable[[Any, Any], Any], params: Any, order: int) -> Callable[[A
             value = derivative(jnp.zeros(()))
             term = jax.tree.map(lambda v, k=k: v / math.factorial(k), value)
             total = term if total is None else jax.tree.map(jnp.add, total, term)
-            derivative = lambda t, d=derivative: jax.jvp(d, (t,), (jnp.ones_like(t),))[1]
+            derivative = _slope(derivative)
         return total
 
     return expanded
+
+
+def _slope(g: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The derivative of a function of one number."""
+    return lambda t: jax.jvp(g, (t,), (jnp.ones_like(t),))[1]

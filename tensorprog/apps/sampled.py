@@ -7,7 +7,7 @@ s^2 (df/dw) (df/dw'), which has the same mean and strays by O(1/sqrt(n)) only. W
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -79,7 +79,9 @@ def monte_carlo(
         >>> bool(jnp.all(abs(found.mean.ntk - limit.ntk) < 5 * found.error.ntk + 0.01))
         True
     """
-    found = draws(as_model(net, jax.tree.map(lambda a: np.asarray(a)[0], x)), x, width, samples, key, x2=x2, **hypers)
+    found = draws(
+        as_model(net, jax.tree.map(lambda a: np.asarray(a)[0], x)), x, width, samples, key, x2=x2, hypers=hypers
+    )
     means = [np.mean(k, 0) for k in found]
     errors = [np.std(k, 0, ddof=1) / np.sqrt(samples) for k in found]
     return MonteCarlo(KernelResult(*means), KernelResult(*errors))
@@ -87,7 +89,7 @@ def monte_carlo(
 
 def draws(
     model: Model, x: Any, width: int, samples: int, key: jax.Array, *, x2: Any = None, first: tuple[int, ...] = (),
-    **hypers: float,
+    hypers: Mapping[str, float] | None = None,
 ) -> KernelResult:  # fmt: skip
     """The kernels of each of `samples` networks: (samples, N1, N2, *O, *O). first: as for output axes that are copies."""
     if not isinstance(width, int) or width < 1:
@@ -96,7 +98,7 @@ def draws(
         raise InputError(f"samples is {samples!r}, expected a whole number >= 2: one draw has no standard error")
     if count(x, "x") == 0:
         raise InputError("x holds no inputs, expected at least one")
-    made = _sampler(model, width, first, hypers)
+    made = _sampler(model, width, first, dict(hypers or {}))
     with precision():
         last = _last_layer(made, widened(x), key)
     with precision(np.float32):
