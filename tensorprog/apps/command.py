@@ -222,8 +222,8 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     return shape
 
 
-def _hypers(pairs: Sequence[str]) -> dict[str, float]:
-    values = {}
+def _hypers(pairs: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for pair in pairs:
         name, _, value = pair.partition("=")
         try:

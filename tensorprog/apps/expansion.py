@@ -54,7 +54,8 @@ def taylor(f: Callable[[Any, Any], Any], params: Any, order: int) -> Callable[[A
         def along(t: jax.Array) -> Any:
             return f(jax.tree.map(lambda a, d: a + t.astype(a.dtype) * d, origin, step), x)
 
-        derivative, total = along, None
+        derivative: Callable[[Any], Any] = along
+        total = None
         for k in range(order + 1):
             value = derivative(jnp.zeros(()))
             term = jax.tree.map(lambda v, k=k: v / math.factorial(k), value)
