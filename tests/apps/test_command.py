@@ -59,6 +59,7 @@ def test_derive_export_info(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "hyperparameters: w=1.5, b=0.3" in said and "runs here: serialised" in said and "MatMul" in said
 
 
+@pytest.mark.slow
 def test_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save("few.npy", data()[0][:2])
     assert (

@@ -68,6 +68,7 @@ def test_critical_line() -> None:
         tanh().critical("v", (2.5, 4.0))
 
 
+@pytest.mark.slow
 def test_chi_is_the_gradient_of_a_sampled_network() -> None:
     """Mean squared Jacobian of one block at width 512, over its input, per coordinate."""
     n, q = 512, 0.8
@@ -138,7 +139,8 @@ def test_warnings_in_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("phi", "slope", "origin"), [(jnp.tanh, 1.1, 0.0), (jax.nn.softplus, 1.02, 0.0), (jnp.tanh, 1.0, 0.3)]
+    ("phi", "slope", "origin"),
+    [(jnp.tanh, 1.1, 0.0), pytest.param(jax.nn.softplus, 1.02, 0.0, marks=pytest.mark.slow), (jnp.tanh, 1.0, 0.3)],
 )
 def test_shaped_activations(phi: Callable, slope: float, origin: float) -> None:
     """By scipy's integrals, and by the maps of the compiled kernel of a block with the shaped activation."""

@@ -77,6 +77,7 @@ def test_auto_counts_operations() -> None:
     assert chosen == {1: "jacobian", 60: "products"}
 
 
+@pytest.mark.slow
 def test_flax_model() -> None:
     from flax import nnx
 
@@ -99,6 +100,7 @@ def test_flax_model() -> None:
         np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-5)  # Flax keeps its parameters in float32
 
 
+@pytest.mark.slow
 def test_an_empirical_kernel_trains_its_linearised_network() -> None:
     """`Training` with the empirical NTK, against gradient descent on the parameters of the linearised network."""
     f, params, x, test = sampled()
@@ -115,6 +117,7 @@ def test_an_empirical_kernel_trains_its_linearised_network() -> None:
     np.testing.assert_allclose(found.mean, values(moved, test), atol=1e-10)
 
 
+@pytest.mark.slow
 def test_taylor() -> None:
     """A cubic is its own expansion; the remainder of order k falls like the step to the k + 1."""
     cubic = lambda p, x: jnp.sum((p["a"] * x + p["b"]) ** 3)
@@ -131,6 +134,7 @@ def test_taylor() -> None:
         apps.taylor(f, params, -1)
 
 
+@pytest.mark.slow
 def test_monte_carlo() -> None:
     """Means within their errors of the limit, for kernels of one input set and two; errors fall like 1/sqrt(samples)."""
     x, _, test = data(3, 2)
@@ -144,6 +148,7 @@ def test_monte_carlo() -> None:
     np.testing.assert_allclose(np.median(few.error.ntk / found.error.ntk), 2.0, rtol=0.25)
 
 
+@pytest.mark.slow
 def test_monte_carlo_where_the_output_is_not_linear_in_its_last_layer() -> None:
     net = lambda x: jnp.tanh(nn.dense(jax.nn.relu(nn.dense(x)), features=1))[0]
     x = np.eye(3)[:2]
@@ -167,6 +172,7 @@ def test_check_agrees_and_draws(tmp_path: Path) -> None:
     assert (tmp_path / "check.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_check_tells_a_wrong_kernel() -> None:
     """The kernel of another variance, by eight percent, is found out."""
     x, _, _ = data(3)
@@ -179,6 +185,7 @@ def test_check_tells_a_wrong_kernel() -> None:
     assert few.agrees is None and not few and str(few).startswith("Too few draws")
 
 
+@pytest.mark.slow
 def test_check_of_outputs_at_positions_and_a_model() -> None:
     import equinox as eqx
 

@@ -91,6 +91,7 @@ def test_log_marginal_likelihood_and_gradient() -> None:
         np.testing.assert_allclose(gradient[name], slope, rtol=1e-4)  # differences of step^2
 
 
+@pytest.mark.slow
 def test_samples_have_the_posterior_law() -> None:
     x, y, test = data()
     gp = apps.GaussianProcess(kernel(), x, y, noise=NOISE)
@@ -102,6 +103,7 @@ def test_samples_have_the_posterior_law() -> None:
     np.testing.assert_allclose(np.cov(sampled.T), found.covariance, atol=0.05 * found.covariance.max())
 
 
+@pytest.mark.slow
 def test_wide_networks_conditioned_on_data() -> None:
     """Importance-weighted draws of finite networks have the posterior mean, to their Monte Carlo error."""
     rng = np.random.default_rng(0)

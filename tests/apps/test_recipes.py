@@ -14,6 +14,7 @@ from tests.apps.common import data
 
 @pytest.mark.filterwarnings("default")  # of the libraries
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.slow
 def test_recipe(name: str) -> None:
     pytest.importorskip(name)
     x, y, _ = data()

@@ -61,6 +61,7 @@ def test_parameters_as_of_any_kernel() -> None:
     assert k != RBF() and not k.is_stationary()
 
 
+@pytest.mark.slow
 def test_gaussian_process_regressor_finds_the_likeliest() -> None:
     x, y, test = data(20)
     k = made(w_bounds=(1e-2, 1e2), b_bounds=(1e-2, 1e2))
@@ -94,6 +95,7 @@ def test_other_estimators_use_whole_matrices() -> None:
     np.testing.assert_allclose(svc.decision_function(test), given.decision_function(k(test, x)), atol=1e-8)
 
 
+@pytest.mark.slow
 def test_grid_search() -> None:
     x, y, _ = data(24)
     grid = {"kernel__w": [0.1, 1.5], "kernel__get": ["nngp", "ntk"], "alpha": [0.1]}
@@ -112,6 +114,7 @@ def test_images_are_reshaped() -> None:
     np.testing.assert_allclose(NetworkKernel(net, np.zeros((3, 3, 1)))(x.reshape(4, 9)), expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_classifier_learns() -> None:
     x, y = load_iris(return_X_y=True)
     model = make_pipeline(StandardScaler(), NetworkClassifier(kernel_net, hyperparameters={"w": 2.0}, alpha=1e-2))

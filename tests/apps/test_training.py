@@ -110,6 +110,7 @@ def test_critical_rate(momentum: float) -> None:
     assert all(worst(training.fastest_rate()) <= worst(training.fastest_rate() * c) for c in (0.9, 0.999, 1.001, 1.1))
 
 
+@pytest.mark.slow
 def test_a_trained_network() -> None:
     """The mean over networks of width 512, trained by gradient descent with momentum, and their spread."""
     x, y, test = data(4, 2)
