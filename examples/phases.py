@@ -30,7 +30,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     weight, bias = tp.hyper("weight_var", 1.5), tp.hyper("bias_var", 0.1)
     block = apps.Block(lambda h: nn.dense(jnp.tanh(h), weight_var=weight, bias_var=bias))
-    weights, biases = np.linspace(0.5, 4, 22), np.linspace(0.01, 0.3, 14)
+    weights, biases = np.linspace(0.5, 4, 15), np.linspace(0.01, 0.3, 7)
     chi = np.empty((len(biases), len(weights)))
     for i, b in enumerate(biases):
         for j, w in enumerate(weights):

@@ -120,7 +120,7 @@ def regression(out: Path, wide: int) -> None:
     f = partial(values, network)
     for width, color in ((50, "tab:green"), (min(wide, 500), "tab:red")):
         train = trainer(f, on_circle(at), jnp.asarray(y, jnp.float32), rate, steps)
-        for k in range(10):
+        for k in range(6):
             p, _ = train(tp.init(network, jnp.zeros(2), width, jax.random.key(k)))
             curve = f(p, on_circle(angles))
             axes.plot(angles, curve, color=color, lw=0.6, alpha=0.7, label=f"trained, n = {width}" if k == 0 else None)

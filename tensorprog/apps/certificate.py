@@ -35,7 +35,7 @@ class Certificate:
 
     @property
     def certified(self) -> bool:
-        return self.smallest > self.error
+        return bool(self.smallest > self.error)
 
     def __str__(self) -> str:
         found = f"smallest eigenvalue of the {self.size} x {self.size} matrix: {self.smallest:.4g}, error at most {self.error:.2g}"
