@@ -1,6 +1,7 @@
 """tensorprog: a symbolic compiler for infinitely wide neural networks."""
 
 from tensorprog import nn
+from tensorprog.apps.agreement import check
 from tensorprog.compile import Kernel, compile, compile_program, load
 from tensorprog.errors import (
     ArchiveError,
@@ -25,6 +26,9 @@ from tensorprog.models import (
     mean_logits_heads,
 )
 from tensorprog.runtime import KernelResult, LoadedKernel
+
+# A method that stands above the compiler, which knows nothing of it: `kernel.check(x, widths)`.
+Kernel.check = check  # type: ignore[attr-defined]
 
 __all__ = [
     "ArchiveError", "Constant", "Gaussian", "InputError", "InternalError", "Kernel", "KernelResult", "LawWarning",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ntk_rules.sampling import SHIFTS
 from tensorprog.errors import InputError
 from tensorprog.frontend.interpret import interpret
-from tensorprog.frontend.params import Network, abstract, as_model
+from tensorprog.frontend.params import Model, Network, abstract, as_model
 from tensorprog.frontend.trace import trace
 from tensorprog.ir import Program, parse_program, verify
 from tensorprog.kernel import KernelGraph, derive
@@ -36,8 +36,10 @@ class Kernel(KernelFunction):
 
     program: the network as a tensor program. tangent_program: its derivative in a random direction of all
     parameters, whose covariance is the NTK (None when nothing is trained). graph: what is computed. hypers: its
-    named arguments and defaults.
+    named arguments and defaults. model: the network that it was compiled from (None for one made of a program).
     """
+
+    model: Model | None = None
 
     def __init__(self, program: Program, tree: Any, tolerance: float | None = None):
         super().__init__(program.inputs, tree, program.hypers, program.nonnegative)
@@ -114,6 +116,10 @@ class Kernel(KernelFunction):
         """
         save(path, platforms, self.functions, self.program, self._tree, self._tolerance, self.derivation)
 
+    def _repr_markdown_(self) -> str:
+        """For Jupyter: the derivation, with its formulas set."""
+        return self.derivation()
+
     def __repr__(self) -> str:
         shapes = ", ".join(f"{leaf.name}: {leaf.shape}" for leaf in self.program.inputs)
         return f"<Kernel of a network on {shapes}: {len(self.program)} instructions, {len(self.graph)} quantities>"
@@ -146,7 +152,9 @@ def compile(net: Any, example: Any, *, tolerance: float | None = None) -> Kernel
     program = fuse(interpret(trace(model, example)))
     if isinstance(net, Network):
         net.check(program)
-    return Kernel(check_conditions(program), jax.tree.structure(abstract(example)), tolerance)
+    kernel = Kernel(check_conditions(program), jax.tree.structure(abstract(example)), tolerance)
+    kernel.model = model
+    return kernel
 
 
 def compile_program(program: Program | str, tree: Any = None, *, tolerance: float | None = None) -> Kernel:

@@ -23,7 +23,7 @@ from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.frontend.params import Constant, Gaussian, Hyper, Recorder, Spec, current
 
 __all__ = [
-    "avg_pool", "bias", "conv", "dense", "dropout", "flatten", "global_avg_pool", "layer_norm",
+    "avg_pool", "bias", "constant", "conv", "dense", "dropout", "flatten", "global_avg_pool", "layer_norm",
     "many_heads", "sum_pool", "weight", "width",
 ]  # fmt: skip
 
@@ -70,6 +70,16 @@ def weight(shape: Sequence[int], *, std: float = 1.0, train: bool = True, name: 
 def bias(shape: Sequence[int], *, std: float = 1.0, train: bool = True, name: str | None = None) -> jax.Array:
     """Like `weight`, for a parameter that is added: independent N(0, std^2) entries."""
     return _parameter(name or _auto("bias"), Gaussian(tuple(shape), std, None if train else 0.0))
+
+
+def constant(
+    shape: Sequence[int], value: float = 0.0, *, tangent_std: float = 1.0, train: bool = True, name: str | None = None
+) -> jax.Array:
+    """A parameter whose entries all start at `value`, such as the gain of a norm, trained unless `train` is False.
+
+    tangent_std: how fast it moves, as for `tp.Constant`.
+    """
+    return _parameter(name or _auto("constant"), Constant(tuple(shape), value, tangent_std if train else 0.0))
 
 
 def _auto(kind: str) -> str:

@@ -78,6 +78,18 @@ class Program:
     def __repr__(self) -> str:
         return f"<Program of {len(self)} instructions, output {self.output.type}>"
 
+    def mermaid(self) -> str:
+        """The graph as a Mermaid flowchart, which Jupyter and Git hosts draw in Markdown."""
+        lines = ["flowchart TD"]
+        for node in self.nodes:
+            lines.append(f'  {self.names[node]}["{self.names[node]} = {type(node).__name__} {node.type}"]')
+        lines += [f"  {self.names[o]} --> {self.names[n]}" for n in self.nodes for o in dict.fromkeys(operands(n))]
+        return "\n".join(lines)
+
+    def _repr_markdown_(self) -> str:
+        """For Jupyter: the text form, and the graph."""
+        return f"```\n{self}\n```\n\n```mermaid\n{self.mermaid()}\n```"
+
     def graph(self) -> networkx.DiGraph:
         """The program as a directed graph: one vertex per instruction, an edge from each operand to its user."""
         import networkx

@@ -20,16 +20,16 @@ class KernelGraph:
     """What is to be computed for a kernel.
 
     nngp, ntk: E[f(x) f(x')] and E[t(x) t(x')]; nngp_self, ntk_self: the same at x' = x. Axes: those of the output
-    along which its entries differ in law (first of f(x), then of f(x')), after `mirrored` leading axes of identical
-    copies. noise: is anything drawn anew for every input, so that equal inputs are still two? answers: the questions that each
-    quantity answers, for the reader.
+    along which its entries differ in law (first of f(x), then of f(x')), and, at the places `mirrored`, axes of
+    identical copies. noise: is anything drawn anew for every input, so that equal inputs are still two? answers: the questions
+    that each quantity answers, for the reader.
     """
 
     nngp: Quantity
     ntk: Quantity
     nngp_self: Quantity
     ntk_self: Quantity
-    mirrored: int
+    mirrored: tuple[int, ...]
     shape: tuple[int, ...]
     noise: bool = False
     answers: Mapping[Quantity, Sequence[Question]] = field(default_factory=dict, compare=False, repr=False)
@@ -58,6 +58,7 @@ def derive(program: Program, tangent: Program | None, tolerance: float | None = 
     copies = [i for i in program.mirrored if shape[i] > 1]
     own = [i for i, n in enumerate(shape) if n > 1 and i not in copies]
     kernel_shape = tuple(shape[i] for i in own)
+    kept = sorted([*copies, *own])  # the letters of an answer are numbered by where they stand in the output
 
     def second(which: Program, cross: bool) -> Quantity:
         letters = iter(LETTERS)
@@ -69,14 +70,15 @@ def derive(program: Program, tangent: Program | None, tolerance: float | None = 
         out = "".join([*lead.values(), *lu.values(), *lv.values()])
         return answer(_canonical(Second(which.output, which.output, cross, left, right, out)), rules, memo)
 
-    zero = Zero((*(shape[i] for i in copies), *kernel_shape, *kernel_shape))
+    zero = Zero((*(shape[i] for i in kept), *kernel_shape))
     ntk, ntk_self = (zero, zero) if tangent is None else (second(tangent, True), second(tangent, False))
     nngp, nngp_self = second(program, True), second(program, False)
     answers: dict[Quantity, list[Question]] = {}
     for question, quantity in memo.items():
         answers.setdefault(quantity, []).append(question)
     noise = any(weight.per_input for weight in program.weights)
-    return KernelGraph(nngp, ntk, nngp_self, ntk_self, len(copies), kernel_shape, noise, answers)
+    places = tuple(map(kept.index, copies))
+    return KernelGraph(nngp, ntk, nngp_self, ntk_self, places, kernel_shape, noise, answers)
 
 
 def _canonical(q: Second) -> Second:

@@ -84,6 +84,11 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
         env = run(state_steps, lambda q, args: _emit(q, args, context), kept)
         return (fingerprint(leaves), *env.entries(slots), *([] if shift is None else [shift]))
 
+    # of identical copies, the first
+    first = tuple(
+        0 if axis in graph.mirrored else slice(None) for axis in range(len(graph.mirrored) + 2 * len(graph.shape))
+    )
+
     def pair(a: State, b: State) -> tuple[jax.Array, jax.Array]:
         dtype = _dtype(a)
         shift = a[-1] if len(a) > 1 + len(slots.order) else None
@@ -97,11 +102,10 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
             if not graph.noise:
                 at_equal = (slots.read(a, own) + slots.read(b, own)) / 2
                 value = jnp.where(same, at_equal, value)
-            found.append(value[(0,) * graph.mirrored])
+            found.append(value[first])
         return found[0], found[1]
 
     def diagonal(a: State) -> tuple[jax.Array, jax.Array]:
-        first = (0,) * graph.mirrored
         return slots.read(a, graph.nngp_self)[first], slots.read(a, graph.ntk_self)[first]
 
     return Lowered(state, pair, diagonal)

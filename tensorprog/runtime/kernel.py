@@ -18,6 +18,7 @@ from tensorprog.errors import InputError
 from tensorprog.kernel import KernelGraph
 from tensorprog.kernel.fields import chunk_entries
 from tensorprog.kernel.graph import Expect, Sampled
+from tensorprog.runtime.picture import heat_maps
 from tensorprog.runtime.tiles import Tiling, tiling
 
 __all__ = ["GET", "Functions", "Gram", "KernelResult", "check_get", "float_dtype", "functions", "pair_entries"]
@@ -32,6 +33,10 @@ class KernelResult(NamedTuple):
 
     nngp: Any
     ntk: Any
+
+    def _repr_html_(self) -> str | None:
+        """For Jupyter: heat maps, where matplotlib is there to draw them."""
+        return heat_maps(self._asdict())
 
 
 def pair_entries(graph: KernelGraph) -> int:

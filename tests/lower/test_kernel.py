@@ -125,3 +125,16 @@ def test_trees_and_whole_numbers_as_inputs() -> None:
         kernel({"word": words.astype(float), "value": values})
     with pytest.raises(tp.InputError, match=r"hold \[2, 3\] examples"):
         kernel({"word": words[:2], "value": values})
+
+
+def test_outputs_at_positions_with_features() -> None:
+    """Features are identical copies wherever their axis stands: positions keep theirs, also where the sizes coincide."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 4, 2))
+    head = lambda features: lambda x: nn.dense(jnp.tanh(nn.conv(x, 3)), features=features)
+    one = tp.compile(head(1), jnp.zeros((4, 2)))(x)
+    for features in (3, 4):
+        found = tp.compile(head(features), jnp.zeros((4, 2)))
+        np.testing.assert_allclose(found(x).ntk, one.ntk, atol=1e-12)
+        np.testing.assert_allclose(found(x, x[:2]).nngp, one.nngp[:, :2], atol=1e-12)
+        np.testing.assert_allclose(found.diag(x).nngp, np.einsum("iipq->ipq", one.nngp), atol=1e-12)

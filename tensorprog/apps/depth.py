@@ -1,0 +1,239 @@
+"""Signal through depth: what a block does to variances and correlations, over and over.
+
+A network that repeats one block maps the variance q and the correlation c of two hidden vectors the same way in each layer.
+Fixed points of these maps, and their slopes there, say how far a signal and a gradient reach. Sources: Poole et al. 2016
+(section 2: the maps), Schoenholz et al. 2017 (sections 3 and 4: chi, phases, depth scales, the critical line).
+
+The maps come from the kernel of a network that is the block alone, whatever the block: its input is a wide Gaussian vector
+with the covariance that is asked for, and its input's own trained shift gives chi as one term of the NTK.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import tensorprog as tp
+from tensorprog import nn
+from tensorprog.apps.grams import check_number, precision
+from tensorprog.errors import InputError, explain
+
+__all__ = ["Block", "Phase"]
+
+ITERATIONS = 100_000
+LARGEST = 1e12  # a variance beyond it diverges
+CRITICAL = 1e-6  # |chi - 1| below which a phase is called critical
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Where depth leads.
+
+    q: the fixed variance (nan where variances diverge). c: the correlation to which nearby inputs go. chi: the factor by which
+    squared lengths of gradients, and distances of coinciding inputs, grow with each layer. name: "ordered" (chi < 1), "chaotic"
+    (chi > 1), "critical", or "divergent". scale_q, scale_c, scale_gradient: depth scales in layers, over which the variance, the
+    correlation and the gradient change by a factor e; infinite where they do not.
+    """
+
+    q: float
+    c: float
+    chi: float
+    name: str
+    scale_q: float
+    scale_c: float
+    scale_gradient: float
+
+    def __str__(self) -> str:
+        if self.name == "divergent":
+            return "divergent: the variance grows without bound"
+        return (
+            f"{self.name}: variance {self.q:.4g}, correlations go to {self.c:.4g}, chi = {self.chi:.6g}; depth scales: variance "
+            f"{self.scale_q:.3g}, correlation {self.scale_c:.3g}, gradient {self.scale_gradient:.3g} layers"
+        )
+
+
+class Block:
+    """One layer of a network, as maps of variances and correlations.
+
+    block: a JAX function of a wide vector (n,) to one of the same size, written with `tensorprog.nn`, with a linear layer before
+    or after its nonlinearity: the next block must see a Gaussian vector. Its numbers that are to be varied are `tp.hyper`s.
+
+    Raises InputError where two of it in a row do not have the kernel of the map applied twice.
+
+    Example:
+        >>> import jax.numpy as jnp, tensorprog as tp
+        >>> from tensorprog import apps, nn
+        >>> weight, bias = tp.hyper("weight_var", 2.5), tp.hyper("bias_var", 0.05)
+        >>> block = apps.Block(lambda h: nn.dense(jnp.tanh(h), weight_var=weight, bias_var=bias))
+        >>> block.phase().name, block.phase(weight_var=1.0).name
+        ('chaotic', 'ordered')
+        >>> round(block.critical("weight_var", (0.5, 4.0), bias_var=0.05), 2)
+        1.76
+    """
+
+    def __init__(self, block: Callable[[jax.Array], jax.Array]):
+        if not callable(block):
+            raise InputError(f"Block: block is a {type(block).__name__}, expected a JAX function of a wide vector")
+        self.block = block
+        self._maps = {moved: tp.compile(self._net(1, moved), jnp.zeros(2)) for moved in (False, True)}
+        self._check()
+
+    def _net(self, blocks: int, moved: bool) -> Callable[[jax.Array], jax.Array]:
+        """x in R^2 with the Gram matrix 2 C, a Gaussian vector of covariance C, blocks, a frozen readout."""
+
+        def net(x: jax.Array) -> jax.Array:
+            h = nn.dense(x, train=False, name="embedding")
+            if moved:
+                h = h + nn.constant(h.shape, 0.0, name="shift")  # its part of the NTK is chi
+            for _ in range(blocks):
+                h = self.block(h)
+            return nn.dense(h, features=1, train=False, name="readout")[0]
+
+        return net
+
+    @property
+    def hypers(self) -> dict[str, float]:
+        """The numbers that may be given to every method, and their defaults."""
+        return self._maps[False].hypers
+
+    def _kernel(self, moved: bool, q1: float, q2: float, c: float, hypers: dict[str, float]) -> tuple[float, float]:
+        with precision():
+            first = np.array([[math.sqrt(2 * q1), 0.0]])
+            second = math.sqrt(2 * q2) * np.array([[c, math.sqrt(max(0.0, 1 - c * c))]])
+            same = q1 == q2 and c == 1
+            given: dict[str, Any] = dict(hypers)
+            found = self._maps[moved](first, first if same else second, **given)
+            return float(found.nngp[0, 0]), float(found.ntk[0, 0])
+
+    def _check(self) -> None:
+        with precision():
+            x = np.array([[1.0, 0.2], [-0.4, 1.1]])
+            twice = np.asarray(tp.compile(self._net(2, False), jnp.zeros(2))(x).nngp)
+        once = np.array([[self._covariance(x[i], x[j]) for j in range(2)] for i in range(2)])
+        q = np.diagonal(once)
+        again = self._kernel(False, q[0], q[1], float(once[0, 1] / math.sqrt(q[0] * q[1])), {})[0] if q.all() else 0.0
+        if abs(again - twice[0, 1]) > 1e-6 * np.abs(twice).max():
+            raise InputError(
+                explain(
+                    "Block: two blocks in a row do not have the kernel of the block's map applied twice",
+                    reason="the map is that of Gaussian vectors, and this block does not give one, so the second layer sees another law",
+                    mend="let a linear layer stand between one nonlinearity and the next, as in lambda h: nn.dense(jnp.tanh(h))",
+                )
+            )
+
+    def _covariance(self, a: np.ndarray, b: np.ndarray) -> float:
+        qa, qb = (float(v @ v) / 2 for v in (a, b))
+        return self._kernel(False, qa, qb, 1.0 if (a == b).all() else float(a @ b) / 2 / math.sqrt(qa * qb), {})[0]
+
+    # ---- the maps
+
+    def variance(self, q: float, **hypers: float) -> float:
+        """The variance after the block of a vector of variance q."""
+        return self._kernel(False, check_number(q, "q"), q, 1.0, hypers)[0]
+
+    def correlation(self, c: float, q: float, **hypers: float) -> float:
+        """The correlation after the block of two vectors of variance q and correlation c."""
+        q = check_number(q, "q", positive=True)
+        if not -1 <= c <= 1:
+            raise InputError(f"c is {c!r}, expected a correlation between -1 and 1")
+        return self._kernel(False, q, q, c, hypers)[0] / self.variance(q, **hypers)
+
+    def chi(self, q: float, c: float = 1.0, **hypers: float) -> float:
+        """The derivative of the covariance after the block in the one before it, at variance q and correlation c.
+
+        At c = 1 it is the factor of squared gradients, E[phi'(u)^2] times the weight variance for a plain layer
+        (Schoenholz et al. 2017, equation 5).
+        """
+        q = check_number(q, "q")
+        return self._kernel(True, q, q, c, hypers)[1] - self._kernel(False, q, q, c, hypers)[1]
+
+    def trajectory(self, c: float, q: float, depth: int, **hypers: float) -> np.ndarray:
+        """(depth + 1, 2): variance and correlation layer by layer, of two inputs of variance q and correlation c."""
+        rows = [(check_number(q, "q", positive=True), float(c))]
+        for _ in range(depth):
+            q, c = rows[-1]
+            covariance, after = self._kernel(False, q, q, c, hypers)[0], self.variance(q, **hypers)
+            rows.append((after, min(1.0, covariance / after) if after else 1.0))
+        return np.array(rows)
+
+    # ---- where they lead
+
+    def fixed_variance(self, start: float = 1.0, **hypers: float) -> float:
+        """The variance to which repeating the block leads from `start`; inf if it grows without bound."""
+        return self._fixed(lambda q: self.variance(q, **hypers), check_number(start, "start", positive=True))
+
+    def _fixed(self, step: Callable[[float], float], x: float) -> float:
+        """The limit of iteration, by Steffensen's method where it converges: iteration alone is slow near criticality."""
+        for _ in range(300):
+            one = step(x)
+            if one > LARGEST:
+                return math.inf
+            two = step(one)
+            bend = two - 2 * one + x
+            if abs(one - x) <= 1e-13 * max(1.0, abs(one)) or bend == 0:
+                return one
+            jump = x - (one - x) ** 2 / bend
+            inside = math.isfinite(jump) and jump > 0 and abs(two - one) < abs(one - x)
+            x = jump if inside and abs(jump - two) < 1e3 * abs(two - x) else two
+        return x
+
+    def phase(self, start: float = 1.0, **hypers: float) -> Phase:
+        """Fixed points, chi, and depth scales, from inputs of variance `start`."""
+        q = self.fixed_variance(start, **hypers)
+        if not math.isfinite(q):
+            return Phase(math.nan, math.nan, math.nan, "divergent", math.inf, math.inf, math.inf)
+        if q < 1e-10:  # everything decays to zero
+            q = 1e-10
+        chi = self.chi(q, **hypers)
+        name = "critical" if abs(chi - 1) < CRITICAL else "ordered" if chi < 1 else "chaotic"
+        c = 1.0
+        if name == "chaotic":
+            c = self._fixed(lambda v: self.correlation(min(1.0, max(0.0, v)), q, **hypers), 0.5)
+        step = 1e-4 * q
+        slope = (self.variance(q + step, **hypers) - self.variance(q - step, **hypers)) / (2 * step)
+        slope_c = chi if c == 1.0 else self.chi(q, c, **hypers)
+        return Phase(q, c, chi, name, _scale(slope), _scale(slope_c), _scale(chi))
+
+    def critical(self, name: str, between: tuple[float, float], *, start: float = 1.0, **hypers: float) -> float:
+        """The value of the hyperparameter `name` at which chi = 1 at the fixed variance: a point of the critical line.
+
+        between: two values, one ordered and one chaotic. Raises InputError where both are of one phase.
+        """
+        if name not in self.hypers:
+            raise InputError(
+                f"critical: {name!r} is no hyperparameter; the block has: {', '.join(sorted(self.hypers))}"
+            )
+        excess = lambda value: self._excess(start, {**hypers, name: value})
+        low, high = (float(v) for v in between)
+        at_low, at_high = excess(low), excess(high)
+        if at_low * at_high > 0:
+            raise InputError(
+                f"critical: chi - 1 is {at_low:.3g} at {name} = {low} and {at_high:.3g} at {high}, expected one of each sign"
+            )
+        for _ in range(60):
+            middle = (low + high) / 2
+            value = excess(middle)
+            if value * at_low > 0:
+                low = middle
+            else:
+                high = middle
+            if high - low < 1e-10 * max(1.0, abs(high)):
+                break
+        return (low + high) / 2
+
+    def _excess(self, start: float, hypers: dict[str, float]) -> float:
+        q = self.fixed_variance(start, **hypers)
+        return self.chi(max(q, 1e-10), **hypers) - 1 if math.isfinite(q) else math.inf
+
+
+def _scale(slope: float) -> float:
+    """1 / |log slope|: after so many layers a perturbation has changed by e."""
+    if slope <= 0:
+        return 0.0
+    return 1 / abs(math.log(slope)) if abs(math.log(slope)) > CRITICAL else math.inf

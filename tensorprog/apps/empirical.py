@@ -1,0 +1,187 @@
+"""The kernels of one network of finite width, at its parameters of the moment.
+
+The empirical NTK of f at parameters p is the sum over parameters w of s_w^2 (df(x)/dw) (df(x')/dw), with s_w the speed at
+which w is trained (its `tangent_std`). Two ways lead to it, compared by Novak, Sohl-Dickstein and Schoenholz 2022 (Fast
+finite width neural tangent kernel, section 3): contracting Jacobians, and NTK-vector products, which never hold a Jacobian.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tensorprog.apps.grams import count
+from tensorprog.errors import InputError
+from tensorprog.runtime import KernelResult
+
+__all__ = ["METHODS", "OUTPUTS", "Empirical"]
+
+METHODS = ("auto", "jacobian", "products")
+OUTPUTS = ("trace", "diagonal", "full")
+JACOBIAN_BYTES = 2**29  # what `auto` lets the Jacobians of two batches fill
+
+
+class Empirical:
+    """The empirical NNGP kernel and NTK of a network, called like a compiled kernel.
+
+    f: f(params, x), for one example, any JAX, Flax or Equinox function. params: a pytree of arrays. speeds: a pytree like
+    params of numbers, or one number: the `tangent_std` of each (default 1, 0 leaves a parameter out). output: for outputs of
+    shape O, "trace" averages over them, (N1, N2); "diagonal" is (N1, N2, *O); "full" is (N1, N2, *O, *O), which
+    is what `Training` takes for targets (N, *O). method: "jacobian", "products" (NTK-vector products), or "auto": the one of fewer
+    operations by the compiler's count, if its memory allows. batch: how many inputs at a time, of both sides.
+
+    Values have the dtype of the outputs; nothing here changes JAX's precision. Raises InputError for unknown names.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, tensorprog as tp
+        >>> from tensorprog import apps, nn
+        >>> net = lambda x: nn.dense(jnp.tanh(nn.dense(x)), features=1)
+        >>> params = tp.init(net, jnp.zeros(3), 256, jax.random.key(0))
+        >>> kernel = apps.Empirical(lambda p, x: tp.apply(net, p, x), params)
+        >>> kernel(jnp.eye(3), jnp.ones((2, 3))).ntk.shape
+        (3, 2)
+    """
+
+    def __init__(
+        self, f: Callable[[Any, Any], Any], params: Any, *, speeds: Any = 1.0, output: str = "trace", method: str = "auto",
+        batch: int | None = None,
+    ):  # fmt: skip
+        if output not in OUTPUTS:
+            raise InputError(f"Empirical: output is {output!r}, expected one of {', '.join(OUTPUTS)}")
+        if method not in METHODS:
+            raise InputError(f"Empirical: method is {method!r}, expected one of {', '.join(METHODS)}")
+        if batch is not None and (not isinstance(batch, int) or batch < 1):
+            raise InputError(f"Empirical: batch is {batch!r}, expected a positive whole number, or None")
+        if not callable(f):
+            raise InputError(f"Empirical: f is a {type(f).__name__}, expected a function f(params, x)")
+        self.f, self.params, self.output, self.method, self.batch = f, params, output, method, batch
+        self._speeds = self._read(speeds)
+        self._block = jax.jit(self._both, static_argnames=("get", "method"))
+
+    def _read(self, speeds: Any) -> Any:
+        if np.ndim(speeds) == 0 and not isinstance(speeds, dict):
+            return jax.tree.map(lambda _: float(speeds), self.params)
+        if str(jax.tree.structure(speeds)) != str(jax.tree.structure(self.params)):
+            raise InputError(
+                f"Empirical: speeds has the structure {jax.tree.structure(speeds)}, expected one number, or that of params, "
+                f"{jax.tree.structure(self.params)}"
+            )
+        return jax.tree.map(float, speeds)
+
+    def __call__(self, x1: Any, x2: Any = None, *, get: Any = None) -> Any:
+        """The kernel matrices of the inputs x1 (N1, *example) and x2, as of a compiled kernel."""
+        names = ("nngp", "ntk") if get is None else (get,) if isinstance(get, str) else tuple(get)
+        if not set(names) <= {"nngp", "ntk"}:
+            raise InputError(f"Empirical: get is {get!r}, expected 'nngp', 'ntk', or a tuple of them")
+        first = jax.tree.map(jnp.asarray, x1)
+        second = first if x2 is None else jax.tree.map(jnp.asarray, x2)
+        method = self.chosen(first, second) if self.method == "auto" else self.method
+        found = self._tiles(first, second, names, method)
+        if get is None:
+            return KernelResult(*found)
+        return found[0] if isinstance(get, str) else tuple(found)
+
+    def chosen(self, x1: Any, x2: Any) -> str:
+        """The method that "auto" takes for these inputs: fewer counted operations within the memory."""
+        one = _one(x1)
+        out = jax.eval_shape(self.f, self.params, one)
+        forward = _operations(self.f, self.params, one)
+        size, outputs = sum(np.size(p) for p in jax.tree.leaves(self.params)), math.prod(out.shape)
+        n1, n2 = (count(x, "x") for x in (x1, x2))
+        rows = min(n1, self.batch or n1) + min(n2, self.batch or n2)
+        # Jacobians: a reverse pass per input and output (three forward ones), then all products over the parameters.
+        jacobian = 3 * (n1 + n2) * outputs * forward + 2 * n1 * n2 * size * outputs * (
+            outputs if self.output == "full" else 1
+        )
+        products = n1 * n2 * outputs * 6 * forward  # a reverse and a forward derivative for each pair and output
+        fits = rows * outputs * size * out.dtype.itemsize <= JACOBIAN_BYTES
+        return "jacobian" if fits and jacobian <= products else "products"
+
+    # ---- tiles
+
+    def _tiles(self, x1: Any, x2: Any, names: tuple[str, ...], method: str) -> list[jax.Array]:
+        n1, n2 = count(x1, "x1"), count(x2, "x2")
+        step = self.batch or max(n1, n2, 1)
+        parts = [
+            [self._block(_rows(x1, i, step), _rows(x2, j, step), get=names, method=method) for j in range(0, n2, step)]
+            for i in range(0, n1, step)
+        ]
+        if not parts or not parts[0]:
+            shapes = jax.eval_shape(partial(self._both, get=names, method=method), x1, x2)
+            return [jnp.zeros(s.shape, s.dtype) for s in shapes]
+        joined = [[jnp.concatenate([part[k] for part in row], 1) for row in parts] for k in range(len(names))]
+        return [jnp.concatenate(rows, 0) for rows in joined]
+
+    def _both(self, x1: Any, x2: Any, *, get: Sequence[str], method: str) -> list[jax.Array]:
+        made = {"nngp": self._nngp, "ntk": self._jacobian if method == "jacobian" else self._products}
+        return [made[name](x1, x2) for name in get]
+
+    # ---- kernels of one tile
+
+    def _flat(self, params: Any, x: Any) -> jax.Array:
+        return jnp.ravel(self.f(params, x))
+
+    def _outputs(self, x: Any) -> tuple[int, ...]:
+        return jax.eval_shape(self.f, self.params, _one(x)).shape
+
+    def _shaped(self, kernel: jax.Array, x: Any) -> jax.Array:
+        """(N1, N2, O) as "trace" or "diagonal", (N1, N2, O, O) as "full"."""
+        axes = self._outputs(x)
+        if self.output == "trace":
+            return jnp.mean(kernel, axis=2)
+        return kernel.reshape(*kernel.shape[:2], *axes, *(axes if self.output == "full" else ()))
+
+    def _nngp(self, x1: Any, x2: Any) -> jax.Array:
+        a, b = (jax.vmap(lambda x: self._flat(self.params, x))(x) for x in (x1, x2))
+        return self._shaped(jnp.einsum("io,jp->ijop" if self.output == "full" else "io,jo->ijo", a, b), x1)
+
+    def _jacobian(self, x1: Any, x2: Any) -> jax.Array:
+        rows = [jax.vmap(lambda x: jax.jacrev(self._flat)(self.params, x))(x) for x in (x1, x2)]
+        total: Any = 0.0
+        for a, b, speed in zip(*map(jax.tree.leaves, (*rows, self._speeds)), strict=True):
+            if speed:
+                flat = [j.reshape(*j.shape[:2], -1) for j in (a, b)]
+                total = total + speed**2 * jnp.einsum(
+                    "iok,jpk->ijop" if self.output == "full" else "iok,jok->ijo", *flat
+                )
+        return self._shaped(total if np.ndim(total) else jnp.zeros_like(self._pairs(x1, x2)), x1)
+
+    def _pairs(self, x1: Any, x2: Any) -> jax.Array:
+        o = math.prod(self._outputs(x1))
+        return jnp.zeros((count(x1, "x1"), count(x2, "x2"), o, *([o] if self.output == "full" else [])))
+
+    def _products(self, x1: Any, x2: Any) -> jax.Array:
+        """Theta e_o, one output at a time: a reverse derivative at x', carried forward at x."""
+        size = math.prod(self._outputs(x1))
+
+        def column(x: Any, other: Any, basis: jax.Array) -> jax.Array:
+            _, pull = jax.vjp(lambda p: self._flat(p, other), self.params)
+            moved = jax.tree.map(lambda g, s: s**2 * g, pull(basis)[0], self._speeds)
+            return jax.jvp(lambda p: self._flat(p, x), (self.params,), (moved,))[1]
+
+        dtype = jax.eval_shape(self._flat, self.params, _one(x1)).dtype
+        every = jax.vmap(column, (None, None, 0))  # (O of x', O of x)
+        pairs = jax.vmap(jax.vmap(every, (None, 0, None)), (0, None, None))(x1, x2, jnp.eye(size, dtype=dtype))
+        full = jnp.swapaxes(pairs, 2, 3)
+        return self._shaped(full if self.output == "full" else jnp.einsum("ijoo->ijo", full), x1)
+
+
+def _one(x: Any) -> Any:
+    """One example of a batch, of zeros: only its shape is looked at."""
+    return jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), x)
+
+
+def _rows(x: Any, start: int, step: int) -> Any:
+    return jax.tree.map(lambda a: a[start : start + step], x)
+
+
+def _operations(f: Callable[..., Any], *args: Any) -> float:
+    """Floating-point operations of one call, by the compiler's count; by the size of the parameters where it has none."""
+    analysis = jax.jit(f).lower(*args).cost_analysis() or {}
+    return float(analysis.get("flops", 0.0)) or 2.0 * sum(np.size(p) for p in jax.tree.leaves(args[0]))

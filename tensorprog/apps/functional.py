@@ -1,0 +1,155 @@
+"""Kernel gradient descent in function space, for any differentiable cost of the network's values.
+
+Under gradient flow on a cost C of the values f(x_1), .., f(x_N), an infinitely wide network moves by its kernel gradient:
+
+    d f(x) / dt = - sum_j NTK(x, x_j) dC / df(x_j),        dC / dt = - sum_ij dC/df(x_i) NTK(x_i, x_j) dC/df(x_j) <= 0
+
+Source: Jacot, Gabriel and Hongler 2018, section 3. So f(x) = f_0(x) + sum_j NTK(x, x_j) a_j with da/dt = - gradient of C:
+one equation for a, solved by diffrax, gives the path at all inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tensorprog.apps.grams import Grams, Targets, check_number, count, precision
+from tensorprog.errors import InputError, explain
+
+__all__ = ["FunctionalDescent", "Path", "cross_entropy", "square_loss"]
+
+MAX_STEPS = 200_000
+
+
+class Path(NamedTuple):
+    """The training inputs along the descent, at T times.
+
+    times (T,). values (T, N, *S) or (T, N, *S, F). cost (T,). slope (T,): dC/dt, never positive. weights
+    (T, N |S|, F): the a_j.
+    """
+
+    times: np.ndarray
+    values: np.ndarray
+    cost: np.ndarray
+    slope: np.ndarray
+    weights: np.ndarray
+
+
+def square_loss(y: Any) -> Callable[[jax.Array], jax.Array]:
+    """The cost 1/(2N) sum_i |f(x_i) - y_i|^2."""
+    return lambda f: 0.5 * jnp.sum(jnp.square(f - jnp.asarray(y, f.dtype))) / f.shape[0]
+
+
+def cross_entropy(labels: Any) -> Callable[[jax.Array], jax.Array]:
+    """The cost (1/N) sum_i of -log softmax(f(x_i))[label_i], for f of shape (N, classes) and integer labels (N,).
+
+    Raises InputError for labels that are not whole numbers >= 0.
+    """
+    known = np.asarray(labels)
+    if known.ndim != 1 or known.dtype.kind not in "iu" or (known < 0).any():
+        raise InputError(f"labels has shape {known.shape} and dtype {known.dtype}, expected (N,) whole numbers >= 0")
+
+    def cost(f: jax.Array) -> jax.Array:
+        if f.ndim != 2 or f.shape[0] != len(known) or f.shape[1] <= known.max(initial=0):
+            raise InputError(
+                f"labels are for ({len(known)}, {known.max(initial=0) + 1}) values or more classes, but f has {f.shape}"
+            )
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(f), jnp.asarray(known)[:, None], 1))
+
+    return cost
+
+
+class FunctionalDescent:
+    """Gradient flow of an infinitely wide network on a cost of its values at the inputs x.
+
+    kernel: from `tp.compile` or `tp.load`. x: (N, *example), or a pytree. cost: a JAX function of the values f, an array
+    (N, *S) or (N, *S, F), to a number. f0: the values before training, shaped like f. get: "ntk"; "nngp" trains the last
+    layer alone. hypers: the kernel's hyperparameters. Needs the extra `ode` (diffrax).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpy as np, tensorprog as tp
+        >>> from tensorprog import apps, nn
+        >>> kernel = tp.compile(lambda x: nn.dense(jax.nn.relu(nn.dense(x)), features=1), jnp.zeros(2))
+        >>> cost = apps.cross_entropy(np.array([0, 1]))
+        >>> descent = apps.FunctionalDescent(kernel, np.eye(2), cost, f0=np.zeros((2, 2)))
+        >>> path = descent.run([0.0, 10.0])
+        >>> bool(path.cost[1] < path.cost[0])
+        True
+    """
+
+    def __init__(
+        self, kernel: Callable[..., Any], x: Any, cost: Callable[[jax.Array], jax.Array], *, f0: Any, get: str = "ntk",
+        **hypers: float,
+    ):  # fmt: skip
+        if not callable(cost):
+            raise InputError(
+                f"cost is a {type(cost).__name__}, expected a JAX function of the network's values to a number"
+            )
+        self._grams, self._get, self._x = Grams(kernel, hypers), get, x
+        self._gram = self._grams(get, x)
+        self._start = Targets(f0, count(x, "x"), self._grams.axes or (), name="f0")
+        self._shape = self._start.shaped(self._start.flat).shape
+        self._cost = cost
+        with precision():
+            shape = jax.eval_shape(cost, jnp.zeros(self._shape)).shape
+        if shape != ():
+            raise InputError(f"cost gives an array of shape {shape}, expected one number")
+
+    def run(self, times: Any, *, tolerance: float = 1e-8, solver: Any = None) -> Path:
+        """The path at these times (T,), each finite and >= 0.
+
+        tolerance: relative and absolute, of the solver's steps. solver: a diffrax solver; None means Tsit5. Where
+        eigenvalues differ by many orders and the cost is curved, an implicit one, as diffrax.Kvaerno5(), takes fewer steps.
+        """
+        asked = np.atleast_1d(np.asarray(times, np.float64))
+        if asked.ndim != 1 or not asked.size or not np.isfinite(asked).all() or (asked < 0).any():
+            raise InputError(f"times is {times!r}, expected finite numbers >= 0, in a list")
+        check_number(tolerance, "tolerance", positive=True)
+        order = np.argsort(asked, kind="stable")
+        with precision():
+            weights = np.empty((len(asked), *self._start.flat.shape))
+            weights[order] = self._solve(asked[order], tolerance, solver)
+            values = self._start.flat + self._gram @ weights
+            shaped = values.reshape(-1, *self._shape)
+            cost, slopes = jax.vmap(jax.value_and_grad(self._cost))(jnp.asarray(shaped))
+        gradient = np.asarray(slopes).reshape(values.shape)
+        slope = -np.einsum("tif,ij,tjf->t", gradient, self._gram, gradient, optimize=True)
+        return Path(asked, shaped, np.asarray(cost), slope, weights)
+
+    def predict(self, path: Path, x: Any, *, f0_test: Any) -> np.ndarray:
+        """The values at test inputs x (M, *example) along the path: (T, M, *S) or (T, M, *S, F)."""
+        start = self._start.like(f0_test, count(x, "x"), "f0_test")
+        return self._start.shaped(start + self._grams(self._get, x, self._x) @ path.weights)
+
+    def _solve(self, times: np.ndarray, tolerance: float, solver: Any) -> np.ndarray:
+        try:
+            import diffrax
+        except ImportError:
+            raise InputError("FunctionalDescent.run needs diffrax: pip install 'tensorprog[ode]'") from None
+        gram, start = jnp.asarray(self._gram), jnp.asarray(self._start.flat)
+        if times[-1] == 0:
+            return np.zeros((len(times), *start.shape))
+
+        def field(t: Any, weights: jax.Array, args: Any) -> jax.Array:
+            values = (start + gram @ weights).reshape(self._shape)
+            return -jax.grad(self._cost)(values).reshape(weights.shape)
+
+        found = diffrax.diffeqsolve(
+            diffrax.ODETerm(field), solver or diffrax.Tsit5(), 0.0, float(times[-1]), None, jnp.zeros_like(start),
+            saveat=diffrax.SaveAt(ts=jnp.asarray(times)),
+            stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance * 1e-2),
+            max_steps=MAX_STEPS, throw=False,
+        )  # fmt: skip
+        if found.result != diffrax.RESULTS.successful or not np.isfinite(np.asarray(found.ys)).all():
+            raise InputError(
+                explain(
+                    f"FunctionalDescent: the equation could not be solved up to t = {times[-1]:g}",
+                    reason=f"the solver gave up within {MAX_STEPS} steps, or met values that are not finite",
+                    mend="ask for a shorter time, or give an implicit solver, solver=diffrax.Kvaerno5()",
+                )
+            )
+        return np.asarray(found.ys)

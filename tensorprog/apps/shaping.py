@@ -1,0 +1,124 @@
+"""Deep kernel shaping: affine constants that give an activation the maps of variance and correlation one wants.
+
+Source: Martens et al. 2021 (Rapid training of deep neural networks without skip connections or normalization layers using deep
+kernel shaping), sections 5 to 7. With u standard Gaussian and f(u) = gamma (phi(alpha u + beta) + delta), followed by a linear
+layer of variance 1: Q(1) = E f^2, Q'(1) = E f f' u, C(0) = (E f)^2 / Q(1), C'(1) = E f'^2 / Q(1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tensorprog.apps.grams import check_number, precision
+from tensorprog.errors import InputError, explain
+
+__all__ = ["Shaped", "shape_activation"]
+
+REACH, PANELS, NODES = 9.0, 300, 8
+STARTS = [(a, b) for a in (1.0, 0.5, 0.2, 2.0) for b in (0.0, 0.5, -0.5, 1.0, -1.0, 2.0)]
+
+
+class Shaped(NamedTuple):
+    """The constants of gamma (phi(alpha u + beta) + delta)."""
+
+    alpha: float
+    beta: float
+    gamma: float
+    delta: float
+
+    def activation(self, phi: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """The shaped activation, a JAX function."""
+        return lambda u: self.gamma * (phi(self.alpha * u + self.beta) + self.delta)
+
+
+def shape_activation(phi: Callable[[Any], Any], *, slope: float, q_slope: float = 1.0, origin: float = 0.0) -> Shaped:
+    """Constants for which Q(1) = 1, Q'(1) = q_slope, C(0) = origin and C'(1) = slope, in each layer.
+
+    phi: a JAX function of a real number, not linear. slope: C'(1), above 1 where origin is 0 (C is convex); for a network of depth d
+    whose own slope is to be z, it is z^(1/d). q_slope, origin: see above. Integrals are numerical: to 1e-10 for a smooth phi, to
+    1e-5 for one with kinks.
+
+    Raises InputError where no constants are found.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from tensorprog import apps
+        >>> made = apps.shape_activation(jnp.tanh, slope=1.1)
+        >>> f = made.activation(jnp.tanh)
+        >>> bool(abs(f(0.0)) < 1.0)
+        True
+    """
+    slope, q_slope = check_number(slope, "slope", positive=True), check_number(q_slope, "q_slope")
+    origin = check_number(origin, "origin")
+    if origin >= 1 or slope <= 1 - origin:
+        raise InputError(
+            f"shape_activation: slope is {slope} and origin {origin}, expected origin < 1 and slope > 1 - origin: a correlation map is "
+            "convex with C(1) = 1"
+        )
+    with precision():
+        nodes, weights = (jnp.asarray(a) for a in _rule())
+        one = jax.vmap(phi)
+        derivative = jax.vmap(jax.grad(lambda v: jnp.asarray(phi(v), float)))
+
+        def constants(at: jax.Array) -> tuple[Any, Any, jax.Array]:
+            values = one(at[0] * nodes + at[1])
+            mean = weights @ values
+            gamma = jnp.sqrt((1 - origin) / (weights @ jnp.square(values - mean)))
+            return gamma, math.sqrt(origin) / gamma - mean, values
+
+        def misses(at: jax.Array) -> jax.Array:
+            gamma, delta, values = constants(at)
+            f, moved = gamma * (values + delta), gamma * at[0] * derivative(at[0] * nodes + at[1])
+            return jnp.stack([weights @ (f * moved * nodes) - q_slope, weights @ jnp.square(moved) - slope])
+
+        found = _solve(jax.jit(misses), jax.jit(jax.jacfwd(misses)))
+        if found is None:
+            raise InputError(
+                explain(
+                    f"shape_activation: no constants were found for slope {slope}, q_slope {q_slope} and origin {origin}",
+                    reason="this activation's maps do not reach these values, or the search from several starts missed them",
+                    mend="ask for a slope nearer to 1, or for other values",
+                )
+            )
+        gamma, delta, _ = constants(jnp.asarray(found))
+        return Shaped(float(found[0]), float(found[1]), float(gamma), float(delta))
+
+
+def _rule() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of a Gaussian expectation: Gauss-Legendre in panels."""
+    x, w = np.polynomial.legendre.leggauss(NODES)
+    edges = np.linspace(-REACH, REACH, PANELS + 1)
+    half = (edges[1] - edges[0]) / 2
+    nodes = ((edges[:-1] + half)[:, None] + half * x).ravel()
+    density = np.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi)
+    weights = np.tile(half * w, PANELS) * density
+    return nodes, weights / weights.sum()
+
+
+def _solve(misses: Callable[..., Any], slopes: Callable[..., Any]) -> np.ndarray | None:
+    """Newton's method with halved steps, from several starts."""
+    for start in STARTS:
+        at = np.array(start)
+        for _ in range(80):
+            value = np.asarray(misses(at))
+            size = float(np.abs(value).max())
+            if size < 1e-12:
+                break
+            step = np.linalg.lstsq(np.asarray(slopes(at)), -value, rcond=None)[0] if np.isfinite(size) else None
+            if step is None or not np.isfinite(step).all():
+                break
+            share = 1.0
+            while share > 1e-6 and not float(np.abs(np.asarray(misses(at + share * step))).max()) < size:
+                share /= 2
+            if share <= 1e-6:
+                break
+            at = at + share * step
+        if float(np.abs(np.asarray(misses(at))).max()) < 1e-9 and at[0] > 0:
+            return at
+    return None

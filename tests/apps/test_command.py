@@ -1,0 +1,109 @@
+"""The command line against the library, its exit codes, and its errors without a traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tensorprog.apps import GaussianProcess
+from tensorprog.apps.command import main
+from tests.apps.common import data, kernel
+
+SOURCE = """import jax, tensorprog as tp
+from tensorprog import nn
+
+def net(x):
+    h = jax.nn.relu(nn.dense(x, weight_var=tp.hyper("w", 1.5), bias_var=tp.hyper("b", 0.3)))
+    return nn.dense(h, features=1)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    x, y, test = data()
+    (tmp_path / "net.py").write_text(SOURCE)
+    (tmp_path / "broken.py").write_text("1 / 0")
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
+    for name, array in (("x", x), ("y", y), ("test", test)):
+        np.savetxt(tmp_path / f"{name}.csv", array, delimiter=",", fmt="%.17g")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_gram_and_predict(folder: Path) -> None:
+    x, y, test = data()
+    assert main(["gram", "net.py:net", "x.npy", "--get", "ntk", "--set", "w=1.2", "--out", "gram.npy"]) == 0
+    np.testing.assert_allclose(np.load("gram.npy"), kernel()(x, w=1.2).ntk, atol=1e-12)
+    given = ["predict", "net.py:net", "x.csv", "y.csv", "test.csv", "--noise", "0.1"]
+    assert main([*given, "--out", "mean.csv", "--std", "std.npy"]) == 0
+    expected = GaussianProcess(kernel(), x, y, noise=0.1).predict(test)
+    np.testing.assert_allclose(np.loadtxt("mean.csv"), expected.mean, atol=1e-12)
+    np.testing.assert_allclose(np.load("std.npy"), np.sqrt(np.diagonal(expected.covariance)), atol=1e-12)
+    assert not list(folder.glob(".tensorprog-*"))
+
+
+def test_derive_export_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["derive", "net.py:net", "--shape", "3"]) == 0
+    assert capsys.readouterr().out.strip() == kernel().derivation().strip()
+    assert main(["export", "net.py:net", "--shape", "3", "--platforms", "cpu", "--out", "net.tpk"]) == 0
+    assert main(["gram", "net.tpk", "x.csv", "test.csv", "--out", "gram.csv"]) == 0
+    x, _, test = data()
+    np.testing.assert_allclose(np.loadtxt("gram.csv", delimiter=","), kernel()(x, test).nngp, atol=1e-12)
+    assert main(["info", "net.tpk"]) == 0
+    said = capsys.readouterr().out
+    assert "hyperparameters: w=1.5, b=0.3" in said and "runs here: serialised" in said and "MatMul" in said
+
+
+@pytest.mark.slow
+def test_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save("few.npy", data()[0][:2])
+    assert (
+        main(["check", "net.py:net", "few.npy", "--widths", "32", "128", "--samples", "800", "--plot", "check.png"])
+        == 0
+    )
+    assert capsys.readouterr().out.startswith("Kernel and network agree") and Path("check.png").exists()
+    assert main(["check", "net.py:net", "few.npy", "--widths", "8", "16", "--samples", "8"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("derive net.py:net", "--shape is missing"),
+        ("derive net.py:net --shape 3,x", "--shape is '3,x', expected whole numbers"),
+        ("derive net.py:other --shape 3", "net.py has no 'other'; functions in it: net"),
+        ("derive net --shape 3", "expected FILE.py:NAME"),
+        ("derive no.py:net --shape 3", "there is no file 'no.py'"),
+        ("derive broken.py:net --shape 3", "broken.py cannot be run: ZeroDivisionError"),
+        ("gram net.py:net x.npy --out gram.txt", "expected a .npy or .csv file"),
+        ("gram net.py:net x.npy --out no/gram.npy", "there is no folder"),
+        ("gram net.py:net x.txt --out gram.npy", "neither a .npy nor a .csv"),
+        ("gram net.py:net pickled.npy --out gram.npy", "cannot be read"),
+        ("gram net.py:net x.npy --set w --out gram.npy", "--set has 'w', expected NAME=VALUE"),
+        ("gram net.py:net x.npy --set v=1 --out gram.npy", "unknown argument 'v'"),
+        ("predict net.py:net x.npy test.csv test.csv --noise 1 --out m.npy", "y has shape (5, 3), expected (12,)"),
+        ("info x.npy", "load:"),
+    ],
+)
+def test_errors_have_no_traceback(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str
+) -> None:
+    before = sorted(folder.iterdir())
+    assert main(arguments.split()) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.startswith("tensorprog ") and "Traceback" not in said
+    assert sorted(folder.iterdir()) == before
+
+
+def test_help_teaches() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "tensorprog.apps", "--help"], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0 and "tensorprog check net.py:net x.npy" in run.stdout
+    with pytest.raises(SystemExit) as caught:
+        main(["gram"])
+    assert caught.value.code == 2

@@ -1,0 +1,162 @@
+"""Maps through depth against integrals by scipy, deep kernels and sampled networks; spectra; shaped activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import dblquad, quad
+
+import tensorprog as tp
+from tensorprog import apps, nn
+from tests.apps.common import data, kernel, relu_gram
+
+
+@cache
+def tanh() -> apps.Block:
+    weight, bias = tp.hyper("w", 2.5), tp.hyper("b", 0.05)
+    return apps.Block(lambda h: nn.dense(jnp.tanh(h), weight_var=weight, bias_var=bias))
+
+
+def mean(f: Callable[[float], float]) -> float:
+    return quad(lambda z: f(z) * np.exp(-z * z / 2) / np.sqrt(2 * np.pi), -12, 12, epsabs=1e-13)[0]
+
+
+def test_maps_are_the_integrals() -> None:
+    """Poole et al. 2016, equations 3 to 5; Schoenholz et al. 2017, equation 5."""
+    q, c = 0.8, 0.3
+    assert abs(tanh().variance(q) - (2.5 * mean(lambda z: np.tanh(np.sqrt(q) * z) ** 2) + 0.05)) < 1e-10
+    assert abs(tanh().chi(q) - 2.5 * mean(lambda z: np.cosh(np.sqrt(q) * z) ** -4)) < 1e-10
+
+    def integrand(b: float, a: float) -> float:
+        u, v = np.sqrt(q) * a, np.sqrt(q) * (c * a + np.sqrt(1 - c * c) * b)
+        return np.tanh(u) * np.tanh(v) * np.exp(-(a * a + b * b) / 2) / (2 * np.pi)
+
+    covariance = 2.5 * dblquad(integrand, -8, 8, -8, 8, epsabs=1e-9)[0] + 0.05
+    assert abs(tanh().correlation(c, q) - covariance / tanh().variance(q)) < 1e-8  # the integral's
+    step = 1e-5
+    slope = (tanh().correlation(c + step, q) - tanh().correlation(c - step, q)) / (2 * step) * tanh().variance(q) / q
+    assert abs(tanh().chi(q, c) - slope) < 1e-7  # differences
+
+
+def test_phases_and_depth_scales() -> None:
+    """Distances of inputs shrink and grow through thirty layers as the depth scales say."""
+    for w, name in ((1.0, "ordered"), (2.5, "chaotic")):
+        phase = tanh().phase(w=w)
+        assert phase.name == name and str(phase).startswith(name)
+        path = tanh().trajectory(0.3, 0.5, 30, w=w)
+        gaps = np.abs(path[:, 1] - phase.c)
+        assert abs(path[-1, 0] - phase.q) < 1e-6
+        np.testing.assert_allclose(1 / np.log(gaps[14] / gaps[15]), phase.scale_c, rtol=0.03)  # nearly linear by then
+    assert (
+        abs(tanh().variance(phase.q) - phase.q) < 1e-10 and abs(tanh().correlation(phase.c, phase.q) - phase.c) < 1e-9
+    )
+
+
+def test_critical_line() -> None:
+    w = tanh().critical("w", (0.5, 4.0))
+    q = tanh().fixed_variance(w=w)
+    assert abs(w * mean(lambda z: np.cosh(np.sqrt(q) * z) ** -4) - 1) < 1e-8
+    assert tanh().phase(w=w * 0.99).name == "ordered" and tanh().phase(w=w * 1.01).name == "chaotic"
+    with pytest.raises(tp.InputError, match="expected one of each sign"):
+        tanh().critical("w", (2.5, 4.0))
+    with pytest.raises(tp.InputError, match="is no hyperparameter; the block has: b, w"):
+        tanh().critical("v", (2.5, 4.0))
+
+
+@pytest.mark.slow
+def test_chi_is_the_gradient_of_a_sampled_network() -> None:
+    """Mean squared Jacobian of one block at width 512, over its input, per coordinate."""
+    n, q = 512, 0.8
+    keys = jax.random.split(jax.random.key(0), 20)
+
+    def squared(key: jax.Array) -> jax.Array:
+        a, b = jax.random.split(key)
+        h = np.sqrt(q) * jax.random.normal(a, (n,))
+        w = np.sqrt(2.5 / n) * jax.random.normal(b, (n, n))
+        return jnp.sum(jnp.square(w * (1 - jnp.tanh(h) ** 2))) / n
+
+    found = np.asarray(jax.lax.map(squared, keys))
+    assert abs(found.mean() - tanh().chi(q)) < 4.5 * found.std() / np.sqrt(20) + 1e-4
+
+
+def test_relu_and_residual_blocks() -> None:
+    """He initialisation is critical for ReLU; a residual block adds one to chi and doubles the variance."""
+    w = tp.hyper("w", 2.0)
+    relu = apps.Block(lambda h: nn.dense(jax.nn.relu(h), weight_var=w))
+    assert relu.phase().name == "critical" and relu.phase(w=2.2).name == "divergent"
+    assert abs(relu.chi(1.7, w=1.9) - 0.95) < 1e-10
+    residual = apps.Block(lambda h: h + nn.dense(jax.nn.relu(h), weight_var=w))
+    assert abs(residual.chi(0.7) - 2) < 1e-10 and abs(residual.variance(0.7) - 1.4) < 1e-10
+
+
+def test_blocks_that_are_no_map() -> None:
+    with pytest.raises(tp.InputError, match="applied twice"):
+        apps.Block(jnp.tanh)
+    with pytest.raises(tp.InputError, match="expected a JAX function"):
+        apps.Block(3)
+    for call, message in (
+        (lambda: tanh().variance(-1.0), "q is -1.0"),
+        (lambda: tanh().correlation(1.5, 1.0), "between -1 and 1"),
+    ):
+        with pytest.raises(tp.InputError, match=message):
+            call()
+
+
+def test_learnability() -> None:
+    x, y, _ = data(20)
+    found = apps.learnability(kernel(), x, y)
+    ntk = relu_gram(x, x)[1]
+    values, vectors = np.linalg.eigh(ntk)
+    np.testing.assert_allclose(found.eigenvalues, values[::-1], atol=1e-6)  # arccos near 1 in the formula
+    np.testing.assert_allclose(found.times, 20 / values[::-1], rtol=1e-4)
+    np.testing.assert_allclose(found.shares, ((vectors.T @ y) ** 2 / (y @ y))[::-1], atol=1e-5)
+    level = 1e-3 * np.trace(ntk) / 20
+    expected = np.trace(ntk @ np.linalg.inv(ntk + level * np.eye(20)))
+    np.testing.assert_allclose(found.effective_dimension, expected, rtol=1e-5)
+    # by its own count of steps, training at half the critical rate leaves 1/e of a component
+    training = apps.Training(kernel(), x, found.vectors[:, 6])
+    after = training.descent(round(found.steps[6]), 0.5 * training.critical_rate()).mean @ found.vectors[:, 6]
+    assert abs((1 - after) - np.exp(-1)) < 0.05
+    assert found.learned(np.inf) == pytest.approx(1.0)
+
+
+def test_warnings_in_words() -> None:
+    x, y, _ = data()
+    twice = np.concatenate([x, x[:1]])
+    said = apps.learnability(kernel(), twice, np.append(y, y[0] + 2)).warnings()
+    assert "component 13 of your labels cannot be learned" in said[0] and "the matrix is singular" in said[-1]
+    near = np.concatenate([x, x[:1] + 1e-5])
+    slow = apps.learnability(kernel(), near, np.append(y, y[0] + 2))
+    assert slow.warnings()[0].startswith(f"component 13 of your labels needs {slow.steps[12]:.0e} steps")
+    assert apps.learnability(kernel(), x, y).warnings() == []
+    with pytest.raises(tp.InputError, match="y has nan"):
+        apps.learnability(kernel(), x, np.full(12, np.nan))
+
+
+@pytest.mark.parametrize(
+    ("phi", "slope", "origin"),
+    [(jnp.tanh, 1.1, 0.0), pytest.param(jax.nn.softplus, 1.02, 0.0, marks=pytest.mark.slow), (jnp.tanh, 1.0, 0.3)],
+)
+def test_shaped_activations(phi: Callable, slope: float, origin: float) -> None:
+    """By scipy's integrals, and by the maps of the compiled kernel of a block with the shaped activation."""
+    made = apps.shape_activation(phi, slope=slope, origin=origin)
+    f = made.activation(phi)
+    at = lambda z: float(f(jnp.asarray(z)))
+    assert abs(mean(lambda z: at(z) ** 2) - 1) < 1e-8 and abs(mean(at) ** 2 - origin) < 1e-8
+    block = apps.Block(lambda h: nn.dense(f(h)))
+    step = 1e-4
+    assert abs(block.variance(1.0) - 1) < 1e-9 and abs(block.correlation(0.0, 1.0) - origin) < 1e-9
+    assert abs((block.variance(1 + step) - block.variance(1 - step)) / (2 * step) - 1) < 1e-6  # differences
+    assert abs(block.chi(1.0) - slope) < 1e-9
+
+
+def test_shapes_that_cannot_be() -> None:
+    with pytest.raises(tp.InputError, match="convex"):
+        apps.shape_activation(jnp.tanh, slope=0.9)
+    with pytest.raises(tp.InputError, match="no constants were found"):
+        apps.shape_activation(lambda u: 2 * u, slope=1.1)

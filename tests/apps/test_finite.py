@@ -1,0 +1,231 @@
+"""Empirical kernels by hand and by every method, Taylor expansions, sampled kernels, and the check of a kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tensorprog as tp
+from tensorprog import apps, nn
+from tests.apps.common import data, kernel
+
+
+def outputs_of(x: Any) -> Any:
+    """Two layers, outputs of shape (2, 3)."""
+    h = jnp.tanh(nn.conv(x, 3, weight_var=1.4, bias_var=0.2))
+    return nn.dense(h, features=3, bias_var=0.1)
+
+
+def sampled(width: int = 16) -> tuple[Any, Any, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    params = tp.init(outputs_of, jnp.zeros((2, 2)), width, jax.random.key(0))
+    f = lambda p, x: tp.apply(outputs_of, p, x)
+    return f, params, rng.standard_normal((5, 2, 2)), rng.standard_normal((3, 2, 2))
+
+
+def test_by_hand() -> None:
+    """One hidden layer: v.tanh(Wx) sqrt(s/n), its gradients written out in numpy."""
+    rng = np.random.default_rng(0)
+    n, x = 32, rng.standard_normal((4, 3))
+    w, v = rng.standard_normal((n, 3)), rng.standard_normal(n)
+    f = lambda p, x: p["v"] @ jnp.tanh(p["w"] @ x) / np.sqrt(n)
+    h = np.tanh(x @ w.T)
+    slopes = v * (1 - h**2)
+    nngp = np.outer(h @ v, h @ v) / n
+    ntk = h @ h.T / n + (slopes @ slopes.T) * (x @ x.T) / n
+    for method in ("jacobian", "products", "auto"):
+        found = apps.Empirical(f, {"w": w, "v": v}, method=method)(x)
+        np.testing.assert_allclose(found.nngp, nngp, atol=1e-12)
+        np.testing.assert_allclose(found.ntk, ntk, atol=1e-12)
+    slow = apps.Empirical(f, {"w": w, "v": v}, speeds={"w": 0.0, "v": 2.0})(x, get="ntk")
+    np.testing.assert_allclose(slow, 4 * h @ h.T / n, atol=1e-12)
+
+
+def test_methods_outputs_and_batches_agree() -> None:
+    f, params, x1, x2 = sampled()
+    full = apps.Empirical(f, params, output="full", method="jacobian")(x1, x2)
+    assert full.ntk.shape == (5, 3, 2, 3, 2, 3) and full.nngp.shape == (5, 3, 2, 3, 2, 3)
+    values = [np.stack([f(params, one) for one in x]) for x in (x1, x2)]
+    np.testing.assert_allclose(full.nngp, np.einsum("ipa,jqb->ijpaqb", *values), atol=1e-12)
+    diagonal = np.einsum("ijpapa->ijpa", np.asarray(full.ntk))
+    expected = {"full": full.ntk, "diagonal": diagonal, "trace": diagonal.mean((2, 3))}
+    for output, wanted in expected.items():
+        for method in ("jacobian", "products"):
+            batch = 2 if (output, method) == ("trace", "jacobian") else None
+            made = apps.Empirical(f, params, output=output, method=method, batch=batch)
+            np.testing.assert_allclose(made(x1, x2, get="ntk"), wanted, atol=1e-10)
+    assert apps.Empirical(f, params)(x1[:0], x2).ntk.shape == (0, 3)
+
+
+def test_auto_counts_operations() -> None:
+    """Many outputs of a dense layer: products save the square of their number; one output: Jacobians are cheaper."""
+    wide = lambda features: lambda x: nn.dense(jnp.tanh(nn.dense(x)), features=features)
+    x = np.random.default_rng(0).standard_normal((8, 4))
+    chosen = {}
+    for features in (1, 60):
+        net = wide(features)
+        params = tp.init(net, x[0], 64, jax.random.key(0))
+        made = apps.Empirical(lambda p, x, net=net: tp.apply(net, p, x), params, output="full")
+        chosen[features] = made.chosen(x, x)
+        small = apps.Empirical(made.f, params, output="full", method="products")(x[:2], get="ntk")
+        np.testing.assert_allclose(made(x[:2], get="ntk"), small, atol=1e-10)
+    assert chosen == {1: "jacobian", 60: "products"}
+
+
+@pytest.mark.slow
+def test_flax_model() -> None:
+    from flax import nnx
+
+    class Model(nnx.Module):
+        def __init__(self, width: int, rngs: nnx.Rngs):
+            self.a, self.b = nnx.Linear(3, width, rngs=rngs), nnx.Linear(width, 1, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.b(jnp.tanh(self.a(x)))
+
+    graph, state = nnx.split(Model(20, nnx.Rngs(0)))
+    f = lambda p, x: nnx.merge(graph, p)(x)
+    x = np.random.default_rng(0).standard_normal((4, 3))
+    both = [apps.Empirical(f, state, method=m)(x, get="ntk") for m in ("jacobian", "products")]
+    gradient = lambda one: jnp.concatenate(
+        [g.ravel() for g in jax.tree.leaves(jax.grad(lambda p: f(p, one)[0])(state))]
+    )
+    rows = np.stack([gradient(one) for one in x])
+    for found in both:
+        np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-5)  # Flax keeps its parameters in float32
+
+
+@pytest.mark.slow
+def test_an_empirical_kernel_trains_its_linearised_network() -> None:
+    """`Training` with the empirical NTK, against gradient descent on the parameters of the linearised network."""
+    f, params, x, test = sampled()
+    y = np.random.default_rng(1).standard_normal((5, 2, 3))
+    training = apps.Training(apps.Empirical(f, params, output="full"), x, y)
+    rate, line = 0.5 * training.critical_rate(), apps.linearised(f, params)
+    values = lambda p, x: jax.vmap(lambda one: line(p, one))(x)
+    gradient = jax.jit(jax.grad(lambda p: 0.5 * jnp.sum(jnp.square(values(p, x) - y)) / 5))
+    moved = params
+    for _ in range(9):
+        moved = jax.tree.map(lambda a, g: a - rate * g, moved, gradient(moved))
+    given = dict(f0=values(params, x), f0_test=values(params, test))
+    found = training.descent(9, rate, test, **given)
+    np.testing.assert_allclose(found.mean, values(moved, test), atol=1e-10)
+
+
+@pytest.mark.slow
+def test_taylor() -> None:
+    """A cubic is its own expansion; the remainder of order k falls like the step to the k + 1."""
+    cubic = lambda p, x: jnp.sum((p["a"] * x + p["b"]) ** 3)
+    p, q, x = {"a": jnp.ones(3), "b": jnp.ones(3)}, {"a": jnp.arange(3.0), "b": -jnp.ones(3)}, jnp.array([1.0, 2, 3])
+    np.testing.assert_allclose(apps.taylor(cubic, p, 3)(q, x), cubic(q, x), rtol=1e-12)
+    f, params, inputs, _ = sampled()
+    direction = jax.tree.map(lambda a: jnp.cos(jnp.arange(a.size)).reshape(a.shape), params)
+    at = lambda s: jax.tree.map(lambda a, d: a + s * d, params, direction)
+    for order in (0, 1, 2, 3):
+        expanded = apps.taylor(f, params, order)
+        misses = [np.abs(f(at(s), inputs[0]) - expanded(at(s), inputs[0])).max() for s in (0.02, 0.01)]
+        assert abs(np.log2(misses[0] / misses[1]) - (order + 1)) < 0.2
+    with pytest.raises(tp.InputError, match="order is -1"):
+        apps.taylor(f, params, -1)
+
+
+@pytest.mark.slow
+def test_monte_carlo() -> None:
+    """Means within their errors of the limit, for kernels of one input set and two; errors fall like 1/sqrt(samples)."""
+    x, _, test = data(3, 2)
+    net = lambda x: nn.dense(jax.nn.relu(nn.dense(x, weight_var=tp.hyper("w", 1.0), bias_var=0.3)), features=1)[0]
+    limit = tp.compile(net, x[0])(x, test, w=1.5)
+    found = apps.monte_carlo(net, x, 256, 400, jax.random.key(0), x2=test, w=1.5)
+    for mean, error, k in zip(found.mean, found.error, limit, strict=True):
+        assert mean.shape == k.shape and (error < 0.03 * np.abs(k).max()).all()
+        assert (np.abs(mean - k) < 4.5 * error + 1e-6).all()  # one hidden layer: the mean has no bias
+    few = apps.monte_carlo(net, x, 256, 100, jax.random.key(1), x2=test, w=1.5)
+    np.testing.assert_allclose(np.median(few.error.ntk / found.error.ntk), 2.0, rtol=0.25)
+
+
+@pytest.mark.slow
+def test_monte_carlo_where_the_output_is_not_linear_in_its_last_layer() -> None:
+    net = lambda x: jnp.tanh(nn.dense(jax.nn.relu(nn.dense(x)), features=1))[0]
+    x = np.eye(3)[:2]
+    found = apps.monte_carlo(net, x, 128, 4000, jax.random.key(0))
+    z = np.random.default_rng(0).multivariate_normal(np.zeros(2), np.asarray(relu_nngp(x)), 400_000)
+    expected = np.tanh(z).T @ np.tanh(z) / len(z)
+    assert (np.abs(found.mean.nngp - expected) < 4.5 * found.error.nngp + 0.005).all()
+
+
+def relu_nngp(x: np.ndarray) -> Any:
+    return tp.compile(lambda x: nn.dense(jax.nn.relu(nn.dense(x)), features=1), x[0])(x).nngp
+
+
+def test_check_agrees_and_draws(tmp_path: Path) -> None:
+    x, _, _ = data(3)
+    found = kernel().check(x, widths=(32, 64, 128))
+    assert found.agrees and bool(found)
+    assert abs(found.exponent - 0.5) < 4.5 * found.exponent_error + 0.05
+    assert str(found).startswith("Kernel and network agree: extrapolated to infinite width")
+    found.plot(tmp_path / "check.png")
+    assert (tmp_path / "check.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_check_tells_a_wrong_kernel() -> None:
+    """The kernel of another variance, by eight percent, is found out."""
+    x, _, _ = data(3)
+    right = kernel()
+    wrong = tp.compile(lambda x: nn.dense(jax.nn.relu(nn.dense(x, weight_var=1.62, bias_var=0.324)), features=1), x[0])
+    wrong.model = right.model
+    found = apps.check(wrong, x, widths=(32, 64, 128))
+    assert found.agrees is False and not found and "DO NOT AGREE" in str(found)
+    few = apps.check(right, x, widths=(8, 16), samples=8)
+    assert few.agrees is None and not few and str(few).startswith("Too few draws")
+
+
+@pytest.mark.slow
+def test_check_of_outputs_at_positions_and_a_model() -> None:
+    import equinox as eqx
+
+    class Model(eqx.Module):
+        a: eqx.nn.Linear
+        b: eqx.nn.Linear
+
+        def __init__(self, width: int, key: jax.Array):
+            first, second = jax.random.split(key)
+            self.a, self.b = eqx.nn.Linear(3, width, key=first), eqx.nn.Linear(width, 1, key=second)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.b(jax.nn.relu(self.a(x)))
+
+    init = {name: tp.Gaussian(std=0.5) for name in ("a.weight", "a.bias")}
+    net = tp.from_equinox(lambda width, key: Model(width, key), init=init)
+    x, _, _ = data(3)
+    assert tp.compile(net, x[0]).check(x, widths=(32, 64, 128))
+    images = np.random.default_rng(0).standard_normal((2, 2, 2))
+    assert tp.compile(outputs_of, images[0]).check(images, widths=(32, 64, 128))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f, p, x: apps.Empirical(f, p, output="block"), "output is 'block', expected one of trace, diagonal"),
+        (lambda f, p, x: apps.Empirical(f, p, method="fast"), "method is 'fast'"),
+        (lambda f, p, x: apps.Empirical(f, p, batch=0), "batch is 0"),
+        (lambda f, p, x: apps.Empirical(p, p), "expected a function f(params, x)"),
+        (lambda f, p, x: apps.Empirical(f, p, speeds={"w": 1.0}), "speeds has the structure"),
+        (lambda f, p, x: apps.Empirical(f, p)(x, get="cntk"), "get is 'cntk'"),
+        (lambda f, p, x: apps.monte_carlo(outputs_of, x, 8, 1, jax.random.key(0)), "one draw has no standard error"),
+        (lambda f, p, x: apps.monte_carlo(outputs_of, x, 0, 8, jax.random.key(0)), "width is 0"),
+        (lambda f, p, x: kernel().check(x, widths=(64, 32)), "whole numbers that grow"),
+        (lambda f, p, x: kernel().check(x, samples=2), "samples is 2"),
+        (lambda f, p, x: tp.compile_program(kernel().program).check(x), "is not known"),
+    ],
+)
+def test_nonsense(call: Any, message: str) -> None:
+    f, params, x, _ = sampled()
+    with pytest.raises(tp.InputError) as caught:
+        call(f, params, x)
+    assert message in str(caught.value)
