@@ -53,6 +53,33 @@ class BivariateCdf(sp.Function):
         return rf"{scale}\Phi_2\left({inside}\right)"
 
 
+class WaveCdf(sp.Function):
+    """The real part of exp(k + i phase) Phi((mean + i shift)/std); arguments (k, phase, mean, shift, std, rest),
+    rest = k + (shift^2 - mean^2)/(2 std^2), simplified."""
+
+    nargs = 6
+
+    def _latex(self, printer: Any) -> str:
+        k, phase, mean, shift, std, _ = self.args
+        turn, inside = printer.doprint(k + sp.I * phase), printer.doprint((mean + sp.I * shift) / std)
+        return rf"\operatorname{{Re}}\left[e^{{{turn}}} \Phi\left({inside}\right)\right]"
+
+
+class Residue(sp.Function):
+    """The sum of its arguments after the first, a standard deviation; 0 where that is 0 and only rounding is left of the sum.
+
+    At correlation 1 a mean such as a - a C_01/C_00 decides between 0, 1/2 and 1, and must not be a unit of rounding.
+    """
+
+    def _latex(self, printer: Any) -> str:
+        return printer.doprint(sp.Add(*self.args[1:]))
+
+
+def residue(mean: sp.Expr, std: sp.Expr) -> sp.Expr:
+    """`mean`, whose addends may cancel up to rounding where `std` is 0."""
+    return Residue(std, *mean.args) if mean.is_Add and not std.is_number else mean
+
+
 def cdf(mean: sp.Expr, std: sp.Expr) -> sp.Expr:
     """P(mean + std x > 0)."""
     if mean == 0:

@@ -175,6 +175,17 @@ def correlation(q1: jax.Array, q2: jax.Array, c: jax.Array) -> tuple[jax.Array, 
     return rho, jnp.sqrt((1 - rho) * (1 + rho))
 
 
+def residue(std: jax.Array, *addends: jax.Array) -> jax.Array:
+    """The sum of `addends`, and 0 where `std` is 0 and the sum is no more than their rounding.
+
+    >>> float(residue(jnp.float32(0), 0.3, -0.1, -0.2)), float(residue(jnp.float32(0), 0.3, -0.1))
+    (0.0, 0.20000000298023224)
+    """
+    std, *parts = as_floats(std, *addends)
+    total, size = sum(parts), sum(map(jnp.abs, parts))
+    return jnp.where((std == 0) & (jnp.abs(total) <= 16 * jnp.finfo(std.dtype).eps * size), 0, total)
+
+
 def normal_cdf(mean: jax.Array, std: jax.Array) -> jax.Array:
     """P(mean + std x > 0) for standard Gaussian x; 0, 1/2 or 1 where std = 0."""
     mean, std = as_floats(mean, std)

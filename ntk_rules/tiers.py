@@ -12,6 +12,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import sympy as sp
 
+from ntk_rules.bases import Derivation
 from ntk_rules.coordinates import in_forms
 from ntk_rules.errors import NoRule
 from ntk_rules.evaluate import compile_formula, entries_read
@@ -22,7 +23,7 @@ from ntk_rules.method import Declined, Method
 from ntk_rules.numeric import one_gaussian, two_separable
 from ntk_rules.parse import Unparsed, parse
 from ntk_rules.question import Question, gaussian_symbols
-from ntk_rules.rules import Derivation, total
+from ntk_rules.rules import total
 from ntk_rules.special import as_floats
 
 
