@@ -40,6 +40,7 @@ HEAD_MEANING: dict[type, Callable[..., jax.Array]] = {
     heads.BivariateCdf: _bivariate,
     heads.WaveCdf: faddeeva.wave_cdf,
     heads.Residue: special.residue,
+    heads.ExpDifference: special.exp_difference,
 }
 MEANING.update(HEAD_MEANING)
 

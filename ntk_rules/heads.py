@@ -65,6 +65,32 @@ class WaveCdf(sp.Function):
         return rf"\operatorname{{Re}}\left[e^{{{turn}}} \Phi\left({inside}\right)\right]"
 
 
+class ExpDifference(sp.Function):
+    """exp(x) - exp(y); the third argument is x - y, simplified."""
+
+    nargs = 3
+
+
+def differences_joined(formula: sp.Expr) -> sp.Expr:
+    """`formula` with addends a exp(x) - a exp(y) joined: at small variances x and y are nearly equal."""
+    first: dict[sp.Expr, list[sp.Expr]] = {}
+    out = []
+    for addend in sp.Add.make_args(formula):
+        factors = sp.Mul.make_args(addend)
+        exponentials = [f for f in factors if isinstance(f, sp.exp)]
+        if len(exponentials) != 1:
+            out.append(addend)
+            continue
+        factor = sp.Mul(*(f for f in factors if not isinstance(f, sp.exp)))
+        (exponent,) = exponentials[0].args
+        if first.get(-factor):
+            other = first[-factor].pop()
+            out.append(factor * ExpDifference(exponent, other, sp.expand(exponent - other)))
+        else:
+            first.setdefault(factor, []).append(exponent)
+    return sp.Add(*out, *(f * sp.exp(x) for f, exponents in first.items() for x in exponents))
+
+
 class Residue(sp.Function):
     """The sum of its arguments after the first, a standard deviation; 0 where that is 0 and only rounding is left of the sum.
 
