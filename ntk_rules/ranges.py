@@ -113,13 +113,18 @@ def _range(closed: Value, quadrature: Value, scale: Value, entries: int) -> Rang
     law = laws if entries == 1 else [laws[0], laws[0] * _CORRELATIONS, laws[0]]
     with jax.enable_x64(True):
         single, double = ([jnp.asarray(x.reshape(-1), t) for x in law] for t in (jnp.float32, jnp.float64))
-        exact, size = quadrature(*double), scale(*double)
-        ours, theirs = closed(*single), quadrature(*single)
+        exact, size = _once(lambda *a: (quadrature(*a), scale(*a)), *double)
+        ours, theirs = _once(lambda *a: (closed(*a), quadrature(*a)), *single)
     lost, apart = (_worst(np.asarray(x, float) - np.asarray(exact), np.asarray(size)) for x in (ours, theirs))
     usable = apart <= _AGREED
     single_range, double_range = (_around_one(lost <= limit, usable) for limit in (_LOST32, _LOST64))
     everywhere = (0.0, np.inf)
     return None if single_range == double_range == everywhere else Range(single_range, double_range)
+
+
+def _once(function: Callable[..., tuple[jax.Array, jax.Array]], *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Its values, compiled for a single use: quickly, to slow code."""
+    return jax.jit(function).lower(*arrays).compile(compiler_options={"xla_backend_optimization_level": 0})(*arrays)
 
 
 def _worst(error: np.ndarray, size: np.ndarray) -> np.ndarray:
