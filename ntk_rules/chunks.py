@@ -8,28 +8,21 @@ slice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 
-def elementwise(function: Callable[..., jax.Array], size: int) -> Callable[..., jax.Array]:
-    """`function` of equal one-dimensional arrays as a broadcasting function, `size` elements at a time."""
+def broadcasting(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`function`, which broadcasts its arguments, such that vmap gives it one more axis to broadcast along."""
 
     @jax.custom_batching.custom_vmap
     def call(*arrays: jax.Array) -> jax.Array:
-        shape = jnp.broadcast_shapes(*(a.shape for a in arrays))
-        flat = [jnp.broadcast_to(a, shape).reshape(-1) for a in arrays]
-        count = flat[0].size
-        if count <= size:
-            return function(*flat).reshape(shape)
-        chunks = -(-count // size)
-        padded = [jnp.pad(a, (0, chunks * size - count), mode="edge").reshape(chunks, size) for a in flat]
-        return jax.lax.map(lambda rows: function(*rows), tuple(padded)).reshape(-1)[:count].reshape(shape)
+        return function(*arrays)
 
     @call.def_vmap
-    def batched_call(batch, batched, *arrays):
+    def batched_call(batch: int, batched: Sequence[bool], *arrays: jax.Array) -> tuple[jax.Array, bool]:
         rank = max(a.ndim - b for a, b in zip(arrays, batched, strict=True))
         spread = []
         for a, is_batched in zip(arrays, batched, strict=True):
@@ -40,3 +33,19 @@ def elementwise(function: Callable[..., jax.Array], size: int) -> Callable[..., 
         return jnp.broadcast_to(out, (batch, *out.shape[1:])), True
 
     return call
+
+
+def elementwise(function: Callable[..., jax.Array], size: int) -> Callable[..., jax.Array]:
+    """`function` of equal one-dimensional arrays as a broadcasting function, `size` elements at a time."""
+
+    def sliced(*arrays: jax.Array) -> jax.Array:
+        shape = jnp.broadcast_shapes(*(a.shape for a in arrays))
+        flat = [jnp.broadcast_to(a, shape).reshape(-1) for a in arrays]
+        count = flat[0].size
+        if count <= size:
+            return function(*flat).reshape(shape)
+        chunks = -(-count // size)
+        padded = [jnp.pad(a, (0, chunks * size - count), mode="edge").reshape(chunks, size) for a in flat]
+        return jax.lax.map(lambda rows: function(*rows), tuple(padded)).reshape(-1)[:count].reshape(shape)
+
+    return broadcasting(sliced)

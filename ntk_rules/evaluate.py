@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import sympy as sp
 
-from ntk_rules import heads, special
+from ntk_rules import faddeeva, heads, special
 from ntk_rules.functions import MEANING, to_jax
 from ntk_rules.law import std_symbol
 
@@ -38,6 +38,9 @@ HEAD_MEANING: dict[type, Callable[..., jax.Array]] = {
     heads.ScaledCdf: special.scaled_cdf,
     heads.Arcsine: special.signed_angle,
     heads.BivariateCdf: _bivariate,
+    heads.WaveCdf: faddeeva.wave_cdf,
+    heads.Residue: special.residue,
+    heads.ExpDifference: special.exp_difference,
 }
 MEANING.update(HEAD_MEANING)
 

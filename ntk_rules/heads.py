@@ -53,6 +53,59 @@ class BivariateCdf(sp.Function):
         return rf"{scale}\Phi_2\left({inside}\right)"
 
 
+class WaveCdf(sp.Function):
+    """The real part of exp(k + i phase) Phi((mean + i shift)/std); arguments (k, phase, mean, shift, std, rest),
+    rest = k + (shift^2 - mean^2)/(2 std^2), simplified."""
+
+    nargs = 6
+
+    def _latex(self, printer: Any) -> str:
+        k, phase, mean, shift, std, _ = self.args
+        turn, inside = printer.doprint(k + sp.I * phase), printer.doprint((mean + sp.I * shift) / std)
+        return rf"\operatorname{{Re}}\left[e^{{{turn}}} \Phi\left({inside}\right)\right]"
+
+
+class ExpDifference(sp.Function):
+    """exp(x) - exp(y); the third argument is x - y, simplified."""
+
+    nargs = 3
+
+
+def differences_joined(formula: sp.Expr) -> sp.Expr:
+    """`formula` with addends a exp(x) - a exp(y) joined: at small variances x and y are nearly equal."""
+    first: dict[sp.Expr, list[sp.Expr]] = {}
+    out = []
+    for addend in sp.Add.make_args(formula):
+        factors = sp.Mul.make_args(addend)
+        exponentials = [f for f in factors if isinstance(f, sp.exp)]
+        if len(exponentials) != 1:
+            out.append(addend)
+            continue
+        factor = sp.Mul(*(f for f in factors if not isinstance(f, sp.exp)))
+        (exponent,) = exponentials[0].args
+        if first.get(-factor):
+            other = first[-factor].pop()
+            out.append(factor * ExpDifference(exponent, other, sp.expand(exponent - other)))
+        else:
+            first.setdefault(factor, []).append(exponent)
+    return sp.Add(*out, *(f * sp.exp(x) for f, exponents in first.items() for x in exponents))
+
+
+class Residue(sp.Function):
+    """The sum of its arguments after the first, a standard deviation; 0 where that is 0 and only rounding is left of the sum.
+
+    At correlation 1 a mean such as a - a C_01/C_00 decides between 0, 1/2 and 1, and must not be a unit of rounding.
+    """
+
+    def _latex(self, printer: Any) -> str:
+        return printer.doprint(sp.Add(*self.args[1:]))
+
+
+def residue(mean: sp.Expr, std: sp.Expr) -> sp.Expr:
+    """`mean`, whose addends may cancel up to rounding where `std` is 0."""
+    return Residue(std, *mean.args) if mean.is_Add and not std.is_number else mean
+
+
 def cdf(mean: sp.Expr, std: sp.Expr) -> sp.Expr:
     """P(mean + std x > 0)."""
     if mean == 0:

@@ -9,7 +9,7 @@ import sympy as sp
 
 from ntk_rules.errors import NoRule
 from ntk_rules.functions import exponentials_exposed
-from ntk_rules.pieces import KINKED, branches, cut, has_kinks
+from ntk_rules.pieces import KINKED, Piece, branches, cut, has_kinks
 from ntk_rules.switches import NotCuttable
 from ntk_rules.terms import Form, Term, constant_term, multiply
 
@@ -67,27 +67,51 @@ def _product(factors: list[list[Term]]) -> list[Term]:
 
 
 def _parse_pieces(expr: sp.Expr, z: sp.Symbol, zs: tuple[sp.Symbol, ...]) -> list[Term]:
-    """sum_i F_i 1_(a_i, b_i), each indicator by steps that face away from exponential growth."""
+    """sum_i F_i 1_(a_i, b_i), each indicator by steps that face away from exponential growth, else away from 0.
+
+    What faces away from 0 vanishes with the variance: hard tanh is then z and little else, not a sum of ones that cancel.
+    """
     out: list[Term] = []
     i = zs.index(z)
-    for piece in cut(expr, z):
+    pieces = cut(expr, z)
+    around = next((p for p in pieces if p.low.is_negative and p.high.is_positive), None)
+    for k, piece in enumerate(pieces):
         if has_kinks(piece.expr):
             raise Unparsed(f"{piece.expr}")
         for term in _parse(piece.expr, zs):
-            leftwards = bool(term.tilt[i].is_positive)
-            for sign, edge in _indicator(piece.low, piece.high, leftwards):
-                step = [] if edge is None else _step(z - edge if not leftwards else edge - z, zs)
+            growth = term.tilt[i]
+            if growth != 0 or around is None:
+                indicator = _indicator(piece, z, leftwards=bool(growth.is_positive))
+            elif piece is around:
+                indicator = _all_but_outside(piece, z)
+            else:
+                indicator = _indicator(piece, z, leftwards=k < pieces.index(around))
+            for sign, argument in indicator:
                 scaled = replace(term, coefficient=sign * term.coefficient)
-                out += [p for s in step for p in multiply(scaled, s)] if step else [scaled]
+                out += [scaled] if argument is None else [p for t in _step(argument, zs) for p in multiply(scaled, t)]
     return _collect(out)
 
 
-def _indicator(low: sp.Expr, high: sp.Expr, leftwards: bool) -> list[tuple[int, sp.Expr | None]]:
-    """1_(low, high) as signed steps at edges; edge None is the constant 1."""
-    first, second = (high, low) if leftwards else (low, high)
-    out: list[tuple[int, sp.Expr | None]] = [(1, None if first in (sp.oo, -sp.oo) else first)]
+Indicator = list[tuple[int, sp.Expr | None]]  # signed steps by their arguments; None is the constant 1
+
+
+def _indicator(piece: Piece, z: sp.Symbol, leftwards: bool) -> Indicator:
+    """1_(low, high) by steps in one direction."""
+    first, second = (piece.high, piece.low) if leftwards else (piece.low, piece.high)
+    toward = -1 if leftwards else 1
+    out: Indicator = [(1, None if first in (sp.oo, -sp.oo) else toward * (z - first))]
     if second not in (sp.oo, -sp.oo):
-        out.append((-1, second))
+        out.append((-1, toward * (z - second)))
+    return out
+
+
+def _all_but_outside(piece: Piece, z: sp.Symbol) -> Indicator:
+    """1_(low, high) as 1 less the steps to either side."""
+    out: Indicator = [(1, None)]
+    if piece.high != sp.oo:
+        out.append((-1, z - piece.high))
+    if piece.low != -sp.oo:
+        out.append((-1, piece.low - z))
     return out
 
 

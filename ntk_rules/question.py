@@ -24,7 +24,7 @@ def _parameter_symbol(k: int, positive: bool | None) -> sp.Symbol:
 
 @dataclass(frozen=True)
 class Question:
-    """E[expr] over `gaussians` Gaussians; `terms`, when given, are the normal form and take expr's place."""
+    """E[expr] over `gaussians` Gaussians; `terms`, when given, are its normal form, and all there is where expr is None."""
 
     expr: sp.Expr | None
     terms: tuple[Term, ...] | None
@@ -66,10 +66,19 @@ def cov_derivative(question: Question, entry: tuple[int, int]) -> Question | Non
     if question.terms is not None:
         first = [d for t in question.terms for d in differentiate(t, i)]
         second = [replace(d, coefficient=half * d.coefficient) for t in first for d in differentiate(t, j)]
-        return replace(question, expr=None, terms=tuple(second)) if second else None
-    zs = gaussian_symbols(question.gaussians)
-    expr = half * _by_factor(_by_factor(question.expr, zs, i), zs, j)
+        return replace(question, expr=_second_derivative(question, entry), terms=tuple(second)) if second else None
+    expr = _second_derivative(question, entry)
     return replace(question, expr=expr) if expr != 0 else None
+
+
+def _second_derivative(question: Question, entry: tuple[int, int]) -> sp.Expr | None:
+    """Half of it in one Gaussian; None where only the normal form is known."""
+    if question.expr is None:
+        return None
+    i, j = entry
+    half = sp.Rational(1, 2) if i == j else sp.S.One
+    zs = gaussian_symbols(question.gaussians)
+    return half * _by_factor(_by_factor(question.expr, zs, i), zs, j)
 
 
 def _by_factor(expr: sp.Expr, zs: tuple[sp.Symbol, ...], i: int) -> sp.Expr:

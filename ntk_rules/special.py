@@ -175,6 +175,28 @@ def correlation(q1: jax.Array, q2: jax.Array, c: jax.Array) -> tuple[jax.Array, 
     return rho, jnp.sqrt((1 - rho) * (1 + rho))
 
 
+def exp_difference(x: jax.Array, y: jax.Array, difference: jax.Array) -> jax.Array:
+    """exp(x) - exp(y) where x - y is known better than from x and y.
+
+    >>> float(exp_difference(0.0, -1e-20, 1e-20))
+    1e-20
+    """
+    x, y, difference = as_floats(x, y, difference)
+    return -jnp.sign(difference) * jnp.exp(jnp.maximum(x, y)) * jnp.expm1(-jnp.abs(difference))
+
+
+def residue(std: jax.Array, *addends: jax.Array) -> jax.Array:
+    """The sum of `addends`, and 0 where `std` is 0 and the sum is no more than their rounding.
+
+    >>> float(residue(jnp.float32(0), 0.3, -0.1, -0.2)), round(float(residue(jnp.float32(0), 0.3, -0.1)), 4)
+    (0.0, 0.2)
+    """
+    std, *parts = as_floats(std, *addends)
+    total, size = sum(parts), sum(map(jnp.abs, parts))
+    return jnp.where((std == 0) & (jnp.abs(total) <= 16 * jnp.finfo(std.dtype).eps * size), 0, total)
+
+
+@jax.jit
 def normal_cdf(mean: jax.Array, std: jax.Array) -> jax.Array:
     """P(mean + std x > 0) for standard Gaussian x; 0, 1/2 or 1 where std = 0."""
     mean, std = as_floats(mean, std)
@@ -240,6 +262,7 @@ def quadrature(integrand: Callable[[jax.Array], jax.Array], n: int, like: jax.Ar
 
 
 @jax.custom_jvp
+@jax.jit
 def bivariate_cdf(h: jax.Array, k: jax.Array, r: jax.Array, w: jax.Array) -> jax.Array:
     """P(x < h, y < k) for standard Gaussians of correlation `r`, with w = sqrt(1 - r^2).
 
@@ -297,6 +320,7 @@ def erfcx(x: jax.Array) -> jax.Array:
     return horner(_ERFCX_FLOAT64 if is_double(x) else _ERFCX_FLOAT32, t) / (1 + 2 * x)
 
 
+@jax.jit
 def scaled_cdf(log_scale: jax.Array, mean: jax.Array, std: jax.Array, rest: jax.Array) -> jax.Array:
     """exp(log_scale) P(mean + std x > 0), where rest = log_scale - mean^2/(2 std^2) is known exactly.
 
@@ -312,6 +336,7 @@ def scaled_cdf(log_scale: jax.Array, mean: jax.Array, std: jax.Array, rest: jax.
     return jnp.where(zero, point, jnp.where(x < 0, tail, body))
 
 
+@jax.jit
 def scaled_bivariate_cdf(
     h: jax.Array, k: jax.Array, r: jax.Array, w: jax.Array, log_scale: jax.Array, rest: jax.Array
 ) -> jax.Array:

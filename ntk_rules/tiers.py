@@ -12,9 +12,11 @@ from dataclasses import replace
 import jax.numpy as jnp
 import sympy as sp
 
+from ntk_rules.bases import Derivation
 from ntk_rules.coordinates import in_forms
 from ntk_rules.errors import NoRule
 from ntk_rules.evaluate import compile_formula, entries_read
+from ntk_rules.heads import differences_joined
 from ntk_rules.kinked_plane import kinked_plane
 from ntk_rules.law import base_law
 from ntk_rules.many import plane, quasi_monte_carlo
@@ -22,16 +24,19 @@ from ntk_rules.method import Declined, Method
 from ntk_rules.numeric import one_gaussian, two_separable
 from ntk_rules.parse import Unparsed, parse
 from ntk_rules.question import Question, gaussian_symbols
-from ntk_rules.rules import Derivation, total
+from ntk_rules.ranges import kept_accurate
+from ntk_rules.rules import total
 from ntk_rules.special import as_floats
 
 
 def closed_form(question: Question) -> Method:
     """The rewriting rules of `rules.py`, in the coordinates of the kinks where these lie across several Gaussians."""
-    try:
-        return in_forms(question, _rewritten)
-    except Declined:
-        return _rewritten(question)
+    if question.terms is None:
+        try:
+            return in_forms(question, _rewritten)
+        except Declined:
+            pass
+    return kept_accurate(question, _rewritten(question))
 
 
 def _rewritten(question: Question) -> Method:
@@ -44,8 +49,8 @@ def _rewritten(question: Question) -> Method:
     formula = total(list(terms), base_law(question.gaussians, question.independent), work)
     if formula is None:
         raise Declined("no base case for what is left of the normal form")
+    evaluate = compile_formula(tidy_formula(differences_joined(formula)), question.parameter_symbols())
     formula = tidy_formula(formula)
-    evaluate = compile_formula(formula, question.parameter_symbols())
     return Method("closed form", entries_read(formula), evaluate, tuple(work.steps), formula, terms=terms)
 
 

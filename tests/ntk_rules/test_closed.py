@@ -79,7 +79,13 @@ def test_value(name):
         assert abs(got - want) < 1e-10 * max(1.0, scale**2), (law, got, want)
 
 
-@pytest.mark.parametrize("pair", [("relu", "erf"), ("relu", "polynomial"), ("elu", "relu"), ("step", "gaussian")])
+PAIRS = [
+    ("relu", "erf"), ("relu", "polynomial"), ("elu", "relu"), ("step", "gaussian"), ("sin", "relu"), ("shifted cos", "hard tanh"),
+    ("gabor", "shifted erf"), ("rbf feature", "gelu"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", PAIRS)
 def test_mixed_pairs(pair):
     f, g = (ACTIVATIONS[name] for name in pair)
     E = expectation(f(u) * g(v), (u, v))

@@ -8,7 +8,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 
-from ntk_rules import special
+from ntk_rules import faddeeva, special
 
 from . import references
 
@@ -42,6 +42,30 @@ def test_angle_keeps_relative_accuracy_for_small_angles(dtype):
     t = np.logspace(-6, 0, 30)
     got = np.asarray(special.angle(np.cos(t).astype(dtype), np.sin(t).astype(dtype)), float)
     np.testing.assert_allclose(got, t, rtol=8 * EPS[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_faddeeva_and_the_normal_integral_at_complex_arguments(dtype):
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(0, 3, 100), rng.normal(0, 30, 40), [0.0, 1.0, 0.0, -2.0]]).astype(dtype)
+    y = np.concatenate([np.abs(rng.normal(0, 3, 100)), np.abs(rng.normal(0, 1, 40)), [0.0, 0.0, 5.0, 0.0]]).astype(
+        dtype
+    )
+    with mp.workdps(40):
+        z = [mp.mpc(float(a), float(b)) for a, b in zip(x, y, strict=True)]
+        exact = np.array([complex(mp.exp(-(t * t)) * mp.erfc(-1j * t)) for t in z])
+        real, imaginary = (np.asarray(part, float) for part in faddeeva.faddeeva(x, y))
+        assert np.max(np.abs(real + 1j * imaginary - exact)) < 4 * EPS[dtype]
+        for k, phase, mean, shift in [(-2.0, 0.3, 0.7, 1.5), (-40.0, -1.0, -2.0, 8.5), (1.0, 2.0, -0.4, 0.0)]:
+            numbers = [dtype(t) for t in (k, phase, mean, shift, 1.25)]
+            k, phase, mean, shift, std = (mp.mpf(float(t)) for t in numbers)
+            want = mp.re(mp.exp(k + 1j * phase) * mp.erfc(-(mean + 1j * shift) / std / mp.sqrt(2)) / 2)
+            rest = float(k + (shift**2 - mean**2) / (2 * std**2))
+            got = float(faddeeva.wave_cdf(*numbers, dtype(rest)))
+            assert abs(got - float(want)) < 40 * EPS[dtype] * float(
+                mp.exp(max(k, rest))
+            )  # cos and exp of rounded numbers
+    assert float(faddeeva.wave_cdf(0.0, 0.0, 1.0, 0.0, 0.0, 0.0)) == 1.0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,165 @@
+"""Closed forms where they keep their digits, quadrature where they do not.
+
+Where a function is all but linear (ELU at tiny variances) or all but a step (hard tanh at huge ones), the normal integrals of
+its closed form are far larger than their sum. When the form is derived it is compared, in single precision, with
+quadrature between the kinks, on which nothing cancels; beyond the variances where it holds, quadrature answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntk_rules import heads, panels, special
+from ntk_rules.chunks import broadcasting, elementwise
+from ntk_rules.factors import factor_of, piecewise, separated
+from ntk_rules.method import Declined, Entry, Method
+from ntk_rules.numeric import standard_deviation
+from ntk_rules.question import Question
+
+_CANCELLING = (heads.NormalCdf, heads.ScaledCdf, heads.BivariateCdf)
+_VARIANCES = 10.0 ** np.arange(-12, 9)
+_ONE = 12  # the place of variance 1
+_CORRELATIONS = np.array([0.5, -0.9, 1.0])
+# Of single precision, relative to the scale of the answer; double precision loses as many digits of its own.
+_LOST32, _LOST64, _AGREED = 4e-6, 5e-4, 2e-6
+_CHUNK = 16
+Value = Callable[..., jax.Array]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Variances between which a closed form is good in single, and in double precision."""
+
+    single: tuple[float, float]
+    double: tuple[float, float]
+
+    def holds(self, variance: jax.Array) -> jax.Array:
+        """Whether the closed form is to be taken; at zero variance nothing is lost."""
+        low, high = self.double if special.is_double(variance) else self.single
+        return ((variance >= low) & (variance <= high)) | (variance <= 0)
+
+
+def kept_accurate(question: Question, method: Method) -> Method:
+    """`method`, a closed form, with quadrature where it loses its digits; itself where it loses none or none is known to."""
+    if question.parameters or method.formula is None or not method.formula.has(*_CANCELLING):
+        return method
+    try:
+        entries, quadrature, scale = _by_quadrature(question)
+    except Declined:
+        return method
+    if method.needs != entries:
+        return method
+
+    def closed(*arrays: jax.Array) -> jax.Array:
+        return method.compute(dict(zip(entries, arrays, strict=True)), ())
+
+    found = _range(closed, quadrature, scale, len(entries))
+    if found is None:
+        return method
+    value = _by_range(closed, quadrature, found)
+
+    def compute(covariances: dict[Entry, jax.Array], parameters: tuple[jax.Array, ...]) -> jax.Array:
+        return value(*(jnp.asarray(covariances[e]) for e in entries))
+
+    (low, high), (lower, higher) = found.single, found.double
+    step = (
+        f"variances beyond {low:g} .. {high:g} (float32), {lower:g} .. {higher:g} (float64): "
+        "the closed form loses digits, Gauss-Legendre between the kinks does not"
+    )
+    return replace(method, compute=compute, steps=(*method.steps, step))
+
+
+def _by_quadrature(question: Question) -> tuple[tuple[Entry, ...], Value, Value]:
+    """(entries read, the expectation as a function of one-dimensional arrays of them, its scale), or Declined."""
+    coefficient, groups = separated(question)
+    if not 1 <= len(groups) <= 2:
+        raise Declined(f"{len(groups)} Gaussians occur")
+    order = sorted(groups)
+    factors = [factor_of(groups[i] * (coefficient if i == order[0] else 1), i, question) for i in order]
+    if any(f.deltas or f.regular == 0 for f in factors):
+        raise Declined("there are delta functions")
+    pieces = [piecewise(f.regular, f.index, question) for f in factors]
+
+    def size(f: panels.Piecewise, variance: jax.Array) -> jax.Array:
+        squared = f.mapped(lambda function: lambda *z: function(*z) ** 2)
+        return jnp.sqrt(panels.mean_one(squared, jnp.zeros_like(variance), standard_deviation(variance), ()))
+
+    if len(order) == 1:
+        (i,) = order
+        one = pieces[0]
+        return (
+            ((i, i),),
+            lambda q: panels.mean_one(one, jnp.zeros_like(q), standard_deviation(q), ()),
+            lambda q: size(one, q),
+        )
+    i, j = order
+    plane = panels.mean_two(pieces[0], pieces[1])
+
+    def pair(q1: jax.Array, c: jax.Array, q2: jax.Array) -> jax.Array:
+        rho, w = special.correlation(q1, q2, c)
+        return plane(standard_deviation(q1), standard_deviation(q2), rho, w)
+
+    return ((i, i), (i, j), (j, j)), pair, lambda q1, c, q2: size(pieces[0], q1) * size(pieces[1], q2)
+
+
+def _range(closed: Value, quadrature: Value, scale: Value, entries: int) -> Range | None:
+    """The range of a closed form, or None when it is good wherever quadrature is."""
+    laws = [np.broadcast_to(q[:, None], (q.size, _CORRELATIONS.size)) for q in (_VARIANCES,)]
+    law = laws if entries == 1 else [laws[0], laws[0] * _CORRELATIONS, laws[0]]
+    with jax.enable_x64(True):
+        single, double = ([jnp.asarray(x.reshape(-1), t) for x in law] for t in (jnp.float32, jnp.float64))
+        exact, size = _once(lambda *a: (quadrature(*a), scale(*a)), *double)
+        ours, theirs = _once(lambda *a: (closed(*a), quadrature(*a)), *single)
+    lost, apart = (_worst(np.asarray(x, float) - np.asarray(exact), np.asarray(size)) for x in (ours, theirs))
+    usable = apart <= _AGREED
+    single_range, double_range = (_around_one(lost <= limit, usable) for limit in (_LOST32, _LOST64))
+    everywhere = (0.0, np.inf)
+    return None if single_range == double_range == everywhere else Range(single_range, double_range)
+
+
+def _once(function: Callable[..., tuple[jax.Array, jax.Array]], *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Its values, compiled for a single use: quickly, to slow code."""
+    return jax.jit(function).lower(*arrays).compile(compiler_options={"xla_backend_optimization_level": 0})(*arrays)
+
+
+def _worst(error: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """The largest relative error over the correlations, infinite where there is no number."""
+    with np.errstate(all="ignore"):
+        relative = np.abs(error) / size
+    relative = np.where(np.isfinite(relative), relative, np.inf)
+    return relative.reshape(_VARIANCES.size, -1).max(axis=1)
+
+
+def _around_one(good: np.ndarray, usable: np.ndarray) -> tuple[float, float]:
+    """The variances about 1 that are good, as far as all that lies beyond them is better left to quadrature."""
+    if not good[_ONE]:
+        return 0.0, np.inf
+    above = next((k for k in range(_ONE, good.size) if not good[k]), good.size)
+    below = next((k for k in range(_ONE, -1, -1) if not good[k]), -1)
+    high = float(_VARIANCES[above - 1]) if above < good.size and usable[above:].all() else np.inf
+    low = float(_VARIANCES[below + 1]) if below >= 0 and usable[: below + 1].all() else 0.0
+    return low, high
+
+
+def _by_range(closed: Value, quadrature: Value, where: Range) -> Value:
+    """The closed form, and quadrature on those slices of the arrays that hold a variance out of its range."""
+
+    def inside(*arrays: jax.Array) -> jax.Array:
+        return where.holds(arrays[0]) & where.holds(arrays[-1])
+
+    def slice_value(*rows: jax.Array) -> jax.Array:
+        return jax.lax.cond(jnp.all(inside(*rows)), lambda *a: jnp.zeros_like(a[0]), quadrature, *rows)
+
+    sliced = elementwise(slice_value, _CHUNK)
+
+    def value(*arrays: jax.Array) -> jax.Array:
+        good, usual = inside(*arrays), closed(*arrays)
+        other = jax.lax.cond(jnp.all(good), lambda *a: jnp.zeros_like(usual), sliced, *arrays)
+        return jnp.where(good, usual, other)
+
+    return broadcasting(value)
