@@ -124,7 +124,7 @@ def _range(closed: Value, quadrature: Value, scale: Value, entries: int) -> Rang
 
 def _once(function: Callable[..., tuple[jax.Array, jax.Array]], *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Its values, compiled for a single use: quickly, to slow code."""
-    return jax.jit(function).lower(*arrays).compile(compiler_options={"xla_backend_optimization_level": 0})(*arrays)
+    return jax.jit(function).lower(*arrays).compile(compiler_options={"xla_backend_optimization_level": "0"})(*arrays)
 
 
 def _worst(error: np.ndarray, size: np.ndarray) -> np.ndarray:
