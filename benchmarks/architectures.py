@@ -36,7 +36,8 @@ the compiler knows them by name. Written by `python -m benchmarks.architectures`
 
 *Exact*: every Gaussian expectation has a closed form. *Quadrature*: some are integrals in one or two variables, with the largest error
 bound. *Laplace*: a normalisation over positions was turned into an integral over tilted Gaussian laws, with its relative error.
-*Sampled*: some function mixes too many Gaussians; by randomly shifted lattices at `tolerance=1e-2`, where
+*Sampled*: some function mixes too many Gaussians; by randomly shifted lattices, or by a population of neurons where a state is
+carried through several layers, at `tolerance=1e-2`, where
 `kernel.standard_error(x1, x2)` has the error on your inputs.
 
 Every row is checked against sampled networks of growing width (tests/architectures/test_sampled.py); the last column names the

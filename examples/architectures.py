@@ -245,6 +245,14 @@ def highway(x: jax.Array) -> jax.Array:
     return readout(t * relu(nn.dense(h)) + (1 - t) * h)
 
 
+def residual_after(x: jax.Array) -> jax.Array:
+    """A residual net with the nonlinearity after the sum (He et al. 2016, first form)."""
+    h = relu(nn.conv(x, 3))
+    for _ in range(2):
+        h = relu(h + nn.conv(relu(nn.conv(h, 3)), 3))
+    return readout(h.mean(0))
+
+
 def dense_net(x: jax.Array) -> jax.Array:
     """Every layer reads all layers before it (Huang et al. 2017)."""
     h = relu(nn.dense(x))
@@ -412,6 +420,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         (geglu, _VECTOR, None),
         (swiglu, _VECTOR, None),
         (highway, _VECTOR, None),
+        (residual_after, _SEQUENCE, _SAMPLED),
         (dense_net, _VECTOR, None),
         (u_net, _IMAGE, None),
         (bilinear, {"a": _VECTOR, "b": _VECTOR}, None),

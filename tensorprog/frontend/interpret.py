@@ -295,6 +295,8 @@ _MOVES = {
 _OPAQUE = {
     "conv_general_dilated",
     "dynamic_slice",
+    "reduce_max",
+    "reduce_min",
     "reduce_window_max",
 }  # run as they are where everything is deterministic
 
