@@ -91,8 +91,8 @@ MODELS = {
     "perceptron": Model(tp.from_equinox, perceptron, (5,)),
     "convolutions": Model(tp.from_equinox, ConvNet, (2, 4, 4)),
     "attention": Model(tp.from_equinox, Encoder, (3, 3), lambda model, x: model(x, tp.mean_logits_heads)),
-    # A GRU mixes three Gaussians in one function and more at every step: its expectations are sampled.
-    "gru": Model(tp.from_equinox, Recurrent, (2, 3), init=GRU_INPUT, tolerance=1e-2),
+    # A GRU carries its state on by gates: a population of neurons is sampled.
+    "gru": Model(tp.from_equinox, Recurrent, (5, 3), init=GRU_INPUT, tolerance=1e-2),
 }
 
 if __name__ == "__main__":

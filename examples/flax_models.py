@@ -113,8 +113,8 @@ MODELS = {
     # The input is a batch, whose members share statistics; the output that of its first member. A maximum of four is sampled.
     "batch norm": Model(tp.from_flax, BatchNormCNN, (2, 4, 4, 2), lambda model, x: model(x)[0], tolerance=1e-2),
     "transformer": Model(tp.from_flax, encoder, (3, 3)),
-    # A GRU mixes three Gaussians in one function and more at every step: its expectations are sampled.
-    "gru": Model(tp.from_flax, Recurrent, (2, 3), tolerance=1e-2),
+    # A GRU carries its state on by gates: a population of neurons is sampled.
+    "gru": Model(tp.from_flax, Recurrent, (5, 3), tolerance=1e-2),
 }
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from tensorprog import nn
 from tensorprog.kernel.graph import Average
 from tensorprog.lower import lower
 from tensorprog.lower.schedule import Loop, schedule
+from tensorprog.passes import structure
 
 LAYERS = 4
 
@@ -137,3 +140,25 @@ def test_repeated_calls_agree_and_equal_inputs_are_equal() -> None:
     first, second = kernel(x), kernel(x)
     np.testing.assert_array_equal(first.ntk, second.ntk)
     np.testing.assert_allclose(jnp.diag(kernel(x, x).ntk), kernel.diag(x).ntk, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["grouped_convolution", "locally_connected", "tied_layers", "masked_rnn", "gin", "dropout"]
+)
+def test_a_population_agrees_where_the_kernel_is_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of every layout: what has an exact kernel, sampled all the same."""
+    found = zoo.ARCHITECTURES[name]
+    x = jax.tree.map(jnp.asarray, zoo.random_inputs(found.example, 2))
+    exact = tp.compile(found.net, found.example)(x)
+    plain = structure._with_levels
+
+    def carried(facts: structure.Facts, *rest: object) -> structure.Facts:
+        return replace(plain(facts, *rest), carried=not facts.gaussian)
+
+    monkeypatch.setattr(structure, "_with_levels", carried)
+    kernel = tp.compile(found.net, found.example, tolerance=3e-2)
+    assert kernel.sampled
+    values, errors = kernel(x), kernel.standard_error(x)
+    for value, error, wanted in zip(values, errors, exact, strict=True):
+        assert np.all(np.abs(value - wanted) < 6 * error + 1e-3 * np.max(np.abs(wanted)))
