@@ -33,7 +33,8 @@ def tolerance() -> Callable[[Any], float]:
     return lambda dtype: TOLERANCE[np.dtype(dtype).name]
 
 
-# Compiling a kernel takes seconds, and these compile many, or sample networks of growing width: `make slow` runs them.
+# Compiling a kernel takes seconds, and these compile many, or sample networks of growing width: `make slow` runs them. Of files with
+# many cases alike, the costly ones.
 SLOW = (
     "tests/agreement/test_gradients.py",
     "tests/agreement/test_precision.py",
@@ -45,6 +46,30 @@ SLOW = (
     "tests/ntk_rules/test_problems.py",
     "tests/test_finite_width.py",
     "tests/test_references.py",
+    "tests/agreement/test_recurrent.py::test_agrees[rnn-loop-erf-average",
+    "tests/agreement/test_recurrent.py::test_agrees[rnn-loop-relu-average",
+    "tests/agreement/test_recurrent.py::test_agrees[rnn-scan-relu-average",
+    "tests/apps/test_finite.py::test_check_agrees_and_draws",
+    "tests/architectures/test_formulas.py::test_many_large_heads",
+    "tests/frontend/test_kernels.py::test_equal_functions_have_equal_kernels[and is a product",
+    "tests/frontend/test_kernels.py::test_equal_functions_have_equal_kernels[clamp is min of max",
+    "tests/frontend/test_kernels.py::test_equal_networks_have_equal_kernels[einsum",
+    "tests/kernel/test_dropout.py::test_a_function_of_dropped_positions_is_sampled",
+    "tests/kernel/test_dropout.py::test_masks_of_positions[shared1",
+    "tests/kernel/test_tilted.py::test_more_members_than_features",
+    "tests/kernel/test_tilted.py::test_relu_after_batch_norm[1e-05",
+    "tests/kernel/test_tilted.py::test_the_tangent_kernel",
+    "tests/lower/test_kernel.py::test_tiles_and_symmetry_change_nothing[pooled",
+    "tests/lower/test_schedule.py::test_rolled_equals_unrolled[convolutional",
+    "tests/models/test_doors.py::test_flax_cnn",
+    "tests/models/test_doors.py::test_linen",
+    "tests/models/test_doors.py::test_mean_logits_are_those_of_the_library_but_for_their_scale[False",
+    "tests/ntk_rules/test_closed.py::test_value[celu",
+    "tests/ntk_rules/test_closed.py::test_value[elu",
+    "tests/ntk_rules/test_closed.py::test_value[relu6",
+    "tests/ntk_rules/test_closed.py::test_value[selu",
+    "tests/ntk_rules/test_closed.py::test_value[shifted erf",
+    "tests/ntk_rules/test_stability.py::test_values_and_gradients_are_finite_everywhere[elu",
 )
 
 
@@ -52,5 +77,5 @@ SLOW = (
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests of the slow files, before pytest selects by marker."""
     for item in items:
-        if item.path.relative_to(config.rootpath).as_posix().startswith(SLOW):
+        if item.nodeid.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
