@@ -23,6 +23,8 @@ FORMULAS = {
     "maxout": "halves of sum and difference", "glu": "product of two duals", "tied_layers": "the kernel of untied layers",
     "gcn": "node by node (Kipf and Welling)", "gin": "Du et al. 2019, section 4", "causal_attention": "Tensor Programs II",
     "masked_rnn": "the shorter sequence", "token_embedding": "indicators of equal tokens",
+    "gru": "populations against exact kernels (tests/kernel/test_population.py)",
+    "lstm": "the same", "residual_after": "the same",
     "weight_norm": "the plain weight", "bilinear": "product of two kernels; a' W b itself",
     "stochastic_depth": "path by path", "dropout": "neural-tangents' train mode (tests/kernel/test_dropout.py)",
     "many_large_heads": "Hron et al. 2020, theorem 3; heads of growing dimension",
