@@ -22,6 +22,7 @@ from tensorprog.kernel.graph import Average, Sampled
 from tensorprog.kernel.report import derivation
 from tensorprog.lower import SHIFT, lower
 from tensorprog.passes.conditions import check_conditions
+from tensorprog.passes.dots import expose
 from tensorprog.passes.fuse import fuse
 from tensorprog.passes.tangent import tangent
 from tensorprog.runtime.call import KernelFunction
@@ -46,7 +47,10 @@ class Kernel(KernelFunction):
         self.program, self._tolerance = program, tolerance
         moved = tangent(program)
         self.tangent_program = None if moved is None else fuse(moved, drop_zeros=True)
-        self.graph: KernelGraph = derive(fuse(program, drop_zeros=True), self.tangent_program, tolerance)
+        self._exposed = expose(fuse(program, drop_zeros=True))
+        self._exposed_tangent = None if self.tangent_program is None else expose(self.tangent_program)
+        moving = None if self._exposed_tangent is None else self._exposed_tangent.program
+        self.graph: KernelGraph = derive(self._exposed.program, moving, tolerance)
         self._noise = self.graph.noise
 
     @cached_property

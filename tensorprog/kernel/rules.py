@@ -130,7 +130,7 @@ class Rules:
         u, v = q.u, q.v
         assert isinstance(u, MatMul) and isinstance(v, MatMul)
         weight = u.root
-        if u.weight is not v.weight:
+        if u.root is not v.root or u.summed != v.summed:
             raise InternalError(f"two uses of the weight {weight.name!r} that no rule relates")
         sizes = sizes_of((q.lu, u.type.shape), (q.lv, v.type.shape))
         spare = fresh(q.lu + q.lv)
