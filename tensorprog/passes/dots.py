@@ -36,6 +36,9 @@ __all__ = ["Dot", "Exposed", "expose"]
 
 MOST_PLACES = 64  # positions that are mixed on the way from a product to one with the transpose, each with a derivative of its own
 
+MOST_TERMS = 64  # of a sum in which a Zdot may be cancelled
+ROUNDING = 1e-13  # a coefficient below it, among others of order one, is a zero
+
 Term = tuple[float | Node, Node]
 
 
@@ -204,8 +207,8 @@ class _Layout:
         assert summed is not None
         rest = dict.fromkeys(c for c in self.x + self.y if c not in self.out and c not in places and self.sizes[c] > 1)
         target = self.out + "".join(rest)
-        scale = root.std**2 * float(root.widths[summed] or 1)
-        scale *= math.prod(self.sizes[c] for c in self.w if c not in target and c not in places)
+        times = math.prod(self.sizes[c] for c in self.w if c not in target and c not in places)
+        scale = float(snap(root.std**2 * float(root.widths[summed] or 1) * times))
         factor = self._spread(slope, self.x, target, places)
         for c, place in places.items():
             if c in self.out and self.sizes[c] > 1 and factor is not None:
@@ -297,25 +300,24 @@ def _joined(terms: list[Term]) -> list[Term]:
 
 
 def _cancelled(node: LinComb, products: set[Node]) -> LinComb:
-    """A sum of a Zhat, its Zdot, and other vectors, without the terms of the Zdot that the others cancel: the Onsager term of
+    """A sum of a Zhat, its Zdot, and others, without the terms of the Zdot that the others cancel: the Onsager term of
     approximate message passing. The same sum where none does."""
-    opened = [_unscaled(a, x) for a, x in node.terms]
-    if not any(x in products for _, x in opened):
-        return node
-    flat: list[Term] = []
-    for c, x in opened:
-        opens = x in products and isinstance(x, LinComb) and not isinstance(c, Node)
-        flat += [(_times(c, b), v) for b, v in x.terms] if opens else [(c, x)]  # type: ignore[attr-defined]
-    left = _merged(flat)
+    flat, opened = [], False
+    waiting = list(reversed(node.terms))
+    while waiting:
+        a, x = waiting.pop()
+        if x in products and not isinstance(a, Node):
+            assert isinstance(x, LinComb)
+            flat += [(_times(a, b), y) for b, y in x.terms]
+            opened = True
+        elif isinstance(x, LinComb) and x.type == node.type and (len(x.terms) == 1 or not isinstance(a, Node)):
+            waiting += [(_times(a, b), y) for b, y in reversed(x.terms)]
+        else:
+            flat.append((a, x))
+        if len(flat) > MOST_TERMS:
+            return node
+    left = _merged(flat) if opened else flat
     return node if len(left) == len(flat) else LinComb(tuple(left), source=node.source)
-
-
-def _unscaled(a: float | Node, x: Node) -> Term:
-    """A multiple of a multiple of a vector as one."""
-    while isinstance(x, LinComb) and len(x.terms) == 1 and x.type.kind == "vector" and x.terms[0][1].type == x.type:
-        b, x = x.terms[0]
-        a = _times(a, b)
-    return a, x
 
 
 def _times(a: float | Node, b: float | Node) -> float | Node:
@@ -360,9 +362,10 @@ def _merged(flat: list[Term]) -> list[Term]:
 
 
 def _is_zero(value: sympy.Expr) -> bool:
-    """Zero, with kinks in their standard form."""
+    """Zero up to the rounding of its coefficients, with kinks in their standard form."""
     zs = tuple(sorted(value.free_symbols, key=str))
-    return sympy.expand(canonical_kinks(sympy.expand(value), zs)) == 0
+    left = sympy.expand(canonical_kinks(sympy.expand(value), zs))
+    return all(abs(float(c)) < ROUNDING for c in left.evalf(17).as_coefficients_dict().values())
 
 
 def _moment(value: sympy.Expr, like: Moment) -> Node:
@@ -372,8 +375,11 @@ def _moment(value: sympy.Expr, like: Moment) -> Node:
 def _split(a: float | Node) -> tuple[float, Node | None]:
     if not isinstance(a, Node):
         return a, None
+    if isinstance(a, PositionMap) and a.op.name == "reshape" and math.prod(a.type.shape) == 1:
+        return _split(a.args[0])
     if isinstance(a, LinComb) and len(a.terms) == 1 and not isinstance(a.terms[0][0], Node):
-        return a.terms[0][0], a.terms[0][1]
+        scale, base = _split(a.terms[0][1])
+        return a.terms[0][0] * scale, base
     return 1.0, a
 
 

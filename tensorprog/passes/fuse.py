@@ -149,7 +149,7 @@ def _swapped(expr: sympy.Expr, swap: tuple[tuple[sympy.Symbol, sympy.Expr], ...]
 
 def _open(x: Node, arguments: _Arguments) -> sympy.Expr:
     """The expression of an argument in Gaussian variables."""
-    if arguments.facts[x].gaussian or x in arguments.states:
+    if arguments.facts[x].gaussian or x in arguments.states or _waits(x, arguments.facts):
         return arguments.x(x)
     match x:
         case Nonlin():
@@ -162,6 +162,14 @@ def _open(x: Node, arguments: _Arguments) -> sympy.Expr:
         case PositionMap() if (window := opened_window(x)) is not None:
             return _open_sum(window, arguments)
     return arguments.x(x)
+
+
+def _waits(x: Node, facts: Structure) -> bool:
+    """Is it a sum with a product whose Zdot is not written out? The sum may cancel it, and is kept for that."""
+    if not facts.tied or not isinstance(x, LinComb):
+        return False
+    gaussian = [term for _, term in x.terms if term.type.kind == "vector" and facts[term].gaussian]
+    return any(name in facts.tied for term in gaussian for name, *_ in facts[term].roots)
 
 
 def _open_sum(x: LinComb, arguments: _Arguments) -> sympy.Expr:

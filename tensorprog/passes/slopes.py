@@ -162,9 +162,10 @@ def _derivative(phi: Phi, i: int, where: str) -> sympy.Expr:
             continue
         delta = deltas.pop()
         rate = sympy.diff(delta.args[0], z)
-        if deltas or len(delta.args) > 1 or rate.has(z) or sympy.diff(term, delta).has(delta):
+        rest = term / delta
+        if deltas or len(delta.args) > 1 or rate == 0 or rate.has(z) or rest.has(sympy.DiracDelta):
             raise _unseen(phi, where)
-        height = (term / delta).subs(z, z - sympy.expand(delta.args[0]) / rate)
+        height = rest.subs(z, z - sympy.expand(delta.args[0]) / rate)
         jumps[delta] = jumps.get(delta, sympy.Integer(0)) + height
     left = [delta * height for delta, height in ((d, sympy.simplify(h)) for d, h in jumps.items()) if height != 0]
     return plain + sympy.Add(*left)
