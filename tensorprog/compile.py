@@ -24,6 +24,7 @@ from tensorprog.lower import SHIFT, lower
 from tensorprog.passes.conditions import check_conditions
 from tensorprog.passes.dots import expose
 from tensorprog.passes.fuse import fuse
+from tensorprog.passes.structure import tied_weights
 from tensorprog.passes.tangent import tangent
 from tensorprog.runtime.call import KernelFunction
 from tensorprog.runtime.kernel import Functions, Gram, functions
@@ -96,7 +97,11 @@ class Kernel(KernelFunction):
     def derivation(self) -> str:
         """How the kernels come about, as Markdown with LaTeX: the program, the rule and error bound of every Gaussian
         expectation, the recursion."""
-        return derivation(self.program, self.tangent_program, self.graph)
+        if not tied_weights(self.program):
+            return derivation(self.program, self.tangent_program, self.graph)
+        exposed, moving = self._exposed, self._exposed_tangent
+        dots = exposed.dots + (moving.dots if moving else ())
+        return derivation(exposed.program, moving.program if moving else None, self.graph, dots)
 
     def export(self, path: str | os.PathLike[str], platforms: Sequence[str] = ("cpu", "cuda")) -> None:
         """Write the kernel to one file, which `tp.load` reads and which JAX alone can run (docs/export.md).

@@ -373,6 +373,7 @@ def _moment(value: sympy.Expr, like: Moment) -> Node:
 
 
 def _split(a: float | Node) -> tuple[float, Node | None]:
+    """A coefficient as a number times a variable."""
     if not isinstance(a, Node):
         return a, None
     if isinstance(a, PositionMap) and a.op.name == "reshape" and math.prod(a.type.shape) == 1:
@@ -380,6 +381,9 @@ def _split(a: float | Node) -> tuple[float, Node | None]:
     if isinstance(a, LinComb) and len(a.terms) == 1 and not isinstance(a.terms[0][0], Node):
         scale, base = _split(a.terms[0][1])
         return a.terms[0][0] * scale, base
+    if isinstance(a, Nonlin) and len(a.thetas) == 1 and (rate := a.phi.expr / parameter(0)).is_number:
+        scale, base = _split(a.thetas[0])
+        return float(rate) * scale, base
     return 1.0, a
 
 
