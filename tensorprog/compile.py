@@ -54,6 +54,12 @@ class Kernel(KernelFunction):
         self.graph: KernelGraph = derive(self._exposed.program, moving, tolerance)
         self._noise = self.graph.noise
 
+    @property
+    def exposed_program(self) -> Program:
+        """The program that the kernel is derived from: where a weight is used together with its transpose, every MatMul by it
+        stands for its Gaussian part, and what the transpose adds (Zdot of the master theorem) is written out."""
+        return self._exposed.program
+
     @cached_property
     def functions(self) -> Functions:
         """The kernel's two functions of leaves with a batch axis, not jitted."""

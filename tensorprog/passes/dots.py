@@ -24,8 +24,23 @@ import sympy
 
 from ntk_rules.steps import canonical_kinks
 from tensorprog.errors import UnsupportedError, explain
-from tensorprog.ir import Const, LinComb, Literal, MatMul, Moment, Node, Nonlin, Phi, PositionMap, Program, Type, Weight
-from tensorprog.ir import operands, position, topological  # fmt: skip
+from tensorprog.ir import (  # fmt: skip
+    Const,
+    LinComb,
+    Literal,
+    MatMul,
+    Moment,
+    Node,
+    Nonlin,
+    Phi,
+    PositionMap,
+    Program,
+    Type,
+    Weight,
+    operands,
+    position,
+    topological,
+)
 from tensorprog.ir.phi import parameter, snap
 from tensorprog.ir.rebuild import rebuild
 from tensorprog.passes.fuse import fuse_nodes
@@ -69,7 +84,9 @@ def expose(program: Program) -> Exposed:
     for node in topological([program.output]):
         work.add(node)
     output = work.new[program.output]
-    shown = [part for dot in work.dots for part in (dot.of, dot.by, dot.coefficient, dot.vector) if isinstance(part, Node)]
+    shown = [
+        part for dot in work.dots for part in (dot.of, dot.by, dot.coefficient, dot.vector) if isinstance(part, Node)
+    ]
     new = fuse_nodes([output, *shown], frozenset(), drop_zeros=True)
     named = lambda part: new[part] if isinstance(part, Node) else part
     dots = tuple(Dot(*map(named, (dot.of, dot.by, dot.coefficient, dot.vector))) for dot in work.dots)
@@ -121,7 +138,8 @@ class _Work:
             slope = self._slope(made.x, by, layout.seed(places))
             if slope is None or (slope.type.kind == "vector" and _mean_vanishes(slope)):
                 continue
-            yield from (Dot(made, by, a, y) for a, y in layout.term(mean_of(slope), places))
+            if (mean := mean_of(slope)) is not None:
+                yield from (Dot(made, by, a, y) for a, y in layout.term(mean, places))
 
     def _slope(self, x: Node, by: MatMul, seed: Const) -> Node | None:
         key = (by, seed.value)
@@ -136,16 +154,16 @@ class _Work:
 def _links(x: Node, by: MatMul) -> tuple[int | None, ...] | None:
     """For each axis of `by` the axis of x that carries it along; None for one that is mixed on the way, or of size one. None
     in all where x does not depend on it."""
-    known: dict[Node, tuple[int | None, ...]] = {
-        by: tuple(i if n > 1 else None for i, n in enumerate(by.type.shape))
-    }
+    known: dict[Node, tuple[int | None, ...]] = {by: tuple(i if n > 1 else None for i, n in enumerate(by.type.shape))}
     for node in topological([x], skip=is_leaf):
         below = [known[o] for o in operands(node) if o in known]
         if not below:
             continue
         if isinstance(node, PositionMap):
             source = node.op.same_axis(node.args[0].type.shape)
-            known[node] = tuple(_single([j for j, s in enumerate(source) if k is not None and s == k]) for k in below[0])
+            known[node] = tuple(
+                _single([j for j, s in enumerate(source) if k is not None and s == k]) for k in below[0]
+            )
         else:
             known[node] = tuple(axes[0] if len(set(axes)) == 1 else None for axes in zip(*below, strict=True))
     return known.get(x)
@@ -222,7 +240,9 @@ class _Layout:
         vector = self._spread(self.by.x, self.y, target, places)
         if vector is None:
             return
-        vector = self._stretched(vector, tuple(1 if c in places and c not in self.out else self.sizes[c] for c in target))
+        vector = self._stretched(
+            vector, tuple(1 if c in places and c not in self.out else self.sizes[c] for c in target)
+        )
         if not rest:
             yield coefficient, vector
             return

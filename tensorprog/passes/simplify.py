@@ -6,6 +6,7 @@ A rule takes an instruction whose operands are already simple, and returns a sim
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Callable
 
 import numpy as np
@@ -52,7 +53,8 @@ def untransposed(node: Node, facts: Structure) -> Node | None:
     spec = f"{w},{x}->{out}"
     if node.weight is node.root and spec == node.spec:
         return None
-    return MatMul(spec, node.root, node.x, source=node.source)
+    names = dict(zip(dict.fromkeys(w + x), string.ascii_letters, strict=False))
+    return MatMul("".join(names.get(c, c) for c in spec), node.root, node.x, source=node.source)
 
 
 def copied(node: Node, facts: Structure) -> Node | None:

@@ -21,9 +21,22 @@ import sympy
 from ntk_rules.pieces import KINKED, has_kinks
 from ntk_rules.steps import canonical_kinks
 from tensorprog.errors import UnsupportedError, explain
-from tensorprog.ir import Const, LinComb, Literal, MatMul, Moment, Node, Nonlin, Phi, PositionMap, Type, Weight
-from tensorprog.ir import position, topological  # fmt: skip
-from tensorprog.ir.phi import identity, parameter, snap, vector
+from tensorprog.ir import (  # fmt: skip
+    Const,
+    LinComb,
+    Literal,
+    MatMul,
+    Moment,
+    Node,
+    Nonlin,
+    Phi,
+    PositionMap,
+    Type,
+    Weight,
+    position,
+    topological,
+)
+from tensorprog.ir.phi import parameter, snap, vector
 
 __all__ = ["Slopes", "is_leaf", "mapped", "mean_of", "number_of", "scalar_sum"]
 
@@ -76,13 +89,33 @@ def is_leaf(node: Node) -> bool:
     return node.type.kind != "vector" or isinstance(node, (MatMul, Weight))
 
 
-def mean_of(slope: Node) -> Node:
-    """Its expectation, a deterministic array."""
-    if slope.type.kind == "scalar":
-        return slope
-    if isinstance(slope, Nonlin):
-        return Moment(slope.phi, slope.xs, slope.thetas, source=slope.source)
-    return Moment(identity, (slope,), source=slope.source)
+def mean_of(slope: Node) -> Node | None:
+    """Its expectation, a deterministic array; None where it is zero. Sums and position maps are those of the means."""
+    means: dict[Node, Node | None] = {}
+    for node in topological([slope], skip=lambda n: n.type.kind != "vector" or n in means or _stops(n)):
+        means[node] = _mean(node, means)
+    return _mean(slope, means)
+
+
+def _stops(node: Node) -> bool:
+    return isinstance(node, (Nonlin, MatMul, Weight))
+
+
+def _mean(node: Node, means: dict[Node, Node | None]) -> Node | None:
+    if node.type.kind == "scalar":
+        return node
+    if node in means:
+        return means[node]
+    below = lambda x: _mean(x, means)
+    match node:
+        case Nonlin(phi=phi, xs=xs, thetas=thetas):
+            return Moment(phi, xs, thetas, source=node.source)
+        case LinComb(terms=terms):
+            return scalar_sum([(a, mean) for a, x in terms if (mean := below(x)) is not None], node.type.shape)
+        case PositionMap(op=op, args=args, result=result):
+            first = below(args[0])
+            return None if first is None else mapped(op, (first, *args[1:]), result)
+    return None  # a Gaussian of mean zero
 
 
 # ------------------------------------------------------------------------------------------ deterministic arrays
@@ -133,7 +166,9 @@ def _function(expr: sympy.Expr, xs: list[Node], thetas: list[Node], like: Nonlin
     given = [i for i in range(len(thetas)) if parameter(i) in free]
     if not used and not given:
         return Const(Literal.of(np.full(shape, float(expr))))
-    swap = {vector(i): vector(k) for k, i in enumerate(used)} | {parameter(i): parameter(k) for k, i in enumerate(given)}
+    swap = {vector(i): vector(k) for k, i in enumerate(used)} | {
+        parameter(i): parameter(k) for k, i in enumerate(given)
+    }
     phi = Phi(expr.xreplace(swap), len(used), len(given))
     made = Nonlin(phi, tuple(xs[i] for i in used), tuple(thetas[i] for i in given), source=like.source)
     if used or made.type.shape == shape:
