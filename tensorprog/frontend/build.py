@@ -141,8 +141,8 @@ def weight_node(
 ) -> Weight:
     """The weight of a parameter, laid out as it is used."""
     where = region or param.region
-    kind = {"per_input": param.per_input, "symmetric": param.symmetric}
-    made = Weight(param.name, shape, widths, param.std, param.tangent_std, where, **kind)
+    noise, twofold = param.per_input, param.symmetric
+    made = Weight(param.name, shape, widths, param.std, param.tangent_std, where, per_input=noise, symmetric=twofold)
     if made.symmetric and (axes := made.matrix_axes) is not None:
         i, j = axes
         if (shape[i], widths[i], where[i]) != (shape[j], widths[j], where[j]):

@@ -82,7 +82,7 @@ def matmul_complaints(spec: str, weight: Node, x: Node) -> Iterator[str]:
     if set(own) - set(w) - set(out):
         yield f"spec {spec!r} sums a position that the weight does not have"
     if weight.type.kind == "matrix":
-        root = weight
+        root: Node = weight
         while isinstance(root, Trsp):
             root = root.matrix
         axes = root.matrix_axes if isinstance(root, Weight) else None

@@ -2,8 +2,9 @@
 
 roots: the Gaussian weights a vector variable is made of at its surface. The image W x depends on W, and on x only
 through covariances, so its root is W alone; variables without a common root are independent (Yang, Tensor Programs
-III: Zhat of different matrices are independent, and so are those of a matrix and of its transpose: here a MatMul stands
-for its Zhat, what is left of it once `passes.dots` has written out the rest). Noise that is drawn for every input is common to variables of one input only.
+III: Zhat of different matrices are independent, and so are those of a matrix and of its transpose; a MatMul stands for its
+Zhat, what is left of it once `passes.dots` has written out the rest). Noise that is drawn for every input is common to
+variables of one input only.
 parity: how a variable answers to flipping the sign of all primed weights at once (even, odd, or neither): an odd one
 has zero mean and zero covariance with an even one.
 """
@@ -108,11 +109,11 @@ def opposite(a: bool | None, b: bool | None) -> bool:
 def _facts(node: Node, known: Structure) -> Facts:
     match node:
         case Weight():
-            root = (node.name, node.primed, node.region, None, node.per_input)
-            return Facts(True, node.std == 0, frozenset([root]), node.primed)
+            own: Root = (node.name, node.primed, node.region, None, node.per_input)
+            return Facts(True, node.std == 0, frozenset([own]), node.primed)
         case MatMul(x=x):
             inner = known[x].odd if x.type.kind == "vector" else False
-            root = (node.root.name, node.root.primed, node.root.region, node.summed, False)
+            root: Root = (node.root.name, node.root.primed, node.root.region, node.summed, False)
             zero = node.root.std == 0 or (x.type.kind == "vector" and known[x].zero)
             return Facts(True, zero, frozenset([root]), None if inner is None else inner != node.root.primed)
         case LinComb(terms=terms):

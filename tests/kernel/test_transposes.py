@@ -297,9 +297,9 @@ def spiked(steps: int, onsager: bool = True) -> Callable:
 
 def test_the_onsager_term_of_a_symmetric_matrix() -> None:
     """With it every iterate is Gaussian, with the covariance of state evolution; its like emerges where it is left out."""
-    kernel = tp.compile(spiked(5), X[0])
+    kernel = tp.compile(spiked(4), X[0])
     q = np.asarray(jnp.sum(X**2, -1)) / 2
-    for _ in range(5):
+    for _ in range(4):
         q = gaussian_mean(lambda z, q=q: np.tanh(np.sqrt(q)[:, None] * z) ** 2)
     close(kernel.diag(X).nngp, q)
     page = kernel.derivation()
@@ -384,6 +384,32 @@ def test_a_convolution_and_its_transpose() -> None:
     shifted = lambda a: sum(np.roll(a, (j, j), (1, 3)) for j in (-1, 0, 1)) / 3
     hidden = duals.relu.value(*pairs(shifted(k).reshape(8, 8))).reshape(k.shape)
     close(kernels(tied_convolution, xs)[0], (shifted(hidden) + k / 4).transpose(0, 2, 1, 3))
+
+
+def test_a_stack_of_matrices_that_mix() -> None:
+    """W_h' sum_g M[h, g] W_g v: only W_h meets its own transpose, with the coefficient M[h, h]."""
+
+    def net(x: jax.Array) -> jax.Array:
+        w, v = nn.weight((3, nn.width(), nn.width()), train=False), nn.dense(x, train=False)
+        mixed = MIX @ jnp.einsum("hij,j->hi", w, v) / jnp.sqrt(nn.width())
+        back = jnp.einsum("hij,hi->hj", w, mixed) / jnp.sqrt(nn.width())
+        return nn.dense(back, features=1, train=False)[:, 0]
+
+    diagonal = np.diag(MIX)
+    close(kernels(net)[0][0, 0], np.diag((MIX**2).sum(1)) + np.outer(diagonal, diagonal))
+
+
+def test_hyperparameters() -> None:
+    """A coefficient may depend on a hyperparameter, and has its derivative."""
+
+    def net(x: jax.Array) -> jax.Array:
+        w = square() * tp.hyper("gain", 1.3)
+        return nn.dense(times(w.T, relu(times(w, nn.dense(x)))), features=1)
+
+    kernel = tp.compile(net, ONE[0])
+    value = lambda gain: kernel(ONE, gain=gain).nngp[0, 0]
+    close(value(2.0), 2.0**4 * 0.75)
+    close(jax.grad(value)(2.0), 4 * 2.0**3 * 0.75)
 
 
 def test_too_many_positions() -> None:
