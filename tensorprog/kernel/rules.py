@@ -1,6 +1,8 @@
 """The master theorem as rules: how each question about a program's variables is answered by simpler ones.
 
-Sources, beside each rule: Yang, Tensor Programs III (the master theorem for NETSOR-T+ without transposes) and II
+What transposes add was written out before (`passes.dots`), so that a MatMul is Gaussian, its Zhat.
+
+Sources, beside each rule: Yang, Tensor Programs III (the master theorem for NETSOR-T+) and II
 (its use for neural tangent kernels).
 """
 
