@@ -22,7 +22,9 @@ from tensorprog.kernel.graph import Average, Sampled
 from tensorprog.kernel.report import derivation
 from tensorprog.lower import SHIFT, lower
 from tensorprog.passes.conditions import check_conditions
+from tensorprog.passes.dots import expose
 from tensorprog.passes.fuse import fuse
+from tensorprog.passes.structure import tied_weights
 from tensorprog.passes.tangent import tangent
 from tensorprog.runtime.call import KernelFunction
 from tensorprog.runtime.kernel import Functions, Gram, functions
@@ -46,8 +48,17 @@ class Kernel(KernelFunction):
         self.program, self._tolerance = program, tolerance
         moved = tangent(program)
         self.tangent_program = None if moved is None else fuse(moved, drop_zeros=True)
-        self.graph: KernelGraph = derive(fuse(program, drop_zeros=True), self.tangent_program, tolerance)
+        self._exposed = expose(fuse(program, drop_zeros=True))
+        self._exposed_tangent = None if self.tangent_program is None else expose(self.tangent_program)
+        moving = None if self._exposed_tangent is None else self._exposed_tangent.program
+        self.graph: KernelGraph = derive(self._exposed.program, moving, tolerance)
         self._noise = self.graph.noise
+
+    @property
+    def exposed_program(self) -> Program:
+        """The program that the kernel is derived from: where a weight is used together with its transpose, every MatMul by it
+        stands for its Gaussian part, and what the transpose adds (Zdot of the master theorem) is written out."""
+        return self._exposed.program
 
     @cached_property
     def functions(self) -> Functions:
@@ -92,7 +103,11 @@ class Kernel(KernelFunction):
     def derivation(self) -> str:
         """How the kernels come about, as Markdown with LaTeX: the program, the rule and error bound of every Gaussian
         expectation, the recursion."""
-        return derivation(self.program, self.tangent_program, self.graph)
+        if not tied_weights(self.program):
+            return derivation(self.program, self.tangent_program, self.graph)
+        exposed, moving = self._exposed, self._exposed_tangent
+        dots = exposed.dots + (moving.dots if moving else ())
+        return derivation(exposed.program, moving.program if moving else None, self.graph, dots)
 
     def export(self, path: str | os.PathLike[str], platforms: Sequence[str] = ("cpu", "cuda")) -> None:
         """Write the kernel to one file, which `tp.load` reads and which JAX alone can run (docs/export.md).

@@ -24,7 +24,7 @@ from tensorprog.frontend.params import Constant, Gaussian, Hyper, Recorder, Spec
 
 __all__ = [
     "avg_pool", "bias", "constant", "conv", "dense", "dropout", "flatten", "global_avg_pool", "layer_norm",
-    "many_heads", "sum_pool", "weight", "width",
+    "many_heads", "sum_pool", "symmetric", "weight", "width",
 ]  # fmt: skip
 
 Number = float | Hyper | jax.Array
@@ -62,9 +62,29 @@ def weight(shape: Sequence[int], *, std: float = 1.0, train: bool = True, name: 
     """A parameter with independent N(0, std^2) entries, trained unless `train` is False.
 
     shape: finite sizes and multiples of `width()`.
-    Sharing a weight is using the array twice. Its transpose `W.T` is reserved: a weight may be used one way round only.
+    Sharing a weight is using the array twice, its transpose `W.T` included.
     """
     return _parameter(name or _auto("weight"), Gaussian(tuple(shape), std, None if train else 0.0))
+
+
+def symmetric(size: int, *, std: float = 1.0, train: bool = True, name: str | None = None) -> jax.Array:
+    """A symmetric weight of shape (size, size): independent N(0, std^2) entries above the diagonal, N(0, 2 std^2) on it.
+
+    size: a multiple of `width()`. It is (G + G.T) / sqrt(2) for a trained matrix G of independent entries, which the compiler
+    also knows when it is written out: the Gaussian orthogonal ensemble.
+
+    Example:
+        >>> import jax.numpy as jnp, tensorprog as tp
+        >>> from tensorprog import nn
+        >>> def net(x):
+        ...     n = nn.width()
+        ...     w, h = nn.symmetric(n), nn.dense(x)
+        ...     return nn.dense(w @ (w @ h) / n, features=1)
+        >>> float(tp.compile(net, jnp.zeros(1))(jnp.ones((1, 1))).nngp[0, 0])  # the fourth moment of the semicircle
+        2.0
+    """
+    g = weight((size, size), std=std, train=train, name=name or _auto("symmetric"))
+    return (g + g.T) / math.sqrt(2.0)
 
 
 def bias(shape: Sequence[int], *, std: float = 1.0, train: bool = True, name: str | None = None) -> jax.Array:

@@ -87,7 +87,11 @@ class Weights:
             if width is not None:
                 shape.append(_whole(width * self.width))
         inner = [i for i in range(len(shape)) if i not in order]
-        return jnp.transpose(whole[tuple(cut)].reshape(shape), (*order, *inner))
+        part = jnp.transpose(whole[tuple(cut)].reshape(shape), (*order, *inner))
+        if weight.symmetric:
+            turned = jnp.swapaxes(jnp.swapaxes(part, *weight.matrix_axes), -1, -2)
+            return (part + turned) / jnp.sqrt(2.0)
+        return part
 
 
 def _whole(number: Fraction) -> int:
@@ -145,7 +149,6 @@ def _matmul(node: MatMul, args: list[jax.Array], n: int) -> jax.Array:
     """Letters for positions, capitals of the Greek kind for coordinates."""
     weight, x = args
     w, own, out = node.letters
-    assert not isinstance(node.weight, Trsp)
     coordinates = {
         c: "ΑΒΓ"[i] for i, c in enumerate(c for c, v in zip(w, node.root.widths, strict=True) if v is not None)
     }
@@ -205,8 +208,13 @@ def _array_op(node: ArrayOp, args: list[jax.Array], n: int) -> jax.Array:
     return result[0] if primitive.multiple_results else result
 
 
+def _trsp(node: Trsp, args: list[jax.Array], n: int) -> jax.Array:
+    return args[0]  # the letters of a product are those of the weight itself
+
+
 RUN: dict[type, Callable[..., jax.Array]] = {
     Const: _const,
+    Trsp: _trsp,
     MatMul: _matmul,
     LinComb: _lincomb,
     PositionMap: _position,

@@ -18,10 +18,28 @@ from tensorprog import nn
 relu = jax.nn.relu
 
 
-def two_ways(x: jax.Array) -> jax.Array:
+def symmetric_and_plain(x: jax.Array) -> jax.Array:
     w = nn.weight((nn.width(), nn.width())) / jnp.sqrt(nn.width())
-    h = relu(w @ nn.dense(x))
+    h = relu((w + w.T) @ nn.dense(x))
+    return nn.dense(w @ h, features=1)  # here
+
+
+def flattened_transpose(x: jax.Array) -> jax.Array:
+    w = nn.weight((nn.width(), 2 * nn.width())) / jnp.sqrt(nn.width())
+    h = relu(w @ jnp.reshape(jnp.stack([nn.dense(x), nn.dense(x)]), -1))
     return nn.dense(w.T @ h, features=1)  # here
+
+
+def flattened_symmetric(x: jax.Array) -> jax.Array:
+    w = nn.symmetric(2 * nn.width()) / jnp.sqrt(nn.width())
+    return nn.dense(w @ jnp.reshape(jnp.stack([nn.dense(x), nn.dense(x)]), -1), features=1)  # here
+
+
+def hidden_jump(x: jax.Array) -> jax.Array:
+    n = nn.width()
+    w, h = nn.weight((n, n)) / jnp.sqrt(n), nn.dense(x)
+    a = jnp.sign(jnp.tanh(w @ h) + jnp.tanh(h))  # here
+    return nn.dense(w.T @ a, features=1)
 
 
 def readout_reused(x: jax.Array) -> jax.Array:
@@ -110,7 +128,10 @@ def unknown_primitive(x: jax.Array) -> jax.Array:
 
 
 REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
-    (two_ways, tp.UnsupportedError, r"'weight_0' is used in two ways", "two independent weights"),
+    (symmetric_and_plain, tp.UnsupportedError, r"'weight_0' is cut or laid out in two ways", "in one way everywhere"),
+    (flattened_transpose, tp.UnsupportedError, r"'weight_0' is cut or laid out in two ways", "in one way everywhere"),
+    (flattened_symmetric, tp.UnsupportedError, r"multiplies flattened positions", "of the weight's own width"),
+    (hidden_jump, tp.UnsupportedError, r"kinked function between a weight and its transpose", "of single hidden vectors"),
     (readout_reused, tp.UnsupportedError, r"'weight_0' is used in two ways", "two independent weights"),
     (softmax_over_width, tp.UnsupportedError, r"softmax over the width", "over positions, heads or classes"),
     (sort_over_width, tp.UnsupportedError, r"sorting mixes the coordinates", "elementwise functions"),

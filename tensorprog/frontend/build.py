@@ -141,7 +141,16 @@ def weight_node(
 ) -> Weight:
     """The weight of a parameter, laid out as it is used."""
     where = region or param.region
-    return Weight(param.name, shape, widths, param.std, param.tangent_std, where, per_input=param.per_input)
+    noise, twofold = param.per_input, param.symmetric
+    made = Weight(param.name, shape, widths, param.std, param.tangent_std, where, per_input=noise, symmetric=twofold)
+    if made.symmetric and (axes := made.matrix_axes) is not None:
+        i, j = axes
+        if (shape[i], widths[i], where[i]) != (shape[j], widths[j], where[j]):
+            raise Refusal(
+                f"the symmetric weight {param.name!r} multiplies flattened positions, or a part of a concatenation",
+                "multiply a vector of the weight's own width, or use a weight that is not symmetric",
+            )
+    return made
 
 
 def _param_var(param: Param) -> Var:

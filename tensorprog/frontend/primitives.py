@@ -50,7 +50,7 @@ def elementwise(eqn: Equation, *values: Value) -> Value:
     name = eqn.primitive
     if (squared := _squares(eqn, values)) is not None:
         return squared
-    if (kept := _param_arithmetic(name, values)) is not None:
+    if (kept := _param_arithmetic(name, values) or _symmetrised(name, values)) is not None:
         return kept
     if name == "select_n" and isinstance(values[0], Known) and (chosen := _settled(values)) is not None:
         return chosen
@@ -185,6 +185,29 @@ def _param_arithmetic(name: str, values: Sequence[Value]) -> Param | None:
         factor = to_var(others[0])
         return _scale_param(param, _reciprocal(factor) if name == "div" else factor)
     return None
+
+
+def _symmetrised(name: str, values: Sequence[Value]) -> Param | None:
+    """A square matrix plus its transpose: a symmetric matrix, whose entries off the diagonal have twice the variance."""
+    if name not in ("add", "add_any"):
+        return None
+    first, second = values
+    if not (isinstance(first, Param) and isinstance(second, Param)) or first.symmetric or first.mean:
+        return None
+    places = [i for i, a in enumerate(first.axes) if a is not None and first.widths[a] is not None]
+    if len(places) != 2 or any(getattr(first, part) != getattr(second, part) for part in _SAME):
+        return None
+    i, j = places
+    swapped = list(first.axes)
+    swapped[i], swapped[j] = swapped[j], swapped[i]
+    a, b = swapped[j], swapped[i]
+    if tuple(swapped) != second.axes or a is None or b is None or first.region[a] != first.region[b]:
+        return None
+    root = math.sqrt(2.0)
+    return replace(first, std=root * first.std, tangent_std=root * first.tangent_std, symmetric=True)
+
+
+_SAME = ("name", "std", "tangent_std", "widths", "region", "power", "scale", "symmetric")
 
 
 def _is_number(value: Value) -> bool:

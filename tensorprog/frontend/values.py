@@ -115,7 +115,7 @@ class Param:
     sizes: its whole shape at both widths. region: the part in use, per axis, (start, stop) in entries of a finite
     axis and in units of n of a width axis. axes: which axis of the parameter each axis of this array is (None: a new
     axis of size one). scale, power: a deterministic factor and the power of n of the entries' scale. per_input: is it drawn
-    anew for every input?
+    anew for every input? symmetric: is it the sum of a matrix and its transpose?
     """
 
     name: str
@@ -128,6 +128,7 @@ class Param:
     power: Fraction = Fraction(0)
     scale: Var | None = None
     per_input: bool = False
+    symmetric: bool = False
 
     def size(self, axis: int) -> int | Fraction:
         start, stop = self.region[axis]

@@ -182,7 +182,8 @@ class Weight(Node):
     axis, in entries along a finite one. Parts that do not overlap are independent.
     tangent_std: the standard deviation of the direction in which training moves it; `primed` marks that
     direction itself (the W' of the tangent program). per_input: drawn anew for every input, as the noise behind a dropout mask;
-    such a parameter is a vector, and not trained.
+    such a parameter is a vector, and not trained. symmetric: its two width axes are interchangeable, W_ij = W_ji (the Gaussian
+    orthogonal ensemble: std is that of an entry off the diagonal, and sqrt(2) times as large on it).
     """
 
     name: str
@@ -193,6 +194,7 @@ class Weight(Node):
     region: tuple[tuple[Fraction, Fraction], ...]
     primed: bool = False
     per_input: bool = False
+    symmetric: bool = False
 
     def _infer(self) -> Type:
         axes = [i for i, w in enumerate(self.widths) if w is not None]
@@ -201,6 +203,12 @@ class Weight(Node):
         if len(axes) == 1:
             return Type("vector", self.shape, axes[0], self.widths[axes[0]])
         return Type("vector", self.shape)
+
+    @property
+    def matrix_axes(self) -> tuple[int, int] | None:
+        """The two width axes of an array of matrices; None for other parameters."""
+        axes = [i for i, w in enumerate(self.widths) if w is not None]
+        return (axes[0], axes[1]) if len(axes) == 2 else None
 
     @property
     def label(self) -> str:
@@ -215,12 +223,33 @@ class Weight(Node):
 
 @dataclass(frozen=True, eq=False)
 class Trsp(Node):
-    """The transposed matrix: an independent-looking but tied Gaussian matrix."""
+    """The transposed matrix: the same parameters with the two width axes swapped.
+
+    A MatMul by it is the same as one by the matrix itself whose letters are swapped, and is turned into that.
+    """
 
     matrix: Node
 
     def _infer(self) -> Type:
-        return self.matrix.type
+        i, j = _root(self).matrix_axes or (0, 0)
+        shape = list(self.matrix.type.shape)
+        shape[i], shape[j] = shape[j], shape[i]
+        return Type("matrix", tuple(shape))
+
+
+def _root(node: Node) -> Weight:
+    while isinstance(node, Trsp):
+        node = node.matrix
+    assert isinstance(node, Weight)
+    return node
+
+
+def _turns(node: Node) -> int:
+    """How often a weight is transposed."""
+    count = 0
+    while isinstance(node, Trsp):
+        node, count = node.matrix, count + 1
+    return count
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,13 +267,27 @@ class MatMul(Node):
 
     @property
     def letters(self) -> tuple[str, str, str]:
+        """The letters of the root's axes, of those of x, and of the result's."""
         operands, out = self.spec.split("->")
         w, x = operands.split(",")
+        if _turns(self.weight) % 2 and (axes := self.root.matrix_axes) is not None:
+            (i, j), swapped = axes, list(w)
+            swapped[i], swapped[j] = w[j], w[i]
+            w = "".join(swapped)
         return w, x, out
+
+    @property
+    def summed(self) -> int | None:
+        """The width axis of a matrix that is summed over: W x or its transpose. None for other weights."""
+        axes = self.root.matrix_axes
+        if axes is None:
+            return None
+        w, _, out = self.letters
+        return next((i for i in axes if w[i] not in out), None)
 
     def _infer(self) -> Type:
         w, x, out = self.letters
-        size = dict(zip(w, self.weight.type.shape, strict=True)) | dict(zip(x, self.x.type.shape, strict=True))
+        size = dict(zip(w, self.root.shape, strict=True)) | dict(zip(x, self.x.type.shape, strict=True))
         shape = tuple(size[c] for c in out)
         widths = {c: self.root.widths[i] for i, c in enumerate(w) if self.root.widths[i] is not None}
         for i, c in enumerate(out):
@@ -255,11 +298,7 @@ class MatMul(Node):
     @property
     def root(self) -> Weight:
         """The weight, whichever way round it is used."""
-        node = self.weight
-        while isinstance(node, Trsp):
-            node = node.matrix
-        assert isinstance(node, Weight)
-        return node
+        return _root(self.weight)
 
 
 @dataclass(frozen=True, eq=False)

@@ -151,6 +151,7 @@ def _print_array(value: Literal) -> str:
 def _print_weight(node: Weight) -> str:
     extra = ", primed=True" if node.primed else ""
     extra += ", per_input=True" if node.per_input else ""
+    extra += ", symmetric=True" if node.symmetric else ""
     if node.region != _whole(node.shape, node.widths):
         extra += ", region=[" + ", ".join(f"({a}, {b})" for a, b in node.region) + "]"
     return f"Weight({_quote(node.name)}, {node.dims}, std={node.std!r}, tangent_std={node.tangent_std!r}{extra})"
@@ -316,10 +317,11 @@ def _make_weight(
     region: Any = None,
     primed: bool = False,
     per_input: bool = False,
+    symmetric: bool = False,
 ) -> Weight:
     shape, widths = _shape(dims)
     parts = _whole(shape, widths) if region is None else tuple((Fraction(a), Fraction(b)) for a, b in region)
-    return Weight(name, shape, widths, float(std), float(tangent_std), parts, primed, per_input)
+    return Weight(name, shape, widths, float(std), float(tangent_std), parts, primed, per_input, symmetric)
 
 
 def _make_const(data: Any, dtype: str, shape: tuple[int, ...]) -> Const:

@@ -38,6 +38,16 @@ def _weight(node: Node) -> Iterator[str]:
             yield "a weight has a negative standard deviation"
         if node.per_input and (node.tangent_std or node.primed or node.type.kind == "matrix"):
             yield "noise that is drawn for every input is trained, or a matrix"
+        if node.symmetric and (
+            (axes := node.matrix_axes) is None
+            or any(values[axes[0]] != values[axes[1]] for values in (node.shape, node.widths, node.region))
+        ):
+            yield "a symmetric weight is not a square matrix"
+
+
+def _trsp(node: Node) -> Iterator[str]:
+    if isinstance(node, Trsp) and node.matrix.type.kind != "matrix":
+        yield "what is transposed is not a matrix"
 
 
 def _matmul(node: Node) -> Iterator[str]:
@@ -71,6 +81,13 @@ def matmul_complaints(spec: str, weight: Node, x: Node) -> Iterator[str]:
         return
     if set(own) - set(w) - set(out):
         yield f"spec {spec!r} sums a position that the weight does not have"
+    if weight.type.kind == "matrix":
+        root: Node = weight
+        while isinstance(root, Trsp):
+            root = root.matrix
+        axes = root.matrix_axes if isinstance(root, Weight) else None
+        if axes is not None and sum(w[i] in out for i in axes) != 1:
+            yield f"spec {spec!r} does not sum over one of the two width axes of the weight"
 
 
 def _lincomb(node: Node) -> Iterator[str]:
@@ -141,6 +158,7 @@ def _input(node: Node) -> Iterator[str]:
 RULES: tuple[Callable[[Node], Iterator[str]], ...] = (
     _input,
     _weight,
+    _trsp,
     _matmul,
     _lincomb,
     _elementwise,

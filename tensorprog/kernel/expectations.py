@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -87,6 +87,8 @@ def expectation_of(
         exact = yield from tilted_of(asked, facts, tolerance, partial(rules, tolerance=_unsampled(tolerance)))
         if exact is not None:
             return exact
+    if carried or wide:
+        _check_sampled(node for node, _, _ in sides)
     if carried:
         return (yield from population_of(asked, tolerance))
     if wide:
@@ -111,6 +113,20 @@ def expectation_of(
             (1.0, contract(f"{spec}->{out}", [o for o, _ in made], shape, cross, _copies(made, everything, out, sizes)))
         )
     return combine(terms, shape, cross)
+
+
+def _check_sampled(nodes: Iterable[Node]) -> None:
+    """Refuse to sample a delta function, the derivative of a jump that a Zdot asks for."""
+    for node in nodes:
+        if isinstance(node, (Nonlin, Moment)) and node.phi.expr.has(sympy.DiracDelta):
+            raise UnsupportedError(
+                explain(
+                    "a function with a jump between a weight and its transpose, of variables that have to be sampled",
+                    where=str(node.source or ""),
+                    reason="the coefficient of the earlier vector is the mean of its derivative, in which the jump is a delta function",
+                    mend="use a continuous function, or fewer layers between the two",
+                )
+            )
 
 
 def _copies(made: list[tuple[Operand, str]], everything: str, out: str, sizes: dict[str, int]) -> float:

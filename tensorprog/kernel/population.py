@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from tensorprog.errors import InternalError, UnsupportedError, explain
-from tensorprog.ir import Const, LinComb, Literal, MatMul, Node, Nonlin, PositionMap, Trsp, Weight, operands
+from tensorprog.ir import Const, LinComb, Literal, MatMul, Node, Nonlin, PositionMap, Weight, operands
 from tensorprog.kernel.fields import LEAST_TOLERANCE
 from tensorprog.kernel.graph import Average, Data, Drawn, Factored, Normals, Operand, Quantity, Ran, Recorded
 from tensorprog.kernel.questions import LETTERS, Answer, Neurons, Second, Value, as_vector, fresh
@@ -27,19 +27,23 @@ MOST_ENTRIES = 2**28  # numbers in what one weight's population remembers
 NEURON = "Z"  # the letter of the axis of neurons
 
 
+Key = tuple[Weight, int | None, bool | None]
+
+
 class Uses:
-    """The products with each weight in a program, in order. Those of opposite parity are independent of each other."""
+    """The products with each weight in a program, in order. Those of opposite parity, or with the transpose, are independent
+    of each other."""
 
     def __init__(self, facts: Structure):
         self._facts = facts
-        self._chains: dict[tuple[Weight, bool | None], list[MatMul]] = {}
-        self._streams: dict[tuple[Weight, bool | int | None], int] = {}
+        self._chains: dict[Key, list[MatMul]] = {}
+        self._streams: dict[Key, int] = {}
         for node in facts.variables():
             if isinstance(node, MatMul):
                 self._chains.setdefault(self._key(node), []).append(node)
 
-    def _key(self, node: MatMul) -> tuple[Weight, bool | None]:
-        return node.root, self._facts[node].odd
+    def _key(self, node: MatMul) -> Key:
+        return node.root, node.summed, self._facts[node].odd
 
     def all(self, use: MatMul) -> list[MatMul]:
         """The products that share the law of this one."""
@@ -50,7 +54,7 @@ class Uses:
 
     def stream(self, node: Weight | MatMul, side: int = 0) -> int:
         """A number of its own for each law, for its random numbers. side: of noise that is drawn for every input, whose."""
-        key = (node, 2 + side) if isinstance(node, Weight) else self._key(node)
+        key = (node, side, None) if isinstance(node, Weight) else self._key(node)
         return self._streams.setdefault(key, len(self._streams))
 
 
@@ -127,8 +131,6 @@ def _drawn(use: MatMul, q: Neurons, uses: Uses, count: int) -> Answer:
     The uses of a weight are taken in the program's order, x before x' in each. What is remembered of each is its x, as
     rows over the positions that the product sums over, and the rows of the Cholesky factor of all covariances.
     """
-    if isinstance(use.weight, Trsp):
-        raise InternalError("the neurons of a transposed weight")
     sides = 2 if q.cross else 1
     chain = uses.all(use)
     place = chain.index(use)

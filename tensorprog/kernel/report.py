@@ -6,7 +6,7 @@ needed, with its rule and error bound, then the recursion, one quantity a line, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import sympy
@@ -45,23 +45,26 @@ from tensorprog.kernel.graph import (
     Zero,
 )
 from tensorprog.kernel.questions import Mean, Question, Second, Value
-from tensorprog.passes.structure import Structure
+from tensorprog.passes.dots import Dot
+from tensorprog.passes.structure import Structure, tied_weights
 
 __all__ = ["derivation"]
 
 
-def derivation(program: Program, tangent: Program | None, graph: KernelGraph) -> str:
-    """The page for one kernel."""
-    return "\n".join(_Page(program, tangent, graph).lines())
+def derivation(program: Program, tangent: Program | None, graph: KernelGraph, dots: Sequence[Dot] = ()) -> str:
+    """The page for one kernel. dots: the terms that transposes add, where the programs have them written out."""
+    return "\n".join(_Page(program, tangent, graph, dots).lines())
 
 
 class _Page:
-    def __init__(self, program: Program, tangent: Program | None, graph: KernelGraph):
-        self.graph = graph
+    def __init__(self, program: Program, tangent: Program | None, graph: KernelGraph, dots: Sequence[Dot]):
+        self.graph, self.dots = graph, tuple(dict.fromkeys(dots))
+        self.tied = {weight for p in (program, tangent) if p is not None for weight in tied_weights(p)}
         self.answers = _answers(graph, program, tangent)
         outputs = [program.output] if tangent is None else [program.output, tangent.output]
         self.facts = Structure(outputs)
-        self.nodes = list(topological(outputs))
+        shown = [part for dot in self.dots for part in (dot.of, dot.by, dot.vector)]
+        self.nodes = list(topological([*outputs, *shown]))
         self.outputs = outputs
         self.names = _names(self.nodes, self.facts)
         self.reductions: dict[Average | Sampled | Tilted, int] = {
@@ -83,6 +86,7 @@ class _Page:
         for node in self.nodes:
             if node in self.names and not isinstance(node, (Input, Const, Hyper, Weight)):
                 yield f"| ${self.names[node]} = {self.instruction(node)}$ | `{node.type}` | {node.source or ''} |"
+        yield from self.transposes()
         yield "\n## The Gaussian expectations\n"
         if not self.laws and not self.reductions:
             yield "None: every variable is Gaussian and linear in the weights."
@@ -105,6 +109,43 @@ class _Page:
         yield "\n## The kernels\n"
         for name, cross in (("NNGP", self.graph.nngp), ("NTK", self.graph.ntk)):
             yield f"$$\\mathrm{{{name}}}(x,x') = {self.symbol(Operand(cross))}$$\n"
+
+    def transposes(self) -> Iterator[str]:
+        """How the products with a matrix that is used both ways round, or is symmetric, come apart."""
+        if not self.tied:
+            return
+        names = ", ".join(f"${self.name(weight)}$" for weight in self.nodes if weight in self.tied)
+        yield f"\n## Transposes\n\n{names}: used together with the transpose, or symmetric. A product $Wx$ is $\\widehat{{Wx}}$, Gaussian and"
+        yield "independent of every product with $W^\\top$, plus, for each earlier $W^\\top y$ on which $x$ depends, a multiple of $y$:"
+        yield "$\\dot Z^{Wx} = \\sigma^2 \\sum_y Z^y\\,\\mathbb{E}[\\partial Z^x / \\partial \\hat Z^{W^\\top y}]$ (Yang, Tensor Programs III)."
+        yield "Terms that vanish by structure are absent.\n"
+        if not self.dots:
+            yield "Here all of them vanish."
+        for dot in self.dots:
+            weight, x, y = self.name(dot.of.root), self.name(dot.of.x), self.name(dot.by.x)
+            turned = weight if dot.of.root.symmetric else f"{{{weight}}}^\\top"
+            first, second = (turned, weight) if self.transposed(dot.of) else (weight, turned)
+            yield f"- ${first}\\,{x}$, by $\\widehat{{{second}\\,{y}}}$: $\\;{_sum([(self.scalar(dot.coefficient), self.term(dot.vector))])}$"
+
+    def transposed(self, node: MatMul) -> bool:
+        axes = node.root.matrix_axes
+        return axes is not None and not node.root.symmetric and node.summed == axes[0]
+
+    def scalar(self, a: float | Node) -> str:
+        """A deterministic coefficient, written out."""
+        match a:
+            case Moment():
+                return f"\\mathbb{{E}}\\left[{self.instruction(Nonlin(a.phi, a.xs, a.thetas))}\\right]"
+            case LinComb(terms=terms):
+                return _sum([(self.scalar(b), self.scalar(x)) for b, x in terms])
+            case PositionMap(op=op, args=args) if op.name == "reshape":
+                return self.scalar(args[0])
+            case Node():
+                return self.name(a)
+        return _number(a)
+
+    def term(self, vector: Node) -> str:
+        return self.name(vector) if vector in self.names else self.instruction(vector)
 
     def law(self, number: int, quantity: Expect) -> Iterator[str]:
         law = quantity.expectation
@@ -147,8 +188,12 @@ class _Page:
     def instruction(self, node: Node) -> str:
         match node:
             case MatMul(weight=weight, x=x):
-                spec = "" if node.spec in ("ab,b->a",) else f"\\;[\\text{{{node.spec}}}]"
-                return f"{self.name(weight)}\\,{self.name(x)}{spec}"
+                plain = node.spec == "ab,b->a" or (node.root in self.tied and node.spec == "ab,a->b")
+                spec = "" if plain else f"\\;[\\text{{{node.spec}}}]"
+                turned = self.transposed(node) and plain
+                matrix = f"{{{self.name(weight)}}}^\\top" if turned else self.name(weight)
+                product = f"{matrix}\\,{self.name(x)}{spec}"
+                return f"\\widehat{{{product}}}" if node.root in self.tied else product
             case LinComb(terms=terms):
                 return _sum([(self.coefficient(a), self.name(x)) for a, x in terms])
             case PositionMap(op=op, args=args):

@@ -1,6 +1,8 @@
 """The master theorem as rules: how each question about a program's variables is answered by simpler ones.
 
-Sources, beside each rule: Yang, Tensor Programs III (the master theorem for NETSOR-T+ without transposes) and II
+What transposes add was written out before (`passes.dots`), so that a MatMul is Gaussian, its Zhat.
+
+Sources, beside each rule: Yang, Tensor Programs III (the master theorem for NETSOR-T+) and II
 (its use for neural tangent kernels).
 """
 
@@ -130,7 +132,7 @@ class Rules:
         u, v = q.u, q.v
         assert isinstance(u, MatMul) and isinstance(v, MatMul)
         weight = u.root
-        if u.weight is not v.weight:
+        if u.root is not v.root or u.summed != v.summed:
             raise InternalError(f"two uses of the weight {weight.name!r} that no rule relates")
         sizes = sizes_of((q.lu, u.type.shape), (q.lv, v.type.shape))
         spare = fresh(q.lu + q.lv)

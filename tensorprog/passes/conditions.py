@@ -1,14 +1,13 @@
-"""The conditions under which a program's covariances need no transposes, and its NTK is that of the tangent program.
+"""The conditions under which a program's NTK is that of its tangent program.
 
-Every weight is used one way round only, and a readout weight is used for nothing else (the simple GIA check of Yang,
-Tensor Programs II, condition 1). Otherwise the master theorem has correction terms (Zdot), which this version does
-not compute.
+A readout weight is used for nothing else (Yang, Tensor Programs II, condition 1, asks besides that no weight is used
+together with its transpose: those have correction terms, which `passes.dots` writes out).
 """
 
 from __future__ import annotations
 
 from tensorprog.errors import UnsupportedError, explain
-from tensorprog.ir import MatMul, Node, Program, Trsp, Weight, operands
+from tensorprog.ir import MatMul, Node, Program, Weight, operands
 
 __all__ = ["check_conditions"]
 
@@ -18,8 +17,6 @@ def check_conditions(program: Program) -> Program:
     uses: dict[str, tuple[str, Node]] = {}
     parts: dict[str, list[Weight]] = {}
     for node in program.nodes:
-        if isinstance(node, Trsp):
-            raise _refusal(_root(node), "as its transpose", node, "as itself", node)
         for weight in (w for w in operands(node) if isinstance(w, Weight)):
             _parts_agree(weight, parts.setdefault(weight.name, []), node)
             use = _use(node, weight)
@@ -29,18 +26,13 @@ def check_conditions(program: Program) -> Program:
     return program
 
 
-def _root(node: Node) -> Weight:
-    while isinstance(node, Trsp):
-        node = node.matrix
-    assert isinstance(node, Weight)
-    return node
-
-
 def _use(node: Node, weight: Weight) -> str:
     """How an instruction uses a weight: along which of its width axes it sums."""
     if not isinstance(node, MatMul):
         return "as a vector of hidden coordinates"
     letters, _, out = node.letters
+    if weight.matrix_axes is not None:
+        return "as a matrix"
     summed = [i for i, w in enumerate(weight.widths) if w is not None and letters[i] not in out]
     if summed:
         return f"summed over its axis {summed[0]}"
@@ -73,8 +65,8 @@ def _refusal(weight: Weight, first: str, at_first: Node, second: str, at_second:
         explain(
             f"the weight {weight.name!r} is used in two ways: {first} and {second}",
             where=f"{at_first.source or '?'} and {at_second.source or '?'}",
-            reason="a weight and its transpose (or a readout and a hidden vector) are dependent, and the limit then has correction terms "
-            "that need the master theorem with transposes, which is not part of this version",
-            mend="use two independent weights, or use this one one way round only",
+            reason="a readout and a hidden vector that are made of one weight are dependent: the output grows with the width, or is "
+            "no Gaussian process whose tangent kernel this version computes",
+            mend="use two independent weights, or put the tied matrix (n, n) between an input layer and a readout of their own",
         )
     )

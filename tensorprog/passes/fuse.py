@@ -8,7 +8,7 @@ refuses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 
@@ -37,9 +37,9 @@ from tensorprog.ir.rebuild import rebuild
 from tensorprog.passes.chains import carried_states
 from tensorprog.passes.simplify import simplify
 from tensorprog.passes.spread import opened_window, split_concatenation
-from tensorprog.passes.structure import Structure
+from tensorprog.passes.structure import Structure, tied_weights
 
-__all__ = ["fuse"]
+__all__ = ["fuse", "fuse_nodes"]
 
 _MOST_ARGUMENTS = 16  # a function of more Gaussians has no hope of an expectation; leave its sum unopened
 
@@ -50,10 +50,17 @@ def fuse(program: Program, *, drop_zeros: bool = False) -> Program:
     drop_zeros: also replace parameters that start at zero by zero, and stopped gradients by what they stop (only after
     the tangent program was taken).
     """
-    states = carried_states(program.output)
-    known = _Known(Structure([]), drop_zeros)
+    tied = frozenset(weight.name for weight in tied_weights(program))
+    return replace(program, output=fuse_nodes([program.output], tied, drop_zeros)[program.output])
+
+
+def fuse_nodes(roots: Sequence[Node], tied: frozenset[str], drop_zeros: bool) -> dict[Node, Node]:
+    """What each variable becomes. roots: the output, and more variables to go through. tied: names of weights whose products have
+    Zdots that are not written out."""
+    states = carried_states(roots[0])
+    known = _Known(Structure([], tied), drop_zeros)
     new: dict[Node, Node] = {}
-    for node in topological([program.output]):
+    for node in topological(roots):
         made = rebuild(node, [new[o] for o in operands(node)])
         if isinstance(made, (Nonlin, Moment)) and made.xs:
             made = _fused_parts(made, known)
@@ -62,7 +69,7 @@ def fuse(program: Program, *, drop_zeros: bool = False) -> Program:
         new[node] = simplify(made, known.facts)
         if node in states:
             known.states.add(new[node])
-    return replace(program, output=new[program.output])
+    return new
 
 
 @dataclass
@@ -142,7 +149,7 @@ def _swapped(expr: sympy.Expr, swap: tuple[tuple[sympy.Symbol, sympy.Expr], ...]
 
 def _open(x: Node, arguments: _Arguments) -> sympy.Expr:
     """The expression of an argument in Gaussian variables."""
-    if arguments.facts[x].gaussian or x in arguments.states:
+    if arguments.facts[x].gaussian or x in arguments.states or _waits(x, arguments.facts):
         return arguments.x(x)
     match x:
         case Nonlin():
@@ -155,6 +162,14 @@ def _open(x: Node, arguments: _Arguments) -> sympy.Expr:
         case PositionMap() if (window := opened_window(x)) is not None:
             return _open_sum(window, arguments)
     return arguments.x(x)
+
+
+def _waits(x: Node, facts: Structure) -> bool:
+    """Is it a sum with a product whose Zdot is not written out? The sum may cancel it, and is kept for that."""
+    if not facts.tied or not isinstance(x, LinComb):
+        return False
+    gaussian = [term for _, term in x.terms if term.type.kind == "vector" and facts[term].gaussian]
+    return any(name in facts.tied for term in gaussian for name, *_ in facts[term].roots)
 
 
 def _open_sum(x: LinComb, arguments: _Arguments) -> sympy.Expr:

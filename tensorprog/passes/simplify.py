@@ -6,6 +6,7 @@ A rule takes an instruction whose operands are already simple, and returns a sim
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Callable
 
 import numpy as np
@@ -33,8 +34,27 @@ def simplify(node: Node, facts: Structure) -> Node:
 def mean_of_gaussian(node: Node, facts: Structure) -> Node | None:
     """E g = 0."""
     if isinstance(node, Moment) and node.phi == identity and facts[node.xs[0]].gaussian:
+        if any(name in facts.tied for name, *_ in facts[node.xs[0]].roots):
+            return None
         return Const(Literal.of(np.zeros(node.type.shape)))
     return None
+
+
+def untransposed(node: Node, facts: Structure) -> Node | None:
+    """A product with a transposed matrix is one with the matrix, its letters swapped; of a symmetric one the second axis is
+    summed."""
+    if not isinstance(node, MatMul):
+        return None
+    (w, x, out), axes = node.letters, node.root.matrix_axes
+    if node.root.symmetric and axes is not None and node.summed == axes[0]:
+        (i, j), swapped = axes, list(w)
+        swapped[i], swapped[j] = w[j], w[i]
+        w = "".join(swapped)
+    spec = f"{w},{x}->{out}"
+    if node.weight is node.root and spec == node.spec:
+        return None
+    names = dict(zip(dict.fromkeys(w + x), string.ascii_letters, strict=False))
+    return MatMul("".join(names.get(c, c) for c in spec), node.root, node.x, source=node.source)
 
 
 def copied(node: Node, facts: Structure) -> Node | None:
@@ -111,5 +131,5 @@ def reshaped_constant(node: Node, facts: Structure) -> Node | None:
 
 
 RULES: tuple[Callable[[Node, Structure], Node | None], ...] = (
-    mean_of_gaussian, copied, zero_moved, short_sum, factor_taken_in, only_reshapes, reshaped_constant,
+    untransposed, mean_of_gaussian, copied, zero_moved, short_sum, factor_taken_in, only_reshapes, reshaped_constant,
 )  # fmt: skip

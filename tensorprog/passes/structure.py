@@ -2,7 +2,9 @@
 
 roots: the Gaussian weights a vector variable is made of at its surface. The image W x depends on W, and on x only
 through covariances, so its root is W alone; variables without a common root are independent (Yang, Tensor Programs
-III: Zhat of different matrices are independent). Noise that is drawn for every input is common to variables of one input only.
+III: Zhat of different matrices are independent, and so are those of a matrix and of its transpose; a MatMul stands for its
+Zhat, what is left of it once `passes.dots` has written out the rest). Noise that is drawn for every input is common to
+variables of one input only.
 parity: how a variable answers to flipping the sign of all primed weights at once (even, odd, or neither): an odd one
 has zero mean and zero covariance with an even one.
 """
@@ -16,11 +18,12 @@ from functools import lru_cache
 
 import sympy
 
-from tensorprog.ir import LinComb, MatMul, Node, Nonlin, PositionMap, Weight, operands, topological
+from tensorprog.ir import LinComb, MatMul, Node, Nonlin, PositionMap, Program, Weight, operands, topological
 
-__all__ = ["Facts", "Structure", "opposite"]
+__all__ = ["Facts", "Structure", "opposite", "parity_of", "tied_weights"]
 
-Root = tuple[str, bool, tuple[tuple[Fraction, Fraction], ...], bool]  # the last: is it drawn for every input?
+# A weight's name, is it primed, its region, the axis that is summed over, is it drawn for every input?
+Root = tuple[str, bool, tuple[tuple[Fraction, Fraction], ...], int | None, bool]
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,11 @@ class Facts:
 
 
 class Structure:
-    """The facts of every vector variable of some programs."""
+    """The facts of every vector variable of some programs. tied: names of weights used together with their transposes, the
+    products with which are not Gaussian as long as `passes.dots` has not been run."""
 
-    def __init__(self, outputs: Iterable[Node]):
+    def __init__(self, outputs: Iterable[Node], tied: frozenset[str] = frozenset()):
+        self.tied = tied
         self._facts: dict[Node, Facts] = {}
         self._order: dict[Node, int] = {}
         for node in topological(outputs):
@@ -87,6 +92,15 @@ class Structure:
         return a.zero or b.zero or opposite(a.odd, b.odd) or self.independent(u, v, across)
 
 
+def tied_weights(program: Program) -> frozenset[Weight]:
+    """The matrices that are used together with their transposes, symmetric ones among them."""
+    ways: dict[Weight, set[int | None]] = {}
+    for node in program.nodes:
+        if isinstance(node, MatMul) and node.summed is not None and node.root.std:
+            ways.setdefault(node.root, set()).add(node.summed)
+    return frozenset(weight for weight, used in ways.items() if weight.symmetric or len(used) > 1)
+
+
 def opposite(a: bool | None, b: bool | None) -> bool:
     """One is odd and the other even."""
     return a is not None and b is not None and a != b
@@ -95,11 +109,11 @@ def opposite(a: bool | None, b: bool | None) -> bool:
 def _facts(node: Node, known: Structure) -> Facts:
     match node:
         case Weight():
-            root = (node.name, node.primed, node.region, node.per_input)
-            return Facts(True, node.std == 0, frozenset([root]), node.primed)
+            own: Root = (node.name, node.primed, node.region, None, node.per_input)
+            return Facts(True, node.std == 0, frozenset([own]), node.primed)
         case MatMul(x=x):
             inner = known[x].odd if x.type.kind == "vector" else False
-            root = (node.root.name, node.root.primed, node.root.region, False)
+            root: Root = (node.root.name, node.root.primed, node.root.region, node.summed, False)
             zero = node.root.std == 0 or (x.type.kind == "vector" and known[x].zero)
             return Facts(True, zero, frozenset([root]), None if inner is None else inner != node.root.primed)
         case LinComb(terms=terms):
@@ -118,7 +132,7 @@ def _facts(node: Node, known: Structure) -> Facts:
             facts = [known[x] for x in xs]
             signs = tuple(f.odd for f in facts)
             return Facts(
-                False, False, frozenset().union(*(f.roots for f in facts if not f.zero)), _parity(phi.expr, signs)
+                False, False, frozenset().union(*(f.roots for f in facts if not f.zero)), parity_of(phi.expr, signs)
             )
     raise AssertionError(f"no facts about {type(node).__name__}")
 
@@ -135,7 +149,7 @@ def _with_levels(facts: Facts, node: Node, known: Structure) -> Facts:
 
 
 @lru_cache(maxsize=4096)
-def _parity(expr: sympy.Expr, signs: tuple[bool | None, ...]) -> bool | None:
+def parity_of(expr: sympy.Expr, signs: tuple[bool | None, ...]) -> bool | None:
     """Whether an expression changes sign with its odd arguments; read off its form, None when that does not say."""
     if not any(signs) and None not in signs:
         return False

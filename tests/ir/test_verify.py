@@ -20,6 +20,7 @@ from tensorprog.ir import (
     Phi,
     PositionMap,
     Program,
+    Trsp,
     Type,
     Weight,
     position,
@@ -46,7 +47,12 @@ BROKEN = {
         lambda: Weight("b", (1, 1, 1), (ONE,) * 3, 1.0, 1.0, ((Fraction(0), ONE),) * 3),
         lambda: Weight("b", (1,), (ONE,), 1.0, 1.0, ((Fraction(0), ONE),), per_input=True),
         lambda: Weight("b", (1, 1), (ONE, ONE), 1.0, 0.0, ((Fraction(0), ONE),) * 2, per_input=True),
+        lambda: Weight("b", (1,), (ONE,), 1.0, 1.0, ((Fraction(0), ONE),), symmetric=True),
+        lambda: Weight(
+            "b", (1, 1), (ONE, 2 * ONE), 1.0, 1.0, ((Fraction(0), ONE), (Fraction(0), 2 * ONE)), symmetric=True
+        ),
     ],
+    "_trsp": [lambda: Trsp(w)],
     "_matmul": [
         lambda: MatMul("ab,b->c", w, x),
         lambda: MatMul("ab,bc->a", w, x),
@@ -54,6 +60,8 @@ BROKEN = {
         lambda: MatMul("ab,a->b", w, x),
         lambda: MatMul("ab,c->a", w, x),
         lambda: MatMul("ab", w, x),
+        lambda: MatMul("ab,b->ab", square, v),
+        lambda: MatMul("ab,b->ab", Trsp(square), v),
         lambda: MatMul("a,b->a", x, x),
         lambda: MatMul("a,b->b", Weight("m", (1,), (ONE,), 1.0, 0.0, ((Fraction(0), ONE),), per_input=True), last),
     ],

@@ -1,0 +1,168 @@
+"""Every Zdot written out: the pass after which a MatMul stands for its Zhat, and no rule needs to know of transposes.
+
+    Z^{Wx} = Zhat^{Wx} + Zdot^{Wx},    Zdot^{Wx} = sigma^2 sum_i Z^{y_i} E[dZ^x / dZhat^{W^T y_i}]
+
+over the earlier products W^T y_i on which x depends (Yang, Tensor Programs III, section 2; for a matrix of n1 x n2 with entries
+of variance sigma^2 / n the factor is sigma^2 n2 / n). A symmetric matrix is its own transpose. The products become
+sums of a MatMul, which is Gaussian and independent of those with the transpose, and earlier vectors with deterministic
+coefficients. Those that vanish by structure (no path between the two, an odd function) are absent.
+
+Variables are arrays over positions: with W[c] the matrices of an array of weights and J[p, q] = E[dZ^{x[p]} / dZhat^{u[q]}],
+u = W^T y, a coefficient belongs to each pair of positions, summed in the letters of the two products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from tensorprog.ir import (
+    Const,
+    LinComb,
+    Literal,
+    MatMul,
+    Node,
+    Nonlin,
+    PositionMap,
+    Program,
+    Weight,
+    operands,
+    topological,
+)
+from tensorprog.ir.rebuild import rebuild
+from tensorprog.passes.cancel import cancelled, joined
+from tensorprog.passes.fuse import fuse_nodes
+from tensorprog.passes.layouts import Layout, links_of
+from tensorprog.passes.slopes import Slopes, is_leaf, mean_of
+from tensorprog.passes.structure import Structure, opposite, parity_of, tied_weights
+
+__all__ = ["Dot", "Exposed", "expose"]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One term of a Zdot: coefficient times vector, in the product `of`, because its x depends on the product `by`."""
+
+    of: MatMul
+    by: MatMul
+    coefficient: float | Node
+    vector: Node
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """A program in which every MatMul stands for its Zhat, and the terms that were added."""
+
+    program: Program
+    dots: tuple[Dot, ...]
+
+
+def expose(program: Program) -> Exposed:
+    """Write out every Zdot, and fuse what that makes. The program is fused, with its zeros dropped."""
+    tied = tied_weights(program)
+    if not tied:
+        return Exposed(program, ())
+    work = _Work(tied)
+    for node in topological([program.output]):
+        work.add(node)
+    output = work.new[program.output]
+    shown = [
+        part for dot in work.dots for part in (dot.of, dot.by, dot.coefficient, dot.vector) if isinstance(part, Node)
+    ]
+    new = fuse_nodes([output, *shown], frozenset(), drop_zeros=True)
+    return Exposed(replace(program, output=new[output]), tuple(_renamed(dot, new) for dot in work.dots))
+
+
+def _renamed(dot: Dot, new: dict[Node, Node]) -> Dot:
+    of, by = new[dot.of], new[dot.by]
+    assert isinstance(of, MatMul) and isinstance(by, MatMul)
+    coefficient = new[dot.coefficient] if isinstance(dot.coefficient, Node) else dot.coefficient
+    return Dot(of, by, coefficient, new[dot.vector])
+
+
+class _Work:
+    def __init__(self, tied: frozenset[Weight]):
+        self.tied, self.facts = tied, Structure([])
+        self.new: dict[Node, Node] = {}
+        self.dots: list[Dot] = []
+        self.sums: dict[Node, LinComb] = {}  # of each product, the sum of its Zhat and its Zdot
+        self.made: set[Node] = set()  # those sums
+        self._earlier: dict[Weight, dict[MatMul, None]] = {}
+        self._slopes: dict[tuple[MatMul, Literal], Slopes] = {}
+
+    def add(self, node: Node) -> None:
+        made = rebuild(node, [self.new[o] for o in operands(node)])
+        if isinstance(made, MatMul) and made.root in self.tied:
+            made = self._product(made)
+        elif isinstance(made, LinComb) and made.type.kind == "vector":
+            made = cancelled(made, self.made)
+        self.new[node] = made
+
+    def _product(self, made: MatMul) -> Node:
+        if made in self.sums:
+            return self.sums[made]
+        earlier = self._earlier.setdefault(made.root, {})
+        found = [dot for by in tuple(earlier) for dot in self._between(made, by)]
+        earlier[made] = None
+        if not found:
+            return made
+        self.dots += found
+        terms = joined([(1.0, made), *((dot.coefficient, dot.vector) for dot in found)])
+        self.sums[made] = LinComb(tuple(terms), source=made.source)
+        self.made.add(self.sums[made])
+        return self.sums[made]
+
+    def _between(self, made: MatMul, by: MatMul) -> Iterator[Dot]:
+        """The terms that `made` = W x gains from `by` = W^T y."""
+        if made.x.type.kind != "vector" or (made.summed == by.summed and not made.root.symmetric):
+            return
+        if opposite(self.facts[made.x].odd, self.facts[by].odd):
+            return
+        if (links := links_of(made.x, by)) is None:
+            return
+        layout = Layout(made, by, links)
+        for places in layout.places():
+            slope = self._slope(made.x, by, layout.seed(places))
+            if slope is None or (slope.type.kind == "vector" and _mean_vanishes(slope)):
+                continue
+            if (mean := mean_of(slope)) is not None:
+                yield from (Dot(made, by, a, y) for a, y in layout.term(mean, places))
+
+    def _slope(self, x: Node, by: MatMul, seed: Const) -> Node | None:
+        key = (by, seed.value)
+        if key not in self._slopes:
+            self._slopes[key] = Slopes(by, seed)
+        return self._slopes[key][x]
+
+
+# ------------------------------------------------------------------------------------------ means that vanish
+
+
+def _mean_vanishes(slope: Node) -> bool:
+    """Is a function odd in the Gaussians of one matrix, or in all? Their signs can be flipped together."""
+    order = list(topological([slope], skip=is_leaf))
+    leaves = dict.fromkeys(o for node in order for o in operands(node) if isinstance(o, (MatMul, Weight)))
+    roots = [_root(node) for node in leaves if node.type.kind == "vector"]
+    for flipped in (*({root} for root in dict.fromkeys(roots)), set(roots)):
+        signs: dict[Node, bool | None] = {node: _root(node) in flipped for node in leaves}
+        for node in order:
+            signs[node] = _sign(node, signs)
+        if signs[slope]:
+            return True
+    return False
+
+
+def _root(node: Node) -> tuple[Weight, int | None]:
+    return (node.root, node.summed) if isinstance(node, MatMul) else (node, None)  # type: ignore[return-value]
+
+
+def _sign(node: Node, signs: dict[Node, bool | None]) -> bool | None:
+    match node:
+        case LinComb(terms=terms):
+            found = {signs[x] if x.type.kind == "vector" else False for _, x in terms}
+            return found.pop() if len(found) == 1 else None
+        case PositionMap(args=args):
+            return signs[args[0]]
+        case Nonlin(phi=phi, xs=xs):
+            return parity_of(phi.expr, tuple(signs[x] for x in xs))
+    return None

@@ -1,0 +1,466 @@
+"""Transposes: what the pass makes of them, against numbers and formulas that owe nothing to it.
+
+Sampled networks stand in tests/finite_width/test_transposes.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+from numpy.polynomial.hermite_e import hermegauss
+
+import tensorprog as tp
+from tensorprog import nn
+from tensorprog.ir import parse_program
+from tests.references import duals
+from tests.test_finite_width import check as check_stages
+
+erf, relu = jax.scipy.special.erf, jax.nn.relu
+ONE = jnp.ones((1, 1))
+X = jnp.array([[1.0, 0.4], [-0.3, 1.1], [0.5, -2.0]])
+
+
+def times(w: jax.Array, h: jax.Array) -> jax.Array:
+    """w h / sqrt(n)."""
+    return w @ h / jnp.sqrt(nn.width())
+
+
+def square() -> jax.Array:
+    return nn.weight((nn.width(), nn.width()))
+
+
+def kernels(net: Callable, x: jax.Array = ONE) -> tuple[np.ndarray, np.ndarray]:
+    found = tp.compile(net, x[0])(x)
+    return np.asarray(found.nngp), np.asarray(found.ntk)
+
+
+def close(found: object, wanted: object, rtol: float = 1e-10) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=rtol * float(np.abs(np.asarray(wanted)).max()))
+
+
+def gaussian_mean(f: Callable) -> np.ndarray:
+    """E f(z) over the last axis, by the trapezoidal rule, which converges geometrically."""
+    z = np.linspace(-12, 12, 2401)
+    return f(z) @ np.exp(-(z**2) / 2) * 0.01 / np.sqrt(2 * np.pi)
+
+
+# ------------------------------------------------------------------------------------ where gradient independence fails
+
+
+def overlap(made: Callable[[jax.Array], jax.Array]) -> Callable:
+    """A readout of one vector times the mean of the product of two others."""
+    return lambda x: nn.dense(nn.dense(x), features=1) * jnp.mean(made(x))
+
+
+def there_and_back(x: jax.Array) -> jax.Array:
+    w, v = square(), nn.dense(x)
+    return v * times(w.T, times(w, v))
+
+
+def relu_and_back(x: jax.Array) -> jax.Array:
+    w, v = square(), nn.dense(x)
+    return v * times(w.T, relu(times(w, v)))
+
+
+def gradient_of_mean_square(x: jax.Array) -> jax.Array:
+    """h = W 1, y = 1'h^2 / n: n dy/d1 = 2 W'W 1."""
+    w = square()
+    return 2 * times(w.T, times(w, jnp.ones(nn.width())))
+
+
+def symmetrised(x: jax.Array) -> jax.Array:
+    w, h = square(), nn.dense(x)
+    for _ in range(4):
+        h = (times(w, h) + times(w.T, h)) / jnp.sqrt(2.0)
+    return h
+
+
+TABLE = {  # (network, the second moment of its output): the counterexamples to gradient independence of Tensor Programs II and III
+    "A'A v, second moment": (lambda x: nn.dense(times(w := square(), times(w.T, nn.dense(x))), features=1), 2),
+    "A'A v, overlap with v": (overlap(there_and_back), 1**2),
+    "2 W'W 1, second moment": (lambda x: nn.dense(gradient_of_mean_square(x) * x[0], features=1), 8),
+    "2 W'W 1, mean": (overlap(gradient_of_mean_square), 2**2),
+    "W' relu(W x), second moment": (
+        lambda x: nn.dense(times((w := square()).T, relu(times(w, nn.dense(x)))), features=1),
+        Fraction(3, 4),
+    ),
+    "W' relu(W x), overlap with x": (overlap(relu_and_back), Fraction(1, 2) ** 2),
+    "((W + W')/sqrt 2)^4 x": (lambda x: nn.dense(symmetrised(x), features=1), 14),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_where_gradient_independence_fails(name: str) -> None:
+    net, wanted = TABLE[name]
+    close(kernels(net)[0], [[float(wanted)]], 1e-14)
+
+
+def test_without_dependence_nothing_is_added() -> None:
+    """A backward pass whose weights of the readout are independent and of zero mean: the simple GIA check."""
+
+    def backward(x: jax.Array) -> jax.Array:
+        w, v = square(), nn.weight((nn.width(),), train=False)
+        return nn.dense(times(w.T, v * jnp.tanh(times(w, nn.dense(x, train=False)))), features=1)
+
+    kernel = tp.compile(backward, ONE[0])
+    assert "Here all of them vanish" in kernel.derivation()
+    close(kernel(ONE).nngp, [[gaussian_mean(lambda z: np.tanh(z) ** 2)]])
+
+
+# ------------------------------------------------------------------------------------ moments of random matrices
+
+
+def catalan(k: int) -> int:
+    return math.comb(2 * k, k) // (k + 1)
+
+
+def semicircle(order: int) -> int:
+    return 0 if order % 2 else catalan(order // 2)
+
+
+def marchenko_pastur(order: int, ratio: float) -> float:
+    """E tr (A'A)^k / n for A of (ratio n, n) with entries of variance 1/n: Narayana's numbers in the ratio."""
+    return sum(math.comb(order, j) * math.comb(order, j - 1) // order * ratio**j for j in range(1, order + 1))
+
+
+@pytest.mark.parametrize("order", range(1, 11))
+def test_semicircle_moments(order: int) -> None:
+    """The moments of a symmetric matrix, v'W^k v / n, and the second moments of W^k v, which are those of order 2k."""
+
+    def net(x: jax.Array) -> jax.Array:
+        w, v = nn.symmetric(nn.width()), nn.dense(x, train=False)
+        h = v
+        for _ in range(order):
+            h = times(w, h)
+        return nn.dense(h, features=1) + nn.dense(v, features=1, train=False) * jnp.mean(v * h)
+
+    nngp, ntk = kernels(net)
+    close(nngp, semicircle(2 * order) + semicircle(order) ** 2, 1e-14)
+    m = semicircle
+    paths = sum(m(i + j) * m(2 * order - 2 - i - j) for i in range(order) for j in range(order))
+    close(ntk, m(2 * order) + paths, 1e-14)  # the readout, and each pair of uses of the matrix
+
+
+@pytest.mark.parametrize(("order", "ratio"), [(1, 2.0), (2, 1.0), (3, 1.5), (10, 0.5), (10, 2.0)])
+def test_marchenko_pastur_moments(order: int, ratio: float) -> None:
+    def net(x: jax.Array) -> jax.Array:
+        w, v = nn.weight((nn.width(ratio), nn.width()), train=False), nn.dense(x, train=False)
+        h = v
+        for _ in range(order):
+            h = times(w.T, times(w, h))
+        overlap = nn.dense(v, features=1, train=False) * jnp.mean(v * h)
+        return overlap + nn.dense(h, features=1, train=False)
+
+    wanted = marchenko_pastur(order, ratio) ** 2 + marchenko_pastur(2 * order, ratio)
+    close(kernels(net)[0], [[wanted]], 1e-14)
+
+
+# ------------------------------------------------------------------------------------ tied autoencoders
+
+
+def autoencoder(encode: Callable, decode: Callable, ratio: float = 1.0) -> Callable:
+    """x -> decode(W' encode(W U x)) (Nguyen and Li 2019), with hidden width `ratio` n, before a readout."""
+
+    def net(x: jax.Array) -> jax.Array:
+        w = nn.weight((nn.width(ratio), nn.width()))
+        h = encode(w @ nn.dense(x) / jnp.sqrt(nn.width()))
+        return nn.dense(decode(w.T @ h / jnp.sqrt(nn.width(ratio))), features=1)
+
+    return net
+
+
+DUALS = {"linear": duals.abrelu(1.0, 1.0), "relu": duals.relu, "erf": duals.erf}
+FUNCTIONS = {"linear": lambda h: h, "relu": relu, "erf": erf}
+
+
+def mean_slope(name: str, q: np.ndarray) -> np.ndarray:
+    """E phi'(u) at variance q."""
+    return {"linear": 1.0 + 0 * q, "relu": 0.5 + 0 * q, "erf": 2 / np.sqrt(np.pi * (1 + 2 * q))}[name]
+
+
+def pairs(k: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    q = np.diag(k)
+    return q[:, None] + 0 * k, q[None] + 0 * k, k
+
+
+@pytest.mark.parametrize(
+    ("encode", "decode", "ratio"),
+    [
+        ("linear", "linear", 1.0),
+        ("linear", "linear", 2.0),
+        ("relu", "linear", 0.5),
+        ("relu", "relu", 1.0),
+        ("erf", "relu", 2.0),
+    ],
+)
+def test_tied_autoencoder(encode: str, decode: str, ratio: float) -> None:
+    """W' phi(W h) = a Gaussian of covariance E[phi phi] plus sqrt(ratio) E[phi'] h; its tangent likewise."""
+    phi, psi = DUALS[encode], DUALS[decode]
+    k = np.asarray(X @ X.T) / 2
+    slope = np.sqrt(ratio) * mean_slope(encode, np.diag(k))
+    both = slope[:, None] * slope
+    inner = phi.value(*pairs(k)) + both * k
+    moved = phi.value(*pairs(k)) + both * k + phi.slope(*pairs(k)) * 2 * k
+    nngp = psi.value(*pairs(inner))
+    found = kernels(autoencoder(FUNCTIONS[encode], FUNCTIONS[decode], ratio), X)
+    close(found[0], nngp)
+    close(found[1], nngp + psi.slope(*pairs(inner)) * moved)
+
+
+def test_a_jump() -> None:
+    """E phi' in the sense of distributions: the coefficient of W' phi(W x) is E[u phi(u)] / E u^2."""
+
+    def net(x: jax.Array) -> jax.Array:
+        w = square()
+        h = times(w, nn.dense(x, train=False))
+        return nn.dense(times(w.T, jnp.where(h > 0.5, h + 1, jnp.sign(h))), features=1, train=False)
+
+    variances = [0.3, 1.0, 4.0]
+    found = np.diag(kernels(net, jnp.sqrt(jnp.array(variances))[:, None])[0])
+    for q, value in zip(variances, found, strict=True):
+        density = lambda u, q=q: mpmath.npdf(u, 0, mpmath.sqrt(q))
+        phi = lambda u: u + 1 if u > 0.5 else mpmath.sign(u)
+        moment = lambda f, density=density: mpmath.quad(
+            lambda u: f(u) * density(u), [-mpmath.inf, 0, 0.5, 3, mpmath.inf]
+        )
+        slope = moment(lambda u, phi=phi: u * phi(u)) / q
+        wanted = float(moment(lambda u, phi=phi: phi(u) ** 2) + slope**2 * q)
+        close(value, wanted)
+
+
+# ------------------------------------------------------------------------------------ recurrences
+
+
+def recurrent(phi: Callable, steps: int, train: bool = False) -> Callable:
+    """h_t = phi(W h_{t-1} + U x_t) with a symmetric W."""
+
+    def net(x: jax.Array) -> jax.Array:
+        w, u = nn.symmetric(nn.width(), train=train), nn.dense(x, train=train)
+        h = phi(u[0])
+        for t in range(1, steps):
+            h = phi(0.8 * times(w, h) + u[t])
+        return nn.dense(h, features=1, train=train)
+
+    return net
+
+
+def test_linear_recurrence_with_symmetric_weights() -> None:
+    """sum_t W^{T-1-t} u_t: moments of the semicircle."""
+    xs = jax.random.normal(jax.random.key(0), (3, 5, 2))
+    m = np.array([[0.8 ** (s + t) * semicircle(s + t) for s in range(5)] for t in range(5)])[::-1, ::-1]
+    drive = np.einsum("asc,btc->abst", xs, xs) / 2
+    close(kernels(recurrent(lambda h: h, 5), xs)[0], np.einsum("st,abst->ab", m, drive))
+
+
+def test_recurrence_with_symmetric_weights() -> None:
+    """Three steps: h_3 = tanh(G + E[tanh'(g_2)] tanh(u_1) + u_3), G a Gaussian of variance E h_2^2, by quadrature. Sampled:
+    three hidden states meet in one function, so the tolerance is that of sampling."""
+    x = jnp.array([[[1.0, 0.2], [-0.5, 0.7], [0.3, -1.0]]])
+    drive = np.einsum("sc,tc->st", x[0], x[0]) / 2
+    z, weight = hermegauss(60)
+    weight = weight / weight.sum()
+    first = weight @ np.tanh(np.sqrt(drive[0, 0]) * z) ** 2
+    g2 = np.sqrt(0.64 * first + drive[1, 1]) * z  # u_1 enters h_1 alone, of which only the second moment matters
+    slope, second = weight @ (1 - np.tanh(g2) ** 2), weight @ np.tanh(g2) ** 2
+    u1 = np.sqrt(drive[0, 0]) * z[:, None]
+    rest = np.sqrt(drive[2, 2] - drive[0, 2] ** 2 / drive[0, 0] + 0.64 * second) * z
+    h3 = np.tanh(rest + drive[0, 2] / drive[0, 0] * u1 + 0.64 * slope * np.tanh(u1))
+    wanted = weight @ h3**2 @ weight
+    kernel = tp.compile(recurrent(jnp.tanh, 3), x[0], tolerance=2e-3)
+    close(kernel(x).nngp, [[wanted]], 2e-3)
+
+
+# ------------------------------------------------------------------------------------ approximate message passing
+
+
+def spiked(steps: int, onsager: bool = True) -> Callable:
+    """x_{t+1} = W f(x_t) - E[f'(x_t)] f(x_{t-1}), W symmetric (Bolthausen 2014; Bayati and Montanari 2011)."""
+
+    def net(x: jax.Array) -> jax.Array:
+        w, h = nn.symmetric(nn.width()), nn.dense(x)
+        before = None
+        for _ in range(steps):
+            f = jnp.tanh(h)
+            correct = onsager and before is not None
+            h, before = times(w, f) - jnp.mean(1 - f**2) * before if correct else times(w, f), f
+        return nn.dense(h, features=1)
+
+    return net
+
+
+def test_the_onsager_term_of_a_symmetric_matrix() -> None:
+    """With it every iterate is Gaussian, with the covariance of state evolution; its like emerges where it is left out."""
+    kernel = tp.compile(spiked(4), X[0])
+    q = np.asarray(jnp.sum(X**2, -1)) / 2
+    for _ in range(4):
+        q = gaussian_mean(lambda z, q=q: np.tanh(np.sqrt(q)[:, None] * z) ** 2)
+    close(kernel.diag(X).nngp, q)
+    page = kernel.derivation()
+    dots = page[page.index("## Transposes") : page.index("## The Gaussian expectations")]
+    assert dots.count("tanh^{2}") >= 3  # the Zdots are there ..
+    assert "Moment" not in str(kernel.exposed_program)  # .. and none is left once the network has subtracted them
+    assert "Moment" in str(tp.compile(spiked(3, onsager=False), X[0], tolerance=1e-2).exposed_program)
+
+
+def sensing(steps: int, ratio: float = 0.5) -> Callable:
+    """The error x_t - x of approximate message passing from y = A x (Donoho, Maleki and Montanari 2009), A of (ratio n, n)."""
+
+    def net(x: jax.Array) -> jax.Array:
+        m, n = nn.width(ratio), nn.width()
+        a, signal = nn.weight((m, n), train=False) / jnp.sqrt(m), nn.dense(x, train=False)
+        y = a @ signal
+        residual, estimate = y, 0 * signal
+        for _ in range(steps):
+            field = a.T @ residual + estimate
+            estimate = erf(field)
+            onsager = jnp.mean(jax.vmap(jax.grad(erf))(field)) / ratio
+            residual = y - a @ estimate + onsager * residual
+        return nn.dense(estimate - signal, features=1, train=False)
+
+    return net
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_the_onsager_term_of_a_rectangular_matrix(steps: int) -> None:
+    """State evolution: the field is signal + N(0, tau^2), tau_{t+1}^2 = E[(erf(x + tau z) - x)^2] / ratio."""
+    error = 1.0
+    for _ in range(steps):
+        root = np.sqrt(1 + error / 0.5)
+        f = lambda z, root=root: np.vectorize(math.erf)(root * z)
+        error = gaussian_mean(lambda z, f=f, root=root: f(z) ** 2 - 2 * f(z) * z / root) + 1
+    close(kernels(sensing(steps))[0], [[error]])
+
+
+# ------------------------------------------------------------------------------------ arrays over positions
+
+
+MIX = np.array([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.4, -0.2, 0.8]])
+
+
+def tokens(x: jax.Array) -> jax.Array:
+    """W' M relu(W h) for every token: the coefficients are a matrix over positions, M[s, t] E relu' = M[s, t] / 2."""
+    w = square()
+    h = nn.dense(x)
+    return nn.dense(MIX @ relu(times_rows(h, w)) @ w.T / jnp.sqrt(nn.width()), features=1)[:, 0]
+
+
+def times_rows(h: jax.Array, w: jax.Array) -> jax.Array:
+    return h @ w / jnp.sqrt(nn.width())
+
+
+def test_positions_that_mix() -> None:
+    xs = jax.random.normal(jax.random.key(1), (2, 3, 2))
+    k = np.einsum("asc,btc->asbt", xs, xs).reshape(6, 6) / 2
+    mix = np.kron(np.eye(2), MIX)
+    wanted = mix @ (duals.relu.value(*pairs(k)) + k / 4) @ mix.T
+    moved = mix @ (duals.relu.value(*pairs(k)) + k / 4 + duals.relu.slope(*pairs(k)) * 2 * k) @ mix.T
+    nngp, ntk = kernels(tokens, xs)
+    turned = lambda a: a.reshape(2, 3, 2, 3).transpose(0, 2, 1, 3)
+    close(nngp, turned(wanted))
+    close(ntk, turned(wanted + moved))
+
+
+def tied_convolution(x: jax.Array) -> jax.Array:
+    """A circular convolution, relu, and its transpose: h_s -> sum_k W_k' relu(sum_j W_j h_{s-k+j})."""
+    places, n = np.arange(4), nn.width()
+    w, h = nn.weight((3, n, n)), nn.dense(x)
+    windows = h[(places[:, None] + np.arange(-1, 2)) % 4]
+    hidden = relu(jnp.einsum("kio,ski->so", w, windows) / jnp.sqrt(3 * n))
+    back = hidden[(places[:, None] - np.arange(-1, 2)) % 4]
+    return nn.dense(jnp.einsum("kio,sko->si", w, back) / jnp.sqrt(3 * n), features=1)[:, 0]
+
+
+def test_a_convolution_and_its_transpose() -> None:
+    """The coefficient of h_s in the transposed convolution is the mean slope at s: each of three offsets gives a third."""
+    xs = jax.random.normal(jax.random.key(2), (2, 4, 2))
+    k = np.einsum("asc,btc->asbt", xs, xs) / 2
+    shifted = lambda a: sum(np.roll(a, (j, j), (1, 3)) for j in (-1, 0, 1)) / 3
+    hidden = duals.relu.value(*pairs(shifted(k).reshape(8, 8))).reshape(k.shape)
+    close(kernels(tied_convolution, xs)[0], (shifted(hidden) + k / 4).transpose(0, 2, 1, 3))
+
+
+def test_a_stack_of_matrices_that_mix() -> None:
+    """W_h' sum_g M[h, g] W_g v: only W_h meets its own transpose, with the coefficient M[h, h]."""
+
+    def net(x: jax.Array) -> jax.Array:
+        w, v = nn.weight((3, nn.width(), nn.width()), train=False), nn.dense(x, train=False)
+        mixed = MIX @ jnp.einsum("hij,j->hi", w, v) / jnp.sqrt(nn.width())
+        back = jnp.einsum("hij,hi->hj", w, mixed) / jnp.sqrt(nn.width())
+        return nn.dense(back, features=1, train=False)[:, 0]
+
+    diagonal = np.diag(MIX)
+    close(kernels(net)[0][0, 0], np.diag((MIX**2).sum(1)) + np.outer(diagonal, diagonal))
+
+
+def test_hyperparameters() -> None:
+    """A coefficient may depend on a hyperparameter, and has its derivative."""
+
+    def net(x: jax.Array) -> jax.Array:
+        w = square() * tp.hyper("gain", 1.3)
+        return nn.dense(times(w.T, relu(times(w, nn.dense(x)))), features=1)
+
+    kernel = tp.compile(net, ONE[0])
+    value = lambda gain: kernel(ONE, gain=gain).nngp[0, 0]
+    close(value(2.0), 2.0**4 * 0.75)
+    close(jax.grad(value)(2.0), 4 * 2.0**3 * 0.75)
+
+
+def test_too_many_positions() -> None:
+    def net(x: jax.Array) -> jax.Array:
+        w = square()
+        return nn.dense(jnp.cumsum(relu(times_rows(nn.dense(x), w)), 0) @ w.T / jnp.sqrt(nn.width()), features=1)
+
+    with pytest.raises(tp.UnsupportedError, match="65 positions are mixed"):
+        tp.compile(net, jnp.zeros((65, 2)))
+
+
+# ------------------------------------------------------------------------------------ programs, text, finite width
+
+
+PROGRAM = """tensorprog 1
+x0 = Input("x", (2,), "float64")
+W0 = Weight("u", (n, 2), std=1.0, tangent_std=1.0)
+W1 = Weight("w", (n(2), n), std=1.0, tangent_std=1.0)
+W2 = Weight("v", (1, n), std=1.0, tangent_std=1.0)
+v0 = MatMul("ab,b->a", W0, x0)
+v1 = MatMul("ab,b->a", W1, v0)
+v2 = Nonlin("tanh(z0)", [v1], [])
+{back}
+v4 = MatMul("ab,b->a", W2, v3)
+return_(v4)
+"""
+
+
+def test_the_instruction_trsp() -> None:
+    """A transposed matrix in a program's text, and a product whose letters are swapped, are one."""
+    written = PROGRAM.format(back='M0 = Trsp(W1)\nv3 = MatMul("ab,b->a", M0, v2)')
+    swapped = PROGRAM.format(back='v3 = MatMul("ab,a->b", W1, v2)')
+    assert parse_program(str(parse_program(written))) == parse_program(written)
+    first, second = (tp.compile_program(text) for text in (written, swapped))
+    assert first.program == second.program
+    close(first(X).ntk, second(X).ntk, 1e-15)
+    q = np.asarray(jnp.sum(X**2, -1))
+    second = gaussian_mean(lambda z: np.tanh(np.sqrt(q)[:, None] * z) ** 2)
+    close(first.diag(X).nngp, 2 * second + (2 * (1 - second)) ** 2 * q)
+
+
+@pytest.mark.parametrize("net", [recurrent(jnp.tanh, 3, True), tokens, tied_convolution, spiked(2)], ids="rtcs")
+def test_every_stage_at_finite_width(net: Callable) -> None:
+    """Before the Zdots are written out a program with transposes is the network, digit by digit."""
+    shape = {tokens: (3, 2), tied_convolution: (4, 2)}.get(net, (3, 2) if net.__qualname__.startswith("rec") else (2,))
+    check_stages(net, np.random.default_rng(0).normal(size=shape))
+
+
+def test_export_and_load(tmp_path) -> None:
+    kernel = tp.compile(autoencoder(relu, relu), X[0])
+    kernel.export(tmp_path / "tied.tpk", platforms=("cpu",))
+    close(tp.load(tmp_path / "tied.tpk")(X).ntk, kernel(X).ntk, 1e-14)
+    again = tp.compile_program(str(kernel.program))
+    close(again(X).ntk, kernel(X).ntk, 1e-14)
