@@ -44,6 +44,7 @@ SLOW = (
     "tests/ntk_rules/test_numeric.py",
     "tests/ntk_rules/test_problems.py",
     "tests/test_finite_width.py",
+    "tests/test_joint_sampled.py",
     "tests/test_references.py",
 )
 

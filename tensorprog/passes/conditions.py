@@ -3,30 +3,54 @@
 Every weight is used one way round only, and a readout weight is used for nothing else (the simple GIA check of Yang,
 Tensor Programs II, condition 1). Otherwise the master theorem has correction terms (Zdot), which this version does
 not compute.
+
+One exception needs none: a readout may be tied to a weight used as hidden coordinates below (a tied embedding), where what it is
+multiplied with is a function of Gaussians made by other weights alone. Given the layers below, these Gaussians are independent of
+the readout, so the output is Gaussian with the covariance of an untied one; the gradients dh = v phi'(h) that go back from it have
+mean zero given every h, so that E[d dh / dh] = 0 and all Zdot vanish, and so do the products of the two uses' gradients.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import MatMul, Node, Program, Trsp, Weight, operands
+from tensorprog.passes.structure import Structure
 
-__all__ = ["check_conditions"]
+__all__ = ["check_conditions", "check_uses"]
 
 
 def check_conditions(program: Program) -> Program:
     """Return the program, or raise UnsupportedError naming the weight and the two uses that clash."""
+    check_uses(program.nodes)
+    return program
+
+
+def check_uses(nodes: Iterable[Node]) -> None:
+    """The same for the instructions of several programs together."""
     uses: dict[str, tuple[str, Node]] = {}
     parts: dict[str, list[Weight]] = {}
-    for node in program.nodes:
+    facts = Structure([])
+    for node in nodes:
         if isinstance(node, Trsp):
             raise _refusal(_root(node), "as its transpose", node, "as itself", node)
         for weight in (w for w in operands(node) if isinstance(w, Weight)):
             _parts_agree(weight, parts.setdefault(weight.name, []), node)
-            use = _use(node, weight)
+            use = HIDDEN if _tied_readout(node, weight, facts) else _use(node, weight)
             first, where = uses.setdefault(weight.name, (use, node))
             if use != first:
                 raise _refusal(weight, first, where, use, node)
-    return program
+
+
+HIDDEN = "as a vector of hidden coordinates"
+
+
+def _tied_readout(node: Node, weight: Weight, facts: Structure) -> bool:
+    """Is it a readout of Gaussians that other weights made, so that its weight may be used as hidden coordinates too?"""
+    if not isinstance(node, MatMul) or node.type.width is not None or node.x.type.kind != "vector":
+        return False
+    return all(name != weight.name for name, *_ in facts[node.x].roots)
 
 
 def _root(node: Node) -> Weight:
@@ -39,12 +63,12 @@ def _root(node: Node) -> Weight:
 def _use(node: Node, weight: Weight) -> str:
     """How an instruction uses a weight: along which of its width axes it sums."""
     if not isinstance(node, MatMul):
-        return "as a vector of hidden coordinates"
+        return HIDDEN
     letters, _, out = node.letters
     summed = [i for i, w in enumerate(weight.widths) if w is not None and letters[i] not in out]
     if summed:
         return f"summed over its axis {summed[0]}"
-    return "as a vector of hidden coordinates"
+    return HIDDEN
 
 
 def _parts_agree(weight: Weight, known: list[Weight], node: Node) -> None:

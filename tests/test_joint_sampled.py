@@ -1,0 +1,108 @@
+"""Several outputs of every kind against sampled networks of growing width."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import tensorprog as tp
+from tensorprog import nn
+from tests import sampling
+from tests.test_joint import X, readout, relu
+
+
+class Sampled:
+    """Finite networks with several readouts: the joint matrices over outputs and inputs."""
+
+    def __init__(self, net, inputs: np.ndarray):  # type: ignore[no-untyped-def]
+        self.net, self.x = net, jnp.asarray(inputs, jnp.float32)
+
+    def init(self, width: int, key: jax.Array) -> tp.Network:
+        return tp.init(self.net, self.x[0], width, key)
+
+    def kernels(self, width: int, params: dict) -> tuple[jax.Array, jax.Array]:
+        values = lambda p: jnp.stack(
+            [jnp.stack(self.net_values(p, x)) for x in self.x], 1
+        )  # (outputs, inputs, features)
+        f = values(params)
+        f = f.reshape(-1, f.shape[-1])
+        jacobian = jax.jacrev(lambda p: values(p)[..., 0].reshape(-1))(params)
+        flat = [g.reshape(len(f), -1) for g in jax.tree.leaves(jacobian)]
+        return f @ f.T / f.shape[-1], sum(g @ g.T for g in flat)
+
+    def net_values(self, params: dict, x: jax.Array) -> list[jax.Array]:
+        return jax.tree.leaves(tp.apply(self.net, params, x))
+
+
+def joint_matrix(tree: dict) -> np.ndarray:
+    return np.block([[np.asarray(k) for k in row.values()] for row in tree.values()])
+
+
+def two_depths(x: jax.Array) -> dict[str, jax.Array]:
+    n = nn.width()
+    w = nn.weight((n, n)) / jnp.sqrt(n)
+    h = nn.dense(x, weight_var=2.0)
+    g = h + nn.dense(relu(h))
+    return {"first": w @ relu(h), "second": w @ jnp.tanh(g), "third": w @ relu(g)}
+
+
+def two_depths_limit(x: jax.Array) -> dict[str, jax.Array]:
+    """The same with one feature: at finite width there are n, for the sake of the mean over them."""
+    w = readout()
+    h = nn.dense(x, weight_var=2.0)
+    g = h + nn.dense(relu(h))
+    return {"first": w @ relu(h), "second": w @ jnp.tanh(g), "third": w @ relu(g)}
+
+
+def test_sampled_readouts() -> None:
+    x = X[:2].astype(np.float32)
+    k = tp.joint(two_depths_limit, x[0])(x.astype(float))
+    limit = joint_matrix(k.nngp), joint_matrix(k.ntk)
+    sampling.check(Sampled(two_depths, x), limit, (24, 48, 96), (6000, 4000, 2000), resolution=0.03)  # type: ignore[arg-type]
+
+
+class SampledTied(Sampled):
+    """A tied embedding: one draw has three outputs only."""
+
+    def kernels(self, width: int, params: dict) -> tuple[jax.Array, jax.Array]:
+        f = jnp.stack([tp.apply(self.net, params, x) for x in self.x])
+        jacobian = jax.jacrev(lambda p: jnp.stack([tp.apply(self.net, p, x)[0] for x in self.x]))(params)
+        flat = [g.reshape(len(f), -1) for g in jax.tree.leaves(jacobian)]
+        ntk = sum(g @ g.T for g in flat)
+        return ntk, ntk
+
+
+def tied_embedding(x: jax.Array) -> jax.Array:
+    n = nn.width()
+    u = nn.weight((n, 3))
+    return relu(nn.dense(relu(u @ x), weight_var=2.0)) @ u / jnp.sqrt(n)
+
+
+def test_sampled_tied_embedding() -> None:
+    x = X[:2].astype(np.float32)
+    k = tp.compile(tied_embedding, x[0])(x.astype(float))
+    limit = np.asarray(k.ntk), np.asarray(k.ntk)
+    sampling.check(SampledTied(tied_embedding, x), limit, (32, 64, 128), (8000, 4000, 2000), resolution=0.03)  # type: ignore[arg-type]
+
+
+class SampledAverages(Sampled):
+    """Averages over the width: products of values, and n times the products of gradients."""
+
+    def kernels(self, width: int, params: dict) -> tuple[jax.Array, jax.Array]:
+        values = lambda p: jnp.stack([jnp.stack(self.net_values(p, x)) for x in self.x], 1).reshape(-1)
+        f = values(params)
+        flat = [g.reshape(len(f), -1) for g in jax.tree.leaves(jax.jacrev(values)(params))]
+        return jnp.outer(f, f), width * sum(g @ g.T for g in flat)
+
+
+def averages(x: jax.Array) -> dict[str, jax.Array]:
+    u = nn.dense(x)
+    return {"a": nn.weight((nn.width(),)) @ jnp.tanh(u) / nn.width(), "b": jnp.mean(relu(u)), "c": jnp.mean(u)}
+
+
+def test_sampled_averages() -> None:
+    x = X[:2].astype(np.float32)
+    k = tp.joint(averages, x[0])(x.astype(float))
+    limit = joint_matrix(k.nngp), joint_matrix(k.ntk)
+    sampling.check(SampledAverages(averages, x), limit, (32, 64, 128), (3000, 2000, 1000), resolution=0.03)  # type: ignore[arg-type]
