@@ -2,6 +2,7 @@
 
 from tensorprog import nn
 from tensorprog.apps.agreement import check
+from tensorprog.apps.scaling import Parametrization, Scaling, scaling
 from tensorprog.compile import Kernel, compile, compile_program, joint, load
 from tensorprog.errors import (
     ArchiveError,
@@ -33,7 +34,7 @@ Kernel.check = check  # type: ignore[attr-defined]
 
 __all__ = [
     "ArchiveError", "Constant", "Gaussian", "InputError", "InternalError", "JointKernel", "Kernel", "KernelResult", "LawWarning",
-    "LoadedKernel", "ModelNetwork", "Network", "NetworkError", "Program", "ProgramError", "TensorprogError",
+    "LoadedKernel", "ModelNetwork", "Network", "NetworkError", "Parametrization", "Program", "ProgramError", "Scaling", "TensorprogError",
     "UnsupportedError", "UserError", "apply", "compile", "compile_program", "from_equinox", "from_flax", "from_linen",
-    "hyper", "init", "joint", "load", "mean_logits_attention", "mean_logits_heads", "nn", "parse_program",
+    "hyper", "init", "joint", "load", "mean_logits_attention", "mean_logits_heads", "nn", "parse_program", "scaling",
 ]  # fmt: skip

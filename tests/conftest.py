@@ -37,6 +37,7 @@ def tolerance() -> Callable[[Any], float]:
 SLOW = (
     "tests/agreement/test_gradients.py",
     "tests/agreement/test_precision.py",
+    "tests/apps/test_scaling_measured.py",
     "tests/architectures/test_sampled.py",
     "tests/finite_width",
     "tests/ntk_rules/test_grammar.py",

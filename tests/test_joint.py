@@ -201,7 +201,7 @@ def test_average_of_random_features() -> None:
 
 
 def test_readout_tied_to_what_it_reads() -> None:
-    """(1/n) u.relu(u x) -> x+ E[u^2; u > 0] + .. = |x| / 2 for a number x; d/du is 2 relu(u x), of second moment 2 x x'."""
+    """(1/n) u.relu(u x) -> x E[u^2; u x > 0] = x / 2 for a number x; d/du is 2 relu(u x), of second moment 2 x x' for one sign."""
 
     def net(x: jax.Array) -> jax.Array:
         u = nn.weight((nn.width(),))
@@ -250,6 +250,22 @@ def test_by_parameter() -> None:
     close(parts["one.weight"], (step2 * step * Q)[:, :3])
     close(parts["one.bias"], (step2 * step * 0.25)[:, :3])
     close(sum(parts.values()), kernel(X, X[:3]).ntk)
+
+
+def test_rates_of_parameters() -> None:
+    def net(x: jax.Array) -> jax.Array:
+        n = nn.width()
+        h = relu(
+            nn.weight((n, 3), tangent_std=2.0, name="a") @ x / np.sqrt(3)
+            + nn.bias((n,), std=0.5, tangent_std=3.0, name="b")
+        )
+        return nn.weight((1, n), train=False, name="c") @ h / jnp.sqrt(n)
+
+    _, step = relu_kernel(Q + 0.25)
+    parts = tp.compile(net, X[0]).by_parameter(X)
+    assert set(parts) == {"a", "b"}
+    close(parts["a"], 4 * step * Q)
+    close(parts["b"], 9 * step)
 
 
 def test_by_parameter_of_a_weight_used_at_every_step() -> None:

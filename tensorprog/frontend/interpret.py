@@ -181,8 +181,14 @@ def _output(outputs: Sequence[Value]) -> tuple[Node, tuple[int, ...]]:
         raise NetworkError(
             explain(
                 f"the network's output {grows} with the width n like n^{out.power}",
+                where=str(out.node.source) if out.node.source else None,
                 reason="its covariance has no finite, nonzero limit",
-                mend="in the NTK parametrisation a layer is W x / sqrt(fan_in) with standard Gaussian W; nn.dense does that",
+                mend="in the NTK parametrisation a layer is W x / sqrt(fan_in) with standard Gaussian W; nn.dense does that"
+                + (
+                    "; a readout divided by n is an average, which tp.joint takes"
+                    if out.power == Fraction(-1, 2)
+                    else ""
+                ),
             )
         )
     return out.node, mirrored_axes(out.node)
