@@ -2,7 +2,8 @@
 
 from tensorprog import nn
 from tensorprog.apps.agreement import check
-from tensorprog.apps.scaling import Parametrization, Scaling, scaling
+from tensorprog.apps.parametrization import Parametrization
+from tensorprog.apps.scaling import Scaling, scaling
 from tensorprog.compile import Kernel, compile, compile_program, joint, load
 from tensorprog.errors import (
     ArchiveError,

@@ -7,14 +7,12 @@ corollary 3.9: trivial, unstable, in the kernel regime, or learning features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from numbers import Rational
 from typing import Any
 
 import jax
 
+from tensorprog.apps.parametrization import Parametrization, parametrization_of
 from tensorprog.compile import Kernel
 from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.frontend.interpret import interpret
@@ -24,88 +22,9 @@ from tensorprog.ir import MatMul, Node, Nonlin, Program, Weight, operands, topol
 from tensorprog.ir.rebuild import rebuild
 from tensorprog.passes.conditions import check_conditions
 from tensorprog.passes.fuse import fuse
-from tensorprog.passes.powers import NEVER, Counts, Power, Scales, count_powers
+from tensorprog.passes.powers import NEVER, Counts, Power, count_powers, over_width
 
-__all__ = ["PARAMETRIZATIONS", "Parametrization", "Row", "Scaling", "scaling"]
-
-Pair = tuple[Any, Any]
-HALF = Fraction(1, 2)
-
-
-@dataclass(frozen=True)
-class Parametrization:
-    """Powers of the width n: weights n^-a w, w of variance n^-2b, trained at the rate n^-c.
-
-    input, hidden, output: (a, b) of weights that the network sums over a fixed number of entries with (and of biases, gains and
-    all vectors), over a width to a wide layer, and over a width to an output. c: that of the common rate. given: (a, b) of
-    parameters by name. Biases of an output start and move at the size one. Numbers are whole or fractions, such as 0.5 or "1/2".
-
-    Example:
-        >>> import tensorprog as tp
-        >>> tp.Parametrization(input=(0, 0), hidden=("1/2", 0), output=("1/2", 0))       # that of neural tangent kernels
-        Parametrization(input=(0, 0), hidden=(1/2, 0), output=(1/2, 0), c=0)
-    """
-
-    input: Pair
-    hidden: Pair
-    output: Pair
-    c: Any = Fraction(0)
-    given: Mapping[str, Pair] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for role in ("input", "hidden", "output"):
-            object.__setattr__(self, role, _pair(getattr(self, role), role))
-        object.__setattr__(self, "c", _fraction(self.c, "c"))
-        object.__setattr__(self, "given", {name: _pair(pair, f"given[{name!r}]") for name, pair in self.given.items()})
-
-    def scales(self, node: Node, weight: Weight) -> Scales:
-        """How a weight scales where an instruction uses it."""
-        a, b = self.given.get(weight.name) or self._by_role(node, weight)
-        start: Power = -(a + b) if weight.std else NEVER
-        return Scales(Fraction(0) if weight.per_input else start, -(2 * a + self.c) if weight.tangent_std else NEVER)
-
-    def _by_role(self, node: Node, weight: Weight) -> tuple[Fraction, Fraction]:
-        if weight.type.kind == "vector" and weight.type.width is None:
-            return -self.c / 2, self.c / 2
-        if not isinstance(node, MatMul):
-            return self.input
-        letters, _, out = node.letters
-        summed = any(w is not None and letter not in out for letter, w in zip(letters, weight.widths, strict=True))
-        return self.input if not summed else self.output if node.type.width is None else self.hidden
-
-    def __repr__(self) -> str:
-        pairs = [f"{role}=({', '.join(map(str, getattr(self, role)))})" for role in ("input", "hidden", "output")]
-        extra = [f"given={dict(self.given)}"] if self.given else []
-        return f"Parametrization({', '.join([*pairs, f'c={self.c}', *extra])})"
-
-
-def _fraction(value: Any, what: str) -> Fraction:
-    try:
-        if isinstance(value, bool) or not isinstance(value, (int, float, str, Rational)):
-            raise ValueError
-        made = Fraction(value)
-    except (ValueError, OverflowError, ZeroDivisionError):
-        made = Fraction(1, 997)
-    if made.denominator > 60:
-        raise InputError(
-            f"Parametrization: {what} is {value!r}, expected a fraction such as 0, 0.5 or '1/2', of denominator 60 at most"
-        )
-    return made
-
-
-def _pair(value: Any, what: str) -> tuple[Fraction, Fraction]:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise InputError(f"Parametrization: {what} is {value!r}, expected a pair (a, b)")
-    return _fraction(value[0], f"a of {what}"), _fraction(value[1], f"b of {what}")
-
-
-# Tensor Programs IV, table 1. The mean-field one is muP for one hidden layer, and vanishes for more.
-PARAMETRIZATIONS = {
-    "standard": Parametrization((0, 0), (0, HALF), (0, HALF)),
-    "ntk": Parametrization((0, 0), (HALF, 0), (HALF, 0)),
-    "mup": Parametrization((-HALF, HALF), (0, HALF), (HALF, HALF)),
-    "mean_field": Parametrization((0, 0), (1, 0), (1, 0), -1),
-}
+__all__ = ["Row", "Scaling", "scaling"]
 
 
 @dataclass(frozen=True)
@@ -214,7 +133,7 @@ def scaling(net: Any, example: Any = None, parametrization: str | Parametrizatio
         ntk: kernel regime, v0 = MatMul(dense_0.weight, x0) changes by n^-1/2
         mup: feature learning, v0 = MatMul(dense_0.weight, x0) changes by 1
     """
-    chosen = _parametrization(parametrization)
+    chosen = parametrization_of(parametrization)
     if isinstance(net, Program):
         program, tree = net, jax.tree.structure(0 if len(net.inputs) == 1 else (0,) * len(net.inputs))
     else:
@@ -226,15 +145,6 @@ def scaling(net: Any, example: Any = None, parametrization: str | Parametrizatio
         )
     counts = count_powers(program, chosen.scales)
     return _classified(program, tree, chosen, counts)
-
-
-def _parametrization(given: Any) -> Parametrization:
-    if isinstance(given, Parametrization):
-        return given
-    if isinstance(given, str) and given in PARAMETRIZATIONS:
-        return PARAMETRIZATIONS[given]
-    names = ", ".join(map(repr, PARAMETRIZATIONS))
-    raise InputError(f"scaling: parametrization is {given!r}, expected {names} or a tp.Parametrization")
 
 
 def _classified(program: Program, tree: Any, chosen: Parametrization, counts: Counts) -> Scaling:
@@ -334,10 +244,8 @@ def _ntk_power(program: Program, name: str, chosen: Parametrization, counts: Cou
         wide = 0 if node.type.width is None else 1
         gradient = counts.gradients[node]
         if isinstance(node, MatMul) and node.root.name == name:
-            letters, _, out = node.letters
-            summed = any(w is not None and c not in out for c, w in zip(letters, node.root.widths, strict=True))
             rate = chosen.scales(node, node.root).rate
-            powers.append(rate + wide + 2 * gradient + (1 if summed else 0) + 2 * counts.initial[node.x])
+            powers.append(rate + wide + 2 * gradient + (1 if over_width(node) else 0) + 2 * counts.initial[node.x])
         elif isinstance(node, Weight) and node.name == name and gradient != NEVER:
             powers.append(chosen.scales(node, node).rate + wide + 2 * gradient)
     return max(powers, default=NEVER)

@@ -22,7 +22,7 @@ from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import Const, LinComb, MatMul, Moment, Node, Nonlin, Phi, PositionMap, Program, Weight
 from tensorprog.ir.phi import parameter
 
-__all__ = ["NEVER", "Counts", "Power", "Scales", "count_powers"]
+__all__ = ["NEVER", "Counts", "Power", "Scales", "count_powers", "over_width"]
 
 Power = Fraction | float  # a float is an infinity
 NEVER: float = -math.inf  # the power of what is zero
@@ -81,7 +81,7 @@ def _initial(node: Node, known: Mapping[Node, Power], of: Mapping[Node, Scales])
         case Const(value=value):
             return Fraction(0) if value.array().any() else NEVER
         case MatMul(x=x):
-            return of[node].start + known[x] + (HALF if _over_width(node) else 0)
+            return of[node].start + known[x] + (HALF if over_width(node) else 0)
         case LinComb(terms=terms):
             return max((_of(a, known) + known[x] for a, x in terms), default=NEVER)
         case PositionMap(args=args):
@@ -101,7 +101,7 @@ def _change(
             update[node] = of[node].rate + gradient[node]
             return update[node]
         case MatMul(x=x):
-            wide = _over_width(node)
+            wide = over_width(node)
             passed = (Fraction(1) if node.type.width is None else HALF) if wide else Fraction(0)
             update[node] = of[node].rate + gradient[node] + 2 * max(initial[x], change[x]) + (1 if wide else 0)
             return max(of[node].start + passed + change[x], update[node])
@@ -165,7 +165,7 @@ def _of(a: float | Node, known: Mapping[Node, Power]) -> Power:
     return known[a] if isinstance(a, Node) else Fraction(0) if a else NEVER
 
 
-def _over_width(node: MatMul) -> bool:
+def over_width(node: MatMul) -> bool:
     """Does it sum over a width?"""
     letters, _, out = node.letters
     return any(w is not None and c not in out for c, w in zip(letters, node.root.widths, strict=True))

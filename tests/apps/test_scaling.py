@@ -13,7 +13,7 @@ import pytest
 import tensorprog as tp
 from examples import scaling
 from tensorprog import nn
-from tensorprog.apps.scaling import PARAMETRIZATIONS
+from tensorprog.apps.parametrization import PARAMETRIZATIONS
 from tensorprog.ir import Phi
 from tensorprog.ir.phi import vector
 from tensorprog.passes.powers import NEVER, growth

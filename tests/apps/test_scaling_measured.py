@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tensorprog as tp
-from tensorprog.apps.scaling import PARAMETRIZATIONS
+from tensorprog.apps.parametrization import PARAMETRIZATIONS
 from tests.apps.test_scaling import HALF, QUARTER, perceptron
 
 WIDTHS, DRAWS = (64, 128, 256, 512), 24
