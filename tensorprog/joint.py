@@ -9,6 +9,7 @@ the kernel is a sum over parameters of the covariances of the tangent programs i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntk_rules.sampling import SHIFTS
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.frontend.outputs import Output
 from tensorprog.ir import Hyper, Input, Node, Program, Weight, topological
 from tensorprog.kernel.joint import NoBlock, Side, derive_blocks, same_copies
+from tensorprog.lower import SHIFT
 from tensorprog.lower.joint import lower_blocks
 from tensorprog.passes.averages import average_of, average_refusal, refusal
 from tensorprog.passes.conditions import check_uses
@@ -164,9 +167,10 @@ class JointKernel(KernelFunction):
     ) -> Any:
         """The kernel matrices of all outputs between two sets of inputs.
 
-        x1, x2, get, hypers: as for `tp.Kernel`; progress is taken for its sake and shows nothing. For outputs in a dict,
+        x1, x2, get, hypers: as for `tp.Kernel`; progress shows nothing here. For outputs in a dict,
         `nngp["a"]["b"]` has E[a(x1) b(x2)], of shape (N1, N2, *A, *B) with A and B the shapes of `outputs`: a tree, as the network
-        returns it, of trees. Features of readouts that are independent copies are given once.
+        returns it, of trees. Features of readouts that are independent copies are given once. In float32 the tangent kernels of nearly
+        equal inputs keep half their digits where nonlinearities have kinks (`tp.compile` computes such pairs in float64).
 
         Raises InputError for bad inputs, UnsupportedError for a tangent kernel of an average that the tangent program does not
         give (get="nngp" leaves it out).
@@ -201,13 +205,23 @@ class JointKernel(KernelFunction):
         found = self._blocks(("parameters",))(leaves1, leaves2, values)
         return {name: self._nested(found[k * count : (k + 1) * count]) for k, name in enumerate(names)}
 
+    def standard_error(self, x1: Any, x2: Any = None, *, get: str | Sequence[str] | None = None, **hypers: Any) -> Any:
+        """The standard errors that sampling leaves in what a call returns; zeros where nothing is sampled."""
+        shifted = copy(self)
+        found = []
+        for k in range(SHIFTS):
+            shifted._more_hypers = {SHIFT: jnp.asarray(k)}
+            found.append(shifted(x1, x2, get=get, **hypers))
+        return jax.tree.map(lambda *values: jnp.std(jnp.stack(values), axis=0, ddof=1) / SHIFTS**0.5, *found)
+
     def _checked(self, x1: Any, x2: Any, hypers: dict[str, Any]) -> tuple[Any, Any, Any]:
         leaves1 = check_inputs(x1, "x1", self._inputs, self._tree)
         leaves2 = None if x2 is None else check_inputs(x2, "x2", self._inputs, self._tree)
         if leaves2 is not None:
             kinds = [jnp.result_type(a, b) for a, b in zip(leaves1, leaves2, strict=True)]
             leaves1, leaves2 = ([a.astype(k) for a, k in zip(x, kinds, strict=True)] for x in (leaves1, leaves2))
-        return leaves1, leaves2, check_hypers(hypers, self._hypers, self._nonnegative, float_dtype(leaves1))
+        values = check_hypers(hypers, self._hypers, self._nonnegative, float_dtype(leaves1)) | self._more_hypers
+        return leaves1, leaves2, values
 
     def _nested(self, found: Sequence[Any]) -> Any:
         n = len(self.outputs)

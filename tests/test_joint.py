@@ -268,20 +268,6 @@ def test_rates_of_parameters() -> None:
     close(parts["b"], 9 * step)
 
 
-def test_by_parameter_of_a_weight_used_at_every_step() -> None:
-    def net(x: jax.Array) -> jax.Array:
-        n = nn.width()
-        w, u = nn.weight((n, n)) / jnp.sqrt(n), nn.weight((n, 3))
-        h = relu(u @ x[0])
-        for t in range(1, 3):
-            h = relu(w @ h + u @ x[t])
-        return nn.dense(h, features=1)
-
-    x = np.random.default_rng(2).standard_normal((3, 3, 3))
-    kernel = tp.compile(net, x[0])
-    close(sum(kernel.by_parameter(x).values()), kernel(x).ntk)
-
-
 def test_by_parameter_takes_hyperparameters_and_dropout() -> None:
     def net(x: jax.Array) -> jax.Array:
         h = nn.dropout(relu(nn.dense(x, weight_var=tp.hyper("w", 2.0))), 0.3)
@@ -299,8 +285,8 @@ def test_by_parameter_takes_hyperparameters_and_dropout() -> None:
 
 def test_tiles_and_symmetry(monkeypatch: pytest.MonkeyPatch) -> None:
     def net(x: jax.Array) -> dict[str, jax.Array]:
-        w, h = readout(), relu(nn.dense(x))
-        return {"a": w @ h, "b": w @ relu(nn.dense(h)), "p": nn.dense(jnp.stack([x, 2 * x]), features=1)[:, 0]}
+        w, h = readout(), nn.dense(x)
+        return {"a": w @ relu(h), "b": w @ h, "p": nn.dense(jnp.stack([x, 2 * x]), features=1)[:, 0]}
 
     x = np.random.default_rng(3).standard_normal((150, 3))
     whole = tp.joint(net, x[0])(x)

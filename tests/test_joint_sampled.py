@@ -9,7 +9,7 @@ import numpy as np
 import tensorprog as tp
 from tensorprog import nn
 from tests import sampling
-from tests.test_joint import X, readout, relu
+from tests.test_joint import X, close, readout, relu
 
 
 class Sampled:
@@ -106,3 +106,34 @@ def test_sampled_averages() -> None:
     k = tp.joint(averages, x[0])(x.astype(float))
     limit = joint_matrix(k.nngp), joint_matrix(k.ntk)
     sampling.check(SampledAverages(averages, x), limit, (32, 64, 128), (3000, 2000, 1000), resolution=0.03)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------ slow to compile
+
+
+def test_standard_errors_of_sampled_expectations() -> None:
+    def net(x: jax.Array) -> dict[str, jax.Array]:
+        h = jnp.tanh(jnp.mean(relu(nn.dense(x)), axis=0))
+        return {"f": nn.dense(h, features=1), "h": h}
+
+    x = np.random.default_rng(4).standard_normal((2, 5, 3))
+    kernel = tp.joint(net, x[0], tolerance=1e-2)
+    one = tp.compile(lambda x: net(x)["f"], x[0], tolerance=1e-2)
+    close(kernel(x, get="nngp")["f"]["f"], one(x).nngp)
+    found = kernel.standard_error(x, get="nngp")
+    close(found["f"]["f"], one.standard_error(x).nngp)
+    assert np.all(found["f"]["h"] == 0) and np.all(found["h"]["h"] > 0)
+
+
+def test_by_parameter_of_a_weight_used_at_every_step() -> None:
+    def net(x: jax.Array) -> jax.Array:
+        n = nn.width()
+        w, u = nn.weight((n, n)) / jnp.sqrt(n), nn.weight((n, 3))
+        h = relu(u @ x[0])
+        for t in range(1, 3):
+            h = relu(w @ h + u @ x[t])
+        return nn.dense(h, features=1)
+
+    x = np.random.default_rng(2).standard_normal((3, 3, 3))
+    kernel = tp.compile(net, x[0])
+    close(sum(kernel.by_parameter(x).values()), kernel(x).ntk)

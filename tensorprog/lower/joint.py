@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from tensorprog.ir import Input
 from tensorprog.kernel.graph import Normals, quantities
 from tensorprog.kernel.joint import BlockGraph
-from tensorprog.lower.emit import Context, emit, is_cross
+from tensorprog.lower.emit import SHIFT, Context, emit, is_cross
 from tensorprog.lower.fingerprint import fingerprint
 from tensorprog.lower.population import AllNormals
 from tensorprog.lower.run import Outside, plan, run
@@ -48,16 +48,22 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...]) -> LoweredBlocks:
     def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array]) -> State:
         real = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
         dtype = jnp.result_type(*real) if real else jnp.result_type(float)
-        normals = AllNormals((q for q in quantities(kept) if isinstance(q, Normals)), dtype, None)
-        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, None, normals)
+        shift = hypers[SHIFT].astype(jnp.int32) if SHIFT in hypers else None
+        normals = AllNormals((q for q in quantities(kept) if isinstance(q, Normals)), dtype, shift)
+        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals)
         env = run(state_steps, lambda q, args: emit(q, args, context), kept)
         # the dtype is remembered in an array of it: a state may hold nothing else
-        return (fingerprint(leaves), *env.entries(slots), jnp.zeros((), dtype))
+        return (fingerprint(leaves), *env.entries(slots), jnp.zeros((), dtype), *([] if shift is None else [shift]))
+
+    def read(a: State) -> tuple[jnp.dtype, jax.Array | None]:
+        """The dtype, and the random shift."""
+        last = 1 + len(slots.order)
+        return a[last].dtype, a[last + 1] if len(a) > last + 1 else None
 
     def pair(a: State, b: State) -> tuple[jax.Array, ...]:
-        dtype = a[-1].dtype
-        normals = AllNormals((q for q in pair_steps if isinstance(q, Normals)), dtype, None)
-        context = Context({}, {}, dtype, None, normals)
+        dtype, shift = read(a)
+        normals = AllNormals((q for q in pair_steps if isinstance(q, Normals)), dtype, shift)
+        context = Context({}, {}, dtype, shift, normals)
         env = run(pair_steps, lambda q, args: emit(q, args, context), pair_ends, outside=Outside(slots, (a, b)))
         same = jnp.all(a[0] == b[0])
         found = []
@@ -69,9 +75,9 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...]) -> LoweredBlocks:
         return tuple(found)
 
     def diagonal(a: State) -> tuple[jax.Array, ...]:
-        return tuple(slots.read(a, b.own)[b.first].astype(a[-1].dtype) for b in graph.blocks)
+        return tuple(slots.read(a, b.own)[b.first].astype(read(a)[0]) for b in graph.blocks)
 
     def means(a: State) -> tuple[jax.Array, ...]:
-        return tuple(slots.read(a, q).astype(a[-1].dtype) for q in graph.means)
+        return tuple(slots.read(a, q).astype(read(a)[0]) for q in graph.means)
 
     return LoweredBlocks(state, pair, diagonal, means)
