@@ -137,3 +137,40 @@ def test_by_parameter_of_a_weight_used_at_every_step() -> None:
     x = np.random.default_rng(2).standard_normal((3, 3, 3))
     kernel = tp.compile(net, x[0])
     close(sum(kernel.by_parameter(x).values()), kernel(x).ntk)
+
+
+def many_averages(x: jax.Array) -> dict[str, jax.Array]:
+    """Averages over positions too, nonlinear functions of averages, several features, a flattened layer, a width of 2 n."""
+    n, h = nn.width(), relu(nn.dense(x, width=2.0, bias_var=0.3))
+    return {
+        "all": jnp.mean(h),
+        "positions": jnp.mean(h**2, axis=1),
+        "nonlinear": jnp.mean(h * h) ** 2 + jnp.exp(jnp.mean(h)),
+        "features": jnp.einsum("oi,pi->po", nn.weight((2, h.shape[1])), h) / n,
+        "flattened": nn.weight((h.size,)) @ h.reshape(-1) / n,
+        "readout": 3 * nn.weight((h.shape[1],)) @ h[0] / h.shape[1],
+    }
+
+
+def test_averages_of_every_form() -> None:
+    x = np.random.default_rng(5).standard_normal((2, 4, 3))
+    kernel, width, draws = tp.joint(many_averages, x[0]), 500, 30
+    values = lambda p: jnp.concatenate(
+        [leaf.ravel() for y in x for leaf in jax.tree.leaves(tp.apply(many_averages, p, y))]
+    )
+
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        p = tp.init(many_averages, x[0], width, key)
+        flat = [g.reshape(g.shape[0], -1) for g in jax.tree.leaves(jax.jacrev(values)(p))]
+        return values(p), width * sum(g @ g.T for g in flat)
+
+    mean, ntk = (jnp.mean(k, 0) for k in jax.lax.map(jax.jit(one), jax.random.split(jax.random.key(0), draws)))
+    flat = jax.tree.map(lambda m: m.reshape(2, -1), kernel.mean(x))
+    np.testing.assert_allclose(mean, jnp.concatenate(jax.tree.leaves(flat), 1).ravel(), atol=6 / np.sqrt(width * draws))
+    found, sizes = kernel(x).ntk, {name: leaf.shape[1] for name, leaf in flat.items()}
+    rows = [[found[a][b].reshape(2, 2, sizes[a], sizes[b]) for b in sizes] for a in sizes]
+    whole = jnp.concatenate([jnp.concatenate(row, 3) for row in rows], 2).transpose(0, 2, 1, 3).reshape(mean.size, -1)
+    scale = jnp.sqrt(jnp.diag(whole))
+    np.testing.assert_allclose(
+        ntk / jnp.outer(scale, scale), whole / jnp.outer(scale, scale), atol=6 / np.sqrt(width * draws)
+    )
