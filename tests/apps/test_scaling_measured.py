@@ -46,8 +46,8 @@ def measured(one: tp.Parametrization, depth: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(n)
         shapes = [(n, 3), *[(n, n)] * (depth - 1), (READOUTS, n)]
         w = [rng.standard_normal((DRAWS, *s)) * float(n) ** -float(b) for s, (_, b) in zip(shapes, roles, strict=True)]
-        one = partial(sizes, n=n)
-        run = jax.jit(lambda w, one=one: jax.lax.map(one, w))
+        draw = partial(sizes, n=n)
+        run = jax.jit(lambda w, draw=draw: jax.lax.map(draw, w))
         rows.append(np.sqrt(np.mean(np.asarray(run([jnp.asarray(p) for p in w])), -1)))
     slopes = np.polyfit(np.log(WIDTHS), np.log(np.stack(rows)).reshape(len(WIDTHS), -1), 1)[0].reshape(3, depth + 1)
     return {"initial": slopes[0], "step": slopes[1], "later": slopes[2]}
