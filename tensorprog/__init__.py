@@ -2,7 +2,9 @@
 
 from tensorprog import nn
 from tensorprog.apps.agreement import check
-from tensorprog.compile import Kernel, compile, compile_program, load
+from tensorprog.apps.parametrization import Parametrization
+from tensorprog.apps.scaling import Scaling, scaling
+from tensorprog.compile import Kernel, compile, compile_program, joint, load
 from tensorprog.errors import (
     ArchiveError,
     InputError,
@@ -17,6 +19,7 @@ from tensorprog.errors import (
 from tensorprog.frontend.finite import apply, init
 from tensorprog.frontend.params import Constant, Gaussian, Network, hyper
 from tensorprog.ir import Program, parse_program
+from tensorprog.joint import JointKernel
 from tensorprog.models import (
     ModelNetwork,
     from_equinox,
@@ -31,8 +34,8 @@ from tensorprog.runtime import KernelResult, LoadedKernel
 Kernel.check = check  # type: ignore[attr-defined]
 
 __all__ = [
-    "ArchiveError", "Constant", "Gaussian", "InputError", "InternalError", "Kernel", "KernelResult", "LawWarning",
-    "LoadedKernel", "ModelNetwork", "Network", "NetworkError", "Program", "ProgramError", "TensorprogError",
+    "ArchiveError", "Constant", "Gaussian", "InputError", "InternalError", "JointKernel", "Kernel", "KernelResult", "LawWarning",
+    "LoadedKernel", "ModelNetwork", "Network", "NetworkError", "Parametrization", "Program", "ProgramError", "Scaling", "TensorprogError",
     "UnsupportedError", "UserError", "apply", "compile", "compile_program", "from_equinox", "from_flax", "from_linen",
-    "hyper", "init", "load", "mean_logits_attention", "mean_logits_heads", "nn", "parse_program",
+    "hyper", "init", "joint", "load", "mean_logits_attention", "mean_logits_heads", "nn", "parse_program", "scaling",
 ]  # fmt: skip

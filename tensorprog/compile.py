@@ -13,10 +13,11 @@ import jax.numpy as jnp
 
 from ntk_rules.sampling import SHIFTS
 from tensorprog.errors import InputError
-from tensorprog.frontend.interpret import interpret
+from tensorprog.frontend.interpret import interpret, interpret_outputs
 from tensorprog.frontend.params import Model, Network, abstract, as_model
 from tensorprog.frontend.trace import trace
 from tensorprog.ir import Program, parse_program, verify
+from tensorprog.joint import JointKernel, of_program, outputs_joined
 from tensorprog.kernel import KernelGraph, derive
 from tensorprog.kernel.graph import Average, Sampled
 from tensorprog.kernel.report import derivation
@@ -30,7 +31,7 @@ from tensorprog.runtime.call import KernelFunction
 from tensorprog.runtime.kernel import Functions, Gram, functions
 from tensorprog.runtime.loaded import LoadedKernel, save
 
-__all__ = ["Kernel", "compile", "compile_program", "load"]
+__all__ = ["Kernel", "compile", "compile_program", "joint", "load"]
 
 
 class Kernel(KernelFunction):
@@ -69,6 +70,27 @@ class Kernel(KernelFunction):
     def _gram(self) -> Gram:  # type: ignore[override]
         return Gram(self.functions)
 
+    def by_parameter(self, x1: Any, x2: Any = None, **hypers: Any) -> dict[str, Any]:
+        """The neural tangent kernel's parts of every trained parameter: which layer learns what.
+
+        x1, x2, hypers: as for a call. Returns the parts by the parameters' names, each of the shape of `ntk`, to which they add up
+        (to rounding). A part is the kernel of the network with every other parameter frozen.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, tensorprog as tp
+            >>> from tensorprog import nn
+            >>> kernel = tp.compile(lambda x: nn.dense(jax.nn.relu(nn.dense(x)), features=1), jnp.zeros(2))
+            >>> {name: float(part[0, 0]) for name, part in kernel.by_parameter(jnp.eye(2)).items()}
+            {'dense_0.weight': 0.25, 'dense_1.weight': 0.25}
+        """
+        return self._joint.by_parameter(x1, x2, **hypers)
+
+    @cached_property
+    def _joint(self) -> JointKernel:
+        """This output as the only one of several."""
+        tree = jax.tree.structure(0)
+        return JointKernel(self.program.inputs, [of_program(self.program)], self._tree, tree, self._tolerance)
+
     @property
     def sampled(self) -> bool:
         """Is any expectation in it sampled, so that its values have a standard error?"""
@@ -103,7 +125,7 @@ class Kernel(KernelFunction):
     def derivation(self) -> str:
         """How the kernels come about, as Markdown with LaTeX: the program, the rule and error bound of every Gaussian
         expectation, the recursion."""
-        if not tied_weights(self.program):
+        if not tied_weights(self.program.nodes):
             return derivation(self.program, self.tangent_program, self.graph)
         exposed, moving = self._exposed, self._exposed_tangent
         dots = exposed.dots + (moving.dots if moving else ())
@@ -170,6 +192,52 @@ def compile(net: Any, example: Any, *, tolerance: float | None = None) -> Kernel
     kernel = Kernel(check_conditions(program), jax.tree.structure(abstract(example)), tolerance)
     kernel.model = model
     return kernel
+
+
+def joint(net: Any, example: Any, *, tolerance: float | None = None) -> JointKernel:
+    """The kernels of all outputs of a network and between them: several readouts, hidden layers, averages over the width.
+
+    net: as for `tp.compile`, but it may return any pytree of arrays; two networks that share weights are one function that returns
+    both outputs. example, tolerance: as for `tp.compile`. An output is, by what it is made of,
+
+    - gaussian: a readout, divided by sqrt(n). nngp is its covariance, ntk its tangent kernel; all readouts are jointly Gaussian.
+    - hidden: an array with a width axis, of exchangeable neurons. nngp is the second moment E[h_a(x) h_a(x')] of a neuron, ntk
+      the inner product of its gradients; of two hidden layers, those of neurons of one number.
+    - average: (1/n) sum_a phi(h_a), or a readout divided by n. It converges to its mean, `kernel.mean(x)`; nngp is the product of the
+      means, ntk n times the inner product of gradients, which vanishes like 1/n.
+
+    Between outputs of different kinds, nngp is the product of the means and ntk is zero (a readout has a share of 1/sqrt(n) in
+    each neuron). Returns a `JointKernel`: `kernel(x1, x2)` gives a `KernelResult` whose fields are trees of trees.
+
+    Raises NetworkError and UnsupportedError, with the user's source line, for outputs without a limit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, tensorprog as tp
+        >>> from tensorprog import nn
+        >>> def net(x):
+        ...     h = jax.nn.relu(nn.dense(x))
+        ...     return {"readout": nn.dense(h, features=1), "average": jnp.mean(h), "layer": h}
+        >>> kernel = tp.joint(net, jnp.zeros(2))
+        >>> kernel.outputs
+        (<average output 'average' of shape ()>, <hidden output 'layer' of shape ()>, <gaussian output 'readout' of shape ()>)
+        >>> x = jnp.array([[1.0, 1.0]])
+        >>> k = kernel(x)
+        >>> [round(float(k.nngp[a][b][0, 0]), 4) for a, b in [("readout", "readout"), ("layer", "average")]]
+        [0.5, 0.1592]
+        >>> round(float(kernel.mean(x)["average"][0]), 4)                      # E relu(z) = 1/sqrt(2 pi)
+        0.3989
+    """
+    if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
+        raise InputError(f"joint: tolerance is {tolerance!r}, expected a number between 0 and 1, or None for 1e-12")
+    traced = trace(as_model(net, example), example)
+    inputs, outputs = interpret_outputs(traced)
+    if not outputs:
+        raise InputError("joint: the network returns no array, expected a pytree of one or more")
+    parts = outputs_joined(inputs, outputs)
+    if isinstance(net, Network):
+        for part in parts:
+            net.check(part.program)
+    return JointKernel(inputs, parts, jax.tree.structure(abstract(example)), traced.out_tree, tolerance)
 
 
 def compile_program(program: Program | str, tree: Any = None, *, tolerance: float | None = None) -> Kernel:

@@ -58,13 +58,16 @@ def width(relative: float = 1.0) -> int:
     return int(size)
 
 
-def weight(shape: Sequence[int], *, std: float = 1.0, train: bool = True, name: str | None = None) -> jax.Array:
+def weight(
+    shape: Sequence[int], *, std: float = 1.0, tangent_std: float | None = None, train: bool = True, name: str | None = None
+) -> jax.Array:  # fmt: skip
     """A parameter with independent N(0, std^2) entries, trained unless `train` is False.
 
-    shape: finite sizes and multiples of `width()`.
+    shape: finite sizes and multiples of `width()`. tangent_std: how fast it moves, as for `tp.Gaussian`: its learning rate is
+    tangent_std^2 times the common one (None: std^2).
     Sharing a weight is using the array twice, its transpose `W.T` included.
     """
-    return _parameter(name or _auto("weight"), Gaussian(tuple(shape), std, None if train else 0.0))
+    return _parameter(name or _auto("weight"), Gaussian(tuple(shape), std, tangent_std if train else 0.0))
 
 
 def symmetric(size: int, *, std: float = 1.0, train: bool = True, name: str | None = None) -> jax.Array:
@@ -87,9 +90,11 @@ def symmetric(size: int, *, std: float = 1.0, train: bool = True, name: str | No
     return (g + g.T) / math.sqrt(2.0)
 
 
-def bias(shape: Sequence[int], *, std: float = 1.0, train: bool = True, name: str | None = None) -> jax.Array:
+def bias(
+    shape: Sequence[int], *, std: float = 1.0, tangent_std: float | None = None, train: bool = True, name: str | None = None
+) -> jax.Array:  # fmt: skip
     """Like `weight`, for a parameter that is added: independent N(0, std^2) entries."""
-    return _parameter(name or _auto("bias"), Gaussian(tuple(shape), std, None if train else 0.0))
+    return _parameter(name or _auto("bias"), Gaussian(tuple(shape), std, tangent_std if train else 0.0))
 
 
 def constant(

@@ -38,6 +38,7 @@ def tolerance() -> Callable[[Any], float]:
 SLOW = (
     "tests/agreement/test_gradients.py",
     "tests/agreement/test_precision.py",
+    "tests/apps/test_scaling_measured.py",
     "tests/architectures/test_sampled.py",
     "tests/finite_width",
     "tests/ntk_rules/test_grammar.py",
@@ -45,6 +46,7 @@ SLOW = (
     "tests/ntk_rules/test_numeric.py",
     "tests/ntk_rules/test_problems.py",
     "tests/test_finite_width.py",
+    "tests/test_joint_sampled.py",
     "tests/test_references.py",
     "tests/agreement/test_recurrent.py::test_agrees[rnn-loop-erf-average",
     "tests/agreement/test_recurrent.py::test_agrees[rnn-loop-relu-average",

@@ -35,7 +35,7 @@ from tensorprog.ir.phi import parameter, vector
 if TYPE_CHECKING:
     from tensorprog.frontend.interpret import Equation
 
-__all__ = ["check_concentrates", "convolution", "dot_general", "sum_of_squares", "sum_over"]
+__all__ = ["Dims", "check_concentrates", "convolution", "dot_general", "products", "sum_of_squares", "sum_over"]
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HALF = Fraction(1, 2)
@@ -101,7 +101,12 @@ def _transposed(out: Var, x: Var, y: Var, dims: Dims) -> Var:
 
 
 def _sum_of_products(x: Var, y: Var, dims: Dims) -> Var:
-    """Spread both to all axes (batch, free, free, summed), multiply coordinate by coordinate, and sum."""
+    product, axes = products(x, y, dims)
+    return sum_over(product, axes)
+
+
+def products(x: Var, y: Var, dims: Dims) -> tuple[Var, tuple[int, ...]]:
+    """Both spread to all axes (batch, free, free, summed) and multiplied coordinate by coordinate; which axes are to be summed."""
     free = dims.free(0, len(x.layout)), dims.free(1, len(y.layout))
     nb, nx, ny, nc = len(dims.batch[0]), len(free[0]), len(free[1]), len(dims.contract[0])
     rank = nb + nx + ny + nc
@@ -125,8 +130,7 @@ def _sum_of_products(x: Var, y: Var, dims: Dims) -> Var:
             "contract the width, or let both factors share it",
         )
     spread = [_spread(v, p, tuple(layout)) for v, p in ((x, places_x), (y, places_y))]
-    product = _product(*spread)
-    return sum_over(product, tuple(range(rank - nc, rank)))
+    return _product(*spread), tuple(range(rank - nc, rank))
 
 
 def _spread(var: Var, places: dict[int, int], layout: Layout) -> Var:

@@ -20,6 +20,7 @@ from tensorprog.errors import NetworkError, UnsupportedError, explain
 from tensorprog.frontend.build import Refusal, to_var
 from tensorprog.frontend.logits import logits_refusal
 from tensorprog.frontend.moves import stack_steps, take_step
+from tensorprog.frontend.outputs import Output, output_of
 from tensorprog.frontend.params import Constant, Gaussian
 from tensorprog.frontend.primitives import RULES, elementwise
 from tensorprog.frontend.trace import Trace, from_library, source_of
@@ -27,7 +28,7 @@ from tensorprog.frontend.values import WIDTHS, Known, Param, Value, Var, aval, f
 from tensorprog.ir import ArrayOp, Hyper, Input, Node, Program, Source
 from tensorprog.ir.positions import plain
 
-__all__ = ["Equation", "interpret"]
+__all__ = ["Equation", "interpret", "interpret_outputs"]
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,33 @@ def interpret(traced: Trace) -> Program:
     result is not a Gaussian output of finite size.
     """
     with jax.enable_x64(True):
-        params = [_param(name, s1, s2) for name, s1, s2 in zip(traced.names, *traced.specs, strict=True)]
-        hypers = [
-            Var.of(Hyper(name, default, name in traced.nonnegative), ())
-            for name, default in sorted(traced.hypers.items())
-        ]
-        inputs = [Input(name, leaf.shape, leaf.dtype.name) for name, leaf in traced.inputs]
-        leaves: list[Value] = [Var.of(node, tuple(() if s == 1 else (s,) for s in node.shape)) for node in inputs]
-        outputs = run(traced.jaxprs, [*params, *hypers, *leaves])
-    return Program(tuple(inputs), *_output(outputs))
+        inputs, outputs = _results(traced)
+    return Program(inputs, *_output(outputs))
+
+
+def interpret_outputs(traced: Trace) -> tuple[tuple[Input, ...], list[Output]]:
+    """The inputs and all outputs of a traced network, of whatever kinds: what `interpret` asks of one output, it asks of none."""
+    with jax.enable_x64(True):
+        inputs, values = _results(traced)
+        labels = [name or "output" for name in _labels(traced.out_tree)]
+        return inputs, [output_of(value, label) for value, label in zip(values, labels, strict=True)]
+
+
+def _labels(tree: Any) -> list[str]:
+    """How each leaf of an output's tree is called: a dict's keys, or the numbers of a tuple, joined by dots."""
+    paths, _ = jax.tree.flatten_with_path(jax.tree.unflatten(tree, range(tree.num_leaves)))
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+
+
+def _results(traced: Trace) -> tuple[tuple[Input, ...], list[Value]]:
+    """The inputs of a traced network, and what it returns."""
+    params = [_param(name, s1, s2) for name, s1, s2 in zip(traced.names, *traced.specs, strict=True)]
+    hypers = [
+        Var.of(Hyper(name, default, name in traced.nonnegative), ()) for name, default in sorted(traced.hypers.items())
+    ]
+    inputs = [Input(name, leaf.shape, leaf.dtype.name) for name, leaf in traced.inputs]
+    leaves: list[Value] = [Var.of(node, tuple(() if s == 1 else (s,) for s in node.shape)) for node in inputs]
+    return tuple(inputs), run(traced.jaxprs, [*params, *hypers, *leaves])
 
 
 def _param(name: str, spec1: Gaussian | Constant, spec2: Gaussian | Constant) -> Param:
@@ -126,7 +145,7 @@ def _output(outputs: Sequence[Value]) -> tuple[Node, tuple[int, ...]]:
             explain(
                 f"the network returns {len(outputs)} arrays, expected one",
                 reason="a kernel is the covariance of one output",
-                mend="return one array, such as nn.dense(h, features=1); compile a function for each output you need",
+                mend="return one array, such as nn.dense(h, features=1), or take the kernels of all outputs and between them, tp.joint",
             )
         )
     out = to_var(outputs[0])
@@ -135,7 +154,8 @@ def _output(outputs: Sequence[Value]) -> tuple[Node, tuple[int, ...]]:
             explain(
                 "the network has no readout: its output has a width axis",
                 reason="an infinitely wide output has no kernel of finite size",
-                mend="end it with a layer of finitely many features, such as nn.dense(h, features=1)",
+                mend="end it with a layer of finitely many features, such as nn.dense(h, features=1); for the kernels of one of its "
+                "neurons use tp.joint",
             )
         )
     if out.det and logits_refusal(out) is not None:
@@ -153,7 +173,7 @@ def _output(outputs: Sequence[Value]) -> tuple[Node, tuple[int, ...]]:
             explain(
                 "the network's output is not random in the limit",
                 reason="it is the input, a constant or an average over the width, which concentrates on its expectation",
-                mend="end it with a Gaussian readout, such as nn.dense(h, features=1)",
+                mend="end it with a Gaussian readout, such as nn.dense(h, features=1); for the limit of an average use tp.joint",
             )
         )
     if out.power:
@@ -161,8 +181,14 @@ def _output(outputs: Sequence[Value]) -> tuple[Node, tuple[int, ...]]:
         raise NetworkError(
             explain(
                 f"the network's output {grows} with the width n like n^{out.power}",
+                where=str(out.node.source) if out.node.source else None,
                 reason="its covariance has no finite, nonzero limit",
-                mend="in the NTK parametrisation a layer is W x / sqrt(fan_in) with standard Gaussian W; nn.dense does that",
+                mend="in the NTK parametrisation a layer is W x / sqrt(fan_in) with standard Gaussian W; nn.dense does that"
+                + (
+                    "; a readout divided by n is an average, which tp.joint takes"
+                    if out.power == Fraction(-1, 2)
+                    else ""
+                ),
             )
         )
     return out.node, mirrored_axes(out.node)

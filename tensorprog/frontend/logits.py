@@ -9,12 +9,12 @@ from tensorprog.frontend.values import Var
 from tensorprog.ir import Moment
 from tensorprog.ir.nodes import Node, operands
 
-__all__ = ["logits_refusal"]
+__all__ = ["has_moment", "logits_refusal"]
 
 
 def logits_refusal(var: Var) -> Refusal | None:
     """Where `var` is inner products of hidden vectors divided by sqrt(n): the reason they have no Gaussian limit."""
-    if var.power != Fraction(1, 2) or not any(_has_moment(node) for _, node in var.blocks):
+    if var.power != Fraction(1, 2) or not any(has_moment(node) for _, node in var.blocks):
         return None
     return Refusal(
         "it is a function of inner products of hidden vectors divided by sqrt(n), as the logits of attention are whose heads grow "
@@ -26,7 +26,7 @@ def logits_refusal(var: Var) -> Refusal | None:
     )
 
 
-def _has_moment(node: Node) -> bool:
+def has_moment(node: Node) -> bool:
     """Is it made of a mean over the width, through deterministic steps?"""
     stack, seen = [node], set()
     while stack:

@@ -59,7 +59,7 @@ def derivation(program: Program, tangent: Program | None, graph: KernelGraph, do
 class _Page:
     def __init__(self, program: Program, tangent: Program | None, graph: KernelGraph, dots: Sequence[Dot]):
         self.graph, self.dots = graph, tuple(dict.fromkeys(dots))
-        self.tied = {weight for p in (program, tangent) if p is not None for weight in tied_weights(p)}
+        self.tied = {weight for p in (program, tangent) if p is not None for weight in tied_weights(p.nodes)}
         self.answers = _answers(graph, program, tangent)
         outputs = [program.output] if tangent is None else [program.output, tangent.output]
         self.facts = Structure(outputs)

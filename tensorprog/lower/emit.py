@@ -46,7 +46,7 @@ from tensorprog.lower.sampled import sampled
 from tensorprog.lower.schedule import operands_of, schedule
 from tensorprog.lower.tilted import tilted
 
-__all__ = ["SHIFT", "Lowered", "lower"]
+__all__ = ["SHIFT", "Context", "Lowered", "emit", "is_cross", "lower"]
 
 State = tuple[Any, ...]
 SHIFT = "random shift"  # the hyperparameter, no name that a user can give, that has sampling take the points of one shift alone
@@ -80,8 +80,8 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
         dtype = jnp.result_type(*real) if real else jnp.result_type(float)
         shift = hypers[SHIFT].astype(jnp.int32) if SHIFT in hypers else None
         normals = AllNormals((q for q in quantities(kept) if isinstance(q, Normals)), dtype, shift)
-        context = _Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals)
-        env = run(state_steps, lambda q, args: _emit(q, args, context), kept)
+        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals)
+        env = run(state_steps, lambda q, args: emit(q, args, context), kept)
         return (fingerprint(leaves), *env.entries(slots), *([] if shift is None else [shift]))
 
     # of identical copies, the first
@@ -93,8 +93,8 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
         dtype = _dtype(a)
         shift = a[-1] if len(a) > 1 + len(slots.order) else None
         normals = AllNormals((q for q in pair_steps if isinstance(q, Normals)), dtype, shift)
-        context = _Context({}, {}, dtype, shift, normals)
-        env = run(pair_steps, lambda q, args: _emit(q, args, context), pair_ends, outside=Outside(slots, (a, b)))
+        context = Context({}, {}, dtype, shift, normals)
+        env = run(pair_steps, lambda q, args: emit(q, args, context), pair_ends, outside=Outside(slots, (a, b)))
         same = jnp.all(a[0] == b[0])
         found = []
         for quantity, own in ((graph.nngp, graph.nngp_self), (graph.ntk, graph.ntk_self)):
@@ -111,7 +111,7 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
     return Lowered(state, pair, diagonal)
 
 
-def _emit(q: Quantity, args: list[jax.Array], context: _Context) -> jax.Array:
+def emit(q: Quantity, args: list[jax.Array], context: Context) -> jax.Array:
     """One quantity. What is costly is shielded from fusion, or XLA would compute it again for each of its readers."""
     made = EMIT[type(q)](q, args, context)
     return lax.optimization_barrier(made) if isinstance(q, SHIELDED) else made
@@ -127,7 +127,9 @@ def _dtype(state: State) -> jnp.dtype:
 
 
 @dataclass(frozen=True)
-class _Context:
+class Context:
+    """What the rows of `EMIT` read besides their operands: an input's leaves, hyperparameters, and the points of sampling."""
+
     leaves: dict[Node, jax.Array]
     hypers: dict[str, jax.Array]
     dtype: jnp.dtype
@@ -138,16 +140,16 @@ class _Context:
 # ------------------------------------------------------------------------------------------ quantities
 
 
-def _zero(q: Zero, args: list[jax.Array], context: _Context) -> jax.Array:
+def _zero(q: Zero, args: list[jax.Array], context: Context) -> jax.Array:
     return jnp.zeros(q.shape, context.dtype)
 
 
-def _contract(q: Contract, args: list[jax.Array], context: _Context) -> jax.Array:
+def _contract(q: Contract, args: list[jax.Array], context: Context) -> jax.Array:
     args = [a.astype(context.dtype) for a in args]
     return contract(q.spec, args, q.scale, q.shape, context.dtype)
 
 
-def _combine(q: Combine, args: list[jax.Array], context: _Context) -> jax.Array:
+def _combine(q: Combine, args: list[jax.Array], context: Context) -> jax.Array:
     total = None
     for c, a in zip(q.coefficients, args, strict=True):
         term = a if c == 1.0 else a * jnp.asarray(c, context.dtype)
@@ -156,7 +158,7 @@ def _combine(q: Combine, args: list[jax.Array], context: _Context) -> jax.Array:
     return total
 
 
-def _apply(q: Apply, args: list[jax.Array], context: _Context) -> jax.Array:
+def _apply(q: Apply, args: list[jax.Array], context: Context) -> jax.Array:
     """The position map over its axes, every other axis riding along."""
     covariance, *aux = args
     rest = [i for i in range(covariance.ndim) if i not in q.places]
@@ -171,7 +173,7 @@ def _apply(q: Apply, args: list[jax.Array], context: _Context) -> jax.Array:
     return jnp.moveaxis(mapped, range(len(extra)), range(len(trailing), len(trailing) + len(extra)))
 
 
-def _shifts(q: Shifts, args: list[jax.Array], context: _Context) -> jax.Array:
+def _shifts(q: Shifts, args: list[jax.Array], context: Context) -> jax.Array:
     """sum_k K[s + k, t + k] (or its diagonal s = t), one window axis after the other: shifts along different axes are summed separately."""
     value = args[0]
     kw = q.op.kw
@@ -195,7 +197,7 @@ def _shifts(q: Shifts, args: list[jax.Array], context: _Context) -> jax.Array:
     return value
 
 
-def _expect(q: Expect, args: list[jax.Array], context: _Context) -> jax.Array:
+def _expect(q: Expect, args: list[jax.Array], context: Context) -> jax.Array:
     aligned = []
     for own, arg in zip(q.letters, args, strict=True):
         ones = tuple(i for i, c in enumerate(own) if c == "1")
@@ -214,7 +216,7 @@ def _expect(q: Expect, args: list[jax.Array], context: _Context) -> jax.Array:
 # ------------------------------------------------------------------------------------------ deterministic arrays
 
 
-def _data(q: Data, args: list[jax.Array], context: _Context) -> jax.Array:
+def _data(q: Data, args: list[jax.Array], context: Context) -> jax.Array:
     match q.node:
         case Input():
             leaf = context.leaves[q.node]
@@ -241,7 +243,7 @@ def _function(phi: Any) -> Callable[..., jax.Array]:
     return to_jax(phi.expr, phi.parameters)
 
 
-def _sum_of(terms: Sequence[tuple[float | Node, Node]], args: list[jax.Array], context: _Context) -> jax.Array:
+def _sum_of(terms: Sequence[tuple[float | Node, Node]], args: list[jax.Array], context: Context) -> jax.Array:
     rest, total = iter(args), None
     for a, _ in terms:
         factor = next(rest) if isinstance(a, Node) else jnp.asarray(a, context.dtype)
@@ -251,7 +253,7 @@ def _sum_of(terms: Sequence[tuple[float | Node, Node]], args: list[jax.Array], c
     return total
 
 
-def _run(node: ArrayOp, args: list[jax.Array], context: _Context) -> jax.Array:
+def _run(node: ArrayOp, args: list[jax.Array], context: Context) -> jax.Array:
     """An operation that is simply run: one of ours by name, else the JAX primitive of that name."""
     match node.primitive:
         case "to_real":
@@ -272,7 +274,7 @@ def _run(node: ArrayOp, args: list[jax.Array], context: _Context) -> jax.Array:
     return result[0] if primitive.multiple_results else result
 
 
-def _ran(q: Ran, args: list[jax.Array], context: _Context) -> jax.Array:
+def _ran(q: Ran, args: list[jax.Array], context: Context) -> jax.Array:
     """An instruction on the values of a population."""
     match q.node:
         case LinComb(terms=terms):

@@ -2,41 +2,66 @@
 
 A readout weight is used for nothing else (Yang, Tensor Programs II, condition 1, asks besides that no weight is used
 together with its transpose: those have correction terms, which `passes.dots` writes out).
+
+One exception: a readout may be tied to a weight used as hidden coordinates below (a tied embedding), where what it is multiplied with
+is a function of Gaussians made by other weights alone, none of which is used together with its transpose. Given the layers below,
+these Gaussians are independent of the readout, so the output is Gaussian with the covariance of an untied one; the gradients
+dh = v phi'(h) that go back from it have mean zero given every h, so that E[d dh / dh] = 0 and all Zdot vanish, and so do the products of
+the two uses' gradients.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import MatMul, Node, Program, Weight, operands
+from tensorprog.passes.structure import Structure, tied_weights
 
-__all__ = ["check_conditions"]
+__all__ = ["check_conditions", "check_uses"]
 
 
 def check_conditions(program: Program) -> Program:
     """Return the program, or raise UnsupportedError naming the weight and the two uses that clash."""
+    check_uses(program.nodes)
+    return program
+
+
+def check_uses(nodes: Iterable[Node]) -> None:
+    """The same for the instructions of several programs together."""
+    nodes = tuple(nodes)
     uses: dict[str, tuple[str, Node]] = {}
     parts: dict[str, list[Weight]] = {}
-    for node in program.nodes:
+    facts, transposed = Structure([]), tied_weights(nodes)
+    for node in nodes:
         for weight in (w for w in operands(node) if isinstance(w, Weight)):
             _parts_agree(weight, parts.setdefault(weight.name, []), node)
-            use = _use(node, weight)
+            tied = not transposed and _tied_readout(node, weight, facts)
+            use = HIDDEN if tied else _use(node, weight)
             first, where = uses.setdefault(weight.name, (use, node))
             if use != first:
                 raise _refusal(weight, first, where, use, node)
-    return program
+
+
+HIDDEN = "as a vector of hidden coordinates"
+
+
+def _tied_readout(node: Node, weight: Weight, facts: Structure) -> bool:
+    """Is it a readout of Gaussians that other weights made, so that its weight may be used as hidden coordinates too?"""
+    if not isinstance(node, MatMul) or node.type.width is not None or node.x.type.kind != "vector":
+        return False
+    return all(name != weight.name for name, *_ in facts[node.x].roots)
 
 
 def _use(node: Node, weight: Weight) -> str:
     """How an instruction uses a weight: along which of its width axes it sums."""
     if not isinstance(node, MatMul):
-        return "as a vector of hidden coordinates"
+        return HIDDEN
     letters, _, out = node.letters
     if weight.matrix_axes is not None:
         return "as a matrix"
     summed = [i for i, w in enumerate(weight.widths) if w is not None and letters[i] not in out]
-    if summed:
-        return f"summed over its axis {summed[0]}"
-    return "as a vector of hidden coordinates"
+    return f"summed over its axis {summed[0]}" if summed else HIDDEN
 
 
 def _parts_agree(weight: Weight, known: list[Weight], node: Node) -> None:

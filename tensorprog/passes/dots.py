@@ -59,7 +59,7 @@ class Exposed:
 
 def expose(program: Program) -> Exposed:
     """Write out every Zdot, and fuse what that makes. The program is fused, with its zeros dropped."""
-    tied = tied_weights(program)
+    tied = tied_weights(program.nodes)
     if not tied:
         return Exposed(program, ())
     work = _Work(tied)

@@ -50,7 +50,7 @@ def fuse(program: Program, *, drop_zeros: bool = False) -> Program:
     drop_zeros: also replace parameters that start at zero by zero, and stopped gradients by what they stop (only after
     the tangent program was taken).
     """
-    tied = frozenset(weight.name for weight in tied_weights(program))
+    tied = frozenset(weight.name for weight in tied_weights(program.nodes))
     return replace(program, output=fuse_nodes([program.output], tied, drop_zeros)[program.output])
 
 

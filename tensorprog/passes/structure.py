@@ -18,7 +18,7 @@ from functools import lru_cache
 
 import sympy
 
-from tensorprog.ir import LinComb, MatMul, Node, Nonlin, PositionMap, Program, Weight, operands, topological
+from tensorprog.ir import LinComb, MatMul, Node, Nonlin, PositionMap, Weight, operands, topological
 
 __all__ = ["Facts", "Structure", "opposite", "parity_of", "tied_weights"]
 
@@ -92,10 +92,10 @@ class Structure:
         return a.zero or b.zero or opposite(a.odd, b.odd) or self.independent(u, v, across)
 
 
-def tied_weights(program: Program) -> frozenset[Weight]:
+def tied_weights(nodes: Iterable[Node]) -> frozenset[Weight]:
     """The matrices that are used together with their transposes, symmetric ones among them."""
     ways: dict[Weight, set[int | None]] = {}
-    for node in program.nodes:
+    for node in nodes:
         if isinstance(node, MatMul) and node.summed is not None and node.root.std:
             ways.setdefault(node.root, set()).add(node.summed)
     return frozenset(weight for weight, used in ways.items() if weight.symmetric or len(used) > 1)

@@ -32,26 +32,34 @@ from tensorprog.ir.phi import vector
 __all__ = ["tangent"]
 
 
-def tangent(program: Program) -> Program | None:
-    """The tangent program, or None when no parameter is trained (the NTK is then zero)."""
+def tangent(program: Program, only: str | None = None) -> Program | None:
+    """The tangent program, or None when no parameter is trained (the NTK is then zero).
+
+    only: the name of the one parameter that moves; the primed weights of several are independent, so that the NTK is the sum of
+    the covariances of these programs.
+    """
     known: dict[Node, Node | None] = {}
     for node in topological([program.output]):
-        known[node] = _tangent(node, known)
+        known[node] = _tangent(node, known, only)
     output = known[program.output]
     return None if output is None else replace(program, output=output)
 
 
-def _tangent(node: Node, known: dict[Node, Node | None]) -> Node | None:
+def _moves(weight: Weight, only: str | None) -> bool:
+    return bool(weight.tangent_std) and only in (None, weight.name)
+
+
+def _tangent(node: Node, known: dict[Node, Node | None], only: str | None) -> Node | None:
     if node.type.kind == "scalar":
         return None
     match node:
         case Weight():
-            return None if node.tangent_std == 0 else primed(node)
+            return primed(node) if _moves(node, only) else None
         case MatMul(spec=spec, weight=weight, x=x):
             terms = []
             if (t := known[x]) is not None:
                 terms.append(MatMul(spec, weight, t, source=node.source))
-            if node.root.tangent_std:
+            if _moves(node.root, only):
                 terms.append(MatMul(spec, _prime(weight), x, source=node.source))
             return _sum([(1.0, t) for t in terms], node)
         case LinComb(terms=terms):

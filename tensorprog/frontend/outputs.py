@@ -1,0 +1,134 @@
+"""Outputs of every kind: Gaussian readouts, hidden layers, averages over the width.
+
+A readout sums over the width with independent weights, divided by sqrt(n): it is Gaussian in the limit. A hidden layer is
+a vector of exchangeable neurons, described by the law of one of them. An average over the width, (1/n) sum_a phi(h_a),
+converges to its expectation (the master theorem itself: Yang, Tensor Programs III, theorem 2.10); a readout divided by n, as in
+mean-field networks (Mei, Montanari and Nguyen 2018), is the average of weight times hidden coordinate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from tensorprog.errors import NetworkError, UnsupportedError, explain
+from tensorprog.frontend.build import map_positions, moment, to_var
+from tensorprog.frontend.contract import Dims, products
+from tensorprog.frontend.logits import has_moment
+from tensorprog.frontend.mirrored import mirrored_axes
+from tensorprog.frontend.values import Axis, Value, Var, unit_shape, width_axis
+from tensorprog.ir import LinComb, MatMul, Node, PositionMap, Type, Weight, position
+
+__all__ = ["Output", "output_of"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One array that a network returns.
+
+    label: its place in what the network returns. kind: "gaussian", "hidden" or "average". mirrored: axes along which a Gaussian
+    output holds independent copies. width: of a hidden layer, relative to n.
+    """
+
+    label: str
+    kind: str
+    node: Node
+    mirrored: tuple[int, ...] = ()
+    width: Fraction | None = None
+
+
+def output_of(value: Value, label: str) -> Output:
+    """What kind of output a value is.
+
+    Raises NetworkError where it has no finite limit, or is no function of a wide layer.
+    """
+    out = to_var(value)
+    if len(out.blocks) > 1:
+        raise _refused(
+            label, out, "is layers of different weights beside each other", "its neurons are not exchangeable",
+            "return the parts one by one",
+        )  # fmt: skip
+    if out.random and width_axis(out.layout) is not None:
+        _check_power(label, out)
+        return Output(label, "hidden", out.node, (), out.node.type.width)
+    if out.random:
+        if out.power == Fraction(-1, 2):
+            return Output(label, "average", _averaged(out.node, label, out))
+        _check_power(label, out)
+        return Output(label, "gaussian", out.node, mirrored_axes(out.node))
+    if not has_moment(out.node):
+        raise _refused(
+            label, out, "is the input or a constant", "no parameter has a part in it", "return what depends on the parameters"
+        )  # fmt: skip
+    _check_power(label, out)
+    return Output(label, "average", out.node)
+
+
+def _check_power(label: str, out: Var) -> None:
+    if out.power:
+        grows = "grows" if out.power > 0 else "vanishes"
+        raise _refused(
+            label, out, f"{grows} with the width n like n^{out.power}", "it has no finite, nonzero limit",
+            "divide a sum over the width by sqrt(n) where its terms are independent and have mean zero, by n otherwise",
+        )  # fmt: skip
+
+
+def _refused(label: str, out: Var, what: str, reason: str, mend: str) -> NetworkError:
+    source = out.blocks[0][1].source
+    return NetworkError(
+        explain(f"the output {label!r} {what}", where=str(source) if source else None, reason=reason, mend=mend)
+    )
+
+
+# ------------------------------------------------------------------------------------------ readouts divided by n
+
+
+def _averaged(node: Node, label: str, out: Var) -> Node:
+    """A readout over sqrt(n), as the average over the width of weight times hidden coordinate."""
+    match node:
+        case MatMul(weight=Weight() as weight) if sum(w is not None for w in weight.widths) == 1:
+            return _average_of(node, weight)
+        case LinComb(terms=terms) if all(x.type.kind == "vector" for _, x in terms):
+            return LinComb(tuple((a, _averaged(x, label, out)) for a, x in terms), source=node.source)
+        case PositionMap(op=op, args=args, result=result):
+            first = _averaged(args[0], label, out)
+            return PositionMap(op, (first, *args[1:]), Type("scalar", result.shape), source=node.source)
+    raise UnsupportedError(
+        explain(
+            f"the output {label!r} vanishes with the width n like n^-1/2", where=str(node.source or ""),
+            reason="it is not a sum over the width with one vector of weights, which divided by n would be an average",
+            mend="divide by sqrt(n), or return the average of weights times hidden coordinates",
+        )
+    )  # fmt: skip
+
+
+def _average_of(node: MatMul, weight: Weight) -> Node:
+    of_weight, of_x, of_out = node.letters
+    layouts: dict[str, Axis] = {}
+    for c, size, width in zip(of_weight, weight.shape, weight.widths, strict=True):
+        layouts[c] = _axis(size, width)
+    for c, size in zip(of_x, node.x.type.shape, strict=True):
+        layouts.setdefault(c, _axis(size, None))
+    w = Var.of(weight, tuple(layouts[c] for c in of_weight))
+    x = Var.of(node.x, tuple(layouts[c] for c in of_x))
+    shared = [c for c in of_weight if c in of_x]
+    summed, batch = [c for c in shared if c not in of_out], [c for c in shared if c in of_out]
+    places = lambda letters: (tuple(map(of_weight.index, letters)), tuple(map(of_x.index, letters)))
+    dims = Dims(places(summed), places(batch))
+    product, axes = products(w, x, dims)
+    (at,) = [i for i in axes if any(isinstance(f, Fraction) for f in product.layout[i])]
+    finite = tuple(f for f in product.layout[at] if isinstance(f, int))
+    mean = moment(product, (*product.layout[:at], finite, *product.layout[at + 1 :]))
+    kept = tuple(axis for i, axis in enumerate(mean.layout) if i not in axes)
+    total = map_positions(mean, position("sum", axes=axes), kept).node
+    made = batch + [of_weight[i] for i in dims.free(0, len(of_weight))] + [of_x[i] for i in dims.free(1, len(of_x))]
+    if made == list(of_out):
+        return total
+    order = tuple(made.index(c) for c in of_out)
+    shape = unit_shape(tuple(layouts[c] for c in of_out))
+    return PositionMap(position("transpose", permutation=order), (total,), Type("scalar", shape), source=node.source)
+
+
+def _axis(size: int, width: Fraction | None) -> Axis:
+    finite: Axis = () if size == 1 else (size,)
+    return finite if width is None else (*finite, width)

@@ -1,0 +1,83 @@
+"""The blocks of several outputs as functions without batch axes, as `lower.emit` makes those of one kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tensorprog.ir import Input
+from tensorprog.kernel.graph import Normals, quantities
+from tensorprog.kernel.joint import BlockGraph
+from tensorprog.lower.emit import SHIFT, Context, emit, is_cross
+from tensorprog.lower.fingerprint import fingerprint
+from tensorprog.lower.population import AllNormals
+from tensorprog.lower.run import Outside, plan, run
+from tensorprog.lower.schedule import operands_of, schedule
+
+__all__ = ["LoweredBlocks", "lower_blocks"]
+
+State = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class LoweredBlocks:
+    """state: (inputs, hypers) -> what one input contributes. pair: (state, state) -> the blocks. diagonal: state -> the blocks of an
+    input with itself. means: state -> the means."""
+
+    state: Callable[[Sequence[jax.Array], dict[str, jax.Array]], State]
+    pair: Callable[[State, State], tuple[jax.Array, ...]]
+    diagonal: Callable[[State], tuple[jax.Array, ...]]
+    means: Callable[[State], tuple[jax.Array, ...]]
+
+
+def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...]) -> LoweredBlocks:
+    """The functions of a graph of blocks."""
+    pair_ends = list(dict.fromkeys(b.cross for b in graph.blocks if is_cross(b.cross)))
+    pair_steps = schedule(pair_ends, True)
+    used = {o.quantity for q in quantities(pair_ends) for o in operands_of(q) if o.side is not None}
+    every = [*(q for b in graph.blocks for q in (b.cross, b.own)), *graph.means]
+    ends = dict.fromkeys(q for q in every if not is_cross(q))
+    kept = [q for q in quantities([*ends, *(q for q in graph.nodes if q in used)]) if q in used or q in ends]
+    state_steps = schedule(kept, False)
+    slots = plan(state_steps, kept)
+
+    def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array]) -> State:
+        real = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        dtype = jnp.result_type(*real) if real else jnp.result_type(float)
+        shift = hypers[SHIFT].astype(jnp.int32) if SHIFT in hypers else None
+        normals = AllNormals((q for q in quantities(kept) if isinstance(q, Normals)), dtype, shift)
+        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals)
+        env = run(state_steps, lambda q, args: emit(q, args, context), kept)
+        # the dtype is remembered in an array of it: a state may hold nothing else
+        return (fingerprint(leaves), *env.entries(slots), jnp.zeros((), dtype), *([] if shift is None else [shift]))
+
+    def read(a: State) -> tuple[jnp.dtype, jax.Array | None]:
+        """The dtype, and the random shift."""
+        last = 1 + len(slots.order)
+        return a[last].dtype, a[last + 1] if len(a) > last + 1 else None
+
+    def pair(a: State, b: State) -> tuple[jax.Array, ...]:
+        dtype, shift = read(a)
+        normals = AllNormals((q for q in pair_steps if isinstance(q, Normals)), dtype, shift)
+        context = Context({}, {}, dtype, shift, normals)
+        env = run(pair_steps, lambda q, args: emit(q, args, context), pair_ends, outside=Outside(slots, (a, b)))
+        same = jnp.all(a[0] == b[0])
+        found = []
+        for block in graph.blocks:
+            value = env[block.cross] if is_cross(block.cross) else slots.read(a, block.cross)
+            if not graph.noise:
+                value = jnp.where(same, (slots.read(a, block.own) + slots.read(b, block.own)) / 2, value)
+            found.append(jnp.broadcast_to(value[block.first], block.shape).astype(dtype))
+        return tuple(found)
+
+    def diagonal(a: State) -> tuple[jax.Array, ...]:
+        return tuple(slots.read(a, b.own)[b.first].astype(read(a)[0]) for b in graph.blocks)
+
+    def means(a: State) -> tuple[jax.Array, ...]:
+        return tuple(slots.read(a, q).astype(read(a)[0]) for q in graph.means)
+
+    return LoweredBlocks(state, pair, diagonal, means)
