@@ -235,6 +235,28 @@ def test_a_jump() -> None:
         close(value, wanted)
 
 
+def test_a_jump_of_two_variables() -> None:
+    """W' phi(W h + h, h) has the overlap E[h^2] E[u phi(u + h, h)] / E[u^2] with h, u = W h: Stein's form, without a delta."""
+
+    def net(x: jax.Array) -> jax.Array:
+        w, h = nn.weight((nn.width(), nn.width()), train=False), nn.dense(x, train=False)
+        u = times(w, h) + h
+        back = times(w.T, jnp.where(u > 0.3, jnp.tanh(h) ** 2, -1.0))
+        return nn.dense(h, features=1, train=False) * jnp.mean(h * back)
+
+    q = 0.7
+    density = lambda h: np.exp(-((0.3 - h) ** 2) / (2 * q)) / np.sqrt(2 * np.pi)
+    inner = lambda h: np.sqrt(q) * (1 + np.tanh(h) ** 2) * density(h)  # E[u phi] for a given h
+    overlap = gaussian_mean(lambda z: inner(np.sqrt(q) * z))
+    close(kernels(net, ONE * np.sqrt(q))[0], [[q * overlap**2]])
+
+
+def test_a_jump_that_would_be_sampled() -> None:
+    net = recurrent(jnp.sign, 5)
+    with pytest.raises(tp.UnsupportedError, match="a function with a jump between a weight and its transpose"):
+        tp.compile(net, jnp.zeros((5, 2)), tolerance=1e-2)
+
+
 # ------------------------------------------------------------------------------------ recurrences
 
 
