@@ -100,6 +100,7 @@ def expectation_of(
     products = _terms(tuple(factors), _independent(arguments, facts, cross))
     sampling = tolerance is not None and tolerance >= LEAST_TOLERANCE
     if sampling and not all(_has_rule(law, tolerance) for product in products for law, *_ in product):
+        _check_sampled(node for node, _, _ in sides)
         return (yield from field_of(asked, facts, tolerance))
     for product in products:
         made = []
