@@ -115,7 +115,7 @@ def _range(closed: Value, quadrature: Value, scale: Value, entries: int) -> Rang
         single, double = ([jnp.asarray(x.reshape(-1), t) for x in law] for t in (jnp.float32, jnp.float64))
         exact, size = _once(lambda *a: (quadrature(*a), scale(*a)), *double)
         ours, theirs = _once(lambda *a: (closed(*a), quadrature(*a)), *single)
-    lost, apart = (_worst(np.asarray(x, float) - np.asarray(exact), np.asarray(size)) for x in (ours, theirs))
+    lost, apart = (_worst(np.asarray(x, float), np.asarray(exact), np.asarray(size)) for x in (ours, theirs))
     usable = apart <= _AGREED
     single_range, double_range = (_around_one(lost <= limit, usable) for limit in (_LOST32, _LOST64))
     everywhere = (0.0, np.inf)
@@ -127,10 +127,10 @@ def _once(function: Callable[..., tuple[jax.Array, jax.Array]], *arrays: jax.Arr
     return jax.jit(function).lower(*arrays).compile(compiler_options={"xla_backend_optimization_level": "0"})(*arrays)
 
 
-def _worst(error: np.ndarray, size: np.ndarray) -> np.ndarray:
+def _worst(value: np.ndarray, exact: np.ndarray, size: np.ndarray) -> np.ndarray:
     """The largest relative error over the correlations, infinite where there is no number."""
     with np.errstate(all="ignore"):
-        relative = np.abs(error) / size
+        relative = np.abs(value - exact) / size
     relative = np.where(np.isfinite(relative), relative, np.inf)
     return relative.reshape(_VARIANCES.size, -1).max(axis=1)
 
