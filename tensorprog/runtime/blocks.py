@@ -10,11 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.kernel.fields import chunk_entries
-from tensorprog.kernel.graph import Sampled
 from tensorprog.kernel.joint import BlockGraph
 from tensorprog.runtime.inputs import is_traced
-from tensorprog.runtime.kernel import Hypers, Leaves, float_dtype
+from tensorprog.runtime.kernel import Hypers, Leaves, by_inputs, float_dtype, pair_entries
 from tensorprog.runtime.tiles import tiling
 
 __all__ = ["Blocks"]
@@ -39,12 +37,7 @@ class Blocks:
     def __init__(self, graph: BlockGraph, lowered: OfPairs, partners: Sequence[int]):
         self._shapes, self._partners, self._noise = [b.shape for b in graph.blocks], tuple(partners), graph.noise
         self._right = [b.right for b in graph.blocks]
-        largest = [
-            chunk_entries(q) if isinstance(q, Sampled) else math.prod(getattr(q, "shape", ()))
-            for q in graph.nodes
-            if getattr(q, "cross", False)
-        ]
-        self._entries = max([sum(map(math.prod, self._shapes)), *largest])
+        self._entries = max(sum(map(math.prod, self._shapes)), pair_entries(graph.nodes))
 
         def states(x: Leaves, hypers: Hypers) -> Any:
             return jax.vmap(lambda leaves: lowered.state(leaves, hypers))(x)
@@ -54,8 +47,10 @@ class Blocks:
             return pairs(states(x1, hypers), states(x2, hypers))
 
         self._block = jax.jit(block)
-        self._diagonal = jax.jit(lambda x, hypers: jax.vmap(lowered.diagonal)(states(x, hypers)))
-        self._means = jax.jit(lambda x, hypers: jax.vmap(lowered.means)(states(x, hypers)))
+        own = lambda which: jax.jit(
+            lambda x, hypers: by_inputs(lambda leaves: which(lowered.state(leaves, hypers)), x, self._entries)
+        )
+        self._diagonal, self._means = own(lowered.diagonal), own(lowered.means)
 
     def means(self, x: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
         """The means of every input, (N, ..)."""

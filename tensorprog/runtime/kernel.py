@@ -17,9 +17,9 @@ from ntk_rules.pieces import has_kinks
 from tensorprog.errors import InputError
 from tensorprog.kernel import KernelGraph
 from tensorprog.kernel.fields import chunk_entries
-from tensorprog.kernel.graph import Expect, Sampled
+from tensorprog.kernel.graph import Expect, Quantity, Sampled
 from tensorprog.runtime.picture import heat_maps
-from tensorprog.runtime.tiles import Tiling, tiling
+from tensorprog.runtime.tiles import Tiling, rows_at_once, tiling
 
 __all__ = ["GET", "Functions", "Gram", "KernelResult", "check_get", "float_dtype", "functions", "pair_entries"]
 
@@ -39,11 +39,11 @@ class KernelResult(NamedTuple):
         return heat_maps(self._asdict())
 
 
-def pair_entries(graph: KernelGraph) -> int:
+def pair_entries(nodes: Iterable[Quantity]) -> int:
     """How many entries the largest array has that one pair of inputs needs."""
     sizes = [
         chunk_entries(q) if isinstance(q, Sampled) else math.prod(getattr(q, "shape", ()))
-        for q in graph.nodes
+        for q in nodes
         if getattr(q, "cross", False)
     ]
     return max(sizes, default=1)
@@ -107,6 +107,15 @@ def by_rows(pairs: Callable[[Any, Any], Any], first: Any, second: Any, entries: 
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n1], found)
 
 
+def by_inputs(one: Callable[[Leaves], Any], x: Leaves, entries: int) -> Any:
+    """`one` of every input, as many at a time as a tile's memory is good for, where each has arrays of `entries`."""
+    count = x[0].shape[0]
+    at_once = rows_at_once(entries * np.dtype(float_dtype(x)).itemsize)
+    if not isinstance(count, int) or count <= at_once:  # unknown while a function for any sizes is exported
+        return jax.vmap(one)(x)
+    return lax.map(one, x, batch_size=at_once)
+
+
 def functions(lowered: OfPairs, graph: KernelGraph) -> Functions:
     """Pairs into blocks: `jax.vmap` over both inputs."""
 
@@ -119,16 +128,17 @@ def functions(lowered: OfPairs, graph: KernelGraph) -> Functions:
         first, second = (
             jax.tree.map(lambda a, part=part: a[part], both) for part in (slice(None, n1), slice(n1, None))
         )
-        return by_rows(jax.vmap(jax.vmap(lowered.pair, (None, 0)), (0, None)), first, second, pair_entries(graph))
+        return by_rows(jax.vmap(jax.vmap(lowered.pair, (None, 0)), (0, None)), first, second, pair_entries(graph.nodes))
 
     def diagonal(x: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
-        return jax.vmap(lowered.diagonal)(states(x, hypers))
+        one = lambda leaves: lowered.diagonal(lowered.state(leaves, hypers))
+        return by_inputs(one, x, pair_entries(graph.nodes))
 
     def rows(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
         return jax.vmap(lowered.pair)(states(x1, hypers), states(x2, hypers))
 
     kinks = any(has_kinks(q.function) for q in graph.nodes if isinstance(q, Expect))
-    return Functions(block, diagonal, graph.shape, pair_entries(graph), rows, kinks)
+    return Functions(block, diagonal, graph.shape, pair_entries(graph.nodes), rows, kinks)
 
 
 class Gram:

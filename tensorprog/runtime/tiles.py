@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["TILE_BYTES", "Tiling", "tiling"]
+__all__ = ["TILE_BYTES", "Tiling", "rows_at_once", "tiling"]
 
 TILE_BYTES = 256 * 2**20
 _LEAST = 256  # smaller tiles cost more to start than they save
@@ -38,9 +38,14 @@ class Tiling:
         return down * (down + 1) // 2 if self.symmetric else down * across
 
 
+def rows_at_once(one_bytes: int, tile_bytes: int = TILE_BYTES) -> int:
+    """How many fit into `tile_bytes`, of what keeps arrays of `one_bytes` alive."""
+    return max(1, tile_bytes // (_LIVE * max(1, one_bytes)))
+
+
 def tiling(n1: int, n2: int, pair_bytes: int, *, symmetric: bool, tile_bytes: int = TILE_BYTES) -> Tiling:
     """Balanced tiles whose live arrays, of `pair_bytes` for each pair, fit into `tile_bytes`."""
-    pairs = max(1, tile_bytes // (_LIVE * max(1, pair_bytes)))
+    pairs = rows_at_once(pair_bytes, tile_bytes)
     side = max(1, math.isqrt(pairs))
     if symmetric:  # small enough that few pairs below the diagonal are computed for nothing
         size = _balanced(n1, min(side, max(_LEAST, math.ceil(n1 / 8))))
