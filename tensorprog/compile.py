@@ -20,16 +20,19 @@ from tensorprog.ir import Program, parse_program, verify
 from tensorprog.joint import JointKernel, of_program, outputs_joined
 from tensorprog.kernel import KernelGraph, derive
 from tensorprog.kernel.graph import Average, Sampled
+from tensorprog.kernel.invariant import PLANE, features, homogeneous, in_the_plane
 from tensorprog.kernel.report import derivation
-from tensorprog.lower import SHIFT, lower
+from tensorprog.lower import SHIFT, lower, value
 from tensorprog.passes.conditions import check_conditions
 from tensorprog.passes.dots import expose
 from tensorprog.passes.fuse import fuse
 from tensorprog.passes.structure import tied_weights
 from tensorprog.passes.tangent import tangent
 from tensorprog.runtime.call import KernelFunction
+from tensorprog.runtime.interpolated import Interpolated
 from tensorprog.runtime.kernel import Functions, Gram, functions
 from tensorprog.runtime.loaded import LoadedKernel, save
+from tensorprog.runtime.optimisations import check_optimisations
 
 __all__ = ["Kernel", "compile", "compile_program", "joint", "load"]
 
@@ -54,6 +57,7 @@ class Kernel(KernelFunction):
         moving = None if self._exposed_tangent is None else self._exposed_tangent.program
         self.graph: KernelGraph = derive(self._exposed.program, moving, tolerance)
         self._noise = self.graph.noise
+        self._off: frozenset[str] = frozenset()
 
     @property
     def exposed_program(self) -> Program:
@@ -64,11 +68,45 @@ class Kernel(KernelFunction):
     @cached_property
     def functions(self) -> Functions:
         """The kernel's two functions of leaves with a batch axis, not jitted."""
-        return functions(lower(self.graph, self.program.inputs), self.graph)
+        return functions(lower(self.graph, self.program.inputs, roll="loops" not in self._off), self.graph, self._off)
 
     @cached_property
     def _gram(self) -> Gram:  # type: ignore[override]
-        return Gram(self.functions)
+        return Gram(self.functions, self._interpolated, "symmetry" not in self._off)
+
+    @cached_property
+    def _interpolated(self) -> Interpolated | None:
+        """Matrices from a series in norms and angles, of kernels that depend on these alone."""
+        vector = None if "interpolation" in self._off else features(self.graph)
+        if vector is None:
+            return None
+        plane = in_the_plane(self.graph, vector)
+        made = functions(lower(plane, (PLANE,)), plane)
+        assert made.rows is not None
+        scales = homogeneous(self.graph, vector)
+        return Interpolated(value(vector, self.program.inputs), made.rows, homogeneous=scales, kinks=made.kinks)
+
+    def without(self, *names: str) -> Kernel:
+        """The same kernel with optimisations switched off, to measure them or to check them: docs/speed.md says what each does.
+
+        names: of "loops", "rows", "symmetry", "interpolation". Values agree to rounding ("interpolation": to 1e-12 of
+        sqrt(K(x, x) K(x', x')) in float64, 1e-7 in float32).
+
+        Raises InputError for other names.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, tensorprog as tp
+            >>> from tensorprog import nn
+            >>> kernel = tp.compile(lambda x: nn.dense(jax.nn.relu(nn.dense(x)), features=1), jnp.zeros(3))
+            >>> x = jax.random.normal(jax.random.key(0), (300, 3))
+            >>> bool(jnp.allclose(kernel(x).ntk, kernel.without("interpolation", "loops")(x).ntk, atol=1e-5))
+            True
+        """
+        other = copy(self)
+        other._off = self._off | check_optimisations(names)
+        for made in ("functions", "_gram", "_interpolated"):
+            other.__dict__.pop(made, None)
+        return other
 
     def by_parameter(self, x1: Any, x2: Any = None, **hypers: Any) -> dict[str, Any]:
         """The neural tangent kernel's parts of every trained parameter: which layer learns what.

@@ -46,9 +46,10 @@ from tensorprog.lower.sampled import sampled
 from tensorprog.lower.schedule import operands_of, schedule
 from tensorprog.lower.tilted import tilted
 
-__all__ = ["SHIFT", "Context", "Lowered", "emit", "is_cross", "lower"]
+__all__ = ["SHIFT", "Context", "Lowered", "emit", "is_cross", "lower", "value"]
 
 State = tuple[Any, ...]
+Hypers = dict[str, jax.Array]
 SHIFT = "random shift"  # the hyperparameter, no name that a user can give, that has sampling take the points of one shift alone
 
 
@@ -76,8 +77,7 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
     slots = plan(state_steps, kept)
 
     def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array]) -> State:
-        real = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-        dtype = jnp.result_type(*real) if real else jnp.result_type(float)
+        dtype = _real(leaves)
         shift = hypers[SHIFT].astype(jnp.int32) if SHIFT in hypers else None
         normals = AllNormals((q for q in quantities(kept) if isinstance(q, Normals)), dtype, shift)
         context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals)
@@ -109,6 +109,24 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
         return slots.read(a, graph.nngp_self)[first], slots.read(a, graph.ntk_self)[first]
 
     return Lowered(state, pair, diagonal)
+
+
+def value(quantity: Quantity, inputs: tuple[Input, ...]) -> Callable[[Sequence[jax.Array], Hypers], jax.Array]:
+    """A deterministic quantity of one input, as a function of its leaves and the hyperparameters."""
+    steps = schedule([quantity], False)
+
+    def of_input(leaves: Sequence[jax.Array], hypers: Hypers) -> jax.Array:
+        dtype = _real(leaves)
+        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, None, AllNormals((), dtype, None))
+        return run(steps, lambda q, args: emit(q, args, context), [quantity])[quantity]
+
+    return of_input
+
+
+def _real(leaves: Sequence[jax.Array]) -> jnp.dtype:
+    """The dtype of a kernel of these leaves."""
+    real = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.result_type(*real) if real else jnp.result_type(float)
 
 
 def emit(q: Quantity, args: list[jax.Array], context: Context) -> jax.Array:

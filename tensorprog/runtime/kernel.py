@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -116,8 +116,8 @@ def by_inputs(one: Callable[[Leaves], Any], x: Leaves, entries: int) -> Any:
     return lax.map(one, x, batch_size=at_once)
 
 
-def functions(lowered: OfPairs, graph: KernelGraph) -> Functions:
-    """Pairs into blocks: `jax.vmap` over both inputs."""
+def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -> Functions:
+    """Pairs into blocks: `jax.vmap` over both inputs. off: optimisations that are switched off."""
 
     def states(x: Leaves, hypers: Hypers) -> Any:
         return jax.vmap(lambda leaves: lowered.state(leaves, hypers))(x)
@@ -128,7 +128,10 @@ def functions(lowered: OfPairs, graph: KernelGraph) -> Functions:
         first, second = (
             jax.tree.map(lambda a, part=part: a[part], both) for part in (slice(None, n1), slice(n1, None))
         )
-        return by_rows(jax.vmap(jax.vmap(lowered.pair, (None, 0)), (0, None)), first, second, pair_entries(graph.nodes))
+        pairs = jax.vmap(jax.vmap(lowered.pair, (None, 0)), (0, None))
+        if "rows" in off:
+            return pairs(first, second)
+        return by_rows(pairs, first, second, pair_entries(graph.nodes))
 
     def diagonal(x: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
         one = lambda leaves: lowered.diagonal(lowered.state(leaves, hypers))
@@ -141,14 +144,20 @@ def functions(lowered: OfPairs, graph: KernelGraph) -> Functions:
     return Functions(block, diagonal, graph.shape, pair_entries(graph.nodes), rows, kinks)
 
 
+# (x1, x2 or None, hypers, get) -> whole matrices by another way than pair by pair, or None where it does not apply.
+Shortcut = Callable[[Leaves, Leaves | None, Hypers, tuple[str, ...]], list[Any] | None]
+
+
 class Gram:
     """Whole kernel matrices out of blocks.
 
-    All arrays carry a leading batch axis; hyperparameters are scalars. `get` chooses what is computed.
+    All arrays carry a leading batch axis; hyperparameters are scalars. `get` chooses what is computed. shortcut: asked first
+    for whole matrices. symmetry: leave out the tiles below the diagonal of a gram matrix.
     """
 
-    def __init__(self, made: Functions):
+    def __init__(self, made: Functions, shortcut: Shortcut | None = None, symmetry: bool = True):
         self.shape, self.pair_entries = made.shape, made.pair_entries
+        self._shortcut, self._symmetry = shortcut, symmetry
 
         @partial(jax.jit, static_argnames="get")
         def block(x1: Leaves, x2: Leaves, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:
@@ -196,12 +205,15 @@ class Gram:
         progress: Callable[[Iterable[Any], int], Iterable[Any]],
     ) -> list[Any]:  # fmt: skip
         """The matrices named by `get`."""
-        symmetric = x2 is None
+        symmetric = x2 is None and self._symmetry
         other = x1 if x2 is None else x2
         n1, n2 = x1[0].shape[0], other[0].shape[0]
         extra, dtype = (*self.shape, *self.shape), float_dtype(x1)
         if n1 == 0 or n2 == 0:
             return self._empty(n1, n2, dtype, get)
+        found = None if self._shortcut is None else self._shortcut(x1, x2, hypers, get)
+        if found is not None:
+            return found
         tiles = self.tiling(n1, n2, dtype, symmetric=symmetric)
         if len(tiles) == 1:
             return self._tile(x1, other, hypers, get, symmetric)

@@ -1,0 +1,27 @@
+"""The names of what makes kernels fast and changes no value: each can be switched off (`Kernel.without`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tensorprog.errors import InputError
+
+__all__ = ["OPTIMISATIONS", "check_optimisations"]
+
+OPTIMISATIONS = {
+    "loops": "repeated layers are one loop",
+    "rows": "some rows of a matrix at a time, whose arrays stay in the processor's cache",
+    "symmetry": "only the tiles on and above the diagonal of a gram matrix",
+    "interpolation": "matrices of rotation invariant kernels by a series in norms and angle",
+}
+
+
+def check_optimisations(names: Iterable[str]) -> frozenset[str]:
+    """The names, checked."""
+    found = frozenset(names)
+    unknown = sorted(found - set(OPTIMISATIONS))
+    if unknown:
+        raise InputError(
+            f"without: {unknown[0]!r} is no optimisation, expected some of {', '.join(map(repr, OPTIMISATIONS))}"
+        )
+    return found

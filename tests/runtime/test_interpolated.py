@@ -1,0 +1,152 @@
+"""Whole matrices from a series in norms and angle: as exact as the layers, also for near, equal and opposite inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.special import erf
+
+import tensorprog as tp
+from tensorprog import nn
+from tensorprog.kernel.invariant import features, homogeneous
+from tensorprog.runtime import interpolated
+
+Net = Callable[[jax.Array], jax.Array]
+
+
+def deep(act: Net, depth: int, bias: Any = 0.0) -> Net:
+    def net(x: jax.Array) -> jax.Array:
+        h = jnp.ravel(x) / 2
+        for _ in range(depth):
+            h = act(nn.dense(h, weight_var=2.0, bias_var=bias))
+        return nn.dense(h, features=1)
+
+    return net
+
+
+def inputs(count: int, dtype: Any = np.float64, *, equal_norms: bool = False) -> np.ndarray:
+    """Inputs of shape (2, 2), the first five special: two equal, one near, one opposite, one of another norm."""
+    x = np.random.default_rng(0).standard_normal((count, 2, 2))
+    x *= np.random.default_rng(1).uniform(1, 2, (count, 1, 1)) / np.linalg.norm(x, axis=(1, 2), keepdims=True)
+    x[0] /= np.linalg.norm(x[0])
+    x[1], x[2], x[3], x[4] = x[0], x[0] * (1 + 1e-6 * x[5]), -x[0], 2 * x[0]
+    if equal_norms:
+        x /= np.linalg.norm(x, axis=(1, 2), keepdims=True)
+    return x.astype(dtype)
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Interpolate however few pairs there are; the list tells whether it was done."""
+    done: list[bool] = []
+    call = interpolated.Interpolated.__call__
+
+    def noted(self: Any, *args: Any) -> Any:
+        found = call(self, *args)
+        done.append(found is not None)
+        return found
+
+    monkeypatch.setattr(interpolated, "LEAST_PAIRS", 1)
+    monkeypatch.setattr(interpolated, "_cost", lambda shape: 0.0)
+    monkeypatch.setattr(interpolated.Interpolated, "__call__", noted)
+    return done
+
+
+def difference(a: Any, b: Any, kernel: Any, x: Any, y: Any) -> float:
+    """The largest one, relative to sqrt(K(x, x) K(y, y))."""
+    scales = [np.sqrt(np.outer(k, q)) for k, q in zip(kernel.diag(x), kernel.diag(y), strict=True)]
+    return max(float(np.max(np.abs(p - q) / s)) for p, q, s in zip(a, b, scales, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("net", "equal_norms"),
+    [(deep(jax.nn.relu, 3), False), (deep(jax.nn.relu, 2, 0.3), True), (deep(erf, 2, 0.1), False)],
+    ids=["homogeneous", "kinks with biases, one norm", "smooth with biases"],
+)
+def test_agrees_with_the_layers(net: Net, equal_norms: bool, always: list[bool]) -> None:
+    kernel = tp.compile(net, jnp.zeros((2, 2)))
+    x, y = inputs(40, equal_norms=equal_norms), inputs(23, equal_norms=equal_norms)[::-1]
+    layers = kernel.without("interpolation")
+    near = 1e-9  # layers have the angle of inputs 1e-6 apart from a cosine of 1 - 1e-12, to four digits
+    assert difference(kernel(x[3:], y[:-3]), layers(x[3:], y[:-3]), kernel, x[3:], y[:-3]) < 2e-12
+    assert difference(kernel(x, y), layers(x, y), kernel, x, y) < near
+    gram = kernel(x)
+    assert difference(gram, layers(x), kernel, x, x) < near
+    assert all(always) and len(always) == 3
+    for k, own in zip(gram, kernel.diag(x), strict=True):
+        np.testing.assert_array_equal(k, k.T)
+        np.testing.assert_allclose(np.diag(k), own, rtol=1e-12)
+        np.testing.assert_allclose(k[0, 1], own[0], rtol=1e-12)
+    assert kernel(x, get="ntk").shape == (40, 40)
+
+
+def test_near_inputs_keep_their_digits_in_float32(always: list[bool]) -> None:
+    kernel = tp.compile(deep(jax.nn.relu, 8), jnp.zeros((2, 2)))
+    x = inputs(40, np.float32)
+    wide = kernel.without("interpolation")(np.float64(x))
+    for k, exact in zip(kernel(x), wide, strict=True):
+        assert k.dtype == np.float32
+        np.testing.assert_allclose(k, exact, atol=1e-6 * np.max(np.abs(exact[:4, :4])), rtol=1e-6)
+
+
+def test_hyperparameters_make_another_series(always: list[bool]) -> None:
+    def net(x: jax.Array) -> jax.Array:
+        return nn.dense(jax.nn.relu(nn.dense(jnp.ravel(x), weight_var=tp.hyper("v", 2.0))), features=1)
+
+    kernel, x = tp.compile(net, jnp.zeros((2, 2))), inputs(20)
+    for v in (2.0, 0.5):
+        np.testing.assert_allclose(kernel(x, v=v).ntk, kernel.without("interpolation")(x, v=v).ntk, atol=1e-9)
+    assert all(always)
+
+
+def test_a_range_of_norms_grows_with_the_inputs(always: list[bool]) -> None:
+    kernel = tp.compile(deep(erf, 1, 0.1), jnp.zeros((2, 2)))
+    layers = kernel.without("interpolation")
+    for scale in (1.0, 1.5, 0.7):
+        x = scale * inputs(20)[3:]
+        np.testing.assert_allclose(kernel(x).ntk, layers(x).ntk, rtol=1e-11)
+
+
+def test_declines_what_it_does_not_know(always: list[bool]) -> None:
+    biased = tp.compile(deep(jax.nn.relu, 2, 0.3), jnp.zeros((2, 2)))  # a corner at equal inputs, in the norms too
+    homogeneous_net = tp.compile(deep(jax.nn.relu, 1), jnp.zeros((2, 2)))
+    nothing = np.concatenate([np.zeros((1, 2, 2)), inputs(9)])
+    for kernel, x in ((biased, inputs(10)), (homogeneous_net, nothing)):
+        np.testing.assert_array_equal(kernel(x).ntk, kernel.without("interpolation")(x).ntk)
+    assert not any(always)
+
+
+CASES: dict[str, tuple[Net, bool, bool]] = {  # rotation invariant, homogeneous
+    "relu": (deep(jax.nn.relu, 2), True, True),
+    "leaky": (deep(lambda h: jnp.maximum(h, 0.1 * h), 2), True, True),
+    "a residual": (lambda x: nn.dense((h := nn.dense(jnp.ravel(x))) + nn.dense(jax.nn.relu(h)), features=1), True, True),
+    "a square beside": (lambda x: nn.dense((h := nn.dense(jnp.ravel(x))) + nn.dense(h**2), features=1), True, False),
+    "biases": (deep(jax.nn.relu, 2, 0.1), True, False),
+    "erf": (deep(erf, 1), True, False),
+    "the first entry": (lambda x: nn.dense(jax.nn.relu(nn.dense(jnp.ravel(x)) + x[0, 0]), features=1), False, False),
+    "two layers of the input": (
+        lambda x: nn.dense(jax.nn.relu(nn.dense(jnp.ravel(x)) + nn.dense(jnp.ravel(x) ** 2)), features=1), False, False,
+    ),
+    "positions": (lambda x: nn.dense(jnp.mean(jax.nn.relu(nn.dense(x)), 0), features=1), False, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_structure(name: str) -> None:
+    net, invariant, scales = CASES[name]
+    graph = tp.compile(net, jnp.zeros((2, 2))).graph
+    vector = features(graph)
+    assert (vector is not None) == invariant
+    if vector is not None:
+        assert homogeneous(graph, vector) == scales
+
+
+def test_unknown_optimisations_are_named() -> None:
+    kernel = tp.compile(deep(jax.nn.relu, 1), jnp.zeros((2, 2)))
+    with pytest.raises(tp.InputError, match="'turbo' is no optimisation"):
+        kernel.without("turbo")
