@@ -33,6 +33,7 @@ from tensorprog.runtime.interpolated import Interpolated
 from tensorprog.runtime.kernel import Functions, Gram, functions
 from tensorprog.runtime.loaded import LoadedKernel, save
 from tensorprog.runtime.optimisations import check_optimisations
+from tensorprog.runtime.sharded import ShardedGram
 
 __all__ = ["Kernel", "compile", "compile_program", "joint", "load"]
 
@@ -106,6 +107,25 @@ class Kernel(KernelFunction):
         other._off = self._off | check_optimisations(names)
         for made in ("functions", "_gram", "_interpolated"):
             other.__dict__.pop(made, None)
+        return other
+
+    def shard(self, mesh: jax.sharding.Mesh) -> Kernel:
+        """The same kernel computed by many devices: each has an equal share of the rows of a matrix.
+
+        mesh: the devices, all axes taken together. Matrices come back sharded by rows where their number is a multiple of that of
+        the devices. Inputs are copied to all of them. Not for calls inside `jax.jit` or `jax.grad`, which compute as before.
+
+        Raises InputError for anything but a mesh.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, tensorprog as tp
+            >>> from tensorprog import nn
+            >>> kernel = tp.compile(lambda x: nn.dense(jax.nn.relu(nn.dense(x)), features=1), jnp.zeros(3))
+            >>> kernel.shard(jax.make_mesh((jax.device_count(),), ("rows",)))(jnp.eye(3)).ntk.shape
+            (3, 3)
+        """
+        other = copy(self)
+        other.__dict__["_gram"] = ShardedGram(self.functions, mesh)
         return other
 
     def by_parameter(self, x1: Any, x2: Any = None, **hypers: Any) -> dict[str, Any]:

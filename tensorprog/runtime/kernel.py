@@ -164,7 +164,8 @@ class Gram:
             found = made.block(x1, x2, hypers)
             return [found[GET.index(name)] for name in get]
 
-        self._block, self._diagonal = block, jax.jit(made.diagonal)
+        self._block: Callable[[Leaves, Leaves, Hypers, tuple[str, ...]], list[jax.Array]] = block
+        self._diagonal = jax.jit(made.diagonal)
         self._refine = None if made.rows is None or made.shape or not made.kinks else Refine(made.rows)
 
     def diagonal(self, x: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
@@ -229,7 +230,7 @@ class Gram:
         """One block; in float32 with the pairs that need more digits computed in float64. symmetric: of a gram matrix, on
         its diagonal."""
         found = self._refined(x1, x2, hypers, get, symmetric)
-        return [_mirrored(k) for k in found] if symmetric else found
+        return [mirrored(k) for k in found] if symmetric else found
 
     def _refined(self, x1: Leaves, x2: Leaves, hypers: Hypers, get: tuple[str, ...], symmetric: bool) -> list[Any]:
         refine = self._refine if "ntk" in get and float_dtype(x1) == np.float32 else None
@@ -299,7 +300,7 @@ def _widened(array: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def _mirrored(block: jax.Array) -> jax.Array:
+def mirrored(block: jax.Array) -> jax.Array:
     """A block on the diagonal with what stands above it below it: sums in another order differ in the last digit."""
     n = block.shape[0]
     upper = np.arange(n)[:, None] <= np.arange(n)
