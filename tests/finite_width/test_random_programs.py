@@ -13,8 +13,12 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import tensorprog as tp
+from tensorprog.runtime import interpolated, tiles
+from tensorprog.runtime import kernel as runtime
+from tensorprog.runtime.optimisations import OPTIMISATIONS
 from tests import sampling
 
 INPUT = (4,)
@@ -117,6 +121,23 @@ def test_networks_approach_their_kernel(steps: list[Step]) -> None:
     network = sampling.tensorprog_network(net, x)
     # A single product has the tails of a chi-square: 4% instead of the 2% of the named architectures.
     sampling.check(network, (k.nngp, k.ntk), (12, 48, 192), (4096, 2048, 768), resolution=0.04)
+
+
+@hypothesis.given(programs(), st.sampled_from(sorted(OPTIMISATIONS)))
+@hypothesis.settings(max_examples=12)
+def test_optimisations_change_no_value(steps: list[Step], name: str) -> None:
+    x = inputs(40)
+    x[1] = x[0]
+    kernel = compiled(run(steps))
+    with pytest.MonkeyPatch.context() as patch:  # small matrices as if they were large
+        patch.setattr(interpolated, "LEAST_PAIRS", 1)
+        patch.setattr(interpolated, "_cost", lambda shape: 0.0)
+        patch.setattr(runtime, "CACHED", 256)
+        patch.setattr(tiles, "_LEAST", 8)
+        on, off = kernel(x), kernel.without(name)(x)
+    own = [np.sqrt(np.outer(k, k)) for k in kernel.diag(x)]
+    for a, b, scale in zip(on, off, own, strict=True):
+        assert np.max(np.abs(a - b) / np.where(scale == 0, 1, scale)) <= 1e-11
 
 
 # ------------------------------------------------------------------ named ones that once were random
