@@ -57,12 +57,12 @@ SHIFT = "random shift"  # the hyperparameter, no name that a user can give, that
 class Lowered:
     """The kernel as functions without batch axes.
 
-    state: (inputs, hypers) -> what one input contributes. pair: (state, state, hypers) -> (nngp, ntk).
+    state: (inputs, hypers, live) -> what one input contributes. pair: (state, state, live) -> (nngp, ntk). live: see `Context`.
     diagonal: state -> (nngp, ntk) of an input with itself.
     """
 
-    state: Callable[[Sequence[jax.Array], dict[str, jax.Array]], State]
-    pair: Callable[[State, State], tuple[jax.Array, jax.Array]]
+    state: Callable[..., State]
+    pair: Callable[..., tuple[jax.Array, jax.Array]]
     diagonal: Callable[[State], tuple[jax.Array, jax.Array]]
 
 
@@ -76,11 +76,11 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
     state_steps = schedule(kept, False, roll=roll)
     slots = plan(state_steps, kept)
 
-    def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array]) -> State:
+    def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array], live: jax.Array | None = None) -> State:
         dtype = _real(leaves)
         shift = hypers[SHIFT].astype(jnp.int32) if SHIFT in hypers else None
         normals = AllNormals((q for q in quantities(kept) if isinstance(q, Normals)), dtype, shift)
-        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals)
+        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals, live)
         env = run(state_steps, lambda q, args: emit(q, args, context), kept)
         return (fingerprint(leaves), *env.entries(slots), *([] if shift is None else [shift]))
 
@@ -89,11 +89,11 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
         0 if axis in graph.mirrored else slice(None) for axis in range(len(graph.mirrored) + 2 * len(graph.shape))
     )
 
-    def pair(a: State, b: State) -> tuple[jax.Array, jax.Array]:
+    def pair(a: State, b: State, live: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         dtype = _dtype(a)
         shift = a[-1] if len(a) > 1 + len(slots.order) else None
         normals = AllNormals((q for q in pair_steps if isinstance(q, Normals)), dtype, shift)
-        context = Context({}, {}, dtype, shift, normals)
+        context = Context({}, {}, dtype, shift, normals, live)
         env = run(pair_steps, lambda q, args: emit(q, args, context), pair_ends, outside=Outside(slots, (a, b)))
         same = jnp.all(a[0] == b[0])
         found = []
@@ -130,9 +130,15 @@ def _real(leaves: Sequence[jax.Array]) -> jnp.dtype:
 
 
 def emit(q: Quantity, args: list[jax.Array], context: Context) -> jax.Array:
-    """One quantity. What is costly is shielded from fusion, or XLA would compute it again for each of its readers."""
-    made = EMIT[type(q)](q, args, context)
-    return lax.optimization_barrier(made) if isinstance(q, SHIELDED) else made
+    """One quantity. What is costly is shielded from fusion, or XLA would compute it again for each of its readers: by a branch that is
+    always taken, where it is given what tells so while it runs (on a CPU barriers are gone before XLA fuses), else by a barrier."""
+    made = lambda given: EMIT[type(q)](q, given, context)
+    if not isinstance(q, SHIELDED):
+        return made(args)
+    if context.live is None or not q.shape:  # type: ignore[attr-defined]
+        return lax.optimization_barrier(made(args))
+    like = jax.eval_shape(made, args)
+    return lax.cond(context.live, made, lambda given: jnp.zeros(like.shape, like.dtype), args)
 
 
 def is_cross(quantity: Quantity) -> bool:
@@ -146,13 +152,15 @@ def _dtype(state: State) -> jnp.dtype:
 
 @dataclass(frozen=True)
 class Context:
-    """What the rows of `EMIT` read besides their operands: an input's leaves, hyperparameters, and the points of sampling."""
+    """What the rows of `EMIT` read besides their operands: an input's leaves, hyperparameters, and the points of sampling. live: true, but
+    XLA does not know that; None where barriers do."""
 
     leaves: dict[Node, jax.Array]
     hypers: dict[str, jax.Array]
     dtype: jnp.dtype
     shift: jax.Array | None
     normals: AllNormals
+    live: jax.Array | None = None
 
 
 # ------------------------------------------------------------------------------------------ quantities

@@ -116,29 +116,40 @@ def by_inputs(one: Callable[[Leaves], Any], x: Leaves, entries: int) -> Any:
     return lax.map(one, x, batch_size=at_once)
 
 
+def live_flag(x: Leaves) -> jax.Array | None:
+    """True, but only when it runs: what shields costly quantities from fusion on a CPU (`tensorprog.lower.emit`)."""
+    if jax.default_backend() != "cpu":
+        return None
+    some = lax.stop_gradient(x[0]).ravel()[0].astype(jnp.float32)
+    return some == some
+
+
 def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -> Functions:
     """Pairs into blocks: `jax.vmap` over both inputs. off: optimisations that are switched off."""
 
-    def states(x: Leaves, hypers: Hypers) -> Any:
-        return jax.vmap(lambda leaves: lowered.state(leaves, hypers))(x)
+    def states(x: Leaves, hypers: Hypers, live: jax.Array | None) -> Any:
+        return jax.vmap(lambda leaves: lowered.state(leaves, hypers, live))(x)
 
     def block(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
-        n1 = x1[0].shape[0]
-        both = states([jnp.concatenate(pair) for pair in zip(x1, x2, strict=True)], hypers)  # one graph, not two
+        n1, live = x1[0].shape[0], live_flag(x1)
+        both = states([jnp.concatenate(pair) for pair in zip(x1, x2, strict=True)], hypers, live)  # one graph, not two
         first, second = (
             jax.tree.map(lambda a, part=part: a[part], both) for part in (slice(None, n1), slice(n1, None))
         )
-        pairs = jax.vmap(jax.vmap(lowered.pair, (None, 0)), (0, None))
+        one = lambda a, b: lowered.pair(a, b, live)
+        pairs = jax.vmap(jax.vmap(one, (None, 0)), (0, None))
         if "rows" in off:
             return pairs(first, second)
         return by_rows(pairs, first, second, pair_entries(graph.nodes))
 
     def diagonal(x: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
-        one = lambda leaves: lowered.diagonal(lowered.state(leaves, hypers))
+        live = live_flag(x)
+        one = lambda leaves: lowered.diagonal(lowered.state(leaves, hypers, live))
         return by_inputs(one, x, pair_entries(graph.nodes))
 
     def rows(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
-        return jax.vmap(lowered.pair)(states(x1, hypers), states(x2, hypers))
+        live = live_flag(x1)
+        return jax.vmap(lambda a, b: lowered.pair(a, b, live))(states(x1, hypers, live), states(x2, hypers, live))
 
     kinks = any(has_kinks(q.function) for q in graph.nodes if isinstance(q, Expect))
     return Functions(block, diagonal, graph.shape, pair_entries(graph.nodes), rows, kinks)
