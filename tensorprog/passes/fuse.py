@@ -57,7 +57,7 @@ def fuse(program: Program, *, drop_zeros: bool = False) -> Program:
 def fuse_nodes(roots: Sequence[Node], tied: frozenset[str], drop_zeros: bool) -> dict[Node, Node]:
     """What each variable becomes. roots: the output, and more variables to go through. tied: names of weights whose products have
     Zdots that are not written out."""
-    states = carried_states(roots[0])
+    states = carried_states(roots)
     known = _Known(Structure([], tied), drop_zeros)
     new: dict[Node, Node] = {}
     for node in topological(roots):
