@@ -33,7 +33,9 @@ def gradient_kernel(
         for v in b.uses:
             if u.weight is v.weight and only in (None, u.weight.name):
                 for turned in (False, True) if u.weight.symmetric else (False,):
-                    terms.append((1.0, _run(_pair(_lettered(u, v, len(a.lead), len(b.lead), turned), cross), rules, memo)))
+                    terms.append(
+                        (1.0, _run(_pair(_lettered(u, v, len(a.lead), len(b.lead), turned), cross), rules, memo))
+                    )
     return combine(terms, (*a.lead, *b.lead), cross)
 
 
@@ -110,4 +112,3 @@ def _crossed(q: _Lettered) -> bool:
     made = [set(side[0][1]) for side in q.sides]
     first = [q.weight[0][i] for i in widths]
     return any((c in made[0]) != (c in made[1]) for c in first)
-

@@ -19,9 +19,8 @@ A readout whose weights are used for nothing else is independent of all that its
 
 from __future__ import annotations
 
-import math
 import string
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,8 +45,8 @@ from tensorprog.ir import (
     position,
     topological,
 )
-from tensorprog.ir.phi import identity, parameter, vector
-from tensorprog.passes.slopes import mapped, scalar_sum
+from tensorprog.ir.phi import identity, parameter, snap, vector
+from tensorprog.passes.slopes import mapped, number_of, scalar_sum
 from tensorprog.passes.structure import Structure
 from tensorprog.passes.transposed import transposed
 
@@ -193,14 +192,18 @@ class _Backward:
             return self._mean(Phi(vector(0), 1), [back], [], back, node.x.type.shape)
         if self._odd(d):
             return None
-        raise _refusal(node, "the gradient in what a weight multiplies is a sum over the width of products with its entries")
+        raise _refusal(
+            node, "the gradient in what a weight multiplies is a sum over the width of products with its entries"
+        )
 
     def _sum(self, node: LinComb, d: Node) -> None:
         for a, x in node.terms:
             if isinstance(a, Node) and a in self.trained:
                 self._coefficient(node, a, x, d)
             if x.type.kind == node.type.kind:
-                self._add(x, self._times(d, a, x) if x.type.kind == "scalar" else d, 1.0 if x.type.kind == "scalar" else a)
+                self._add(
+                    x, self._times(d, a, x) if x.type.kind == "scalar" else d, 1.0 if x.type.kind == "scalar" else a
+                )
             elif x in self.trained and node.type.width is not None:  # a deterministic term of a vector
                 self._add(x, self._scaled_mean(d, a, node, x.type.shape))
 
@@ -272,9 +275,7 @@ class _Backward:
             return None
         return self._reduced(LinComb(((a, mean),)) if not isinstance(a, Node) else _multiplied(mean, a), shape)
 
-    def _mean(
-        self, phi: Phi, xs: list[Node], thetas: list[Node], node: Node, shape: tuple[int, ...]
-    ) -> Node | None:
+    def _mean(self, phi: Phi, xs: list[Node], thetas: list[Node], node: Node, shape: tuple[int, ...]) -> Node | None:
         """The sum over the coordinates of a function, in units of n, and over positions; None where it vanishes by symmetry."""
         if phi.expr == 0:
             return None
@@ -380,13 +381,17 @@ def _product(node: Nonlin | Moment, slope: sympy.Expr, xs: list[Node], d: Node) 
 
 def _gathered(slope: sympy.Expr, xs: list[Node], thetas: list[Node], d: Node) -> tuple[Phi, list[Node], list[Node]]:
     """slope * dy, as a function of what it reads."""
-    if d.type.kind == "vector":
+    if (number := number_of(d)) is not None and any(slope.has(vector(i)) for i in range(len(xs))):
+        expr = snap(number) * slope
+    elif d.type.kind == "vector":
         expr, xs = slope * vector(len(xs)), [*xs, d]
     else:
         expr, thetas = slope * parameter(len(thetas)), [*thetas, d]
     used = [i for i in range(len(xs)) if expr.has(vector(i))]
     given = [i for i in range(len(thetas)) if expr.has(parameter(i))]
-    swap = {vector(i): vector(k) for k, i in enumerate(used)} | {parameter(i): parameter(k) for k, i in enumerate(given)}
+    swap = {vector(i): vector(k) for k, i in enumerate(used)} | {
+        parameter(i): parameter(k) for k, i in enumerate(given)
+    }
     phi = Phi(expr.xreplace(swap), len(used), len(given))
     return phi, [xs[i] for i in used], [thetas[i] for i in given]
 

@@ -4,7 +4,8 @@ An average f = (1/n) sum_a psi_a has a gradient of norm 1/sqrt(n), so that its n
 what has a limit is n times it (mean-field networks are trained at the rate n: Mei, Montanari and Nguyen 2018). In a random
 direction of the parameters the derivatives of the psi_a are independent of each other where every psi_a depends on parameters of
 its own coordinate alone: then n E[t_f t_f'] -> E[Z^{t_psi} Z^{t_psi'}]. Through a trained layer below a wide weight, or through
-another average, the coordinates move together, and the limit needs the program of the gradients with its transposes.
+another average, the coordinates move together, and the limit needs the program of the gradients with its transposes
+(`passes.adjoint`).
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def refusal(label: str, reason: str) -> UnsupportedError:
     return UnsupportedError(
         explain(
             f"the neural tangent kernel of the average {label!r} is not that of its tangent program",
-            reason=f"{reason}, so that its coordinates move together, and the limit needs the program of gradients with its transposes",
-            mend="freeze the layers below (train=False); or ask for the other kernels alone, get='nngp', and for kernel.mean(x)",
+            reason=f"{reason}, so that its coordinates move together, and the limit needs the adjoint program",
+            mend="method='auto' or 'adjoint'; or freeze the layers below (train=False)",
         )
     )

@@ -18,13 +18,27 @@ from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import MatMul, Node, Program, Weight, operands
 from tensorprog.passes.structure import Structure, tied_weights
 
-__all__ = ["check_conditions", "check_uses"]
+__all__ = ["check_conditions", "check_readouts", "check_uses"]
 
 
 def check_conditions(program: Program) -> Program:
     """Return the program, or raise UnsupportedError naming the weight and the two uses that clash."""
     check_uses(program.nodes)
     return program
+
+
+def check_readouts(program: Program) -> None:
+    """Refuse an output of which no limit is known: parts of a weight that overlap, or a readout that is tied to the layers below.
+
+    Averages over the width converge, whatever their weights are used for besides.
+    """
+    if program.output.type.kind == "vector":
+        check_uses(program.nodes)
+        return
+    parts: dict[str, list[Weight]] = {}
+    for node in program.nodes:
+        for weight in (w for w in operands(node) if isinstance(w, Weight)):
+            _parts_agree(weight, parts.setdefault(weight.name, []), node)
 
 
 def check_uses(nodes: Iterable[Node]) -> None:
