@@ -53,6 +53,7 @@ SLOW = (
     "tests/agreement/test_recurrent.py::test_agrees[rnn-loop-relu-average",
     "tests/agreement/test_recurrent.py::test_agrees[rnn-scan-relu-average",
     "tests/apps/test_finite.py::test_check_agrees_and_draws",
+    "tests/architectures/test_adjoint.py::test_all_others",
     "tests/architectures/test_formulas.py::test_many_large_heads",
     "tests/frontend/test_kernels.py::test_equal_functions_have_equal_kernels[and is a product",
     "tests/frontend/test_kernels.py::test_equal_functions_have_equal_kernels[clamp is min of max",
@@ -81,6 +82,7 @@ SLOW = (
     "tests/ntk_rules/test_stability.py::test_float32_tails_of_elu",
     "tests/ntk_rules/test_stability.py::test_values_and_gradients_are_finite_everywhere[elu",
     "tests/ntk_rules/test_stability.py::test_values_and_gradients_are_finite_everywhere[hard tanh",
+    "tests/passes/test_adjoint.py::test_tangent_is_adjoint_for_random_programs",
 )
 
 
