@@ -25,7 +25,7 @@ from tensorprog.lower import SHIFT, lower
 from tensorprog.passes.adjoint import Adjoint
 from tensorprog.passes.dots import expose
 from tensorprog.passes.fuse import fuse
-from tensorprog.passes.methods import check_method, choose, is_average, moved_by, prepared
+from tensorprog.passes.methods import check_method, choose, is_average, moved_by, output_program, prepared
 from tensorprog.passes.structure import tied_weights
 from tensorprog.runtime.call import KernelFunction
 from tensorprog.runtime.kernel import Functions, Gram, functions
@@ -58,7 +58,7 @@ class Kernel(KernelFunction):
         source = None if self._moved is None else self._moved.source
         self.tangent_program = source if isinstance(source, Program) else None
         self.gradients = source if isinstance(source, Adjoint) else None
-        self._exposed = expose(fuse(program, drop_zeros=True))
+        self._exposed = expose(fuse(output_program(program), drop_zeros=True))
         moving = None if self._moved is None else self._moved.exposed
         self.graph: KernelGraph = derive(self._exposed.program, moving, tolerance)
         self._noise = self.graph.noise

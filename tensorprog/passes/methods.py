@@ -18,8 +18,19 @@ from tensorprog.passes.conditions import check_conditions, check_readouts
 from tensorprog.passes.dots import Dot, expose_nodes
 from tensorprog.passes.fuse import fuse, fuse_gradients
 from tensorprog.passes.tangent import tangent
+from tensorprog.passes.tied import summands
 
-__all__ = ["METHODS", "Method", "Moved", "check_method", "choose", "is_average", "moved_by", "prepared"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Moved",
+    "check_method",
+    "choose",
+    "is_average",
+    "moved_by",
+    "output_program",
+    "prepared",
+]
 
 METHODS = ("auto", "tangent", "adjoint")
 _READOUT = "the readout's weights are independent Gaussians, used for nothing else"
@@ -60,7 +71,9 @@ def prepared(program: Program) -> Program:
     if is_average(program):
         return fuse(program, keep_means=True)
     fused = fuse(program)
-    return fused if _refusal_of_tangent(fused) is None else fuse(program, keep_means=True)
+    if _refusal_of_tangent(fused) is None:
+        return fused
+    return fuse(replace(program, mirrored=()), keep_means=True)  # features of a tied readout depend on each other
 
 
 def choose(program: Program, method: str = "auto") -> Method:
@@ -96,6 +109,11 @@ def _refusal_of_tangent(program: Program) -> UnsupportedError | None:
         return None
     reason = average_refusal(program) if average_of(program) is not None else "it is a nonlinear function of averages"
     return None if reason is None else refusal("output", reason)
+
+
+def output_program(program: Program) -> Program:
+    """The program of whose output the covariance is that of the network's, in the limit."""
+    return program if is_average(program) or _refusal_of_tangent(program) is None else summands(program)
 
 
 def moved_by(
