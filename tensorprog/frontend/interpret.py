@@ -174,8 +174,8 @@ def _output(outputs: Sequence[Value]) -> tuple[Node, tuple[int, ...]]:
         raise NetworkError(
             explain(
                 "the network's output is not random in the limit",
-                reason="it is the input, a constant or an average over the width, which concentrates on its expectation",
-                mend="end it with a Gaussian readout, such as nn.dense(h, features=1); for the limit of an average use tp.joint",
+                reason="it is the input or a constant, or an average over the width, which concentrates on its expectation",
+                mend="end it with a Gaussian readout, such as nn.dense(h, features=1); tp.compile and tp.joint take averages",
             )
         )
     if out.power:

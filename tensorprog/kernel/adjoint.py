@@ -98,6 +98,9 @@ def _pair(q: _Lettered, cross: bool) -> Work[Quantity]:
     found, specs = [], []
     for k, ((x, lx), (y, ly)) in enumerate(factors):
         out = "".join(c for c in dict.fromkeys(lx + ly) if c in needed(k) and q.sizes[c] > 1)
+        if isinstance(x, Const) and isinstance(y, Const) and not out:
+            scale *= float(np.einsum(f"{lx},{ly}->", x.value.array(), y.value.array()))
+            continue
         made = yield from ask(x, lx, y, ly, out, cross)
         if is_zero(made):
             return contract(f"->{q.lead}", [Operand(made)], shape, cross)

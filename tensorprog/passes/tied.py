@@ -47,6 +47,8 @@ def tied_readouts(program: Program) -> frozenset[str]:
 def symmetric_law(program: Program) -> bool:
     """Is every tied readout odd in each coordinate of its weight, on which no other coordinate depends?"""
     names = tied_readouts(program)
+    if not names:
+        return True
     new: dict[Node, Node] = {}
     touched: set[Node] = set()
     for node in program.nodes:

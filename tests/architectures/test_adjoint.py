@@ -11,7 +11,7 @@ from examples import architectures as zoo
 QUICK = ("tied_layers", "rms_norm", "weight_norm", "dropout", "maxout", "token_embedding")
 
 # Both ways sample, the adjoint program other Gaussians than the tangent program: a tolerance of 1e-2 was asked for.
-SAMPLED = ("residual_after", "many_small_heads", "many_large_heads")
+SAMPLED = ("residual_after", "many_small_heads", "many_large_heads", "gru")
 
 # Out of reach of the adjoint program, and refused, with what the message says.
 REFUSED = {
@@ -23,7 +23,6 @@ REFUSED = {
 
 # Not compared: the adjoint program holds, but takes too long for a test.
 TOO_SLOW = {
-    "gru": "populations of four pairs of uses for each of six weights and four steps take more than ten minutes",
     "lstm": "populations of four pairs of uses for each of eight weights and four steps take more than ten minutes",
 }
 

@@ -1,4 +1,4 @@
-"""Networks for which the adjoint program alone holds, against sampled finite networks: averages over the width.
+"""Networks for which the adjoint program alone holds, against sampled finite networks: averages over the width, tied readouts.
 
 The kernels of an average f are f f' and n times the inner product of gradients.
 """
@@ -65,3 +65,40 @@ def test_averages(net: Callable) -> None:
         lambda width, key: tp.init(net, x[0], width, key), lambda width, params, x: tp.apply(net, params, x), x
     )
     sampling.check(network, tuple(kernel(X)), (16, 64, 256), (8192, 4096, 1024), resolution=0.02)
+
+
+@dataclass(frozen=True)
+class Tied(sampling.Finite):
+    """A finite network of one output, of which one draw has a tangent kernel, but no covariance (formulas for that stand in
+    tests/kernel/test_adjoint_alone.py)."""
+
+    def kernels(self, width: int, params: Any) -> sampling.Kernels:
+        gradients = jax.vmap(lambda x: jax.grad(lambda p: self.apply(width, p, x)[0])(params))(self.inputs)
+        flat = [g.reshape(len(self.inputs), -1) for g in jax.tree.leaves(gradients)]
+        ntk = sum(g @ g.T for g in flat)
+        return ntk, ntk
+
+
+def gated(x: jax.Array) -> jax.Array:
+    """The readout's weights gate the layer that it reads, below which two more are trained."""
+    v = nn.weight((nn.width(),))
+    h = nn.dense(erf(nn.dense(x)))
+    return (v @ (jnp.cos(v) * erf(h)) / jnp.sqrt(nn.width()))[None]
+
+
+def embedded(x: jax.Array) -> jax.Array:
+    """A readout tied to the weights of the input."""
+    w = nn.weight((nn.width(), 4))
+    return (jnp.cos(w @ x / 2) @ w / jnp.sqrt(nn.width()))[:1]
+
+
+@pytest.mark.parametrize("net", [gated, embedded])
+def test_tied_readouts(net: Callable) -> None:
+    kernel = tp.compile(net, X[0])
+    assert kernel.method == "adjoint"
+    ntk = kernel(X).ntk
+    x = jnp.asarray(X, jnp.float32)
+    network = Tied(
+        lambda width, key: tp.init(net, x[0], width, key), lambda width, params, x: tp.apply(net, params, x), x
+    )
+    sampling.check(network, (ntk, ntk), (16, 64, 256), (8192, 4096, 1024), resolution=0.02)
