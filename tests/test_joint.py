@@ -369,6 +369,22 @@ def test_transposes() -> None:
         close(sum(block for row in found.values() for block in row.values()), wanted)
 
 
+def test_both_methods() -> None:
+    """Between readouts that share a weight, of several entries, and averages that move coordinate by coordinate."""
+
+    def net(x: jax.Array) -> dict[str, jax.Array]:
+        w, h = readout(2), nn.dense(x)
+        places = nn.dense(jnp.stack([relu(h), h]), features=1, name="out")[:, 0]
+        return {"a": w @ relu(h), "b": w @ h, "p": places, "m": jnp.mean(relu(h)), "s": jnp.mean(relu(h)) ** 2}
+
+    tangent, adjoint = (tp.joint(net, X[0], method=method) for method in ("tangent", "adjoint"))
+    assert {part.method for part in adjoint.outputs} == {"adjoint"}
+    first, second = tangent(X).ntk, adjoint(X).ntk
+    for a in first:
+        for b in first:
+            close(second[a][b], first[a][b])
+
+
 def test_a_tied_readout_beside_a_transpose_is_refused() -> None:
     """A transpose brings the readout's weight into what it is multiplied with."""
 

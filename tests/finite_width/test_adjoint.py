@@ -44,6 +44,12 @@ def normed(x: jax.Array) -> jax.Array:
     return jnp.mean(h * h) * jnp.mean(erf(nn.dense(h)) ** 2)
 
 
+def symmetric(x: jax.Array) -> jax.Array:
+    """Both orders of each pair of uses of a symmetric weight count."""
+    w, h = nn.symmetric(nn.width()), nn.dense(x)
+    return jnp.mean(erf(times(w, h)) ** 2 + times(w, h) * h)
+
+
 @dataclass(frozen=True)
 class Averaged(sampling.Finite):
     """A finite network with an average as its output."""
@@ -56,7 +62,7 @@ class Averaged(sampling.Finite):
         return jnp.outer(outputs, outputs), width * sum(g @ g.T for g in flat)
 
 
-@pytest.mark.parametrize("net", [deep, tied, normed])
+@pytest.mark.parametrize("net", [deep, tied, normed, symmetric])
 def test_averages(net: Callable) -> None:
     kernel = tp.compile(net, X[0])
     assert kernel.method == "adjoint" and kernel.ntk_power == 1

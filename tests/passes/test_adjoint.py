@@ -76,7 +76,16 @@ def joined(x: jax.Array) -> jax.Array:
     return nn.dense(nn.dense(jnp.concatenate([a, b])) * a, features=1)
 
 
+def of_other_widths(x: jax.Array) -> jax.Array:
+    """Layers of the widths n, 2 n and 3 n, one of them with a bias and a mean over the width."""
+    h = erf(nn.weight((nn.width(2), 3)) @ x)
+    w = nn.weight((nn.width(3), nn.width(2)))
+    a = jnp.tanh(w @ h / jnp.sqrt(nn.width(2)) + nn.bias((nn.width(3),), std=0.5))
+    return nn.dense(w.T @ a / jnp.sqrt(nn.width(3)), features=2)
+
+
 READOUTS = {
+    "other widths": (of_other_widths, (3,)),
     "residual": (residual, (3,)),
     "convolutional": (convolutional, (8, 2)),
     "recurrent": (recurrent, (3, 2)),
@@ -109,12 +118,16 @@ def averages_of_positions(x: jax.Array) -> jax.Array:
     return jnp.mean(jnp.tanh(nn.dense(h + h[::-1])), -1)
 
 
-def symmetric_average(x: jax.Array) -> jax.Array:
-    w, h = nn.symmetric(nn.width()), nn.dense(x)
-    return jnp.mean(erf(times(w, erf(times(w, h)))) * h)
+def average_of_other_widths(x: jax.Array) -> jax.Array:
+    h = erf(nn.weight((nn.width(2), 3)) @ x)
+    scale = jnp.mean(h**2)
+    w = nn.weight((nn.width(3), nn.width(2)))
+    a = jnp.tanh(scale * (w @ h) / jnp.sqrt(nn.width(2)) + nn.bias((nn.width(3),), std=0.5))
+    return jnp.mean(a**2) + jnp.mean((w.T @ a) ** 2) / nn.width(3)
 
 
 AVERAGES = {
+    "average of other widths": (average_of_other_widths, (3,)),
     "deep average": (deep_average, (3,)),
     "normed average": (normed_average, (3,)),
     "tied average": (tied_average, (3,)),
@@ -278,7 +291,7 @@ def agree(net: Callable, shape: tuple[int, ...], tolerance: float = 1e-12) -> No
         np.testing.assert_allclose(others[name], part, rtol=0, atol=tolerance * np.abs(first(x).ntk).max())
 
 
-@pytest.mark.parametrize("name", ["residual", "an output of positions", "both ways"])
+@pytest.mark.parametrize("name", ["both ways", "other widths", "an output of positions", "residual"])
 def test_tangent_is_adjoint(name: str) -> None:
     agree(*READOUTS[name])
 
