@@ -138,10 +138,9 @@ class _Backward:
     def _back(self, node: Node, d: Node) -> Iterator[Use]:
         match node:
             case Weight():
-                yield from self._use(node, ("", ""), d, None)
+                yield from self._use(node, d)
             case MatMul():
-                _, x, out = node.letters
-                yield from self._use(node.root, (x, out), d, node)
+                yield from self._use(node, d)
                 self._product(node, d)
             case LinComb():
                 self._sum(node, d)
@@ -159,14 +158,15 @@ class _Backward:
             case _:
                 raise AssertionError(f"no gradient of {type(node).__name__}")
 
-    def _use(self, weight: Weight, rest: tuple[str, str], d: Node, made: MatMul | None) -> Iterator[Use]:
+    def _use(self, node: MatMul | Weight, d: Node) -> Iterator[Use]:
+        weight = node.root if isinstance(node, MatMul) else node
         if not weight.tangent_std:
             return
-        if made is None:
+        if isinstance(node, MatMul):
+            yield Use(weight, node.letters, d, node.x)
+        else:
             letters = string.ascii_letters[: len(weight.shape)]
             yield Use(weight, (letters, "", letters), d, None)
-        else:
-            yield Use(weight, made.letters, d, made.x)
 
     # ---------------------------------------------------------------------------------------- instructions
 
@@ -200,11 +200,13 @@ class _Backward:
         for a, x in node.terms:
             if isinstance(a, Node) and a in self.trained:
                 self._coefficient(node, a, x, d)
-            if x.type.kind == node.type.kind:
-                self._add(
-                    x, self._times(d, a, x) if x.type.kind == "scalar" else d, 1.0 if x.type.kind == "scalar" else a
-                )
-            elif x in self.trained and node.type.width is not None:  # a deterministic term of a vector
+            if x not in self.trained:
+                continue
+            if node.type.kind == "scalar":
+                self._add(x, self._times(d, a, x))
+            elif x.type.kind == "vector":
+                self._add(x, d, a)
+            elif node.type.width is not None:  # a deterministic term of a vector
                 self._add(x, self._scaled_mean(d, a, node, x.type.shape))
 
     def _moved(self, node: PositionMap, d: Node) -> None:
@@ -224,7 +226,7 @@ class _Backward:
                 self._add(x, _times_slope(node, node.phi.diff(i), xs, d))
         for k, theta in enumerate(node.thetas):
             if theta in self.trained:
-                slope = sympy.diff(node.phi.expr, parameter(k))
+                slope = node.phi.diff_parameter(k)
                 self._add(theta, self._mean(*_product(node, slope, xs, d), node, theta.type.shape))
 
     def _average(self, node: Moment, d: Node) -> None:
@@ -235,14 +237,14 @@ class _Backward:
                 self._add(x, _times_slope(node, node.phi.diff(i), xs, d), share)
         for k, theta in enumerate(node.thetas):
             if theta in self.trained:
-                slope = Phi(sympy.diff(node.phi.expr, parameter(k)), node.phi.n_vectors, node.phi.n_parameters)
+                slope = Phi(node.phi.diff_parameter(k), node.phi.n_vectors, node.phi.n_parameters)
                 mean = Moment(slope, node.xs, node.thetas, source=node.source)
                 self._add(theta, self._reduced(_multiplied(d, mean), theta.type.shape))
 
     # ---------------------------------------------------------------------------------------- deterministic arrays
 
     def _arithmetic(self, node: Nonlin, i: int, d: Node) -> Node | None:
-        slope = sympy.diff(node.phi.expr, parameter(i))
+        slope = node.phi.diff_parameter(i)
         if node.thetas[i] not in self.trained or slope == 0:
             return None
         n = len(node.thetas)

@@ -13,8 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import sympy
-
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import (
     LinComb,
@@ -30,7 +28,6 @@ from tensorprog.ir import (
     position,
     topological,
 )
-from tensorprog.ir.phi import parameter
 
 __all__ = ["average_of", "average_refusal", "refusal"]
 
@@ -59,9 +56,7 @@ def _vector(node: Node, known: dict[Node, Node | None]) -> Node | None:
             return _sum(node, [(a, x) for a, x in terms if _has_moment(x)], known)
         case Nonlin(phi=phi, thetas=thetas):
             moving = [i for i, theta in enumerate(thetas) if _has_moment(theta)]
-            slope = lambda i: Nonlin(
-                Phi(sympy.diff(phi.expr, parameter(i)), 0, len(thetas)), (), thetas, source=node.source
-            )
+            slope = lambda i: Nonlin(Phi(phi.diff_parameter(i), 0, len(thetas)), (), thetas, source=node.source)
             return _sum(node, [(slope(i), thetas[i]) for i in moving], known)
         case PositionMap(op=op, args=args, result=result) if not any(map(_has_moment, args[1:])):
             first = known[args[0]]

@@ -126,7 +126,15 @@ def average_of_other_widths(x: jax.Array) -> jax.Array:
     return jnp.mean(a**2) + jnp.mean((w.T @ a) ** 2) / nn.width(3)
 
 
+def average_above_average(x: jax.Array) -> jax.Array:
+    """Jumps at an average have no gradient, kinks have one."""
+    h = jnp.tanh(nn.dense(x))
+    m = jnp.mean(h**2)
+    return jnp.mean(jnp.where(h > m, h, jnp.abs(h - m))) + jnp.maximum(m, 0.1) * jnp.mean(relu(m - h))
+
+
 AVERAGES = {
+    "average above an average": (average_above_average, (3,)),
     "average of other widths": (average_of_other_widths, (3,)),
     "deep average": (deep_average, (3,)),
     "normed average": (normed_average, (3,)),
