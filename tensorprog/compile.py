@@ -23,11 +23,11 @@ from tensorprog.kernel.graph import Average, Sampled
 from tensorprog.kernel.invariant import PLANE, features, homogeneous, in_the_plane
 from tensorprog.kernel.report import derivation
 from tensorprog.lower import SHIFT, lower, value
-from tensorprog.passes.conditions import check_conditions
+from tensorprog.passes.adjoint import Adjoint
 from tensorprog.passes.dots import expose
 from tensorprog.passes.fuse import fuse
+from tensorprog.passes.methods import check_method, choose, is_average, moved_by, output_program, prepared
 from tensorprog.passes.structure import tied_weights
-from tensorprog.passes.tangent import tangent
 from tensorprog.runtime.call import KernelFunction
 from tensorprog.runtime.interpolated import Interpolated
 from tensorprog.runtime.kernel import Functions, Gram, functions
@@ -41,21 +41,29 @@ __all__ = ["Kernel", "compile", "compile_program", "joint", "load"]
 class Kernel(KernelFunction):
     """The infinite-width kernels of a network, compiled.
 
-    program: the network as a tensor program. tangent_program: its derivative in a random direction of all
-    parameters, whose covariance is the NTK (None when nothing is trained). graph: what is computed. hypers: its
-    named arguments and defaults. model: the network that it was compiled from (None for one made of a program).
+    program: the network as a tensor program. method: the way to the NTK, "tangent" or "adjoint"; method_reason: why this one.
+    tangent_program: the derivative in a random direction of all parameters, whose covariance is the NTK (None when nothing is
+    trained, or by the other way). gradients: the uses of trained parameters in the adjoint program, with the gradients in what they
+    make, whose pairs add up to the NTK (None by the other way). graph: what is computed. hypers: its named arguments and
+    defaults. model: the network that it was compiled from (None for one made of a program). ntk_power: the power of n by which ntk
+    is multiplied: 0 for a readout, 1 for an average over the width.
     """
 
     model: Model | None = None
 
-    def __init__(self, program: Program, tree: Any, tolerance: float | None = None):
+    def __init__(self, program: Program, tree: Any, tolerance: float | None = None, method: str = "auto"):
+        """program: fused, by `tensorprog.passes.methods.prepared`."""
         super().__init__(program.inputs, tree, program.hypers, program.nonnegative)
         self.program, self._tolerance = program, tolerance
-        moved = tangent(program)
-        self.tangent_program = None if moved is None else fuse(moved, drop_zeros=True)
-        self._exposed = expose(fuse(program, drop_zeros=True))
-        self._exposed_tangent = None if self.tangent_program is None else expose(self.tangent_program)
-        moving = None if self._exposed_tangent is None else self._exposed_tangent.program
+        chosen = choose(program, method)
+        self.method, self.method_reason = chosen.name, chosen.reason
+        self.ntk_power = int(is_average(program))
+        self._moved = moved_by(program, self.method)
+        source = None if self._moved is None else self._moved.source
+        self.tangent_program = source if isinstance(source, Program) else None
+        self.gradients = source if isinstance(source, Adjoint) else None
+        self._exposed = expose(fuse(output_program(program), drop_zeros=True))
+        moving = None if self._moved is None else self._moved.exposed
         self.graph: KernelGraph = derive(self._exposed.program, moving, tolerance)
         self._noise = self.graph.noise
         self._off: frozenset[str] = frozenset()
@@ -147,7 +155,8 @@ class Kernel(KernelFunction):
     def _joint(self) -> JointKernel:
         """This output as the only one of several."""
         tree = jax.tree.structure(0)
-        return JointKernel(self.program.inputs, [of_program(self.program)], self._tree, tree, self._tolerance)
+        part = of_program(self.program, self.method)
+        return JointKernel(self.program.inputs, [part], self._tree, tree, self._tolerance)
 
     @property
     def sampled(self) -> bool:
@@ -183,11 +192,12 @@ class Kernel(KernelFunction):
     def derivation(self) -> str:
         """How the kernels come about, as Markdown with LaTeX: the program, the rule and error bound of every Gaussian
         expectation, the recursion."""
-        if not tied_weights(self.program.nodes):
-            return derivation(self.program, self.tangent_program, self.graph)
-        exposed, moving = self._exposed, self._exposed_tangent
-        dots = exposed.dots + (moving.dots if moving else ())
-        return derivation(exposed.program, moving.program if moving else None, self.graph, dots)
+        how = f"The tangent kernel is that of the {self.method} program: {self.method_reason}"
+        moved = self._moved
+        if self.method == "tangent" and not tied_weights(self.program.nodes):
+            return derivation(self.program, self.tangent_program, self.graph, (), how)
+        dots = self._exposed.dots + (moved.dots if moved else ())
+        return derivation(self._exposed.program, moved.exposed if moved else None, self.graph, dots, how)
 
     def export(self, path: str | os.PathLike[str], platforms: Sequence[str] = ("cpu", "cuda")) -> None:
         """Write the kernel to one file, which `tp.load` reads and which JAX alone can run (docs/export.md).
@@ -209,7 +219,7 @@ class Kernel(KernelFunction):
             ...     tp.load(f"{folder}/net.tpk")
             <LoadedKernel of a network on x: (3,): serialised>
         """
-        save(path, platforms, self.functions, self.program, self._tree, self._tolerance, self.derivation)
+        save(path, platforms, self.functions, self.program, self._tree, self._tolerance, self.derivation, self.method)
 
     def _repr_markdown_(self) -> str:
         """For Jupyter: the derivation, with its formulas set."""
@@ -220,13 +230,21 @@ class Kernel(KernelFunction):
         return f"<Kernel of a network on {shapes}: {len(self.program)} instructions, {len(self.graph)} quantities>"
 
 
-def compile(net: Any, example: Any, *, tolerance: float | None = None) -> Kernel:
+def compile(net: Any, example: Any, *, tolerance: float | None = None, method: str = "auto") -> Kernel:
     """Derive the infinite-width NNGP and neural tangent kernels of a network.
 
     net: a JAX function of one example, written with `tensorprog.nn`, or a `Network`. example: an example input: an
     array, a `jax.ShapeDtypeStruct`, or a pytree of them (only shapes and dtypes matter). tolerance: the relative error
     allowed to Gaussian expectations without a closed form, in float64 (default 1e-12). Functions that mix three Gaussians
     or more may be sampled where it is 1e-3 or so; the derivation states every bound.
+
+    method: the way to the neural tangent kernel. "tangent": the covariance of the derivative in a random direction of all
+    parameters. "adjoint": backpropagation as a program, and the sum over parameters and pairs of their uses (Yang, Tensor Programs
+    II, theorem 2.1). "auto": the tangent program wherever its conditions hold, the adjoint program elsewhere; `kernel.method` and
+    `kernel.method_reason` say which, and why. Both give the same kernel where both hold (docs/adjoint.md).
+
+    An average over the width, deterministic in the limit, may be the output too: nngp is then the product of the two limits, and
+    ntk is n times the inner product of gradients (`kernel.ntk_power` is 1); see `tp.joint`.
 
     Raises NetworkError and UnsupportedError, with the user's source line, for a function that is not a network or
     uses what the theorem does not cover.
@@ -243,20 +261,22 @@ def compile(net: Any, example: Any, *, tolerance: float | None = None) -> Kernel
     """
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
         raise InputError(f"compile: tolerance is {tolerance!r}, expected a number between 0 and 1, or None for 1e-12")
+    check_method(method, "compile")
     model = as_model(net, example)
-    program = fuse(interpret(trace(model, example)))
+    program = prepared(interpret(trace(model, example), averages=True))
     if isinstance(net, Network):
         net.check(program)
-    kernel = Kernel(check_conditions(program), jax.tree.structure(abstract(example)), tolerance)
+    kernel = Kernel(program, jax.tree.structure(abstract(example)), tolerance, method)
     kernel.model = model
     return kernel
 
 
-def joint(net: Any, example: Any, *, tolerance: float | None = None) -> JointKernel:
+def joint(net: Any, example: Any, *, tolerance: float | None = None, method: str = "auto") -> JointKernel:
     """The kernels of all outputs of a network and between them: several readouts, hidden layers, averages over the width.
 
     net: as for `tp.compile`, but it may return any pytree of arrays; two networks that share weights are one function that returns
-    both outputs. example, tolerance: as for `tp.compile`. An output is, by what it is made of,
+    both outputs. example, tolerance, method: as for `tp.compile` (hidden layers have the tangent program alone). An output
+    is, by what it is made of,
 
     - gaussian: a readout, divided by sqrt(n). nngp is its covariance, ntk its tangent kernel; all readouts are jointly Gaussian.
     - hidden: an array with a width axis, of exchangeable neurons. nngp is the second moment E[h_a(x) h_a(x')] of a neuron, ntk
@@ -287,24 +307,28 @@ def joint(net: Any, example: Any, *, tolerance: float | None = None) -> JointKer
     """
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 < tolerance < 1):
         raise InputError(f"joint: tolerance is {tolerance!r}, expected a number between 0 and 1, or None for 1e-12")
+    check_method(method, "joint")
     traced = trace(as_model(net, example), example)
     inputs, outputs = interpret_outputs(traced)
     if not outputs:
         raise InputError("joint: the network returns no array, expected a pytree of one or more")
-    parts = outputs_joined(inputs, outputs)
+    parts = outputs_joined(inputs, outputs, method)
     if isinstance(net, Network):
         for part in parts:
             net.check(part.program)
     return JointKernel(inputs, parts, jax.tree.structure(abstract(example)), traced.out_tree, tolerance)
 
 
-def compile_program(program: Program | str, tree: Any = None, *, tolerance: float | None = None) -> Kernel:
+def compile_program(
+    program: Program | str, tree: Any = None, *, tolerance: float | None = None, method: str = "auto"
+) -> Kernel:
     """A kernel from a program, written by hand or read from its text form. Its inputs are a tuple of arrays, or one
-    array. tolerance: as in `compile`."""
+    array. tolerance, method: as in `compile`."""
+    check_method(method, "compile_program")
     made = verify(parse_program(program) if isinstance(program, str) else program)
     if tree is None:
         tree = jax.tree.structure(0 if len(made.inputs) == 1 else (0,) * len(made.inputs))
-    return Kernel(check_conditions(fuse(made)), tree, tolerance)
+    return Kernel(prepared(made), tree, tolerance, method)
 
 
 def load(path: str | os.PathLike[str]) -> LoadedKernel:
@@ -317,4 +341,4 @@ def load(path: str | os.PathLike[str]) -> LoadedKernel:
     Raises ArchiveError for a file that is missing, truncated, altered, foreign or too new. Nothing in it is
     unpickled or evaluated.
     """
-    return LoadedKernel(path, lambda program, tree, tolerance: Kernel(check_conditions(fuse(program)), tree, tolerance))
+    return LoadedKernel(path, lambda program, *how: Kernel(prepared(program), *how))

@@ -21,15 +21,14 @@ from ntk_rules.sampling import SHIFTS
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.frontend.outputs import Output
 from tensorprog.ir import Hyper, Input, Node, Program, Weight, topological
-from tensorprog.kernel.joint import NoBlock, Side, derive_blocks, same_copies
+from tensorprog.kernel.joint import Gradients, NoBlock, Pair, Side, derive_blocks, same_copies
 from tensorprog.lower import SHIFT
 from tensorprog.lower.joint import lower_blocks
-from tensorprog.passes.averages import average_of, average_refusal, refusal
+from tensorprog.passes.adjoint import Adjoint
 from tensorprog.passes.conditions import check_uses
 from tensorprog.passes.dots import expose
 from tensorprog.passes.fuse import fuse
-from tensorprog.passes.structure import tied_weights
-from tensorprog.passes.tangent import tangent
+from tensorprog.passes.methods import Method, choose, is_average, moved_by, prepared
 from tensorprog.runtime.blocks import Blocks
 from tensorprog.runtime.call import KernelFunction
 from tensorprog.runtime.inputs import check_hypers, check_inputs
@@ -43,6 +42,7 @@ class Part:
     """One output of a network.
 
     label: its place in what the network returns. kind: "gaussian", "hidden" or "average". shape: the axes that its kernels have.
+    method: the way to its neural tangent kernel, "tangent" or "adjoint"; method_reason: why (see `tp.compile`).
     ntk_power: the power of n by which its neural tangent kernel is multiplied (1 for an average). program: its tensor program;
     traced: the same as it was traced, before limits are put in the place of averages.
     """
@@ -53,6 +53,8 @@ class Part:
     program: Program
     traced: Program
     copies: tuple[int, ...] = ()
+    method: str = "tangent"
+    method_reason: str = ""
 
     @property
     def ntk_power(self) -> int:
@@ -66,15 +68,11 @@ class Part:
         return f"<{self.kind} output {self.label!r} of shape {self.shape}>"
 
 
-def outputs_joined(inputs: tuple[Input, ...], outputs: Sequence[Output]) -> list[Part]:
-    """The outputs with their programs, checked together.
-
-    Raises UnsupportedError where a weight is used in ways that need the theorem with transposes.
-    """
+def outputs_joined(inputs: tuple[Input, ...], outputs: Sequence[Output], method: str = "auto") -> list[Part]:
+    """The outputs with their programs, checked together. method: as for `tp.joint`."""
     traced = [Program(inputs, output.node, output.mirrored) for output in outputs]
     programs = [fuse(program) for program in traced]
     check_uses(dict.fromkeys(node for program in programs for node in program))
-    _check_transposes(outputs, programs)
     gaussian = [i for i, output in enumerate(outputs) if output.kind == "gaussian"]
     copies = dict(
         zip(gaussian, same_copies([(programs[i].output, programs[i].mirrored) for i in gaussian]), strict=True)
@@ -82,7 +80,13 @@ def outputs_joined(inputs: tuple[Input, ...], outputs: Sequence[Output]) -> list
     parts = []
     for i, (output, raw, program) in enumerate(zip(outputs, traced, programs, strict=True)):
         side = Side(program.output, copies.get(i, ()), output.kind == "gaussian")
-        parts.append(Part(output.label, output.kind, side.shape, program, raw, side.copies))
+        if output.kind == "hidden":
+            chosen = Method("tangent", "a neuron is one of many that have no part in each other's gradients")
+        else:
+            raw = prepared(raw)
+            chosen = choose(raw, method)
+        made = Part(output.label, output.kind, side.shape, program, raw, side.copies, chosen.name, chosen.reason)
+        parts.append(made)
     return parts
 
 
@@ -91,50 +95,34 @@ def _exposed(program: Program) -> Node:
     return expose(fuse(program, drop_zeros=True)).program.output
 
 
-def _check_transposes(outputs: Sequence[Output], programs: Sequence[Program]) -> None:
-    """A Zdot is written out program by program, which is right for one readout."""
-    if len(outputs) == 1 and outputs[0].kind == "gaussian":
-        return
-    for weight in tied_weights(node for program in programs for node in program.nodes):
-        raise UnsupportedError(
-            explain(
-                f"the weight {weight.name!r} is used together with its transpose, in a network that has not just one readout",
-                reason="what the transpose adds is written out for one readout at a time",
-                mend="compile each readout by itself with tp.compile",
-            )
-        )
-
-
 # ------------------------------------------------------------------------------------------ tangents
 
 
-def _moved(part: Part, only: str | None) -> Side | None:
-    """The tangent of an output, of which `only` one parameter moves; None where nothing moves it."""
-    program = part.program
-    if part.kind == "average":
-        vector = average_of(part.traced)
-        trained = [w for w in part.traced.weights if w.tangent_std]
-        if vector is None and trained:
-            raise refusal(part.label, "it is a nonlinear function of averages")
-        if vector is None:
-            return None
-        if (reason := average_refusal(part.traced)) is not None:
-            raise refusal(part.label, reason)
-        program = fuse(vector)
-        check_uses(program)
-    made = tangent(program, only)
-    if made is None:
+def _moved(part: Part, method: str, only: str | None) -> Side | Adjoint | None:
+    """The tangent of an output, of which `only` one parameter moves, or its gradients; None where nothing moves it."""
+    program = part.traced if part.kind == "average" else part.program
+    found = moved_by(program, method, only, part.copies)
+    if found is None:
         return None
-    return Side(_exposed(made), part.copies, part.kind == "gaussian")
+    moved = found.exposed
+    return moved if isinstance(moved, Adjoint) else Side(moved.output, part.copies, part.kind == "gaussian")
 
 
-def _tangent_pair(a: Part, b: Part, u: Side | None, v: Side | None) -> tuple[Side, Side] | NoBlock:
+def _tangent_pair(a: Part, b: Part, only: str | None, known: dict[tuple[Part, str, str | None], Any]) -> Pair:
     """The two sides of a tangent kernel between outputs; none where it is zero in the limit."""
     if {a.kind, b.kind} == {"average", "gaussian"}:
         _check_apart(*((a, b) if a.kind == "average" else (b, a)))
-    if u is None or v is None or a.kind != b.kind:
+    if a.kind != b.kind:
         return NoBlock(a.shape, b.shape)
-    return u, v
+    method = "adjoint" if "adjoint" in (a.method, b.method) else "tangent"
+    which = None if method == "adjoint" else only
+    for part in (a, b):
+        if (part, method, which) not in known:
+            known[part, method, which] = _moved(part, method, which)
+    u, v = known[a, method, which], known[b, method, which]
+    if u is None or v is None:
+        return NoBlock(a.shape, b.shape)
+    return Gradients(u, v, only) if method == "adjoint" else (u, v)
 
 
 def _check_apart(average: Part, readout: Part) -> None:
@@ -183,6 +171,7 @@ class JointKernel(KernelFunction):
         super().__init__(inputs, tree, hypers, nonnegative, noise)
         self.outputs, self._out_tree, self._tolerance = tuple(parts), out_tree, tolerance
         self._made: dict[tuple[str, ...], Blocks] = {}
+        self._moved: dict[tuple[Part, str, str | None], Any] = {}
 
     def __call__(
         self, x1: Any, x2: Any = None, *, get: str | Sequence[str] | None = None, progress: bool = False, **hypers: Any
@@ -194,8 +183,8 @@ class JointKernel(KernelFunction):
         returns it, of trees. Features of readouts that are independent copies are given once. In float32 the tangent kernels of nearly
         equal inputs keep half their digits where nonlinearities have kinks (`tp.compile` computes such pairs in float64).
 
-        Raises InputError for bad inputs, UnsupportedError for a tangent kernel of an average that the tangent program does not
-        give (get="nngp" leaves it out).
+        Raises InputError for bad inputs, UnsupportedError for a tangent kernel that neither program gives (get="nngp" leaves it
+        out).
         """
         names = check_get(get)
         leaves1, leaves2, values = self._checked(x1, x2, hypers)
@@ -256,23 +245,20 @@ class JointKernel(KernelFunction):
             self._made[names] = self._compiled(pairs, [])
         return self._made[names]
 
-    def _asked(self, name: str) -> list[tuple[Side, Side] | NoBlock]:
+    def _asked(self, name: str) -> list[Pair]:
         """The pairs of sides that a kernel has."""
         parts = self.outputs
         if name == "nngp":
             sides = [part.side for part in parts]
             return [(u, v) for u in sides for v in sides]
-        pairs = []
-        for only in [None] if name == "ntk" else parts_of_parameters(parts):
-            moved = [_moved(part, only) for part in parts]
-            pairs += [_tangent_pair(a, b, u, v) for a, u in zip(parts, moved) for b, v in zip(parts, moved)]  # noqa: B905
-        return pairs
+        chosen = [None] if name == "ntk" else parts_of_parameters(parts)
+        return [_tangent_pair(a, b, only, self._moved) for only in chosen for a in parts for b in parts]
 
     @cached_property
     def _mean_blocks(self) -> Blocks:
         return self._compiled([], [part.side.node for part in self.outputs])
 
-    def _compiled(self, pairs: Sequence[tuple[Side, Side] | NoBlock], means: Sequence[Node]) -> Blocks:
+    def _compiled(self, pairs: Sequence[Pair], means: Sequence[Node]) -> Blocks:
         graph = derive_blocks(pairs, means, self._noise, self._tolerance)
         n = len(self.outputs)
         at = range(len(pairs))
@@ -291,8 +277,9 @@ def _once(mean: jax.Array, part: Part) -> jax.Array:
     return whole[(slice(None), *first)]
 
 
-def of_program(program: Program) -> Part:
-    """The one output of a compiled kernel."""
+def of_program(program: Program, method: str) -> Part:
+    """The one output of a compiled kernel, and the way to its tangent kernel."""
     side = Side(program.output, program.mirrored, True)
     copies = tuple(i for i in program.mirrored if program.output.type.shape[i] > 1)
-    return Part("output", "gaussian", replace(side, copies=copies).shape, program, program, copies)
+    kind = "average" if is_average(program) else "gaussian"
+    return Part("output", kind, replace(side, copies=copies).shape, program, program, copies, method)

@@ -53,12 +53,14 @@ SLOW = (
     "tests/agreement/test_recurrent.py::test_agrees[rnn-loop-relu-average",
     "tests/agreement/test_recurrent.py::test_agrees[rnn-scan-relu-average",
     "tests/apps/test_finite.py::test_check_agrees_and_draws",
+    "tests/architectures/test_adjoint.py::test_all_others",
     "tests/architectures/test_formulas.py::test_many_large_heads",
     "tests/frontend/test_kernels.py::test_equal_functions_have_equal_kernels[and is a product",
     "tests/frontend/test_kernels.py::test_equal_functions_have_equal_kernels[clamp is min of max",
     "tests/frontend/test_kernels.py::test_equal_networks_have_equal_kernels[a split layer",
     "tests/frontend/test_kernels.py::test_equal_networks_have_equal_kernels[concatenated halves",
     "tests/frontend/test_kernels.py::test_equal_networks_have_equal_kernels[einsum",
+    "tests/kernel/test_adjoint_alone.py::test_export[average",
     "tests/kernel/test_dropout.py::test_a_function_of_dropped_positions_is_sampled",
     "tests/kernel/test_dropout.py::test_masks_of_positions[shared1",
     "tests/kernel/test_tilted.py::test_more_members_than_features",
@@ -81,6 +83,10 @@ SLOW = (
     "tests/ntk_rules/test_stability.py::test_float32_tails_of_elu",
     "tests/ntk_rules/test_stability.py::test_values_and_gradients_are_finite_everywhere[elu",
     "tests/ntk_rules/test_stability.py::test_values_and_gradients_are_finite_everywhere[hard tanh",
+    "tests/passes/test_adjoint.py::test_tangent_is_adjoint[an output",
+    "tests/passes/test_adjoint.py::test_tangent_is_adjoint[other widths",
+    "tests/passes/test_adjoint.py::test_tangent_is_adjoint[residual",
+    "tests/passes/test_adjoint.py::test_tangent_is_adjoint_for_random_programs",
 )
 
 

@@ -200,7 +200,6 @@ def first_axis_norm(x: jax.Array) -> jax.Array:
 NETWORKS: list[tuple[Callable, type[Exception], str]] = [
     (lambda x: relu(nn.dense(x)), tp.NetworkError, r"no readout.*features=1"),
     (lambda x: x.sum(), tp.NetworkError, r"not random in the limit"),
-    (lambda x: jnp.mean(nn.dense(x) ** 2), tp.NetworkError, r"average over the width.*concentrates"),
     (lambda x: nn.weight((1, nn.width())) @ relu(nn.dense(x)), tp.NetworkError, r"grows with the width n like n\^1/2"),
     (lambda x: nn.dense(nn.dense(x), features=1) / nn.width(), tp.NetworkError, r"vanishes with the width n like n\^-1"),
     (lambda x: (nn.dense(x, features=1), nn.dense(x, features=1)), tp.NetworkError, r"returns 2 arrays, expected one"),

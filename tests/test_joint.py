@@ -178,9 +178,20 @@ def test_averages() -> None:
     close(found["deep"], deep)
     nngp = kernel(X, get="nngp")
     close(nngp["relu"]["deep"], mean[:, None] * deep)
-    with pytest.raises(tp.UnsupportedError, match=r"average 'deep'.*\n.*'dense_1.weight' mixes.*\n.*get='nngp'"):
-        kernel(X)
-    ntk = tp.joint(lambda x: {k: v for k, v in net(x).items() if k != "deep"}, X[0])(X, get="ntk")
+    assert [part.method for part in kernel.outputs] == [
+        "adjoint",
+        "tangent",
+        "tangent",
+        "tangent",
+    ]  # deep, relu, square, u
+    with pytest.raises(tp.UnsupportedError, match=r"average 'output'.*\n.*'dense_1.weight' mixes.*\n.*'adjoint'"):
+        tp.joint(net, X[0], method="tangent")
+    ntk = kernel(X, get="ntk")
+    # d deep / du = step(u) (g + c relu(u)), with the gradient of the layer above, whose mean slope delta(h) is c
+    second = relu_kernel(first)[1]
+    c = 1 / np.sqrt(2 * np.pi * np.diag(first))
+    close(ntk["deep"]["deep"], (second * step + c[:, None] * c * first) * Q)
+    close(ntk["deep"]["u"], c[:, None] * Q * np.sqrt(D / 2 / np.pi)[:, None])
     close(ntk["u"]["u"], Q)
     close(ntk["relu"]["relu"], 4 * step * Q)
     close(ntk["relu"]["u"], Q)  # 2 E[step] = 1
@@ -323,19 +334,55 @@ def test_refusals() -> None:
         tp.joint(shared, X[0])(X)
     normed = tp.joint(lambda x: jnp.mean(relu(nn.layer_norm(nn.dense(x)))), X[0])
     close(normed.mean(X), np.full(4, np.sqrt(1 / 2 / np.pi)) * np.sqrt(D / (D + 1e-6)))
-    with pytest.raises(tp.UnsupportedError, match="another average over the width"):
-        normed(X)
+
+
+def test_average_of_normed_coordinates() -> None:
+    """Back through a layer norm of scale s: du = (e - E e - v E[e v]) / s with v = u / s and e = step(u)."""
+    kernel = tp.joint(lambda x: jnp.mean(relu(nn.layer_norm(nn.dense(x)))), X[0])
+    _, step = relu_kernel(Q)
+    s = np.sqrt(D + 1e-6)
+    slope = np.sqrt(D / 2 / np.pi) / s  # E[e v]
+    mixed = Q / np.sqrt(2 * np.pi * D)[:, None] / s * slope  # E[e v'] E[e' v']
+    both = (step - 1 / 4 - mixed - mixed.T + slope[:, None] * slope * Q / s[:, None] / s) / s[:, None] / s
+    close(kernel(X).ntk, both * Q)
+    assert "another average over the width" in kernel.outputs[0].method_reason
 
 
 def test_transposes() -> None:
-    """Of one readout the parts add up; between several outputs what a transpose adds is not known here."""
+    """The parts of one readout add up; of several, the kernel of their sum is the sum of all blocks."""
     from examples.transposes import autoencoder
 
     kernel, x = tp.compile(autoencoder, jnp.zeros(3)), jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)))
     parts = kernel.by_parameter(x)
     np.testing.assert_allclose(sum(parts.values()), kernel(x).ntk, rtol=1e-12)
-    with pytest.raises(tp.UnsupportedError, match="together with its transpose"):
-        tp.joint(lambda a: (autoencoder(a), nn.dense(a, features=1)), jnp.zeros(3))
+
+    def several(a: jax.Array) -> dict[str, jax.Array]:
+        n = nn.width()
+        w, v = nn.weight((n, n)) / jnp.sqrt(n), nn.weight((1, n)) / jnp.sqrt(n)
+        h = nn.dense(a)
+        code = relu(w @ h)
+        return {"code": v @ (w @ code), "back": v @ (w.T @ code), "own": nn.dense(w.T @ relu(w @ code), features=1)}
+
+    both = tp.joint(several, jnp.zeros(3))(x)
+    whole = tp.compile(lambda a: sum(several(a).values()), jnp.zeros(3))(x)
+    for found, wanted in zip(both, whole, strict=True):
+        close(sum(block for row in found.values() for block in row.values()), wanted)
+
+
+def test_both_methods() -> None:
+    """Between readouts that share a weight, of several entries, and averages that move coordinate by coordinate."""
+
+    def net(x: jax.Array) -> dict[str, jax.Array]:
+        w, h = readout(2), nn.dense(x)
+        places = nn.dense(jnp.stack([relu(h), h]), features=1, name="out")[:, 0]
+        return {"a": w @ relu(h), "b": w @ h, "p": places, "m": jnp.mean(relu(h)), "s": jnp.mean(relu(h)) ** 2}
+
+    tangent, adjoint = (tp.joint(net, X[0], method=method) for method in ("tangent", "adjoint"))
+    assert {part.method for part in adjoint.outputs} == {"adjoint"}
+    first, second = tangent(X).ntk, adjoint(X).ntk
+    for a in first:
+        for b in first:
+            close(second[a][b], first[a][b])
 
 
 def test_a_tied_readout_beside_a_transpose_is_refused() -> None:

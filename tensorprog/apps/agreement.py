@@ -112,7 +112,8 @@ def check(
     for k, width in enumerate(sizes):
         number = samples * max(1, min(8, sizes[-1] // width))
         key = jax.random.fold_in(jax.random.key(seed), k)
-        found = draws(model, x, width, number, key, first=copies, hypers=hypers)
+        nngp, ntk = draws(model, x, width, number, key, first=copies, hypers=hypers)
+        found = nngp, ntk * float(width) ** kernel.ntk_power
         scaled = [(a - b) / s for a, b, s in zip(found, limit, scales, strict=True)]
         entries = np.concatenate([a.reshape(number, -1) for a in scaled], 1)
         means.append(entries.mean(0))

@@ -20,8 +20,7 @@ from tensorprog.frontend.params import abstract, as_model
 from tensorprog.frontend.trace import trace
 from tensorprog.ir import MatMul, Node, Nonlin, Program, Weight, operands, topological
 from tensorprog.ir.rebuild import rebuild
-from tensorprog.passes.conditions import check_conditions
-from tensorprog.passes.fuse import fuse
+from tensorprog.passes.methods import prepared
 from tensorprog.passes.powers import NEVER, Counts, Power, count_powers, over_width
 
 __all__ = ["Row", "Scaling", "scaling"]
@@ -89,7 +88,7 @@ class Scaling:
             parts = [new[o] for o in operands(node)]
             new[node] = frozen.get(node, rebuild(node, parts)) if isinstance(node, Weight) else rebuild(node, parts)
         program = replace(self._program, output=new[self._program.output])
-        return Kernel(check_conditions(fuse(program)), self._tree, tolerance)
+        return Kernel(prepared(program), self._tree, tolerance)
 
     def __str__(self) -> str:
         head = ("", "instruction", "size", "one step", "later", "own update")

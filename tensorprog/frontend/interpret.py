@@ -20,7 +20,7 @@ from tensorprog.errors import NetworkError, UnsupportedError, explain
 from tensorprog.frontend.build import Refusal, to_var
 from tensorprog.frontend.logits import logits_refusal
 from tensorprog.frontend.moves import stack_steps, take_step
-from tensorprog.frontend.outputs import Output, output_of
+from tensorprog.frontend.outputs import Output, average_of, output_of
 from tensorprog.frontend.params import Constant, Gaussian
 from tensorprog.frontend.primitives import RULES, elementwise
 from tensorprog.frontend.trace import Trace, from_library, source_of
@@ -52,14 +52,16 @@ class Equation:
         return np.dtype(aval(self.eqns[0].outvars[0]).dtype)
 
 
-def interpret(traced: Trace) -> Program:
-    """The program of a traced network.
+def interpret(traced: Trace, *, averages: bool = False) -> Program:
+    """The program of a traced network. averages: take an average over the width for an output too.
 
     Raises `UnsupportedError`, with the user's source line, for what no rule covers, and `NetworkError` where the
     result is not a Gaussian output of finite size.
     """
     with jax.enable_x64(True):
         inputs, outputs = _results(traced)
+        if averages and len(outputs) == 1 and (average := average_of(outputs[0])) is not None:
+            return Program(inputs, average)
     return Program(inputs, *_output(outputs))
 
 
@@ -172,8 +174,8 @@ def _output(outputs: Sequence[Value]) -> tuple[Node, tuple[int, ...]]:
         raise NetworkError(
             explain(
                 "the network's output is not random in the limit",
-                reason="it is the input, a constant or an average over the width, which concentrates on its expectation",
-                mend="end it with a Gaussian readout, such as nn.dense(h, features=1); for the limit of an average use tp.joint",
+                reason="it is the input or a constant, or an average over the width, which concentrates on its expectation",
+                mend="end it with a Gaussian readout, such as nn.dense(h, features=1); tp.compile and tp.joint take averages",
             )
         )
     if out.power:

@@ -14,12 +14,12 @@ from fractions import Fraction
 from tensorprog.errors import NetworkError, UnsupportedError, explain
 from tensorprog.frontend.build import map_positions, moment, to_var
 from tensorprog.frontend.contract import Dims, products
-from tensorprog.frontend.logits import has_moment
+from tensorprog.frontend.logits import has_moment, logits_refusal
 from tensorprog.frontend.mirrored import mirrored_axes
 from tensorprog.frontend.values import Axis, Value, Var, unit_shape, width_axis
 from tensorprog.ir import LinComb, MatMul, Node, PositionMap, Type, Weight, position
 
-__all__ = ["Output", "output_of"]
+__all__ = ["Output", "average_of", "output_of"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,17 @@ def output_of(value: Value, label: str) -> Output:
         )  # fmt: skip
     _check_power(label, out)
     return Output(label, "average", out.node)
+
+
+def average_of(value: Value) -> Node | None:
+    """The variable of an average over the width, a readout divided by n among them; None for other values."""
+    out = to_var(value)
+    if len(out.blocks) > 1 or width_axis(out.layout) is not None:
+        return None
+    if out.random:
+        divided = out.power == Fraction(-1, 2) and out.node.type.width is None
+        return _averaged(out.node, "output", out) if divided else None
+    return out.node if not out.power and has_moment(out.node) and logits_refusal(out) is None else None
 
 
 def _check_power(label: str, out: Var) -> None:

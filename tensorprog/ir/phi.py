@@ -62,6 +62,10 @@ class Phi:
         """The derivative in the i-th vector argument, as an expression in the same symbols."""
         return _diff(self.expr, vector(i))
 
+    def diff_parameter(self, i: int) -> sympy.Expr:
+        """The derivative in the i-th deterministic argument, in the same sense."""
+        return _diff(self.expr, parameter(i))
+
     def __str__(self) -> str:
         return _Printer().doprint(self.expr)
 

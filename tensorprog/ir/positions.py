@@ -72,8 +72,9 @@ def plain(value: Any) -> Any:
 
 @lru_cache(maxsize=4096)
 def _shape(op: Position, shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    indices = "gather" in (op.name, op.kw.get("of"))
     args = [jax.ShapeDtypeStruct(shapes[0], jnp.float32)]
-    args += [jax.ShapeDtypeStruct(s, jnp.int32 if op.name == "gather" else jnp.float32) for s in shapes[1:]]
+    args += [jax.ShapeDtypeStruct(s, jnp.int32 if indices else jnp.float32) for s in shapes[1:]]
     return tuple(jax.eval_shape(op, *args).shape)
 
 
@@ -226,6 +227,24 @@ def _dot(x: jax.Array, matrix: jax.Array, *, contract: Any, batch: Any, ndim: in
     return lax.dot_general(x, matrix, (contract, batch))
 
 
+def _transposed(y: jax.Array, *aux: jax.Array, of: str, kw: Any, shape: tuple[int, ...], lead: int) -> jax.Array:
+    """The transpose of another map, from the shape of its results to that of its arguments, after `lead` more axes."""
+    forward = lambda x: Position(of, kw)(x, *aux)
+    back = lambda one: jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, one.dtype))(one)[0]
+    for _ in range(lead):
+        back = jax.vmap(back)
+    return back(y)
+
+
+def _transposed_same(
+    made: tuple[int, ...], *, of: str, kw: Any, shape: tuple[int, ...], lead: int
+) -> tuple[int | None, ...]:
+    """An axis that the map carries along is carried back; one that it carries to several places is not."""
+    source = Position(of, kw).same_axis(shape)
+    found = ([j for j, i in enumerate(source) if i == axis] for axis in range(len(shape)))
+    return (*range(lead), *(lead + places[0] if len(places) == 1 else None for places in found))
+
+
 POSITIONS: dict[str, PositionRow] = {
     "reshape": PositionRow(lambda x, *, to: lax.reshape(x, to), _reshape_same, selects=True),
     "transpose": PositionRow(lambda x, *, permutation: lax.transpose(x, permutation), _transpose_same, selects=True),
@@ -253,4 +272,5 @@ POSITIONS: dict[str, PositionRow] = {
     "window_sum": PositionRow(_window_sum, _axiswise(_window_touched), selects=False),
     "cumsum": PositionRow(_cumsum, _axiswise(lambda shape, *, axis, reverse: [axis]), selects=False),
     "dot": PositionRow(_dot, _dot_same, selects=False),
+    "transposed": PositionRow(_transposed, _transposed_same, selects=False),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""From a program and its tangent program to the kernel graph of NNGP and NTK."""
+"""From a program and its tangent program, or its adjoint program, to the kernel graph of NNGP and NTK."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from tensorprog.ir import Program
-from tensorprog.kernel.graph import Quantity, Zero, quantities
-from tensorprog.kernel.questions import LETTERS, Question, Second, answer
+from tensorprog.kernel.adjoint import gradient_kernel
+from tensorprog.kernel.graph import Operand, Quantity, Zero, quantities
+from tensorprog.kernel.questions import LETTERS, Question, Second, answer, contract
 from tensorprog.kernel.rules import Rules
+from tensorprog.passes.adjoint import Adjoint
 from tensorprog.passes.structure import Structure
 
 __all__ = ["KernelGraph", "derive"]
@@ -19,7 +21,7 @@ __all__ = ["KernelGraph", "derive"]
 class KernelGraph:
     """What is to be computed for a kernel.
 
-    nngp, ntk: E[f(x) f(x')] and E[t(x) t(x')]; nngp_self, ntk_self: the same at x' = x. Axes: those of the output
+    nngp, ntk: E[f(x) f(x')] and the neural tangent kernel; nngp_self, ntk_self: the same at x' = x. Axes: those of the output
     along which its entries differ in law (first of f(x), then of f(x')), and, at the places `mirrored`, axes of
     identical copies. noise: is anything drawn anew for every input, so that equal inputs are still two? answers: the questions
     that each quantity answers, for the reader.
@@ -47,12 +49,14 @@ class KernelGraph:
         return len(self.nodes)
 
 
-def derive(program: Program, tangent: Program | None, tolerance: float | None = None) -> KernelGraph:
-    """Ask the rules for the covariances of the output, and of its tangent. tolerance: that of numerical expectations.
+def derive(program: Program, moved: Program | Adjoint | None, tolerance: float | None = None) -> KernelGraph:
+    """Ask the rules for the covariances of the output, and for the neural tangent kernel. moved: the tangent program, or the
+    gradients of the adjoint program; None where nothing is trained. tolerance: that of numerical expectations.
 
     Raises UnsupportedError where no rule answers.
     """
-    rules = Rules(Structure([program.output] if tangent is None else [program.output, tangent.output]), tolerance)
+    further = moved.nodes if isinstance(moved, Adjoint) else [] if moved is None else [moved.output]
+    rules = Rules(Structure([program.output, *further]), tolerance)
     memo: dict[Question, Quantity] = {}
     shape = program.output.type.shape
     copies = [i for i in program.mirrored if shape[i] > 1]
@@ -70,8 +74,22 @@ def derive(program: Program, tangent: Program | None, tolerance: float | None = 
         out = "".join([*lead.values(), *lu.values(), *lv.values()])
         return answer(_canonical(Second(which.output, which.output, cross, left, right, out)), rules, memo)
 
-    zero = Zero((*(shape[i] for i in kept), *kernel_shape))
-    ntk, ntk_self = (zero, zero) if tangent is None else (second(tangent, True), second(tangent, False))
+    def of_gradients(which: Adjoint, cross: bool) -> Quantity:
+        """Their kernel, the same for all copies."""
+        letters = iter(LETTERS)
+        at = {i: next(letters) for i in kept}
+        lv = [next(letters) for _ in own]
+        inner = "".join([*(at[i] for i in own), *lv])
+        found = gradient_kernel(which, which, cross, rules, memo)
+        full = (*(shape[i] for i in kept), *kernel_shape)
+        return contract(f"{inner}->{''.join([*at.values(), *lv])}", [Operand(found)], full, cross)
+
+    def tangent_kernel(cross: bool) -> Quantity:
+        if moved is None:
+            return Zero((*(shape[i] for i in kept), *kernel_shape))
+        return of_gradients(moved, cross) if isinstance(moved, Adjoint) else second(moved, cross)
+
+    ntk, ntk_self = tangent_kernel(True), tangent_kernel(False)
     nngp, nngp_self = second(program, True), second(program, False)
     answers: dict[Quantity, list[Question]] = {}
     for question, quantity in memo.items():

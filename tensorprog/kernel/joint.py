@@ -6,17 +6,19 @@ variables is the same as between one variable and itself: E[u v], axis by axis.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from tensorprog.ir import LinComb, MatMul, Node, PositionMap, Weight
+from tensorprog.kernel.adjoint import gradient_kernel
 from tensorprog.kernel.graph import Quantity, Zero, quantities
 from tensorprog.kernel.questions import LETTERS, Mean, Question, Second, Value, answer
 from tensorprog.kernel.rules import Rules
+from tensorprog.passes.adjoint import Adjoint
 from tensorprog.passes.structure import Structure
 
-__all__ = ["Block", "BlockGraph", "NoBlock", "Side", "derive_blocks", "same_copies"]
+__all__ = ["Block", "BlockGraph", "Gradients", "NoBlock", "Pair", "Side", "derive_blocks", "same_copies"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,18 @@ class NoBlock:
 
 
 @dataclass(frozen=True)
+class Gradients:
+    """The two sides of a tangent kernel by their adjoint programs. only: the part of this parameter."""
+
+    left: Adjoint
+    right: Adjoint
+    only: str | None = None
+
+
+Pair = tuple[Side, Side] | Gradients | NoBlock
+
+
+@dataclass(frozen=True)
 class Block:
     """E[u(x) v(x')] for two inputs (`cross`) and for one (`own`): arrays of which `first` takes the first of identical copies,
     with the axes of u and then those of v, `right` in number."""
@@ -73,18 +87,32 @@ class BlockGraph:
         return tuple(quantities([*(q for b in self.blocks for q in (b.cross, b.own)), *self.means]))
 
 
-def derive_blocks(
-    pairs: Sequence[tuple[Side, Side] | NoBlock], means: Sequence[Node], noise: bool, tolerance: float | None
-) -> BlockGraph:
-    """Ask the rules for all blocks and means. pairs: of two sides; or shapes, for a block that is zero."""
-    sides = [side.node for pair in pairs if not isinstance(pair, NoBlock) for side in pair]
-    rules = Rules(Structure([*sides, *means]), tolerance)
+def derive_blocks(pairs: Sequence[Pair], means: Sequence[Node], noise: bool, tolerance: float | None) -> BlockGraph:
+    """Ask the rules for all blocks and means. pairs: of two sides, or of gradients; or shapes, for a block that is zero."""
+    rules = Rules(Structure([*(node for pair in pairs for node in _variables(pair)), *means]), tolerance)
     memo: dict[Question, Quantity] = {}
-    blocks = []
-    for pair in pairs:
-        blocks.append(_zero(pair.left, pair.right) if isinstance(pair, NoBlock) else _block(*pair, rules, memo))
+    blocks = [_made(pair, rules, memo) for pair in pairs]
     asked = tuple(answer(Value(m) if m.type.kind == "scalar" else Mean(m), rules, memo) for m in means)
     return BlockGraph(tuple(blocks), asked, noise)
+
+
+def _variables(pair: Pair) -> Iterator[Node]:
+    match pair:
+        case Gradients(left=left, right=right):
+            yield from (*left.nodes, *right.nodes)
+        case (u, v):
+            yield from (u.node, v.node)
+
+
+def _made(pair: Pair, rules: Rules, memo: dict[Question, Quantity]) -> Block:
+    match pair:
+        case NoBlock(left=left, right=right):
+            return _zero(left, right)
+        case Gradients(left=left, right=right, only=only):
+            cross, own = (gradient_kernel(left, right, where, rules, memo, only) for where in (True, False))
+            return Block(cross, own, (), (*left.lead, *right.lead), len(right.lead))
+        case (u, v):
+            return _block(u, v, rules, memo)
 
 
 def _block(u: Side, v: Side, rules: Rules, memo: dict[Question, Quantity]) -> Block:

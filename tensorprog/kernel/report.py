@@ -45,28 +45,41 @@ from tensorprog.kernel.graph import (
     Zero,
 )
 from tensorprog.kernel.questions import Mean, Question, Second, Value
+from tensorprog.passes.adjoint import Adjoint
 from tensorprog.passes.dots import Dot
 from tensorprog.passes.structure import Structure, tied_weights
 
 __all__ = ["derivation"]
 
 
-def derivation(program: Program, tangent: Program | None, graph: KernelGraph, dots: Sequence[Dot] = ()) -> str:
-    """The page for one kernel. dots: the terms that transposes add, where the programs have them written out."""
-    return "\n".join(_Page(program, tangent, graph, dots).lines())
+def derivation(
+    program: Program,
+    moved: Program | Adjoint | None,
+    graph: KernelGraph,
+    dots: Sequence[Dot] = (),
+    method: str = "",
+) -> str:
+    """The page for one kernel. moved: what the tangent kernel is asked of. dots: the terms that transposes add, where the programs
+    have them written out. method: how the tangent kernel is taken, and why."""
+    return "\n".join(_Page(program, moved, graph, dots, method).lines())
 
 
 class _Page:
-    def __init__(self, program: Program, tangent: Program | None, graph: KernelGraph, dots: Sequence[Dot]):
-        self.graph, self.dots = graph, tuple(dict.fromkeys(dots))
-        self.tied = {weight for p in (program, tangent) if p is not None for weight in tied_weights(p.nodes)}
-        self.answers = _answers(graph, program, tangent)
-        outputs = [program.output] if tangent is None else [program.output, tangent.output]
+    def __init__(
+        self, program: Program, moved: Program | Adjoint | None, graph: KernelGraph, dots: Sequence[Dot], method: str
+    ):
+        self.graph, self.dots, self.moved, self.method = graph, tuple(dict.fromkeys(dots)), moved, method
+        outputs = [program.output]
+        if moved is not None:
+            outputs += moved.nodes if isinstance(moved, Adjoint) else [moved.output]
+        self.tied = tied_weights(topological(outputs))
         self.facts = Structure(outputs)
+        self.answers = _answers(graph, self.facts)
         shown = [part for dot in self.dots for part in (dot.of, dot.by, dot.vector)]
         self.nodes = list(topological([*outputs, *shown]))
         self.outputs = outputs
-        self.names = _names(self.nodes, self.facts)
+        forward = [program.output, *(use.z for use in moved.uses if use.z)] if isinstance(moved, Adjoint) else outputs
+        self.names = _names(self.nodes, self.facts, frozenset(topological(forward)))
         self.reductions: dict[Average | Sampled | Tilted, int] = {
             q: n for n, q in enumerate((q for q in graph.nodes if isinstance(q, (Average, Sampled, Tilted))), 1)
         }
@@ -80,8 +93,11 @@ class _Page:
     def lines(self) -> Iterator[str]:
         yield "# The infinite-width limit of this network\n"
         yield "## The program\n"
-        yield "Each line is an instruction of the tensor program; $n$ is the width. Variables $h$ are vectors of the network, $t$ their"
-        yield "tangents (derivatives in a random direction of all parameters), $s$ deterministic.\n"
+        yield "Each line is an instruction of the tensor program; $n$ is the width. Variables $h$ are vectors of the network,"
+        if isinstance(self.moved, Adjoint):
+            yield f"$d$ gradients in them, times {self.unit()}, $s$ deterministic.\n"
+        else:
+            yield "$t$ their tangents (derivatives in a random direction of all parameters), $s$ deterministic.\n"
         yield "| instruction | shape | made at |\n|---|---|---|"
         for node in self.nodes:
             if node in self.names and not isinstance(node, (Input, Const, Hyper, Weight)):
@@ -107,8 +123,28 @@ class _Page:
             if (line := self.step(quantity)) is not None:
                 yield line
         yield "\n## The kernels\n"
+        if self.method:
+            yield f"{self.method}.\n"
+        if isinstance(self.moved, Adjoint):
+            yield from self.uses(self.moved)
         for name, cross in (("NNGP", self.graph.nngp), ("NTK", self.graph.ntk)):
             yield f"$$\\mathrm{{{name}}}(x,x') = {self.symbol(Operand(cross))}$$\n"
+
+    def unit(self) -> str:
+        """What gradients are multiplied with."""
+        return "$n$" if self.outputs[0].type.kind == "scalar" else "$\\sqrt n$"
+
+    def uses(self, gradients: Adjoint) -> Iterator[str]:
+        """The uses of trained parameters, of whose pairs the tangent kernel is a sum."""
+        yield "The tangent kernel is a sum over parameters $w$ and over pairs of their uses $y = Wz$, $y' = Wz'$, of"
+        yield "$\\tau_w^2\\,\\mathbb{E}[dy\\,dy']\\,\\mathbb{E}[z\\,z']$ summed over positions (Yang, Tensor Programs II, theorem 2.1):\n"
+        yield "| parameter | $\\tau$ | letters | $dy$ | $z$ |\n|---|---|---|---|---|"
+        for use in gradients.uses:
+            w, z, y = use.letters
+            dy, other = (f"${self.name(v)}$" if v else "" for v in (use.dy, use.z))
+            tau = _number(use.weight.tangent_std)
+            yield f"| ${self.name(use.weight)}$ | ${tau}$ | `{w}{',' + z if use.z else ''}->{y}` | {dy} | {other} |"
+        yield ""
 
     def transposes(self) -> Iterator[str]:
         """How the products with a matrix that is used both ways round, or is symmetric, come apart."""
@@ -288,10 +324,9 @@ class _Page:
         return (f"\\sum_{{{summed}}} " if summed else "") + "\\,".join(parts)
 
 
-def _answers(graph: KernelGraph, program: Program, tangent: Program | None) -> dict[Quantity, Question]:
+def _answers(graph: KernelGraph, facts: Structure) -> dict[Quantity, Question]:
     """For each quantity the plainest question it answers: one about the network rather than its tangent, about one
     variable."""
-    facts = Structure([p.output for p in (program, tangent) if p is not None])
 
     def plainness(question: Question) -> tuple[bool, bool]:
         if isinstance(question, Second) and question.u.type.kind == "vector":
@@ -301,7 +336,8 @@ def _answers(graph: KernelGraph, program: Program, tangent: Program | None) -> d
     return {quantity: min(questions, key=plainness) for quantity, questions in graph.answers.items()}
 
 
-def _names(nodes: list[Node], facts: Structure) -> dict[Node, str]:
+def _names(nodes: list[Node], facts: Structure, forward: frozenset[Node]) -> dict[Node, str]:
+    """forward: the network's own variables, among those of a backward pass."""
     names: dict[Node, str] = {}
     counts: dict[str, int] = {}
     for node in nodes:
@@ -316,7 +352,9 @@ def _names(nodes: list[Node], facts: Structure) -> dict[Node, str]:
                 prime = "\\prime" if node.primed else ""
                 names[node] = f"W^{{\\text{{{_text(node.name)}}}{prime}}}"
                 continue
-        letter = {"matrix": "M", "scalar": "s"}.get(node.type.kind) or ("t" if facts[node].odd else "h")
+        letter = {"matrix": "M", "scalar": "s"}.get(node.type.kind)
+        if letter is None:
+            letter = "d" if node not in forward else "t" if facts[node].odd else "h"
         counts[letter] = counts.get(letter, 0) + 1
         names[node] = f"{letter}_{{{counts[letter]}}}"
     return names

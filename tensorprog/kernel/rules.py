@@ -8,13 +8,18 @@ Sources, beside each rule: Yang, Tensor Programs III (the master theorem for NET
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from tensorprog.errors import InternalError
-from tensorprog.ir import LinComb, MatMul, Moment, Node, Nonlin, PositionMap, Weight, operands
+from tensorprog.ir import Const, LinComb, Literal, MatMul, Moment, Node, Nonlin, PositionMap, Weight, operands
 from tensorprog.kernel.expectations import expectation_of
 from tensorprog.kernel.graph import Data, Operand, Quantity, Zero
 from tensorprog.kernel.population import Uses, neurons, population_of
 from tensorprog.kernel.positions import map_mean, map_second
 from tensorprog.kernel.questions import (
+    LETTERS,
     Answer,
     Mean,
     Neurons,
@@ -79,6 +84,10 @@ class Rules:
             return (yield from self._matmuls(q))
         if isinstance(q.u, Weight) and isinstance(q.v, Weight):
             return self._weights(q, sizes, shape)
+        if isinstance(q.u, (MatMul, Weight)) and isinstance(
+            q.v, (MatMul, Weight)
+        ):  # a parameter alone and in a product
+            return (yield from self._matmuls(replace(q, u=_as_product(q.u), v=_as_product(q.v))))
         raise InternalError(f"no rule for the covariance of a {type(q.u).__name__} and a {type(q.v).__name__}")
 
     def _product_of_means(self, q: Second, shape: tuple[int, ...]) -> Answer:
@@ -224,6 +233,14 @@ class Rules:
         for operand in operands(node):
             parts.append(Operand((yield Value(operand))))
         return Data(node, tuple(parts), node.type.shape)
+
+
+def _as_product(node: Node) -> Node:
+    """A parameter used as vectors, as a product with one."""
+    if not isinstance(node, Weight):
+        return node
+    letters = LETTERS[: len(node.shape)]
+    return MatMul(f"{letters},->{letters}", node, Const(Literal.of(np.ones(()))), source=node.source)
 
 
 def _against(letters: str, x: Node) -> str:

@@ -4,15 +4,14 @@ An average f = (1/n) sum_a psi_a has a gradient of norm 1/sqrt(n), so that its n
 what has a limit is n times it (mean-field networks are trained at the rate n: Mei, Montanari and Nguyen 2018). In a random
 direction of the parameters the derivatives of the psi_a are independent of each other where every psi_a depends on parameters of
 its own coordinate alone: then n E[t_f t_f'] -> E[Z^{t_psi} Z^{t_psi'}]. Through a trained layer below a wide weight, or through
-another average, the coordinates move together, and the limit needs the program of the gradients with its transposes.
+another average, the coordinates move together, and the limit needs the program of the gradients with its transposes
+(`passes.adjoint`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-import sympy
 
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import (
@@ -29,7 +28,6 @@ from tensorprog.ir import (
     position,
     topological,
 )
-from tensorprog.ir.phi import parameter
 
 __all__ = ["average_of", "average_refusal", "refusal"]
 
@@ -58,9 +56,7 @@ def _vector(node: Node, known: dict[Node, Node | None]) -> Node | None:
             return _sum(node, [(a, x) for a, x in terms if _has_moment(x)], known)
         case Nonlin(phi=phi, thetas=thetas):
             moving = [i for i, theta in enumerate(thetas) if _has_moment(theta)]
-            slope = lambda i: Nonlin(
-                Phi(sympy.diff(phi.expr, parameter(i)), 0, len(thetas)), (), thetas, source=node.source
-            )
+            slope = lambda i: Nonlin(Phi(phi.diff_parameter(i), 0, len(thetas)), (), thetas, source=node.source)
             return _sum(node, [(slope(i), thetas[i]) for i in moving], known)
         case PositionMap(op=op, args=args, result=result) if not any(map(_has_moment, args[1:])):
             first = known[args[0]]
@@ -124,7 +120,7 @@ def refusal(label: str, reason: str) -> UnsupportedError:
     return UnsupportedError(
         explain(
             f"the neural tangent kernel of the average {label!r} is not that of its tangent program",
-            reason=f"{reason}, so that its coordinates move together, and the limit needs the program of gradients with its transposes",
-            mend="freeze the layers below (train=False); or ask for the other kernels alone, get='nngp', and for kernel.mean(x)",
+            reason=f"{reason}, so that its coordinates move together, and the limit needs the adjoint program",
+            mend="method='auto' or 'adjoint'; or freeze the layers below (train=False)",
         )
     )

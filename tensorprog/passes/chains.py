@@ -7,6 +7,8 @@ so many variables. Such a state is kept a variable of its own, one step at a tim
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tensorprog.ir import Node, operands, topological
 from tensorprog.passes.structure import Structure
 
@@ -15,15 +17,15 @@ __all__ = ["carried_states"]
 MOST_LINKS = 2  # levels of weights under a function that is still written out in its Gaussians
 
 
-def carried_states(output: Node) -> frozenset[Node]:
+def carried_states(outputs: Sequence[Node]) -> frozenset[Node]:
     """The variables that elementwise code goes on with above the next weights, if it does so often."""
-    facts = Structure([output])
+    facts = Structure(outputs)
     variables = facts.variables()
     if max((facts[node].links for node in variables), default=1) <= MOST_LINKS:
         return frozenset()
     return frozenset(
         inner
-        for node in topological([output])
+        for node in topological(outputs)
         if node.type.kind != "vector" or not facts[node].gaussian
         for inner in operands(node)
         if inner.type.kind == "vector"

@@ -17,14 +17,30 @@ from collections.abc import Iterable
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import MatMul, Node, Program, Weight, operands
 from tensorprog.passes.structure import Structure, tied_weights
+from tensorprog.passes.tied import symmetric_law
 
-__all__ = ["check_conditions", "check_uses"]
+__all__ = ["check_conditions", "check_readouts", "check_uses"]
 
 
 def check_conditions(program: Program) -> Program:
     """Return the program, or raise UnsupportedError naming the weight and the two uses that clash."""
     check_uses(program.nodes)
     return program
+
+
+def check_readouts(program: Program) -> None:
+    """Refuse an output of which no limit is known: parts of a weight that overlap, or a readout that is tied to the layers below
+    (but for those of `passes.tied`).
+
+    Averages over the width converge, whatever their weights are used for besides.
+    """
+    if program.output.type.kind == "vector" and not symmetric_law(program):
+        check_uses(program.nodes)
+        return
+    parts: dict[str, list[Weight]] = {}
+    for node in program.nodes:
+        for weight in (w for w in operands(node) if isinstance(w, Weight)):
+            _parts_agree(weight, parts.setdefault(weight.name, []), node)
 
 
 def check_uses(nodes: Iterable[Node]) -> None:
@@ -90,8 +106,9 @@ def _refusal(weight: Weight, first: str, at_first: Node, second: str, at_second:
         explain(
             f"the weight {weight.name!r} is used in two ways: {first} and {second}",
             where=f"{at_first.source or '?'} and {at_second.source or '?'}",
-            reason="a readout and a hidden vector that are made of one weight are dependent: the output grows with the width, or is "
-            "no Gaussian process whose tangent kernel this version computes",
+            reason="a readout and a hidden vector that are made of one weight are dependent, so that the tangent program does not give "
+            "the tangent kernel; the adjoint program would, but the output itself grows with the width, or has fluctuations of all "
+            "layers in it, unless what the readout reads is even in each of its coordinates",
             mend="use two independent weights, or put the tied matrix (n, n) between an input layer and a readout of their own",
         )
     )

@@ -13,7 +13,7 @@ u = W^T y, a coefficient belongs to each pair of positions, summed in the letter
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tensorprog.ir import (
@@ -36,7 +36,7 @@ from tensorprog.passes.layouts import Layout, links_of
 from tensorprog.passes.slopes import Slopes, is_leaf, mean_of
 from tensorprog.passes.structure import Structure, opposite, parity_of, tied_weights
 
-__all__ = ["Dot", "Exposed", "expose"]
+__all__ = ["Dot", "Exposed", "expose", "expose_nodes"]
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,28 @@ class Exposed:
 
 def expose(program: Program) -> Exposed:
     """Write out every Zdot, and fuse what that makes. The program is fused, with its zeros dropped."""
-    tied = tied_weights(program.nodes)
+    new, dots = expose_nodes([program.output])
+    return Exposed(replace(program, output=new[program.output]), dots)
+
+
+def expose_nodes(roots: Sequence[Node]) -> tuple[dict[Node, Node], tuple[Dot, ...]]:
+    """The same for several variables together: what each becomes, and the terms that were added.
+
+    A Zdot belongs to a product and what that is made of, so that it does not matter which others there are.
+    """
+    order = tuple(topological(roots))
+    tied = tied_weights(order)
     if not tied:
-        return Exposed(program, ())
+        return {root: root for root in roots}, ()
     work = _Work(tied)
-    for node in topological([program.output]):
+    for node in order:
         work.add(node)
-    output = work.new[program.output]
+    made = [work.new[root] for root in roots]
     shown = [
         part for dot in work.dots for part in (dot.of, dot.by, dot.coefficient, dot.vector) if isinstance(part, Node)
     ]
-    new = fuse_nodes([output, *shown], frozenset(), drop_zeros=True)
-    return Exposed(replace(program, output=new[output]), tuple(_renamed(dot, new) for dot in work.dots))
+    new = fuse_nodes([*made, *shown], frozenset(), drop_zeros=True)
+    return {root: new[m] for root, m in zip(roots, made, strict=True)}, tuple(_renamed(dot, new) for dot in work.dots)
 
 
 def _renamed(dot: Dot, new: dict[Node, Node]) -> Dot:

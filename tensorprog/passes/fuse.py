@@ -39,25 +39,33 @@ from tensorprog.passes.simplify import simplify
 from tensorprog.passes.spread import opened_window, split_concatenation
 from tensorprog.passes.structure import Structure, tied_weights
 
-__all__ = ["fuse", "fuse_nodes"]
+__all__ = ["fuse", "fuse_gradients", "fuse_nodes"]
 
 _MOST_ARGUMENTS = 16  # a function of more Gaussians has no hope of an expectation; leave its sum unopened
 
 
-def fuse(program: Program, *, drop_zeros: bool = False) -> Program:
+def fuse(program: Program, *, drop_zeros: bool = False, keep_means: bool = False) -> Program:
     """The same program with every nonlinearity a function of Gaussian variables.
 
     drop_zeros: also replace parameters that start at zero by zero, and stopped gradients by what they stop (only after
-    the tangent program was taken).
+    the tangent program was taken). keep_means: leave the averages of Gaussian variables, which are zero in the limit but have
+    gradients.
     """
-    tied = frozenset(weight.name for weight in tied_weights(program.nodes))
-    return replace(program, output=fuse_nodes([program.output], tied, drop_zeros)[program.output])
+    kept = program.weights if keep_means else tied_weights(program.nodes)
+    names = frozenset(weight.name for weight in kept)
+    return replace(program, output=fuse_nodes([program.output], names, drop_zeros)[program.output])
+
+
+def fuse_gradients(roots: Sequence[Node]) -> dict[Node, Node]:
+    """The same for several variables, of a forward and a backward pass, once all gradients are taken."""
+    names = frozenset(weight.name for weight in tied_weights(topological(roots)))
+    return fuse_nodes(list(dict.fromkeys(roots)), names, True)
 
 
 def fuse_nodes(roots: Sequence[Node], tied: frozenset[str], drop_zeros: bool) -> dict[Node, Node]:
     """What each variable becomes. roots: the output, and more variables to go through. tied: names of weights whose products have
     Zdots that are not written out."""
-    states = carried_states(roots[0])
+    states = carried_states(roots)
     known = _Known(Structure([], tied), drop_zeros)
     new: dict[Node, Node] = {}
     for node in topological(roots):

@@ -12,6 +12,7 @@ import jax
 
 from tensorprog.errors import ArchiveError, ProgramError
 from tensorprog.ir import Input, Program, parse_program, verify
+from tensorprog.passes.methods import METHODS
 from tensorprog.runtime.archive import check_target, read_archive, write_archive
 from tensorprog.runtime.call import KernelFunction
 from tensorprog.runtime.exported import check_platforms, deserialise, serialise, structure, tree_of
@@ -24,7 +25,7 @@ _PROGRAM, _DERIVATION = "program.txt", "derivation.md"
 
 def save(
     path: str | os.PathLike[str], platforms: Sequence[str], made: Functions, program: Program, tree: Any,
-    tolerance: float | None, derivation: Callable[[], str],
+    tolerance: float | None, derivation: Callable[[], str], method: str,
 ) -> None:  # fmt: skip
     """Write a kernel's archive.
 
@@ -45,6 +46,7 @@ def save(
             for name, value in program.hypers.items()
         },
         "tolerance": tolerance,
+        "method": method,
         "output_axes": list(made.shape),
         "pair_entries": made.pair_entries,
         "noise": any(weight.per_input for weight in program.weights),
@@ -66,14 +68,14 @@ class LoadedKernel(KernelFunction):
 
     source: "serialised" while the archive's own functions run; "recompiled" where JAX refuses them (they have
     expired, or were not exported for this platform) and the kernel is derived again from the program text, as `note`
-    says. manifest: what the archive says of itself. program: the tensor program.
+    says. manifest: what the archive says of itself. program: the tensor program. method: the way to the tangent kernel.
 
     Serialised functions can be jitted and differentiated once in reverse mode (`jax.grad`, `jax.vjp`); under
     `jax.vmap` and in forward mode the kernel is derived anew in their stead. For higher derivatives take
     `recompile()`, a `Kernel` like any other.
     """
 
-    def __init__(self, path: str | os.PathLike[str], compiled: Callable[[Program, Any, float | None], Any]):
+    def __init__(self, path: str | os.PathLike[str], compiled: Callable[[Program, Any, float | None, str], Any]):
         self.manifest, self._members = read_archive(path)
         self._compiled = compiled
         try:
@@ -85,6 +87,9 @@ class LoadedKernel(KernelFunction):
             self._tolerance = None if m["tolerance"] is None else float(m["tolerance"])
             shape, entries = tuple(map(int, m["output_axes"])), int(m["pair_entries"])
             noise = bool(m.get("noise", False))
+            self.method = str(m.get("method", "tangent"))
+            if self.method not in METHODS:
+                raise ValueError(f"a method named {self.method!r}")
             if tree.num_leaves != len(inputs):
                 raise ValueError(f"{len(inputs)} inputs but {tree.num_leaves} leaves")
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -126,7 +131,7 @@ class LoadedKernel(KernelFunction):
 
     @cached_property
     def _recompiled(self) -> Any:
-        return self._compiled(self.program, self._tree, self._tolerance)
+        return self._compiled(self.program, self._tree, self._tolerance, self.method)
 
     @property
     def _gram(self) -> Gram:  # type: ignore[override]

@@ -173,6 +173,15 @@ def test_check_agrees_and_draws(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_check_of_an_average() -> None:
+    """Its tangent kernel is n times the inner product of gradients."""
+    erf = jax.scipy.special.erf
+    average = tp.compile(lambda x: jnp.mean(erf(nn.dense(erf(nn.dense(x)))) ** 2), jnp.zeros(2))
+    assert average.ntk_power == 1
+    assert apps.check(average, jnp.eye(2), widths=(32, 64, 128))
+
+
+@pytest.mark.slow
 def test_check_tells_a_wrong_kernel() -> None:
     """The kernel of another variance, by eight percent, is found out."""
     x, _, _ = data(3)

@@ -1,0 +1,58 @@
+"""The tangent program and the adjoint program give one kernel, over the whole table of architectures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tensorprog as tp
+from examples import architectures as zoo
+
+QUICK = ("tied_layers", "rms_norm", "weight_norm", "maxout")
+
+# Both ways sample, the adjoint program other Gaussians than the tangent program: a tolerance of 1e-2 was asked for.
+SAMPLED = ("residual_after", "many_small_heads", "many_large_heads", "gru", "lstm")
+
+# Out of reach of the adjoint program, and refused, with what the message says.
+REFUSED = {
+    # the gradient of a norm over members is a product of two sums over them, each divided by the norm: the Laplace reduction, which the
+    # tangent program's form allows, takes one such sum apart
+    "batch_norm": "a nonlinear function of many positions of a hidden layer",
+    "instance_norm": "a nonlinear function of many positions of a hidden layer",
+}
+
+
+def both(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The tangent kernels of both ways between two random inputs."""
+    found = zoo.ARCHITECTURES[name]
+    x = zoo.random_inputs(found.example, 2)
+    compiled = (
+        tp.compile(found.net, found.example, tolerance=found.tolerance, method=m) for m in ("tangent", "adjoint")
+    )
+    first, second = (np.asarray(kernel(x).ntk) for kernel in compiled)
+    return first, second
+
+
+def check(name: str) -> None:
+    if name in REFUSED:
+        found = zoo.ARCHITECTURES[name]
+        with pytest.raises(tp.UnsupportedError, match=REFUSED[name]):
+            tp.compile(found.net, found.example, tolerance=found.tolerance, method="adjoint")
+        return
+    tangent, adjoint = both(name)
+    tolerance = 1e-2 if name in SAMPLED else 1e-12
+    np.testing.assert_allclose(adjoint, tangent, rtol=0, atol=tolerance * np.abs(tangent).max())
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_quick_ones(name: str) -> None:
+    check(name)
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.ARCHITECTURES if name not in QUICK])
+def test_all_others(name: str) -> None:
+    check(name)
+
+
+def test_no_stale_exemption() -> None:
+    assert {*QUICK, *SAMPLED, *REFUSED} <= set(zoo.ARCHITECTURES)

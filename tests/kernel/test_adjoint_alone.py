@@ -1,0 +1,185 @@
+"""Kernels that the adjoint program alone gives: readouts tied to what they read, and how the method is chosen, shown and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tensorprog as tp
+from tensorprog import nn
+from tests.references import duals
+
+relu = jax.nn.relu
+X = np.random.default_rng(0).standard_normal((4, 3))
+Q = X @ X.T / 3
+D = np.diag(Q)
+
+
+def close(found: object, wanted: object, rtol: float = 1e-10) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=rtol * float(np.abs(np.asarray(wanted)).max()))
+
+
+def relu_kernel() -> tuple[np.ndarray, np.ndarray]:
+    """E[relu relu'] and E[step step'] (Cho and Saul 2009)."""
+    sides = D[:, None], D[None], Q
+    return duals.relu.value(*sides), duals.relu.slope(*sides)
+
+
+# ------------------------------------------------------------------------------------------ tied readouts
+
+
+def cubic(x: jax.Array) -> jax.Array:
+    """v.(v^2 relu(h)) / sqrt(n)."""
+    v = nn.weight((nn.width(),), name="v")
+    return (v @ (v**2 * relu(nn.dense(x, name="in"))) / jnp.sqrt(nn.width()))[None]
+
+
+def test_a_readout_that_is_odd_in_its_weight() -> None:
+    """E v^6 = 15; the derivative in v is 3 v^2 relu, in h it is v^3 step."""
+    value, step = relu_kernel()
+    kernel = tp.compile(cubic, X[0])
+    assert kernel.method == "adjoint" and "'v' is used in two ways" in kernel.method_reason
+    found, parts = kernel(X), kernel.by_parameter(X)
+    close(found.nngp, 15 * value)
+    close(parts["v"], 9 * 3 * value)
+    close(parts["in.weight"], 15 * step * Q)
+    close(found.ntk, parts["v"] + parts["in.weight"])
+    close(kernel.diag(X).ntk, np.diag(found.ntk))
+
+
+def test_a_tied_readout_beside_a_free_one() -> None:
+    """Independent parts, whose kernels add up; a bias of the output adds its variance."""
+
+    def net(x: jax.Array) -> jax.Array:
+        return cubic(x) + nn.dense(relu(nn.dense(x, name="other")), features=1, bias_var=0.3)
+
+    value, step = relu_kernel()
+    found = tp.compile(net, X[0])(X)
+    close(found.nngp, 16 * value + 0.3)
+    close(found.ntk, 28 * value + 16 * step * Q + 0.3)
+
+
+def autoencoder(x: jax.Array) -> jax.Array:
+    """W' cos(W x) / sqrt(n), with outputs that depend on each other."""
+    w = nn.weight((nn.width(), 3))
+    return jnp.cos(w @ x) @ w / jnp.sqrt(nn.width())
+
+
+def test_an_autoencoder_with_tied_weights() -> None:
+    """From E e^{i w.s} = e^{-|s|^2/2}, and the Jacobian d u_k / d w_j = cos delta_kj - sin w_k x_j of one neuron."""
+    x = 0.7 * X
+    plus, minus = x[:, None] + x[None], x[:, None] - x[None]
+    damped = lambda s: np.exp(-np.sum(s**2, -1) / 2)
+    second = lambda s: (np.eye(3) - s[..., :, None] * s[..., None, :]) * damped(s)[..., None, None]  # E[w w' cos(w.s)]
+    first = lambda s: s * damped(s)[..., None]  # E[w sin(w.s)]
+    cosines = (damped(plus) + damped(minus)) / 2
+    turned = (first(plus) - first(minus)) / 2  # E[cos(w.x) sin(w.x') w]
+    swapped = (first(plus) + first(minus)) / 2  # E[sin(w.x) cos(w.x') w]
+    inner = (x @ x.T)[..., None, None] * (second(minus) - second(plus)) / 2
+    mixed = x[None, :, :, None] * turned[:, :, None, :] + swapped[:, :, :, None] * x[:, None, None, :]
+    found = tp.compile(autoencoder, x[0])(x)
+    close(found.nngp, (second(plus) + second(minus)) / 2)
+    close(found.ntk, cosines[..., None, None] * np.eye(3) - mixed + inner)
+
+
+def test_tied_readouts_without_a_limit() -> None:
+    def mixed(x: jax.Array) -> jax.Array:
+        v, w = nn.weight((nn.width(),)), nn.weight((nn.width(), nn.width())) / jnp.sqrt(nn.width())
+        return (v @ (jnp.abs(v) * jnp.tanh(w @ (v * nn.dense(x)))) / jnp.sqrt(nn.width()))[None]
+
+    def grows(x: jax.Array) -> jax.Array:
+        v = nn.weight((nn.width(),))
+        return (v @ jnp.tanh(nn.dense(x) + v) / jnp.sqrt(nn.width()))[None]
+
+    for net in (mixed, grows):
+        for method in ("auto", "adjoint"):
+            with pytest.raises(tp.UnsupportedError, match=r"used in two ways(.|\n)*adjoint program would, but"):
+                tp.compile(net, X[0], method=method)
+    with pytest.raises(tp.UnsupportedError, match="used in two ways"):
+        tp.compile(cubic, X[0], method="tangent")
+
+
+# ------------------------------------------------------------------------------------------ autoencoders
+
+
+def test_jointly_trained_autoencoder() -> None:
+    """u = A relu(W x) / sqrt(n d): K = x.x' E[step step'] / d of the encoder and G = E[relu relu'] / d of the decoder (Nguyen, Wong
+    and Hegde 2021, kernels of the weakly and the jointly trained network), for each entry of the output by itself."""
+
+    def net(x: jax.Array) -> jax.Array:
+        n, d = nn.width(), x.shape[0]
+        return nn.weight((d, n), name="A") @ relu(nn.weight((n, d), name="W") @ x) / jnp.sqrt(n * d)
+
+    norm = np.linalg.norm(X, axis=1)
+    angle = np.arccos(np.clip(X @ X.T / norm[:, None] / norm, -1, 1))
+    encoder = X @ X.T * (np.pi - angle) / (2 * np.pi) / 3
+    decoder = norm[:, None] * norm * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / (2 * np.pi) / 3
+    for method in ("tangent", "adjoint"):
+        parts = tp.compile(net, X[0], method=method).by_parameter(X)
+        close(parts["W"], encoder, 1e-7)  # arccos near 1 keeps half the digits, on the diagonal
+        close(parts["A"], decoder, 1e-10)
+
+
+# ------------------------------------------------------------------------------------------ the method
+
+
+def average(x: jax.Array) -> jax.Array:
+    return jnp.mean(relu(nn.dense(relu(nn.dense(x)), name="top")))
+
+
+def test_names_and_reasons() -> None:
+    plain = lambda x: nn.dense(relu(nn.dense(x)), features=1)
+    assert tp.compile(plain, X[0]).method == "tangent"
+    assert tp.compile(lambda x: jnp.mean(relu(nn.dense(x))), X[0]).method == "tangent"
+    asked = tp.compile(plain, X[0], method="adjoint")
+    assert asked.method_reason == "asked for" and asked.ntk_power == 0
+    kernel = tp.compile(average, X[0])
+    assert "'top.weight' mixes coordinates" in kernel.method_reason
+    page = kernel.derivation()
+    assert f"that of the adjoint program: {kernel.method_reason}" in page and "| $W^{\\text{top.weight}}$ |" in page
+    assert kernel.gradients is not None and len(kernel.gradients.uses) == 2
+    with pytest.raises(tp.InputError, match="method is 'backprop', expected one of 'auto', 'tangent', 'adjoint'"):
+        tp.compile(plain, X[0], method="backprop")
+    with pytest.raises(tp.UnsupportedError, match="mixes coordinates"):
+        tp.compile(average, X[0], method="tangent")
+
+
+def test_one_hidden_layer_both_ways() -> None:
+    """An average whose coordinates move independently."""
+    net = lambda x: nn.weight((nn.width(),)) @ jax.scipy.special.erf(nn.dense(x)) / nn.width()
+    first, second = (tp.compile(net, X[0], method=m)(X).ntk for m in ("tangent", "adjoint"))
+    close(second, first, 1e-12)
+
+
+@pytest.mark.parametrize("net", [average, cubic])
+def test_export(net: Callable, tmp_path: Path) -> None:
+    kernel = tp.compile(net, X[0])
+    kernel.export(tmp_path / "net.tpk", platforms=("cpu",))
+    loaded = tp.load(tmp_path / "net.tpk")
+    again = loaded.recompile()
+    assert loaded.method == again.method == "adjoint" and loaded.source == "serialised"
+    for found in (loaded(X), again(X)):
+        for a, b in zip(found, kernel(X), strict=True):
+            close(a, b, 1e-14)
+
+
+def test_gradients_of_averages_that_vanish_in_the_limit() -> None:
+    """The mean of a Gaussian layer is zero, its gradient is not: dh = W' 1 is a Gaussian of variance one."""
+    kernel = tp.compile(lambda x: jnp.mean(nn.dense(relu(nn.dense(x, name="in")), name="top")), X[0])
+    value, step = relu_kernel()
+    assert not np.any(kernel(X).nngp)
+    close(kernel(X).ntk, value + step * Q)
+
+
+def test_what_no_gradient_goes_through() -> None:
+    def attention(x: jax.Array) -> jax.Array:
+        h = nn.dense(x)
+        return jnp.mean(relu(jax.nn.softmax(h @ h.T / nn.width()) @ nn.dense(x)))
+
+    with pytest.raises(tp.UnsupportedError, match="a gradient through .*, of averages over the width"):
+        tp.compile(attention, np.zeros((2, 3)))
