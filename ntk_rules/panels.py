@@ -79,14 +79,18 @@ class Piecewise:
     def samples(
         self, mean: jax.Array, std: jax.Array, parameters: Parameters, rule: Rule
     ) -> tuple[jax.Array, jax.Array]:
-        """(nodes x, weight times f(mean + std x)) on all panels, the node axis last; no density factor."""
+        """(nodes x, weight times f(mean + std x)) on all panels, the node axis last; no density factor.
+
+        Every piece is evaluated where it holds alone: a panel out of reach is empty, but exp may overflow there.
+        """
         edges = self.edges(mean, std, parameters, rule.reach)
         inner = tuple(p[..., None] for p in parameters)
+        ends = [-jnp.inf, *(kink(*inner) for kink in self.kinks), jnp.inf]
         xs, values = [], []
         for k, f in enumerate(self.functions):
             x, weights = panel(edges[k], edges[k + 1], rule.nodes)
             xs.append(x)
-            values.append(weights * f(mean[..., None] + std[..., None] * x, *inner))
+            values.append(weights * f(jnp.clip(mean[..., None] + std[..., None] * x, ends[k], ends[k + 1]), *inner))
         return jnp.concatenate(xs, -1), jnp.concatenate(values, -1)
 
 
