@@ -46,7 +46,7 @@ class Piecewise:
     """A function of one Gaussian, smooth between kinks: its pieces as JAX functions of (z, *parameters)."""
 
     def __init__(self, pieces: tuple[Piece, ...], z: sp.Symbol, parameters: tuple[sp.Symbol, ...]):
-        self.pieces = pieces
+        self.pieces, self.z, self.parameters = pieces, z, parameters
         self.kinks = [to_jax(p.low, parameters) for p in pieces[1:]]
         self.functions = [to_jax(p.expr, (z, *parameters)) for p in pieces]
         self.roundings = [rounding_of(p.expr, (z, *parameters)) for p in pieces]
@@ -54,7 +54,8 @@ class Piecewise:
     def mapped(self, change: Callable[..., Callable[..., jax.Array]]) -> Piecewise:
         """The same kinks with every piece changed by `change`."""
         out = object.__new__(Piecewise)
-        out.pieces, out.kinks, out.roundings = self.pieces, self.kinks, self.roundings
+        out.pieces, out.z, out.parameters = self.pieces, self.z, self.parameters
+        out.kinks, out.roundings = self.kinks, self.roundings
         out.functions = [change(f) for f in self.functions]
         return out
 

@@ -149,12 +149,12 @@ def pair(f: Distribution, g: Distribution, q1: float, q2: float, c: float) -> mp
         std, gain = mp.sqrt(rest), c / q1
         total = mp.mpf(0)
         if f.parts:
+            width = max(std, 1) / (abs(gain) * s1) if gain else mp.inf  # of what g does, seen from u
             places = [mp.mpf(k) / s1 for k in f.kinks]
-            finest = [min(1, 1 / s1) / 2 for _ in places]
-            width = std / (abs(gain) * s1) if gain else mp.inf
+            finest = [min(1, 1 / s1, width) / 2 for _ in places]
             if width < 100:
                 places += [k / (gain * s1) for k in g.kinks]
-                finest += [min(1, width, 1 / s1) / 2 for _ in g.kinks]
+                finest += [min(1, std / (abs(gain) * s1), 1 / s1) / 2 for _ in g.kinks]
             total += _integral(lambda x: mp.npdf(x) * f.at(s1 * x) * _given(g, gain * s1 * x, std), places, finest)
         for a, n, coefficient in f.deltas:
             total += coefficient * (-1) ** n * _at_kink(g, mp.mpf(a), n, s1, gain, std)
@@ -173,7 +173,7 @@ def _at_kink(g: Distribution, a: mp.mpf, order: int, s1: mp.mpf, gain: mp.mpf, s
 def _line(f: Distribution, g: Distribution, s1: mp.mpf, gain: mp.mpf) -> mp.mpf:
     """At correlation +-1: v = gain u; delta functions are left out, as the engine does where they have no finite value."""
     places = [mp.mpf(k) / s1 for k in f.kinks] + [k / (gain * s1) for k in g.kinks]
-    finest = [min(1, 1 / s1) / 2 for _ in places]
+    finest = [min(1, 1 / s1, 1 / (abs(gain) * s1)) / 2 for _ in places]
     return _integral(lambda x: mp.npdf(x) * f.at(s1 * x) * g.at(gain * s1 * x), places, finest)
 
 
