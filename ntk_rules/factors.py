@@ -111,7 +111,10 @@ def collected(question: Question) -> Question:
         return question
     if any(has_kinks(d.weight) for f in factors for d in f.deltas):
         return question
-    sums = [sp.Add(f.regular, *(d.weight * sp.DiracDelta(zs[f.index] - d.place, d.order) for d in f.deltas)) for f in factors]
+    sums = [
+        sp.Add(f.regular, *(d.weight * sp.DiracDelta(zs[f.index] - d.place, d.order) for d in f.deltas))
+        for f in factors
+    ]
     return replace(question, expr=sp.Mul(coefficient, *sums), terms=None)
 
 

@@ -71,8 +71,12 @@ class Piecewise:
         zero = std == 0
         inner = []
         for kink in self.kinks:
-            gap = kink(*parameters) - mean
-            scaled = jnp.where(zero, jnp.sign(gap) * reach, gap / jnp.where(zero, 1, std))
+            place = kink(*parameters)
+            gap = place - mean
+            # Without spread the kink is on one side, or halfway where only rounding parts it from the mean: that must not decide,
+            # as the compiler rounds differently from one use of an edge to the next.
+            on_it = jnp.abs(gap) <= 16 * jnp.finfo(std.dtype).eps * (jnp.abs(place) + jnp.abs(mean))
+            scaled = jnp.where(zero, jnp.where(on_it, 0, jnp.sign(gap)) * reach, gap / jnp.where(zero, 1, std))
             inner.append(jnp.broadcast_to(jnp.clip(scaled, -reach, reach), shape).astype(std.dtype))
         ends = [jnp.full(shape, e, std.dtype) for e in (-reach, reach)]
         return [ends[0], *inner, ends[1]]

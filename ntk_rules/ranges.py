@@ -30,6 +30,7 @@ _CORRELATIONS = np.array([0.5, -0.9, 1.0])
 # Of single precision, relative to the scale of the answer; double precision loses as many digits of its own.
 _LOST32, _LOST64, _AGREED = 1e-6, 5e-4, 2e-6
 _CHUNK = 16
+_UNDERFLOW = 1e-30  # scales below say nothing about rounding: densities far out, which single precision has not
 _OVER = 32  # exp(-32) is beyond working precision
 Value = Callable[..., jax.Array]
 
@@ -133,7 +134,11 @@ def _resolved(pieces: panels.Piecewise) -> panels.Piecewise:
     if first is last or pieces.parameters:
         return pieces
     left, right = first.high - _OVER, last.low + _OVER
-    low = [first] if first.expr.is_polynomial() else [Piece(-sp.oo, left, first.expr), Piece(left, first.high, first.expr)]
+    low = (
+        [first]
+        if first.expr.is_polynomial()
+        else [Piece(-sp.oo, left, first.expr), Piece(left, first.high, first.expr)]
+    )
     high = [last] if last.expr.is_polynomial() else [Piece(last.low, right, last.expr), Piece(right, sp.oo, last.expr)]
     return panels.Piecewise((*low, *inner, *high), pieces.z, ())
 
@@ -161,7 +166,7 @@ def _once(function: Callable[..., tuple[jax.Array, jax.Array]], *arrays: jax.Arr
 def _worst(value: np.ndarray, exact: np.ndarray, size: np.ndarray) -> np.ndarray:
     """The largest relative error over the correlations, infinite where there is no number."""
     with np.errstate(all="ignore"):
-        relative = np.where(value == exact, 0, np.abs(value - exact) / size)
+        relative = np.where((value == exact) | (size < _UNDERFLOW), 0, np.abs(value - exact) / size)
     relative = np.where(np.isfinite(relative), relative, np.inf)
     return relative.reshape(_VARIANCES.size, -1).max(axis=1)
 

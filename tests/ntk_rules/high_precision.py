@@ -171,10 +171,23 @@ def _at_kink(g: Distribution, a: mp.mpf, order: int, s1: mp.mpf, gain: mp.mpf, s
 
 
 def _line(f: Distribution, g: Distribution, s1: mp.mpf, gain: mp.mpf) -> mp.mpf:
-    """At correlation +-1: v = gain u; delta functions are left out, as the engine does where they have no finite value."""
+    """At correlation +-1: v = gain u. The finite part: halfway at jumps, and nothing where two delta functions meet."""
     places = [mp.mpf(k) / s1 for k in f.kinks] + [k / (gain * s1) for k in g.kinks]
     finest = [min(1, 1 / s1, 1 / (abs(gain) * s1)) / 2 for _ in places]
-    return _integral(lambda x: mp.npdf(x) * f.at(s1 * x) * g.at(gain * s1 * x), places, finest)
+    smooth = _integral(lambda x: mp.npdf(x) * f.at(s1 * x) * g.at(gain * s1 * x), places, finest)
+    return smooth + _on_line(f, g, s1, gain) + _on_line(g, f, abs(gain) * s1, 1 / gain)
+
+
+def _on_line(f: Distribution, g: Distribution, std: mp.mpf, gain: mp.mpf) -> mp.mpf:
+    """The delta functions of f times the smooth parts of g."""
+    total = mp.mpf(0)
+    for a, n, coefficient in f.deltas:
+        h = g
+        for j in range(n + 1):
+            slope = mp.binomial(n, j) * _density_derivative(mp.mpf(a), std, n - j) * gain**j * h.at(gain * a)
+            total += coefficient * (-1) ** n * slope
+            h = h.derivative()
+    return total
 
 
 def price(f: Distribution, g: Distribution, orders: tuple[int, int], law: tuple[float, float, float]) -> mp.mpf:
