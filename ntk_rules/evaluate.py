@@ -104,7 +104,7 @@ def _together(group: list[sp.Expr], known: dict[Any, Any]) -> dict[Any, jax.Arra
     out: dict[Any, jax.Array] = {}
     for shape, members in rows.items():
         columns = zip(*(arrays for _, arrays in members), strict=True)
-        stacked = [jnp.stack([jnp.broadcast_to(a, shape) for a in column]) for column in columns]
+        stacked: list[Any] = [jnp.stack([jnp.broadcast_to(a, shape) for a in column]) for column in columns]
         if isinstance(group[0], heads.BivariateCdf) and group[0].args[6] == 0:
             stacked[6] = 0.0
         values = HEAD_MEANING[group[0].func](*stacked)

@@ -90,7 +90,7 @@ class Piecewise:
         """
         edges = self.edges(mean, std, parameters, rule.reach)
         inner = tuple(p[..., None] for p in parameters)
-        ends = [-jnp.inf, *(kink(*inner) for kink in self.kinks), jnp.inf]
+        ends: list[jax.Array | float] = [-jnp.inf, *(kink(*inner) for kink in self.kinks), jnp.inf]
         xs, values = [], []
         for k, f in enumerate(self.functions):
             x, weights = panel(edges[k], edges[k + 1], rule.nodes)

@@ -7,6 +7,7 @@ is an integral over u, by Gauss-Legendre on panels that crowd around kinks and t
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def _integral(f, points: Sequence[mp.mpf], finest: Sequence[mp.mpf]) -> mp.mpf:
             width *= 4
     inside = sorted(e for e in edges if abs(e) <= _REACH)
     total = mp.mpf(0)
-    for a, b in zip(inside, inside[1:], strict=False):
+    for a, b in itertools.pairwise(inside):
         total += (b - a) * mp.fsum(w * f(a + (b - a) * t) for t, w in _legendre(_NODES))
     return total
 
