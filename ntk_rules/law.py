@@ -38,7 +38,7 @@ def sine_symbol(i: int, j: int) -> sp.Symbol:
     return sp.Symbol(f"w_{i}{j}", positive=True)
 
 
-_LONGEST = 150  # operations of an expression that is still taken apart
+_LONGEST = 80  # operations of an expression that is still taken apart
 
 
 @functools.lru_cache(maxsize=4096)

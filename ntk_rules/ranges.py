@@ -62,7 +62,10 @@ def kept_accurate(question: Question, method: Method) -> Method:
     def closed(*arrays: jax.Array) -> jax.Array:
         return method.compute(dict(zip(entries, arrays, strict=True)), ())
 
-    found = _range(closed, quadrature, scale, len(entries))
+    def closed_once(*arrays: jax.Array) -> jax.Array:
+        return (method.once or method.compute)(dict(zip(entries, arrays, strict=True)), ())
+
+    found = _range(closed_once, quadrature, scale, len(entries))
     if found is None:
         return method
     value = _by_range(closed, quadrature, found)

@@ -272,20 +272,24 @@ def bivariate_cdf(h: jax.Array, k: jax.Array, r: jax.Array, w: jax.Array) -> jax
     >>> round(float(bivariate_cdf(0.0, 0.0, 0.5, 0.75 ** 0.5)), 6)
     0.333333
     """
-    h, k, r, w = jnp.broadcast_arrays(*as_floats(h, k, r, w))
-    limits = jnp.clip(jnp.stack([h, k]), -40.0, 40.0)  # both at once: half the code to compile
-    limits = jnp.where(jnp.all(limits == 0, axis=0), 1e-30, limits)
+    h, k, r, w = as_floats(h, k, r, w)
+    big = 40.0
+    h, k = jnp.clip(h, -big, big), jnp.clip(k, -big, big)
+    tiny = 1e-30
+    centre = (h == 0) & (k == 0)
+    h, k = jnp.where(centre, tiny, h), jnp.where(centre, tiny, k)
     degenerate = w == 0
+    safe = jnp.where(degenerate, 1, w)
     # y = (k - r h)/w without cancellation: 1 - |r| = w^2/(1 + |r|).
     sign = jnp.where(r < 0, -1, 1)
     gap = w * w / (1 + jnp.abs(r))
-    y = ((limits[::-1] - sign * limits) + sign * gap * limits) / jnp.where(degenerate, 1, w)
-    side = jnp.where(limits < 0, -1, 1)
-    below, above = ndtr(limits), ndtr(-limits)
-    wedges = jnp.sum(owen_t(jnp.abs(limits), side * y), axis=0)
-    value = (below[0] + below[1]) / 2 - wedges - jnp.where(side[0] * side[1] < 0, 0.5, 0.0)
-    together = jnp.min(below, axis=0)
-    apart = jnp.maximum(jnp.where(h > k, below[1] - above[0], below[0] - above[1]), 0)
+    y_h = ((k - sign * h) + sign * gap * h) / safe
+    y_k = ((h - sign * k) + sign * gap * k) / safe
+    side_h, side_k = jnp.where(h < 0, -1, 1), jnp.where(k < 0, -1, 1)
+    wedges = owen_t(jnp.abs(h), side_h * y_h) + owen_t(jnp.abs(k), side_k * y_k)
+    value = (ndtr(h) + ndtr(k)) / 2 - wedges - jnp.where(side_h * side_k < 0, 0.5, 0.0)
+    together = ndtr(jnp.minimum(h, k))
+    apart = jnp.maximum(jnp.where(h > k, ndtr(k) - ndtr(-h), ndtr(h) - ndtr(-k)), 0)  # the smaller numbers
     return jnp.where(degenerate, jnp.where(r >= 0, together, apart), jnp.clip(value, 0, 1))
 
 
@@ -342,25 +346,27 @@ def scaled_bivariate_cdf(
     exp(rest) times a moderate integral, and ours is that, or a half plane's less that, so that a huge factor never
     meets a vanishing probability. Close to the centre nothing is huge, and Owen's formula serves.
     """
-    h, k, r, w, log_scale, rest = jnp.broadcast_arrays(*as_floats(h, k, r, w, log_scale, rest))
+    h, k, r, w, log_scale, rest = as_floats(h, k, r, w, log_scale, rest)
     degenerate = w == 0
     safe = jnp.where(degenerate, 1, w)
-    corner_at = jnp.stack([h, k])
-    y = (corner_at[::-1] - r * corner_at) / safe
+    y_h, y_k = (k - r * h) / safe, (h - r * k) / safe
     one_point = degenerate & (jnp.abs(h - jnp.sign(r) * k) <= 8 * jnp.finfo(h.dtype).eps * jnp.abs(h))
-    apart = degenerate & ~one_point
-    rests = jnp.where(apart, log_scale - corner_at * corner_at / 2, rest + jnp.where(degenerate, 0, y * y / 2))
-    sides = jnp.concatenate([corner_at, -corner_at])  # of x < h, y < k, x > h, y > k
-    half_h, half_k, past_h, past_k = scaled_cdf(log_scale, sides, jnp.ones_like(sides), jnp.concatenate([rests, rests]))
+    rest_h = jnp.where(degenerate & ~one_point, log_scale - h * h / 2, rest + jnp.where(degenerate, 0, y_h * y_h / 2))
+    rest_k = jnp.where(degenerate & ~one_point, log_scale - k * k / 2, rest + jnp.where(degenerate, 0, y_k * y_k / 2))
+    one = jnp.ones_like(h)
+    half_h, half_k = scaled_cdf(log_scale, h, one, rest_h), scaled_cdf(log_scale, k, one, rest_k)
+    past_h, past_k = scaled_cdf(log_scale, -h, one, rest_h), scaled_cdf(log_scale, -k, one, rest_k)  # of x > h, y > k
     strip = jnp.where(h < k, half_h - past_k, half_k - past_h)  # where the quadrants beyond h and k are disjoint
     in_line = jnp.where(r >= 0, jnp.where(h < k, half_h, half_k), jnp.where(one_point, 0, jnp.maximum(strip, 0)))
-    over = over_h, over_k = y[::-1] >= 0  # reflect x, y to put the mode of the quadrant into its corner
-    wedges = jnp.where((corner_at < 0) ^ over, 1, -1) * _half_wedge(jnp.abs(corner_at), jnp.abs(y))
-    corner = jnp.exp(jnp.minimum(rest, log_scale)) * jnp.sum(wedges, axis=0)
+    over_h, over_k = y_k >= 0, y_h >= 0  # reflect x, y to put the mode of the quadrant into its corner
+    corner = jnp.exp(jnp.minimum(rest, log_scale)) * (
+        jnp.where((h < 0) ^ over_h, 1, -1) * _half_wedge(jnp.abs(h), jnp.abs(y_h))
+        + jnp.where((k < 0) ^ over_k, 1, -1) * _half_wedge(jnp.abs(k), jnp.abs(y_k))
+    )
     far = jnp.where(
         over_h, jnp.where(over_k, strip + corner, half_k - corner), jnp.where(over_k, half_h - corner, corner)
     )
-    near = h * h + y[0] * y[0] < 4
+    near = h * h + y_h * y_h < 4
     plain = jnp.exp(jnp.where(near, log_scale, 0)) * bivariate_cdf(h, k, r, w)
     return jnp.where(degenerate, in_line, jnp.where(near, plain, far))
 
