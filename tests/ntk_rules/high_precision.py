@@ -150,12 +150,12 @@ def pair(f: Distribution, g: Distribution, q1: float, q2: float, c: float) -> mp
         std, gain = mp.sqrt(rest), c / q1
         total = mp.mpf(0)
         if f.parts:
-            width = max(std, 1) / (abs(gain) * s1) if gain else mp.inf  # of what g does, seen from u
+            wide, across = (max(std, 1) / (abs(gain) * s1), std / (abs(gain) * s1)) if gain else (mp.inf, mp.inf)
             places = [mp.mpf(k) / s1 for k in f.kinks]
-            finest = [min(1, 1 / s1, width) / 2 for _ in places]
-            if width < 100:
+            finest = [min(1, 1 / s1, wide) / 2 for _ in places]
+            if across < 100:  # where the kinks of g are met
                 places += [k / (gain * s1) for k in g.kinks]
-                finest += [min(1, std / (abs(gain) * s1), 1 / s1) / 2 for _ in g.kinks]
+                finest += [min(1, across, 1 / s1) / 2 for _ in g.kinks]
             total += _integral(lambda x: mp.npdf(x) * f.at(s1 * x) * _given(g, gain * s1 * x, std), places, finest)
         for a, n, coefficient in f.deltas:
             total += coefficient * (-1) ** n * _at_kink(g, mp.mpf(a), n, s1, gain, std)
