@@ -74,7 +74,8 @@ def test_against_mpmath(name: str, path: tuple[tuple[int, int], ...]) -> None:
         want = [factor * float(high_precision.price(f, f, orders, law)) for law in laws]
         size = scale(name, orders, factor, q1, q2, want[-2:])
         # Derivatives that quadrature answers are sums of hundreds of terms, some units of rounding more than a value is off.
-        for dtype, limit in ((np.float64, 4e-12 if path else 1e-12), (np.float32, 1e-6)):
+        # Second ones near correlation -1 divide by powers of the sine.
+        for dtype, limit in ((np.float64, 4e-12 if path else 1e-12), (np.float32, 4e-6 if len(path) == 2 else 1e-6)):
             for law, rho, got, exact in zip(laws, CORRELATIONS, at(core, laws, dtype), want, strict=True):
                 if dtype is np.float32 and (0 < 1 - rho < 1e-8 or size < 1e-30 or not size < 1e30):
                     continue  # single precision cannot hold the correlation, or the answer

@@ -40,7 +40,7 @@ KINKS = {
 }  # fmt: skip
 # Not smooth across: everything else has its kinks, if any, at zero.
 LAWS = [(1.3, 0.8, 0.4), (0.5, 2.0, -0.8)]
-EVERYDAY = ("parametric relu", "gelu", "gabor", "threshold with an offset")
+EVERYDAY = ("parametric relu", "gelu", "threshold with an offset")
 ORDER = [pytest.param(n, marks=[] if n in EVERYDAY else pytest.mark.slow) for n in ALL]
 
 
