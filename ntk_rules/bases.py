@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import sympy as sp
 
 from ntk_rules import heads
-from ntk_rules.law import Law, correlation_symbol, covariance_symbol, joint_determinant, std_symbol
+from ntk_rules.law import Law, correlation_symbol, covariance_symbol, in_correlations, joint_determinant, std_symbol
 from ntk_rules.terms import Form, Term
 
 
@@ -97,9 +97,7 @@ def two_forms(term: Term, law: Law, work: Derivation) -> sp.Expr | None:
     if scale != 0:
         h, k = f.offset, g.offset
         cross = law.between(f.slope, g.slope)
-        distance = (h**2 * law.variance(g) + k**2 * law.variance(f) - 2 * cross * h * k) / (
-            law.variance(f) * law.variance(g) - cross**2
-        )
+        distance = (h**2 * law.variance(g) + k**2 * law.variance(f) - 2 * cross * h * k) / joint_determinant(law, f, g)
         rest = settle(scale - distance / 2)
     return outside * heads.BivariateCdf(m_f, s_f, m_g, s_g, r, w, scale, rest)
 
@@ -120,7 +118,7 @@ def three_centred_forms(term: Term, law: Law, work: Derivation) -> sp.Expr | Non
 
 def _mean_and_std(form: Form, variance: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
     std = sp.sqrt(variance)
-    return heads.residue(form.offset, std), std
+    return heads.residue(in_correlations(form.offset), std), std
 
 
 def _orthant(r: sp.Expr, w: sp.Expr) -> sp.Expr:
@@ -148,7 +146,8 @@ def _ratio(cov: sp.Expr, scale: sp.Expr) -> sp.Expr:
 
 
 def settle(expr: sp.Expr) -> sp.Expr:
-    """`expr`, or 0 where it is identically zero, as seen at random laws."""
+    """`expr` in correlations, or 0 where it is identically zero, as seen at random laws."""
+    expr = in_correlations(expr)
     return sp.S.Zero if expr != 0 and all(abs(x) < 1e-13 for x in sampled(expr)) else expr
 
 

@@ -8,13 +8,14 @@ symmetric value at zero variance and at correlation +-1, where the true value is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import sympy as sp
 
 from ntk_rules import faddeeva, heads, special
-from ntk_rules.functions import MEANING, to_jax
+from ntk_rules.functions import MEANING, in_order, node_value
 from ntk_rules.law import std_symbol
 
 Entry = tuple[int, int]
@@ -58,15 +59,61 @@ def entries_read(formula: sp.Expr) -> tuple[Entry, ...]:
     return tuple(sorted(entries))
 
 
-def compile_formula(formula: sp.Expr, parameters: Sequence[sp.Symbol]) -> Callable[..., jax.Array]:
-    """A function of ({(i, j): covariance}, parameters) evaluating the closed form."""
+def compile_formula(
+    formula: sp.Expr, parameters: Sequence[sp.Symbol], together: bool = False
+) -> Callable[..., jax.Array]:  # fmt: skip
+    """A function of ({(i, j): covariance}, parameters) evaluating the closed form.
+
+    together: costly heads of one kind as one array, which compiles in half the time and runs in twice.
+    """
     symbols = sorted(formula.free_symbols - set(parameters), key=str)
-    evaluate = to_jax(formula, (*symbols, *parameters), guarded=True)
+    groups = _alike(formula) if together else []
+    first = in_order(sp.Tuple(*(argument for group in groups for node in group for argument in node.args)))[:-1]
+    order = in_order(formula)
 
     def value(covariances: dict[Entry, jax.Array], values: Sequence[jax.Array]) -> jax.Array:
-        return evaluate(*(_symbol_value(s, covariances) for s in symbols), *values)
+        given = {s: _symbol_value(s, covariances) for s in symbols} | dict(zip(parameters, values, strict=True))
+        known: dict[Any, Any] = dict(given)
+        for node in first:
+            if node not in known:
+                known[node] = node_value(node, known, True)
+        for group in groups:
+            known |= _together(group, known)
+        for node in order:
+            if node not in known:
+                known[node] = node_value(node, known, True)
+        return jnp.asarray(known[formula], jnp.result_type(*given.values(), 0.0) if given else None)
 
     return value
+
+
+_COSTLY = (heads.BivariateCdf, heads.ScaledCdf, heads.NormalCdf, heads.WaveCdf)
+
+
+def _alike(formula: sp.Expr) -> list[list[sp.Expr]]:
+    """The costly heads of a formula in groups of one kind, but for those with another one among their arguments."""
+    groups: dict[tuple[type, bool], list[sp.Expr]] = {}
+    for node in sorted(formula.atoms(*_COSTLY), key=str):
+        if not any(argument.has(*_COSTLY) for argument in node.args):
+            groups.setdefault((node.func, isinstance(node, heads.BivariateCdf) and node.args[6] == 0), []).append(node)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _together(group: list[sp.Expr], known: dict[Any, Any]) -> dict[Any, jax.Array]:
+    """The values of heads of one kind; those of one shape are stacked."""
+    rows: dict[tuple[int, ...], list[tuple[sp.Expr, list[jax.Array]]]] = {}
+    for node in group:
+        arrays = special.as_floats(*(known[argument] for argument in node.args))
+        rows.setdefault(jnp.broadcast_shapes(*(a.shape for a in arrays)), []).append((node, list(arrays)))
+    out: dict[Any, jax.Array] = {}
+    for shape, members in rows.items():
+        columns = zip(*(arrays for _, arrays in members), strict=True)
+        stacked: list[Any] = [jnp.stack([jnp.broadcast_to(a, shape) for a in column]) for column in columns]
+        if isinstance(group[0], heads.BivariateCdf) and group[0].args[6] == 0:
+            stacked[6] = 0.0
+        values = HEAD_MEANING[group[0].func](*stacked)
+        out |= {node: values[k] for k, (node, _) in enumerate(members)}
+    return out
 
 
 def _symbol_value(symbol: sp.Symbol, covariances: dict[Entry, jax.Array]) -> jax.Array:

@@ -21,6 +21,7 @@ from ntk_rules import tiers
 from ntk_rules.constants import snap_floats
 from ntk_rules.errors import NoRule
 from ntk_rules.evaluate import in_covariances
+from ntk_rules.factors import collected
 from ntk_rules.question import Question, canonical, cov_derivative, parameter_derivative
 
 Entry = tuple[int, int]
@@ -47,7 +48,7 @@ class Core:
         if key not in self._derivatives:
             asked = self.question if self.method.terms is None else replace(self.question, terms=self.method.terms)
             question = cov_derivative(asked, key) if isinstance(key, tuple) else parameter_derivative(asked, key)
-            self._derivatives[key] = None if question is None else core_of(question)
+            self._derivatives[key] = None if question is None else core_of(collected(question))
         return self._derivatives[key]
 
     def _differentiable(self):

@@ -6,7 +6,7 @@ derivatives).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy as sp
 
@@ -58,29 +58,64 @@ def factor_of(expr: sp.Expr, i: int, question: Question) -> Factor:
     z = gaussian_symbols(question.gaussians)[i]
     if not expr.has(sp.DiracDelta):
         return Factor(i, expr, ())
-    regular, deltas = [], []
+    regular: list[sp.Expr] = []
+    deltas: list[Delta] = []
     for addend in sp.Add.make_args(sp.expand_mul(expr)):
         found = [a for a in sp.Mul.make_args(addend) if isinstance(a, sp.DiracDelta)]
         if not found:
             regular.append(addend)
         elif len(found) == 1:
-            deltas.append(_delta(found[0], addend / found[0], z))
+            deltas += _deltas(found[0], addend / found[0], z)
         else:
             raise Declined(f"{addend} multiplies delta functions of one Gaussian")
-    return Factor(i, sp.Add(*regular), tuple(d for d in deltas if d is not None))
+    return Factor(i, sp.Add(*regular), _merged(deltas))
 
 
-def _delta(delta: sp.DiracDelta, weight: sp.Expr, z: sp.Symbol) -> Delta | None:
+def _deltas(delta: sp.DiracDelta, weight: sp.Expr, z: sp.Symbol) -> list[Delta]:
+    """weight(z) delta^(n)(z - a) as delta functions of constant weight: sum_k (-1)^k binom(n, k) weight^(k)(a) delta^(n-k)(z - a)."""
     argument = delta.args[0]
     if sp.diff(argument, z) != 1:
         raise Declined(f"{delta} has a slope other than 1")
     place = sp.expand(z - argument)
     order = int(delta.args[1]) if len(delta.args) > 1 else 0
-    if order == 0:
-        weight = weight.xreplace({z: place})
-        if weight == 0 or (weight.is_number and abs(float(weight)) < 1e-14):
-            return None
-    return Delta(place, order, weight)
+    if order and has_kinks(weight):
+        return [Delta(place, order, weight)]
+    out = []
+    for k in range(order + 1):
+        out.append(Delta(place, order - k, (-1) ** k * sp.binomial(order, k) * weight.xreplace({z: place})))
+        weight = sp.diff(weight, z) if k < order else weight
+    return out
+
+
+def _merged(deltas: list[Delta]) -> tuple[Delta, ...]:
+    """Those of one place and order added up, and what vanishes left out."""
+    sums: dict[tuple[sp.Expr, int], sp.Expr] = {}
+    for d in deltas:
+        sums[(d.place, d.order)] = sums.get((d.place, d.order), sp.S.Zero) + d.weight
+    return tuple(
+        Delta(place, order, weight)
+        for (place, order), weight in sums.items()
+        if not (weight == 0 or (weight.is_number and abs(float(weight)) < 1e-14))
+    )
+
+
+def collected(question: Question) -> Question:
+    """A derivative with what multiplies delta functions evaluated at their places: much of it cancels, as (1 - e^z) delta(z)."""
+    if question.expr is None or not question.expr.has(sp.DiracDelta):
+        return question
+    zs = gaussian_symbols(question.gaussians)
+    try:
+        coefficient, groups = separated(question)
+        factors = [factor_of(expr, i, question) for i, expr in groups.items()]
+    except Declined:
+        return question
+    if any(has_kinks(d.weight) for f in factors for d in f.deltas):
+        return question
+    sums = [
+        sp.Add(f.regular, *(d.weight * sp.DiracDelta(zs[f.index] - d.place, d.order) for d in f.deltas))
+        for f in factors
+    ]
+    return replace(question, expr=sp.Mul(coefficient, *sums), terms=None)
 
 
 def piecewise(expr: sp.Expr, i: int, question: Question) -> Piecewise:

@@ -9,6 +9,7 @@ them along in closed form (the matrix determinant lemma).
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -35,6 +36,48 @@ def correlation_symbol(i: int, j: int) -> sp.Symbol:
 def sine_symbol(i: int, j: int) -> sp.Symbol:
     """w_ij = sqrt(1 - rho_ij^2)."""
     return sp.Symbol(f"w_{i}{j}", positive=True)
+
+
+_LONGEST = 80  # operations of an expression that is still taken apart
+
+
+@functools.lru_cache(maxsize=4096)
+def in_correlations(expr: sp.Expr) -> sp.Expr:
+    """`expr`, rational in one covariance, through its correlation and sine: what cancels for every law is gone.
+
+    >>> s0, s1, c = std_symbol(0), std_symbol(1), covariance_symbol(0, 1)
+    >>> in_correlations(s1**2 - c**2 / s0**2), in_correlations(c - c * (c + s0**2) / s0**2)
+    (s_1**2*w_01**2, -rho_01**2*s_1**2)
+    """
+    found = [c for c in expr.free_symbols if c.name.startswith("C_")]
+    sines = {s for s in expr.free_symbols if s.name.startswith("w_")}
+    if len(found) != 1:
+        return expr
+    i, j = map(int, found[0].name[2:])
+    rho, w = correlation_symbol(i, j), sine_symbol(i, j)
+    if not sines <= {w} or expr.count_ops() > _LONGEST:
+        return expr
+    floats = {f: sp.Dummy(positive=bool(f > 0)) for f in expr.atoms(sp.Float)}
+    plain = expr.xreplace({**floats, found[0]: rho * std_symbol(i) * std_symbol(j)})
+    top, bottom = (_shorter(part, rho, w) for part in sp.fraction(sp.cancel(plain)))
+    if top == 0:
+        return sp.S.Zero
+    back = {dummy: f for f, dummy in floats.items()}
+    if bottom.is_Add:
+        return sp.cancel(top / bottom).xreplace(back)
+    return sp.Add(*(term / bottom for term in sp.Add.make_args(top))).xreplace(back)
+
+
+def _shorter(expr: sp.Expr, rho: sp.Symbol, w: sp.Symbol) -> sp.Expr:
+    """`expr` expanded, as it is or with 1 - w^2 for rho^2, whichever has fewer terms and so less to cancel."""
+    whole = sp.expand(expr)
+
+    def power(base: sp.Expr, exponent: sp.Expr) -> sp.Expr:
+        even = exponent if exponent.is_Integer and exponent > 1 and base == rho else 0
+        return base ** (exponent - even + even % 2) * (1 - w**2) ** (even // 2)
+
+    turned = sp.expand(whole.replace(sp.Pow, power))
+    return min(turned, whole, key=lambda e: len(sp.Add.make_args(e)))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Method:
     bound_range: str = ""
     estimate: Compute | None = None
     pathwise: Compute | None = None  # differentiable in place of Price's theorem, where that has no rule
+    once: Compute | None = None  # the value as a function that is quick to compile, for a single use
     terms: tuple[Term, ...] | None = None  # the normal form of what was asked, from which derivatives are taken
 
     def error(self, covariances: dict[Entry, jax.Array], parameters: tuple[jax.Array, ...]) -> jax.Array:

@@ -53,7 +53,7 @@ def one_gaussian(question: Question) -> Method:
     if len(groups) != 1:
         raise Declined(f"{len(groups)} Gaussians occur")
     ((i, expr),) = groups.items()
-    parts = _line_parts(factor_of(coefficient * expr, i, question), question)
+    parts = line_parts(factor_of(coefficient * expr, i, question), question)
     return assemble(parts, ((i, i),), question, "one-dimensional quadrature")
 
 
@@ -73,9 +73,9 @@ def two_separable(question: Question) -> Method:
         part, tier = _regular_pair(f, g, question)
         parts.append(part)
     for delta in f.deltas:
-        parts += _conditioned(delta, f.index, g, question)
+        parts += conditioned(delta, f.index, g, question)
     for delta in g.deltas:
-        parts += _conditioned(delta, g.index, replace(f, deltas=()), question)
+        parts += conditioned(delta, g.index, replace(f, deltas=()), question)
     return assemble(parts, ((i, i), (i, j), (j, j)), question, tier)
 
 
@@ -137,7 +137,7 @@ def _squared(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return lambda *arguments: function(*arguments) ** 2
 
 
-def _line_parts(f: Factor, question: Question) -> list[Part]:
+def line_parts(f: Factor, question: Question) -> list[Part]:
     """E[f(z)] for one factor."""
     i = f.index
     parts = []
@@ -290,7 +290,7 @@ def _independent_pair(f: Factor, g: Factor, left: sp.Expr, right: sp.Expr, quest
     return Method(methods[0].tier, needs, compute, steps, None, bound, methods[0].bound_range, estimate)
 
 
-def _conditioned(delta: Delta, i: int, g: Factor, question: Question) -> list[Part]:
+def conditioned(delta: Delta, i: int, g: Factor, question: Question) -> list[Part]:
     """E[delta^(k)(u - a) phi(u) g(v)]: the density at the kink times E[g(v) | u = a]; orders k > 0 by parts.
 
     E[delta^(k)(u - a) G] = -E[delta^(k-1)(u - a) (G_u + (c/q_u) G_v - (u/q_u) G)].

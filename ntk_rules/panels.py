@@ -46,7 +46,7 @@ class Piecewise:
     """A function of one Gaussian, smooth between kinks: its pieces as JAX functions of (z, *parameters)."""
 
     def __init__(self, pieces: tuple[Piece, ...], z: sp.Symbol, parameters: tuple[sp.Symbol, ...]):
-        self.pieces = pieces
+        self.pieces, self.z, self.parameters = pieces, z, parameters
         self.kinks = [to_jax(p.low, parameters) for p in pieces[1:]]
         self.functions = [to_jax(p.expr, (z, *parameters)) for p in pieces]
         self.roundings = [rounding_of(p.expr, (z, *parameters)) for p in pieces]
@@ -54,7 +54,8 @@ class Piecewise:
     def mapped(self, change: Callable[..., Callable[..., jax.Array]]) -> Piecewise:
         """The same kinks with every piece changed by `change`."""
         out = object.__new__(Piecewise)
-        out.pieces, out.kinks, out.roundings = self.pieces, self.kinks, self.roundings
+        out.pieces, out.z, out.parameters = self.pieces, self.z, self.parameters
+        out.kinks, out.roundings = self.kinks, self.roundings
         out.functions = [change(f) for f in self.functions]
         return out
 
@@ -70,8 +71,12 @@ class Piecewise:
         zero = std == 0
         inner = []
         for kink in self.kinks:
-            gap = kink(*parameters) - mean
-            scaled = jnp.where(zero, jnp.sign(gap) * reach, gap / jnp.where(zero, 1, std))
+            place = kink(*parameters)
+            gap = place - mean
+            # Without spread the kink is on one side, or halfway where only rounding parts it from the mean: that must not decide,
+            # as the compiler rounds differently from one use of an edge to the next.
+            on_it = jnp.abs(gap) <= 16 * jnp.finfo(std.dtype).eps * (jnp.abs(place) + jnp.abs(mean))
+            scaled = jnp.where(zero, jnp.where(on_it, 0, jnp.sign(gap)) * reach, gap / jnp.where(zero, 1, std))
             inner.append(jnp.broadcast_to(jnp.clip(scaled, -reach, reach), shape).astype(std.dtype))
         ends = [jnp.full(shape, e, std.dtype) for e in (-reach, reach)]
         return [ends[0], *inner, ends[1]]
@@ -79,14 +84,18 @@ class Piecewise:
     def samples(
         self, mean: jax.Array, std: jax.Array, parameters: Parameters, rule: Rule
     ) -> tuple[jax.Array, jax.Array]:
-        """(nodes x, weight times f(mean + std x)) on all panels, the node axis last; no density factor."""
+        """(nodes x, weight times f(mean + std x)) on all panels, the node axis last; no density factor.
+
+        Every piece is evaluated where it holds alone: a panel out of reach is empty, but exp may overflow there.
+        """
         edges = self.edges(mean, std, parameters, rule.reach)
         inner = tuple(p[..., None] for p in parameters)
+        ends: list[jax.Array | float] = [-jnp.inf, *(kink(*inner) for kink in self.kinks), jnp.inf]
         xs, values = [], []
         for k, f in enumerate(self.functions):
             x, weights = panel(edges[k], edges[k + 1], rule.nodes)
             xs.append(x)
-            values.append(weights * f(mean[..., None] + std[..., None] * x, *inner))
+            values.append(weights * f(jnp.clip(mean[..., None] + std[..., None] * x, ends[k], ends[k + 1]), *inner))
         return jnp.concatenate(xs, -1), jnp.concatenate(values, -1)
 
 

@@ -40,6 +40,10 @@ def _parse(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> list[Term]:
     if expr in zs:
         unit = tuple(int(z == expr) for z in zs)
         return [replace(constant_term(len(zs), sp.S.One), powers=unit)]
+    if expr.is_Add and expr.has(sp.DiracDelta):
+        apart = [part for part in expr.args if part.has(sp.DiracDelta)]
+        rest = sp.Add(*(part for part in expr.args if not part.has(sp.DiracDelta)))
+        return [t for part in (*apart, rest) if part != 0 for t in _parse(part, zs)]
     if len(used) == 1 and has_kinks(expr):
         try:
             return _parse_pieces(expr, used[0], zs)

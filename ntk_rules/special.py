@@ -291,7 +291,7 @@ def bivariate_cdf(h: jax.Array, k: jax.Array, r: jax.Array, w: jax.Array) -> jax
     wedges = owen_t(jnp.abs(h), side_h * y_h) + owen_t(jnp.abs(k), side_k * y_k)
     value = (ndtr(h) + ndtr(k)) / 2 - wedges - jnp.where(side_h * side_k < 0, 0.5, 0.0)
     together = ndtr(jnp.minimum(h, k))
-    apart = jnp.maximum(ndtr(h) - ndtr(-k), 0)
+    apart = jnp.maximum(jnp.where(h > k, ndtr(k) - ndtr(-h), ndtr(h) - ndtr(-k)), 0)  # the smaller numbers
     return jnp.where(degenerate, jnp.where(r >= 0, together, apart), jnp.clip(value, 0, 1))
 
 

@@ -49,9 +49,10 @@ def _rewritten(question: Question) -> Method:
     formula = total(list(terms), base_law(question.gaussians, question.independent), work)
     if formula is None:
         raise Declined("no base case for what is left of the normal form")
-    evaluate = compile_formula(tidy_formula(differences_joined(formula)), question.parameter_symbols())
+    joined = tidy_formula(differences_joined(formula))
+    evaluate, once = (compile_formula(joined, question.parameter_symbols(), together) for together in (False, True))
     formula = tidy_formula(formula)
-    return Method("closed form", entries_read(formula), evaluate, tuple(work.steps), formula, terms=terms)
+    return Method("closed form", entries_read(formula), evaluate, tuple(work.steps), formula, once=once, terms=terms)
 
 
 def tidy_formula(formula: sp.Expr) -> sp.Expr:

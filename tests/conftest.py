@@ -44,6 +44,7 @@ SLOW = (
     "tests/ntk_rules/test_grammar.py",
     "tests/ntk_rules/test_kinked_plane.py",
     "tests/ntk_rules/test_numeric.py",
+    "tests/ntk_rules/test_peer.py",
     "tests/ntk_rules/test_problems.py",
     "tests/test_finite_width.py",
     "tests/test_joint_sampled.py",

@@ -8,6 +8,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 import sympy as sp
+from scipy import special as scs
 
 from ntk_rules import NoRule, expectation, functions
 from ntk_rules.functions import logistic, softplus
@@ -205,3 +206,20 @@ def test_rounding_of_the_formula_and_what_is_out_of_reach_are_in_the_error(f):
 def test_a_tolerance_out_of_reach_is_refused():
     with pytest.raises(NoRule, match=r"reaches .* wanted 1\.0e-18"):
         expectation(sp.tanh(u) * sp.tanh(v), (u, v), tolerance=1e-18)
+
+
+@pytest.mark.parametrize(
+    "F, f, g, kinks",
+    [
+        (sp.sin(u) * sp.erf(u) * sp.Max(v, 0), lambda x: np.sin(x) * scs.erf(x), lambda y: np.maximum(y, 0), ([], [0.0])),
+        (sp.sin(u) * sp.Max(u, 0) * sp.Max(v, 0), lambda x: np.sin(x) * np.maximum(x, 0), lambda y: np.maximum(y, 0), ([0.0], [0.0])),
+    ],
+    ids=["series", "plane"],
+)  # fmt: skip
+def test_a_wave_times_two_steps_is_integrated_with_a_bound(F, f, g, kinks):
+    """It would need the bivariate normal integral at complex limits, which the engine has not: quadrature, and it says so."""
+    E = expectation(F, (u, v))
+    assert E.tier in ("Hermite series", "quadrature split at the kinks") and 0 < E.bound <= 1e-12
+    for law in (LAW, (1.0, 1.2, -0.8)):
+        want = references.split_plane(f, g, law, kinks)
+        assert abs(float(E.value(values(E, *law))) - want) <= float(E.error(values(E, *law))) + 1e-13
