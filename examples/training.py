@@ -81,21 +81,23 @@ def circle(out: Path, wide: int) -> None:
     """Jacot et al. 2018, figure 1."""
     angles = np.linspace(-np.pi, np.pi, 81)
     points, centre = on_circle(angles), on_circle(np.zeros(1))
-    limit = tp.compile(network, jnp.zeros(2))(points, centre).ntk[:, 0]
+    infinite = tp.compile(network, jnp.zeros(2))
+    limit = infinite(points, centre).ntk[:, 0]
     x = jax.random.normal(jax.random.key(1), (16, 2))
     y = x[:, 0] * x[:, 1]
+    rate, steps = 0.5 * apps.Training(infinite, x, np.asarray(y)).critical_rate(), 60
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for width, networks, color in ((500, 5, "tab:green"), (wide, 2, "tab:red")):
-        train = trainer(partial(values, network), x, y, 0.1, 200)
-        kernel = jax.jit(
-            lambda p: apps.Empirical(partial(tp.apply, network), p, method="products")(points, centre, get="ntk")
-        )
+    for width, networks, color in ((500, 5, "tab:green"), (wide, 1 if wide > 5000 else 3, "tab:red")):
+        train = trainer(partial(values, network), x, y, rate, steps)
+        kernel = jax.jit(lambda p: apps.Empirical(partial(tp.apply, network), p)(points, centre, get="ntk"))
         for k in range(networks):
             params = tp.init(network, jnp.zeros(2), width, jax.random.key(k))
-            for p, style in ((params, "-"), (train(params)[0], "--")):
-                ntk = kernel(p)
+            for style in ("-", "--"):
+                if style == "--":
+                    params, _ = train(params)
                 label = f"n = {width}, {'before' if style == '-' else 'after'} training" if k == 0 else None
-                axes.plot(angles, ntk[:, 0], style, color=color, alpha=0.5, lw=1, label=label)
+                axes.plot(angles, kernel(params)[:, 0], style, color=color, alpha=0.5, lw=1, label=label)
+            print(f"  width {width}, network {k + 1} of {networks}", flush=True)
     axes.plot(angles, limit, color="black", lw=1.5, label="limit")
     axes.set(xlabel="angle", ylabel="NTK((1, 0), x)", xticks=[-np.pi, 0, np.pi], xticklabels=["-π", "0", "π"])
     axes.legend(fontsize=8)
@@ -228,7 +230,9 @@ def main() -> None:
     """Draw the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs"))
-    parser.add_argument("--wide", type=int, default=2000, help="the largest width (the paper: 10000)")
+    parser.add_argument(
+        "--wide", type=int, default=2000, help="the largest width (the paper, and the pictures kept: 10000)"
+    )
     parser.add_argument("--only", nargs="+", choices=list(FIGURES), default=list(FIGURES))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,7 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "noise": (("--noise",), dict(type=float, required=True, help="the variance of the noise in y")),
     "diag_reg": (("--diag-reg",), dict(type=float, default=0.0, help="added to the diagonal, as a multiple of its mean")),
     "std": (("--std",), dict(metavar="FILE", help="also write the standard deviations here")),
-    "widths": (("--widths",), dict(nargs="+", type=int, default=[64, 128, 256, 512], help="(default: 64 128 256 512)")),
+    "widths": (("--widths",), dict(nargs="+", type=int, help="growing (default: up to 512, as far as the work allows)")),
     "samples": (("--samples",), dict(type=int, default=256, help="networks at the largest width (default: 256)")),
     "plot": (("--plot",), dict(metavar="FILE.png", help="also draw the distances over the width")),
     "platforms": (("--platforms",), dict(nargs="+", default=["cpu", "cuda"], help="(default: cpu cuda)")),
