@@ -31,6 +31,8 @@ from tensorprog import apps, nn
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+NETWORKS = 150  # that the percentiles of figure 2 are taken over
+
 
 def network(x: Any, depth: int = 4) -> Any:
     """ReLU layers with small biases (Jacot et al. 2018: beta = 0.1), in all `depth` of them linear."""
@@ -111,7 +113,7 @@ def regression(out: Path, wide: int) -> None:
     angles = np.linspace(-np.pi, np.pi, 121)
     kernel = tp.compile(network, jnp.zeros(2))
     training = apps.Training(kernel, on_circle(at), y)
-    rate, steps = 0.5 * training.critical_rate(), 500
+    rate, steps = 0.5 * training.critical_rate(), 300
     band = training.descent(steps, rate, on_circle(angles))
     spread = 1.2816 * np.sqrt(np.diagonal(band.covariance))  # tenth and ninetieth percentiles
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -119,13 +121,17 @@ def regression(out: Path, wide: int) -> None:
         angles, band.mean - spread, band.mean + spread, color="tab:blue", alpha=0.25, label="limit, 10 to 90 %"
     )
     axes.plot(angles, band.mean, color="tab:blue", label="limit, mean")
-    f = partial(values, network)
-    for width, color in ((50, "tab:green"), (min(wide, 500), "tab:red")):
-        train = trainer(f, on_circle(at), jnp.asarray(y, jnp.float32), rate, steps)
-        for k in range(6):
-            p, _ = train(tp.init(network, jnp.zeros(2), width, jax.random.key(k)))
-            curve = f(p, on_circle(angles))
-            axes.plot(angles, curve, color=color, lw=0.6, alpha=0.7, label=f"trained, n = {width}" if k == 0 else None)
+    width, f = min(wide, 250), partial(values, network)
+    train = trainer(f, on_circle(at), jnp.asarray(y, jnp.float32), rate, steps)
+    one = lambda key: f(train(tp.init(network, jnp.zeros(2), width, key))[0], on_circle(angles))
+    curves = np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys))(jax.random.split(jax.random.key(0), NETWORKS)))
+    inside = (np.abs(curves - band.mean) <= spread).mean()
+    print(f"  {inside:.1%} of {NETWORKS} networks of width {width} are inside the band, on average over the angles")
+    axes.plot(angles, curves[:8].T, color="tab:red", lw=0.6, alpha=0.6)
+    axes.plot([], [], color="tab:red", lw=0.6, label=f"8 trained networks, n = {width}")
+    for k, level in enumerate(np.percentile(curves, [10, 90], axis=0)):
+        label = None if k else f"{NETWORKS} trained networks, 10 and 90 %"
+        axes.plot(angles, level, "--", color="tab:red", lw=1.2, label=label)
     axes.plot(at, y, "ko", ms=5)
     axes.set(xlabel="angle", ylabel="f", xticks=[-np.pi, 0, np.pi], xticklabels=["-π", "0", "π"])
     axes.legend(fontsize=8)
