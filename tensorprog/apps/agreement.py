@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from tensorprog.apps.checks import check_whole
 from tensorprog.apps.empirical import operations
 from tensorprog.apps.grams import count, widened
 from tensorprog.apps.sampled import draws, last_layer
@@ -108,8 +109,10 @@ def check(
             f"check: the network of {kernel!r} is not known, expected a kernel that tp.compile made of a function or a model\n"
             "  to mend: compile the network here; a file and a program hold only its limit"
         )
-    if not isinstance(samples, int) or samples < 8:
-        raise InputError(f"check: samples is {samples!r}, expected a whole number >= 8")
+    check_whole(samples, "check: samples", 8)
+    check_whole(seed, "check: seed", 0)
+    if not count(x, "x"):
+        raise InputError("check: x holds no inputs, expected a few")
     limit = [np.asarray(k, float) for k in kernel(x, **hypers)]
     scales = [float(np.abs(k).max()) or 1.0 for k in limit]
     output = kernel.program.output.type.shape

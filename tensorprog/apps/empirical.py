@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.apps.grams import count
+from tensorprog.apps.checks import check_params, check_whole, output_of
+from tensorprog.apps.grams import check_number, count
 from tensorprog.apps.structured import cost, structured
 from tensorprog.errors import InputError
 from tensorprog.runtime import KernelResult
+from tensorprog.runtime.inputs import is_traced
 
 __all__ = ["METHODS", "OUTPUTS", "Empirical", "operations"]
 
@@ -58,25 +60,28 @@ class Empirical:
             raise InputError(f"Empirical: output is {output!r}, expected one of {', '.join(OUTPUTS)}")
         if method not in METHODS:
             raise InputError(f"Empirical: method is {method!r}, expected one of {', '.join(METHODS)}")
-        if batch is not None and (not isinstance(batch, int) or batch < 1):
-            raise InputError(f"Empirical: batch is {batch!r}, expected a positive whole number, or None")
+        if batch is not None:
+            check_whole(batch, "Empirical: batch", 1, ", or None")
         if not callable(f):
             raise InputError(f"Empirical: f is a {type(f).__name__}, expected a function f(params, x)")
+        check_params(params, "Empirical: params")
         self.f, self.params, self.output, self.method, self.batch = f, params, output, method, batch
         self._speeds = self._read(speeds)
         self._block = jax.jit(self._both, static_argnames=("get", "method"))
 
     def _read(self, speeds: Any) -> Any:
-        if np.ndim(speeds) == 0 and not isinstance(speeds, dict):
-            return jax.tree.map(lambda _: float(speeds), self.params)
+        speed = lambda value: check_number(value, "Empirical: a speed")
+        if isinstance(speeds, str) or (np.ndim(speeds) == 0 and jax.tree_util.all_leaves([speeds])):
+            known = speed(speeds)
+            return jax.tree.map(lambda _: known, self.params)
         if isinstance(speeds, Mapping) and isinstance(self.params, Mapping) and set(speeds) == set(self.params):
-            return jax.tree.unflatten(jax.tree.structure(self.params), map(float, jax.tree.leaves(dict(speeds))))
+            return jax.tree.unflatten(jax.tree.structure(self.params), map(speed, jax.tree.leaves(dict(speeds))))
         if str(jax.tree.structure(speeds)) != str(jax.tree.structure(self.params)):
             raise InputError(
                 f"Empirical: speeds has the structure {jax.tree.structure(speeds)}, expected one number, or that of params, "
                 f"{jax.tree.structure(self.params)}"
             )
-        return jax.tree.map(float, speeds)
+        return jax.tree.map(speed, speeds)
 
     def __call__(self, x1: Any, x2: Any = None, *, get: Any = None) -> Any:
         """The kernel matrices of the inputs x1 (N1, *example) and x2, as of a compiled kernel."""
@@ -85,6 +90,12 @@ class Empirical:
             raise InputError(f"Empirical: get is {get!r}, expected 'nngp', 'ntk', or a tuple of them")
         first = jax.tree.map(jnp.asarray, x1)
         second = first if x2 is None else jax.tree.map(jnp.asarray, x2)
+        for name, x in (("x1", first), ("x2", second)):
+            count(x, name)
+            bad = [a for a in jax.tree.leaves(x) if not is_traced(a) and not np.isfinite(a).all()]
+            if bad:
+                raise InputError(f"Empirical: {name} has NaN or infinity, expected finite numbers")
+            output_of(self.f, self.params, _one(x), f"Empirical: {name}")
         method = self.chosen(first, second) if self.method == "auto" else self.method
         found = self._tiles(first, second, names, method)
         if get is None:

@@ -40,8 +40,20 @@ class Path(NamedTuple):
 
 
 def square_loss(y: Any) -> Callable[[jax.Array], jax.Array]:
-    """The cost 1/(2N) sum_i |f(x_i) - y_i|^2."""
-    return lambda f: 0.5 * jnp.sum(jnp.square(f - jnp.asarray(y, f.dtype))) / f.shape[0]
+    """The cost 1/(2N) sum_i |f(x_i) - y_i|^2, for f of the shape of y.
+
+    Raises InputError for y that does not hold finite real numbers.
+    """
+    known = np.asarray(y)
+    if known.dtype.kind not in "biuf" or known.ndim == 0 or not np.isfinite(known).all():
+        raise InputError(f"y has shape {known.shape} and dtype {known.dtype}, expected (N, ..) finite real numbers")
+
+    def cost(f: jax.Array) -> jax.Array:
+        if f.shape != known.shape:
+            raise InputError(f"y has shape {known.shape}, but f has {f.shape}: expected the same")
+        return 0.5 * jnp.sum(jnp.square(f - jnp.asarray(known, f.dtype))) / f.shape[0]
+
+    return cost
 
 
 def cross_entropy(labels: Any) -> Callable[[jax.Array], jax.Array]:
@@ -105,7 +117,10 @@ class FunctionalDescent:
         tolerance: relative and absolute, of the solver's steps. solver: a diffrax solver; None means Tsit5. Where
         eigenvalues differ by many orders and the cost is curved, an implicit one, as diffrax.Kvaerno5(), takes fewer steps.
         """
-        asked = np.atleast_1d(np.asarray(times, np.float64))
+        try:
+            asked = np.atleast_1d(np.asarray(times, np.float64))
+        except (TypeError, ValueError):
+            raise InputError(f"times is {times!r}, expected finite numbers >= 0, in a list") from None
         if asked.ndim != 1 or not asked.size or not np.isfinite(asked).all() or (asked < 0).any():
             raise InputError(f"times is {times!r}, expected finite numbers >= 0, in a list")
         check_number(tolerance, "tolerance", positive=True)

@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tensorprog.apps.checks import check_key, check_whole
 from tensorprog.apps.grams import count, precision, widened
 from tensorprog.apps.structured import structured
 from tensorprog.errors import InputError
 from tensorprog.frontend.params import Constant, Gaussian, Model, as_model
 from tensorprog.runtime import KernelResult
+from tensorprog.runtime.inputs import check_hypers
 
 __all__ = ["MonteCarlo", "draws", "last_layer", "monte_carlo"]
 
@@ -84,7 +86,10 @@ def monte_carlo(
         >>> bool(jnp.all(abs(found.mean.ntk - limit.ntk) < 5 * found.error.ntk + 0.01))
         True
     """
+    _checked(x, width)
+    check_key(key, "key")
     model = as_model(net, jax.tree.map(lambda a: np.asarray(a)[0], x))
+    check_hypers(hypers, model.hypers, model.nonnegative, np.float32)
     last = last_layer(model, x, width, hypers=hypers)
     found = draws(model, x, width, samples, key, last=last, x2=x2, hypers=hypers)
     means = [np.mean(k, 0) for k in found]
@@ -98,8 +103,7 @@ def draws(
 ) -> KernelResult:  # fmt: skip
     """The kernels of each of `samples` networks: (samples, N1, N2, *O, *O). last: of `last_layer`. first: as for output axes that
     are copies."""
-    if not isinstance(samples, int) or samples < 2:
-        raise InputError(f"samples is {samples!r}, expected a whole number >= 2: one draw has no standard error")
+    check_whole(samples, "samples", 2, ": one draw has no standard error")
     _checked(x, width)
     made = _sampler(model, width, first, dict(hypers or {}))
     speeds = [float(s.std if s.tangent_std is None else s.tangent_std) for s in made.specs]
@@ -129,8 +133,7 @@ def draws(
 
 
 def _checked(x: Any, width: int) -> None:
-    if not isinstance(width, int) or width < 1:
-        raise InputError(f"width is {width!r}, expected a positive whole number")
+    check_whole(width, "width", 1)
     if count(x, "x") == 0:
         raise InputError("x holds no inputs, expected at least one")
 
