@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.apps.grams import Grams, Targets, check_number, count, precision
+from tensorprog.apps.training import EarlyStop
 from tensorprog.errors import InputError, explain
 
 __all__ = ["FunctionalDescent", "Path", "cross_entropy", "square_loss"]
@@ -139,6 +140,19 @@ class FunctionalDescent:
         """The values at test inputs x (M, *example) along the path: (T, M, *S) or (T, M, *S, F)."""
         start = self._start.like(f0_test, count(x, "x"), "f0_test")
         return self._start.shaped(start + self._grams(self._get, x, self._x) @ path.weights)
+
+    def early_stopping(self, path: Path, x: Any, cost: Callable[[jax.Array], jax.Array], *, f0_test: Any) -> EarlyStop:
+        """The time along the path of the least cost of the values at validation inputs x (M, *example).
+
+        cost: a JAX function of these values to a number, as `cross_entropy` of their labels. f0_test: the values before training.
+        """
+        values = self.predict(path, x, f0_test=f0_test)
+        with precision():
+            losses = np.asarray(jax.vmap(cost)(jnp.asarray(values)))
+        if losses.shape != path.times.shape or not np.isfinite(losses).all():
+            raise InputError(f"early_stopping: cost gives {losses}, expected one finite number at each time")
+        best = int(np.argmin(losses))
+        return EarlyStop(float(path.times[best]), float(losses[best]), losses)
 
     def _solve(self, times: np.ndarray, tolerance: float, solver: Any) -> np.ndarray:
         try:

@@ -106,3 +106,32 @@ def test_cross_entropy() -> None:
         misses.append(np.abs(found[k] - final).max() / np.abs(final - start[k]).max())
     # the kernel of one network strays by about 1/sqrt(n), 4 percent; the worst entry of four networks by some times that
     assert max(misses) < 0.2
+
+
+@pytest.mark.slow
+def test_critical_rate_and_components_of_one_network() -> None:
+    """Below the critical rate the cost of a wide network falls, above it grows; a component is learned in its number of steps."""
+    x, _, _ = data(8)
+    points = jnp.asarray(x, jnp.float32)
+    net = lambda one: classes(one)[0]
+    kernel = tp.compile(net, jnp.zeros(3))
+    found = apps.learnability(kernel, x, np.ones(8))
+    training = apps.Training(kernel, x, np.ones(8))
+    params = tp.init(net, points[0], 4096, jax.random.key(0))
+    f = jax.jit(lambda p: jax.vmap(lambda one: tp.apply(net, p, one))(points))
+    start = np.asarray(f(params), float)
+
+    def error_after(goal: np.ndarray, rate: float, steps: int) -> np.ndarray:
+        target = jnp.asarray(goal, jnp.float32)
+        gradient = jax.grad(lambda p: 0.5 * jnp.mean(jnp.square(f(p) - target)))
+        move = lambda _, p: jax.tree.map(lambda a, g: a - rate * g, p, gradient(p))
+        return np.asarray(f(jax.jit(lambda p: jax.lax.fori_loop(0, steps, move, p))(params)), float) - goal
+
+    critical, first = training.critical_rate(), found.vectors[:, 0]
+    goal = start + 0.1 * first
+    assert abs(error_after(goal, 0.85 * critical, 30) @ first) < 0.01
+    assert abs(error_after(goal, 1.15 * critical, 10) @ first) > 0.3  # its kernel is within 4 percent of the limit's
+    third, steps = found.vectors[:, 2], round(found.steps[2])
+    left = error_after(start + 0.1 * third, 0.5 * critical, steps) @ third / -0.1
+    expected = (1 - found.eigenvalues[2] / found.eigenvalues[0]) ** steps  # 1/e for small steps
+    assert abs(expected - np.exp(-1)) < 0.1 and abs(left - expected) < 0.08  # the kernel's 4 percent, in the exponent
