@@ -17,10 +17,10 @@ from tensorprog.apps.posterior import (
     log_marginal_likelihood,
     marginal_likelihood_gradient,
 )
+from tensorprog.apps.rates import speeds
 from tensorprog.apps.sampled import MonteCarlo, monte_carlo
 from tensorprog.apps.shaping import Shaped, shape_activation
-from tensorprog.apps.spectra import Spectra, spectra
-from tensorprog.apps.speeds import speeds
+from tensorprog.apps.sweeps import Spectra, spectra
 from tensorprog.apps.training import EarlyStop, Trained, Training
 
 __all__ = [

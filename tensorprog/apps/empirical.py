@@ -109,7 +109,7 @@ class Empirical:
 
     def costs(self, x1: Any, x2: Any) -> dict[str, tuple[float, float]]:
         """For each method the operations for these inputs, and the bytes of the largest arrays it holds, both counted."""
-        one, full = _one(x1), self.output == "full"
+        one, full = _one(jax.tree.map(jnp.asarray, x1)), self.output == "full"
         out = jax.eval_shape(self.f, self.params, one)
         forward = operations(self.f, self.params, one)
         size, outputs = sum(np.size(p) for p in jax.tree.leaves(self.params)), math.prod(out.shape)
