@@ -204,7 +204,9 @@ def linearised(out: Path, wide: int) -> None:
     slope = np.polyfit(np.log(widths), np.log(gaps), 1)[0]
     axes[0].set(xlabel="step", title=f"outputs at 6 test points, n = {widths[-1]}\nred: network, dashed: linearised")
     axes[1].loglog(widths, gaps, "o-", label=f"measured, $n^{{{slope:.2f}}}$")
-    axes[1].loglog(widths, gaps[0] * (np.array(widths) / widths[0]) ** -0.5, "k--", label="$n^{-1/2}$")
+    for power, style, whose in ((0.5, "k--", "bound of Lee et al. 2019"), (1, "k:", "Dyer and Gur-Ari 2020")):
+        line = gaps[-1] * (np.array(widths) / widths[-1]) ** -power
+        axes[1].loglog(widths, line, style, lw=1, label=f"$n^{{-{'1/2' if power == 0.5 else 1}}}$, {whose}")
     axes[1].set(xlabel="width n", title="distance after training (root mean square)")
     axes[1].legend()
     figure.savefig(out / "linearised.png", dpi=110)
