@@ -68,7 +68,7 @@ def main() -> None:
     filled[~mask] = mean + ntk[np.ix_(~mask, mask)] @ np.linalg.solve(gram, flat[mask] - mean)
     pictures = {"known pixels": image * known[..., None], "mean of neighbours": neighbours(image, known)}
     pictures |= {"convolutional NTK": filled.reshape(image.shape), "photograph": image}
-    figure, axes = plt.subplots(1, 4, figsize=(11, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(11, 3.2), layout="constrained")
     for a, (title, picture) in zip(axes, pictures.items(), strict=True):
         error = np.square(np.clip(picture, 0, 1) - image)[~known].mean()
         quality = f"\n{-10 * np.log10(error):.1f} dB on missing pixels" if error > 0 and "known" not in title else ""
@@ -76,7 +76,7 @@ def main() -> None:
         a.set_title(title + quality, fontsize=9)
         a.axis("off")
         print(title, quality.strip())
-    figure.savefig(out / "completion.png", dpi=110)
+    figure.savefig(out / "completion.png", dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":

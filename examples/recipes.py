@@ -1,6 +1,7 @@
-"""A network's kernel in other Gaussian-process libraries, with hyperparameters that train: tinygp, numpyro, GPJax.
+"""A network's kernel in other Gaussian-process libraries, with hyperparameters that train: tinygp, numpyro, GPJax, GPyTorch.
 
-A compiled kernel is a JAX function of inputs and hyperparameters, so each recipe is a few lines to copy. scikit-learn has an adapter
+A compiled kernel is a JAX function of inputs and hyperparameters, so each recipe is a few lines to copy; PyTorch takes its values and
+derivatives through a function of its own. scikit-learn has an adapter
 of its own, `tensorprog.sklearn`. Run `python examples/recipes.py` with the libraries installed; those that are not are left out.
 """
 
@@ -84,7 +85,60 @@ def with_gpjax(kernel: tp.Kernel, x: Any, y: Any, noise: float) -> tuple[float, 
     return float(value), float(slope)
 
 
-RECIPES = {"tinygp": with_tinygp, "numpyro": with_numpyro, "gpjax": with_gpjax}
+def with_gpytorch(kernel: tp.Kernel, x: Any, y: Any, noise: float) -> tuple[float, float]:
+    """The same by GPyTorch, whose optimisers would train w: the kernel is a PyTorch function with JAX behind it."""
+    import gpytorch
+    import torch
+
+    def values(w: Any, a: Any, b: Any) -> jax.Array:
+        with jax.enable_x64(True):
+            return kernel(a, b, get="nngp", w=w)
+
+    class Gram(torch.autograd.Function):
+        """The matrix of two sets of inputs, with its derivative in w."""
+
+        @staticmethod
+        def forward(context: Any, w: Any, a: Any, b: Any) -> Any:
+            context.save_for_backward(w, a, b)
+            return torch.tensor(np.asarray(values(w.item(), a.numpy(), b.numpy())))
+
+        @staticmethod
+        def backward(context: Any, above: Any) -> Any:
+            w, a, b = (t.detach().numpy() for t in context.saved_tensors)
+            with jax.enable_x64(True):
+                slope = jax.jvp(lambda w: kernel(a, b, get="nngp", w=w), (jnp.asarray(w),), (jnp.ones_like(w),))[1]
+            return torch.sum(above * torch.tensor(np.asarray(slope))), None, None
+
+    class Network(gpytorch.kernels.Kernel):
+        def __init__(self, w: Any) -> None:
+            super().__init__()
+            self.register_parameter("w", torch.nn.Parameter(w))
+
+        def forward(self, a: Any, b: Any, diag: bool = False, **options: Any) -> Any:
+            matrix = Gram.apply(self.w, a.detach(), b.detach())
+            return torch.diagonal(matrix) if diag else matrix
+
+    class Model(gpytorch.models.ExactGP):
+        def __init__(self, inputs: Any, targets: Any, likelihood: Any) -> None:
+            super().__init__(inputs, targets, likelihood)
+            self.mean, self.network = gpytorch.means.ZeroMean(), Network(torch.tensor(1.5, dtype=torch.float64))
+
+        def forward(self, z: Any) -> Any:
+            return gpytorch.distributions.MultivariateNormal(self.mean(z), self.network(z))
+
+    inputs, targets = torch.tensor(np.asarray(x)), torch.tensor(np.asarray(y))
+    likelihood = gpytorch.likelihoods.FixedNoiseGaussianLikelihood(
+        torch.full((len(targets),), noise, dtype=torch.float64)
+    )
+    model = Model(inputs, targets, likelihood)
+    exact = gpytorch.settings.fast_computations(log_prob=False)  # Cholesky, not conjugate gradients
+    with exact:
+        value = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, model)(model(inputs), targets) * len(targets)
+    value.backward()
+    return float(value.detach()), float(model.network.w.grad)
+
+
+RECIPES = {"tinygp": with_tinygp, "numpyro": with_numpyro, "gpjax": with_gpjax, "gpytorch": with_gpytorch}
 
 
 def main() -> None:

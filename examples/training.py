@@ -31,6 +31,8 @@ from tensorprog import apps, nn
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+NETWORKS = 150  # that the percentiles of figure 2 are taken over
+
 
 def network(x: Any, depth: int = 4) -> Any:
     """ReLU layers with small biases (Jacot et al. 2018: beta = 0.1), in all `depth` of them linear."""
@@ -81,21 +83,23 @@ def circle(out: Path, wide: int) -> None:
     """Jacot et al. 2018, figure 1."""
     angles = np.linspace(-np.pi, np.pi, 81)
     points, centre = on_circle(angles), on_circle(np.zeros(1))
-    limit = tp.compile(network, jnp.zeros(2))(points, centre).ntk[:, 0]
+    infinite = tp.compile(network, jnp.zeros(2))
+    limit = infinite(points, centre).ntk[:, 0]
     x = jax.random.normal(jax.random.key(1), (16, 2))
     y = x[:, 0] * x[:, 1]
+    rate, steps = 0.5 * apps.Training(infinite, x, np.asarray(y)).critical_rate(), 60
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for width, networks, color in ((500, 5, "tab:green"), (wide, 2, "tab:red")):
-        train = trainer(partial(values, network), x, y, 0.1, 200)
-        kernel = jax.jit(
-            lambda p: apps.Empirical(partial(tp.apply, network), p, method="products")(points, centre, get="ntk")
-        )
+    for width, networks, color in ((500, 5, "tab:green"), (wide, 1 if wide > 5000 else 3, "tab:red")):
+        train = trainer(partial(values, network), x, y, rate, steps)
+        kernel = jax.jit(lambda p: apps.Empirical(partial(tp.apply, network), p)(points, centre, get="ntk"))
         for k in range(networks):
             params = tp.init(network, jnp.zeros(2), width, jax.random.key(k))
-            for p, style in ((params, "-"), (train(params)[0], "--")):
-                ntk = kernel(p)
+            for style in ("-", "--"):
+                if style == "--":
+                    params, _ = train(params)
                 label = f"n = {width}, {'before' if style == '-' else 'after'} training" if k == 0 else None
-                axes.plot(angles, ntk[:, 0], style, color=color, alpha=0.5, lw=1, label=label)
+                axes.plot(angles, kernel(params)[:, 0], style, color=color, alpha=0.5, lw=1, label=label)
+            print(f"  width {width}, network {k + 1} of {networks}", flush=True)
     axes.plot(angles, limit, color="black", lw=1.5, label="limit")
     axes.set(xlabel="angle", ylabel="NTK((1, 0), x)", xticks=[-np.pi, 0, np.pi], xticklabels=["-π", "0", "π"])
     axes.legend(fontsize=8)
@@ -109,7 +113,7 @@ def regression(out: Path, wide: int) -> None:
     angles = np.linspace(-np.pi, np.pi, 121)
     kernel = tp.compile(network, jnp.zeros(2))
     training = apps.Training(kernel, on_circle(at), y)
-    rate, steps = 0.5 * training.critical_rate(), 500
+    rate, steps = 0.5 * training.critical_rate(), 300
     band = training.descent(steps, rate, on_circle(angles))
     spread = 1.2816 * np.sqrt(np.diagonal(band.covariance))  # tenth and ninetieth percentiles
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -117,13 +121,17 @@ def regression(out: Path, wide: int) -> None:
         angles, band.mean - spread, band.mean + spread, color="tab:blue", alpha=0.25, label="limit, 10 to 90 %"
     )
     axes.plot(angles, band.mean, color="tab:blue", label="limit, mean")
-    f = partial(values, network)
-    for width, color in ((50, "tab:green"), (min(wide, 500), "tab:red")):
-        train = trainer(f, on_circle(at), jnp.asarray(y, jnp.float32), rate, steps)
-        for k in range(6):
-            p, _ = train(tp.init(network, jnp.zeros(2), width, jax.random.key(k)))
-            curve = f(p, on_circle(angles))
-            axes.plot(angles, curve, color=color, lw=0.6, alpha=0.7, label=f"trained, n = {width}" if k == 0 else None)
+    width, f = min(wide, 250), partial(values, network)
+    train = trainer(f, on_circle(at), jnp.asarray(y, jnp.float32), rate, steps)
+    one = lambda key: f(train(tp.init(network, jnp.zeros(2), width, key))[0], on_circle(angles))
+    curves = np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys))(jax.random.split(jax.random.key(0), NETWORKS)))
+    inside = (np.abs(curves - band.mean) <= spread).mean()
+    print(f"  {inside:.1%} of {NETWORKS} networks of width {width} are inside the band, on average over the angles")
+    axes.plot(angles, curves[:8].T, color="tab:red", lw=0.6, alpha=0.6)
+    axes.plot([], [], color="tab:red", lw=0.6, label=f"8 trained networks, n = {width}")
+    for k, level in enumerate(np.percentile(curves, [10, 90], axis=0)):
+        label = None if k else f"{NETWORKS} trained networks, 10 and 90 %"
+        axes.plot(angles, level, "--", color="tab:red", lw=1.2, label=label)
     axes.plot(at, y, "ko", ms=5)
     axes.set(xlabel="angle", ylabel="f", xticks=[-np.pi, 0, np.pi], xticklabels=["-π", "0", "π"])
     axes.legend(fontsize=8)
@@ -196,7 +204,9 @@ def linearised(out: Path, wide: int) -> None:
     slope = np.polyfit(np.log(widths), np.log(gaps), 1)[0]
     axes[0].set(xlabel="step", title=f"outputs at 6 test points, n = {widths[-1]}\nred: network, dashed: linearised")
     axes[1].loglog(widths, gaps, "o-", label=f"measured, $n^{{{slope:.2f}}}$")
-    axes[1].loglog(widths, gaps[0] * (np.array(widths) / widths[0]) ** -0.5, "k--", label="$n^{-1/2}$")
+    for power, style, whose in ((0.5, "k--", "bound of Lee et al. 2019"), (1, "k:", "Dyer and Gur-Ari 2020")):
+        line = gaps[-1] * (np.array(widths) / widths[-1]) ** -power
+        axes[1].loglog(widths, line, style, lw=1, label=f"$n^{{-{'1/2' if power == 0.5 else 1}}}$, {whose}")
     axes[1].set(xlabel="width n", title="distance after training (root mean square)")
     axes[1].legend()
     figure.savefig(out / "linearised.png", dpi=110)
@@ -228,7 +238,9 @@ def main() -> None:
     """Draw the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs"))
-    parser.add_argument("--wide", type=int, default=2000, help="the largest width (the paper: 10000)")
+    parser.add_argument(
+        "--wide", type=int, default=2000, help="the largest width (the paper, and the pictures kept: 10000)"
+    )
     parser.add_argument("--only", nargs="+", choices=list(FIGURES), default=list(FIGURES))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)

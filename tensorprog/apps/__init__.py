@@ -17,13 +17,15 @@ from tensorprog.apps.posterior import (
     log_marginal_likelihood,
     marginal_likelihood_gradient,
 )
+from tensorprog.apps.rates import speeds
 from tensorprog.apps.sampled import MonteCarlo, monte_carlo
 from tensorprog.apps.shaping import Shaped, shape_activation
+from tensorprog.apps.sweeps import Spectra, spectra
 from tensorprog.apps.training import EarlyStop, Trained, Training
 
 __all__ = [
     "Agreement", "Block", "Certificate", "EarlyStop", "Empirical", "FunctionalDescent", "GaussianProcess", "Learnability",
-    "MonteCarlo", "Path", "Phase", "Posterior", "Shaped", "Trained", "Training", "certify", "check", "cross_entropy",
+    "MonteCarlo", "Path", "Phase", "Posterior", "Shaped", "Spectra", "Trained", "Training", "certify", "check", "cross_entropy",
     "learnability", "linearised", "log_marginal_likelihood", "marginal_likelihood_gradient", "monte_carlo",
-    "shape_activation", "square_loss", "taylor",
+    "shape_activation", "spectra", "speeds", "square_loss", "taylor",
 ]  # fmt: skip

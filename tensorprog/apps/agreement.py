@@ -16,12 +16,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from tensorprog.apps.sampled import draws
+from tensorprog.apps.checks import check_whole
+from tensorprog.apps.empirical import operations
+from tensorprog.apps.grams import count, widened
+from tensorprog.apps.sampled import draws, last_layer
 from tensorprog.errors import InputError
+from tensorprog.frontend.params import Constant, Gaussian
 
 __all__ = ["Agreement", "check"]
 
 Z = 4.5  # standard errors; a kernel that is right is called wrong with a probability below 1e-5 for each entry
+WIDTHS = (64, 128, 256, 512)
+OPERATIONS = 5e10  # seconds
 RESOLUTION = 0.02  # of the largest entry: a larger standard error of the extrapolated mean decides nothing
 
 
@@ -74,7 +80,7 @@ class Agreement:
 def check(
     kernel: Any,
     x: Any,
-    widths: Sequence[int] = (64, 128, 256, 512),
+    widths: Sequence[int] | None = None,
     *,
     samples: int = 256,
     seed: int = 0,
@@ -82,9 +88,10 @@ def check(
 ) -> Agreement:
     """Sample the kernel's own network at growing width, and say whether the two agree. Also `kernel.check(x, ..)`.
 
-    kernel: what `tp.compile` made. x: a few inputs (N, *example); 3 to 6 tell most. widths: at least two, growing. samples:
-    networks at the largest width; smaller ones are sampled more often, as is cheap. seed: of the draws. hypers: values of
-    hyperparameters. `print` of the result is a sentence; it is true as a condition where they agree.
+    kernel: what `tp.compile` made. x: a few inputs (N, *example); 3 to 6 tell most. widths: at least two, growing; None takes 64,
+    128, 256 and 512, or a half or quarter of these where that would be much work. samples: networks at the largest width;
+    smaller ones are sampled more often, as is cheap. seed: of the draws. hypers: values of hyperparameters. `print` of the
+    result is a sentence; it is true as a condition where they agree.
 
     Raises InputError for a kernel whose network is not known (from a file, or a program) and widths that do not grow.
 
@@ -95,24 +102,28 @@ def check(
         >>> bool(apps.check(kernel, jnp.eye(2), widths=(32, 64, 128)))
         True
     """
-    sizes = _checked(widths)
+    sizes = None if widths is None else _checked(widths)
     model = getattr(kernel, "model", None)
     if model is None:
         raise InputError(
             f"check: the network of {kernel!r} is not known, expected a kernel that tp.compile made of a function or a model\n"
             "  to mend: compile the network here; a file and a program hold only its limit"
         )
-    if not isinstance(samples, int) or samples < 8:
-        raise InputError(f"check: samples is {samples!r}, expected a whole number >= 8")
+    check_whole(samples, "check: samples", 8)
+    check_whole(seed, "check: seed", 0)
+    if not count(x, "x"):
+        raise InputError("check: x holds no inputs, expected a few")
     limit = [np.asarray(k, float) for k in kernel(x, **hypers)]
     scales = [float(np.abs(k).max()) or 1.0 for k in limit]
     output = kernel.program.output.type.shape
     copies = tuple(i for i, size in enumerate(output) if size == 1 or i in kernel.program.mirrored)
+    sizes = sizes or _affordable(model, x, samples, {**model.hypers, **hypers})
+    last = last_layer(model, x, sizes[0], first=copies, hypers=hypers)
     means, errors, strays = [], [], []
     for k, width in enumerate(sizes):
         number = samples * max(1, min(8, sizes[-1] // width))
         key = jax.random.fold_in(jax.random.key(seed), k)
-        nngp, ntk = draws(model, x, width, number, key, first=copies, hypers=hypers)
+        nngp, ntk = draws(model, x, width, number, key, last=last, first=copies, hypers=hypers)
         found = nngp, ntk * float(width) ** kernel.ntk_power
         scaled = [(a - b) / s for a, b, s in zip(found, limit, scales, strict=True)]
         entries = np.concatenate([a.reshape(number, -1) for a in scaled], 1)
@@ -135,6 +146,21 @@ def _checked(widths: Sequence[int]) -> tuple[int, ...]:
     if len(sizes) < 2 or any(not isinstance(w, int) or w < 1 for w in sizes) or sorted(set(sizes)) != list(sizes):
         raise InputError(f"check: widths is {widths!r}, expected at least two whole numbers that grow")
     return sizes
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, (Gaussian, Constant))
+
+
+def _affordable(model: Any, x: Any, samples: int, hypers: dict[str, float]) -> tuple[int, ...]:
+    """Four widths, the largest such that the operations of all draws stay below `OPERATIONS`."""
+    specs = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float32), model.specs(WIDTHS[0]), is_leaf=_is_spec)
+    one = jax.tree.map(lambda a: np.asarray(a, np.float32)[0], widened(x))
+    each = 3 * count(x, "x") * operations(lambda p, x: model.run(WIDTHS[0], p, hypers, x), specs, one)
+    for part in (1, 2, 4):
+        if 4 * samples * each * (WIDTHS[-1] / part / WIDTHS[0]) ** 2 <= OPERATIONS:
+            break
+    return tuple(w // part for w in WIDTHS)
 
 
 def _extrapolated(widths: np.ndarray, means: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

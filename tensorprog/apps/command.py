@@ -11,6 +11,7 @@ import os
 import runpy
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "noise": (("--noise",), dict(type=float, required=True, help="the variance of the noise in y")),
     "diag_reg": (("--diag-reg",), dict(type=float, default=0.0, help="added to the diagonal, as a multiple of its mean")),
     "std": (("--std",), dict(metavar="FILE", help="also write the standard deviations here")),
-    "widths": (("--widths",), dict(nargs="+", type=int, default=[64, 128, 256, 512], help="(default: 64 128 256 512)")),
+    "widths": (("--widths",), dict(nargs="+", type=int, help="growing (default: up to 512, as far as the work allows)")),
     "samples": (("--samples",), dict(type=int, default=256, help="networks at the largest width (default: 256)")),
     "plot": (("--plot",), dict(metavar="FILE.png", help="also draw the distances over the width")),
     "platforms": (("--platforms",), dict(nargs="+", default=["cpu", "cuda"], help="(default: cpu cuda)")),
@@ -138,8 +139,9 @@ def _gram(given: Any) -> int:
 
 
 def _predict(given: Any) -> int:
-    for path in filter(None, (given.out, given.std)):
-        _writable(path)
+    _writable(given.out)
+    if given.std:
+        _writable(given.std, "--std")
     x, y, test = _read(given.x), _read(given.y), _read(given.test)
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y  # a column of a .csv file
     options = dict(noise=given.noise, diag_reg=given.diag_reg, get=given.get)
@@ -155,11 +157,13 @@ def _predict(given: Any) -> int:
 
 
 def _check(given: Any) -> int:
+    if given.plot:
+        _writable(given.plot, "--plot", (".png", ".svg", ".pdf"))
     x = _read(given.x)
     kernel = _kernel(given.net, x.shape[1:])
     found = check(kernel, x, given.widths, samples=given.samples, **_hypers(given.set))
     if given.plot:
-        found.plot(given.plot)
+        _replace(given.plot, found.plot)
     print(found)
     return {True: 0, False: 1, None: 3}[found.agrees]
 
@@ -202,7 +206,7 @@ def _kernel(name: str, shape: tuple[int, ...] | None) -> Any:
         raise InputError("--shape is missing: give the shape of one example, as --shape 3 or --shape 8,8,1")
     try:
         found = runpy.run_path(file)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{file} cannot be run: {type(error).__name__}: {error}") from error
     if attribute not in found:
         names = ", ".join(k for k, v in found.items() if callable(v) and not k.startswith("_")) or "none"
@@ -238,7 +242,11 @@ def _read(path: str) -> np.ndarray:
         if path.endswith(".npy"):
             array = np.load(path, allow_pickle=False)
         elif path.endswith(".csv"):
-            array = np.loadtxt(path, delimiter=",", ndmin=2)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of a file without numbers, which is an error below
+                array = np.loadtxt(path, delimiter=",", ndmin=2)
+            if not array.size:
+                raise InputError(f"{path!r} holds no numbers")
         else:
             raise InputError(f"{path!r} is neither a .npy nor a .csv file")
     except FileNotFoundError:
@@ -247,17 +255,22 @@ def _read(path: str) -> np.ndarray:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path!r} cannot be read: {error}") from None
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{path!r} has dtype {array.dtype}, expected an array of real numbers")
     if array.ndim == 0:
         raise InputError(f"{path!r} holds one number, expected an array whose first axis counts examples")
     return array
 
 
-def _writable(path: str) -> None:
+def _writable(path: str, option: str = "--out", endings: tuple[str, ...] = (".npy", ".csv")) -> None:
     """Refuse before the work what could not be written after it."""
-    if not path.endswith((".npy", ".csv")):
-        raise InputError(f"--out is {path!r}, expected a .npy or .csv file")
-    if not Path(path).absolute().parent.is_dir():
-        raise InputError(f"--out is {path!r}, but there is no folder {str(Path(path).absolute().parent)!r}")
+    target = Path(path).absolute()
+    if not path.endswith(endings):
+        raise InputError(f"{option} is {path!r}, expected a {' or '.join(endings)} file")
+    if not target.parent.is_dir():
+        raise InputError(f"{option} is {path!r}, but there is no folder {str(target.parent)!r}")
+    if target.is_dir():
+        raise InputError(f"{option} is {path!r}, which is a folder")
 
 
 def _write(path: str, array: np.ndarray) -> None:
@@ -277,4 +290,4 @@ def _replace(path: str, write: Callable[[Path], Any]) -> None:
             write(part)
             part.replace(target)
     except OSError as error:
-        raise InputError(f"{path!r} cannot be written: {error}") from None
+        raise InputError(f"{path!r} cannot be written: {error.strerror or error}") from None

@@ -21,6 +21,7 @@ import numpy as np
 
 import tensorprog as tp
 from tensorprog import nn
+from tensorprog.apps.checks import check_whole
 from tensorprog.apps.grams import check_number, precision
 from tensorprog.errors import InputError, explain
 
@@ -155,6 +156,7 @@ class Block:
 
     def trajectory(self, c: float, q: float, depth: int, **hypers: float) -> np.ndarray:
         """(depth + 1, 2): variance and correlation layer by layer, of two inputs of variance q and correlation c."""
+        check_whole(depth, "trajectory: depth", 0)
         rows = [(check_number(q, "q", positive=True), float(c))]
         for _ in range(depth):
             q, c = rows[-1]
@@ -210,7 +212,12 @@ class Block:
                 f"critical: {name!r} is no hyperparameter; the block has: {', '.join(sorted(self.hypers))}"
             )
         excess = lambda value: self._excess(start, {**hypers, name: value})
-        low, high = (float(v) for v in between)
+        try:
+            low, high = (check_number(v, "between") for v in between)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"critical: between is {between!r}, expected two numbers") from None
         at_low, at_high = excess(low), excess(high)
         if at_low * at_high > 0:
             raise InputError(

@@ -1,14 +1,15 @@
 """The kernels of one network of finite width, at its parameters of the moment.
 
 The empirical NTK of f at parameters p is the sum over parameters w of s_w^2 (df(x)/dw) (df(x')/dw), with s_w the speed at
-which w is trained (its `tangent_std`). Two ways lead to it, compared by Novak, Sohl-Dickstein and Schoenholz 2022 (Fast
-finite width neural tangent kernel, section 3): contracting Jacobians, and NTK-vector products, which never hold a Jacobian.
+which w is trained (its `tangent_std`). Three ways lead to it, compared by Novak, Sohl-Dickstein and Schoenholz 2022 (Fast
+finite width neural tangent kernel, section 3): contracting Jacobians; NTK-vector products, which never hold a Jacobian; and
+structured derivatives, which are the factors of Jacobians at every use of a parameter (`apps.structured`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,25 +17,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.apps.grams import count
+from tensorprog.apps.checks import check_params, check_whole, output_of
+from tensorprog.apps.grams import check_number, count
+from tensorprog.apps.structured import cost, structured
 from tensorprog.errors import InputError
 from tensorprog.runtime import KernelResult
+from tensorprog.runtime.inputs import is_traced
 
-__all__ = ["METHODS", "OUTPUTS", "Empirical"]
+__all__ = ["METHODS", "OUTPUTS", "Empirical", "operations"]
 
-METHODS = ("auto", "jacobian", "products")
+METHODS = ("auto", "structured", "jacobian", "products")
 OUTPUTS = ("trace", "diagonal", "full")
-JACOBIAN_BYTES = 2**29  # what `auto` lets the Jacobians of two batches fill
+BYTES = 2**29  # what `auto` lets the Jacobians of two batches fill, or the largest array of a structured contraction
 
 
 class Empirical:
     """The empirical NNGP kernel and NTK of a network, called like a compiled kernel.
 
     f: f(params, x), for one example, any JAX, Flax or Equinox function. params: a pytree of arrays. speeds: a pytree like
-    params of numbers, or one number: the `tangent_std` of each (default 1, 0 leaves a parameter out). output: for outputs of
+    params of numbers, or one number: the `tangent_std` of each (default 1, 0 leaves a parameter out; `apps.speeds`). output: for outputs of
     shape O, "trace" averages over them, (N1, N2); "diagonal" is (N1, N2, *O); "full" is (N1, N2, *O, *O), which
-    is what `Training` takes for targets (N, *O). method: "jacobian", "products" (NTK-vector products), or "auto": the one of fewer
-    operations by the compiler's count, if its memory allows. batch: how many inputs at a time, of both sides.
+    is what `Training` takes for targets (N, *O). method: "structured", "jacobian", "products" (NTK-vector products), or "auto": the
+    one of fewest operations by count, if its memory allows. batch: how many inputs at a time, of both sides.
 
     Values have the dtype of the outputs; nothing here changes JAX's precision. Raises InputError for unknown names.
 
@@ -56,23 +60,28 @@ class Empirical:
             raise InputError(f"Empirical: output is {output!r}, expected one of {', '.join(OUTPUTS)}")
         if method not in METHODS:
             raise InputError(f"Empirical: method is {method!r}, expected one of {', '.join(METHODS)}")
-        if batch is not None and (not isinstance(batch, int) or batch < 1):
-            raise InputError(f"Empirical: batch is {batch!r}, expected a positive whole number, or None")
+        if batch is not None:
+            check_whole(batch, "Empirical: batch", 1, ", or None")
         if not callable(f):
             raise InputError(f"Empirical: f is a {type(f).__name__}, expected a function f(params, x)")
+        check_params(params, "Empirical: params")
         self.f, self.params, self.output, self.method, self.batch = f, params, output, method, batch
         self._speeds = self._read(speeds)
         self._block = jax.jit(self._both, static_argnames=("get", "method"))
 
     def _read(self, speeds: Any) -> Any:
-        if np.ndim(speeds) == 0 and not isinstance(speeds, dict):
-            return jax.tree.map(lambda _: float(speeds), self.params)
+        speed = lambda value: check_number(value, "Empirical: a speed")
+        if isinstance(speeds, str) or (np.ndim(speeds) == 0 and jax.tree_util.all_leaves([speeds])):
+            known = speed(speeds)
+            return jax.tree.map(lambda _: known, self.params)
+        if isinstance(speeds, Mapping) and isinstance(self.params, Mapping) and set(speeds) == set(self.params):
+            return jax.tree.unflatten(jax.tree.structure(self.params), map(speed, jax.tree.leaves(dict(speeds))))
         if str(jax.tree.structure(speeds)) != str(jax.tree.structure(self.params)):
             raise InputError(
                 f"Empirical: speeds has the structure {jax.tree.structure(speeds)}, expected one number, or that of params, "
                 f"{jax.tree.structure(self.params)}"
             )
-        return jax.tree.map(float, speeds)
+        return jax.tree.map(speed, speeds)
 
     def __call__(self, x1: Any, x2: Any = None, *, get: Any = None) -> Any:
         """The kernel matrices of the inputs x1 (N1, *example) and x2, as of a compiled kernel."""
@@ -81,6 +90,12 @@ class Empirical:
             raise InputError(f"Empirical: get is {get!r}, expected 'nngp', 'ntk', or a tuple of them")
         first = jax.tree.map(jnp.asarray, x1)
         second = first if x2 is None else jax.tree.map(jnp.asarray, x2)
+        for name, x in (("x1", first), ("x2", second)):
+            count(x, name)
+            bad = [a for a in jax.tree.leaves(x) if not is_traced(a) and not np.isfinite(a).all()]
+            if bad:
+                raise InputError(f"Empirical: {name} has NaN or infinity, expected finite numbers")
+            output_of(self.f, self.params, _one(x), f"Empirical: {name}")
         method = self.chosen(first, second) if self.method == "auto" else self.method
         found = self._tiles(first, second, names, method)
         if get is None:
@@ -89,19 +104,28 @@ class Empirical:
 
     def chosen(self, x1: Any, x2: Any) -> str:
         """The method that "auto" takes for these inputs: fewer counted operations within the memory."""
-        one = _one(x1)
+        counted = {name: operations for name, (operations, bytes_) in self.costs(x1, x2).items() if bytes_ <= BYTES}
+        return min(counted, key=lambda name: counted[name], default="products")
+
+    def costs(self, x1: Any, x2: Any) -> dict[str, tuple[float, float]]:
+        """For each method the operations for these inputs, and the bytes of the largest arrays it holds, both counted."""
+        one, full = _one(jax.tree.map(jnp.asarray, x1)), self.output == "full"
         out = jax.eval_shape(self.f, self.params, one)
-        forward = _operations(self.f, self.params, one)
+        forward = operations(self.f, self.params, one)
         size, outputs = sum(np.size(p) for p in jax.tree.leaves(self.params)), math.prod(out.shape)
         n1, n2 = (count(x, "x") for x in (x1, x2))
-        rows = min(n1, self.batch or n1) + min(n2, self.batch or n2)
-        # Jacobians: a reverse pass per input and output (three forward ones), then all products over the parameters.
-        jacobian = 3 * (n1 + n2) * outputs * forward + 2 * n1 * n2 * size * outputs * (
-            outputs if self.output == "full" else 1
-        )
+        tile = min(n1, self.batch or n1), min(n2, self.batch or n2)
+        tiles = n1 * n2 / max(1, tile[0] * tile[1])
+        # A reverse pass costs two forward ones, for derivatives by hidden values and by parameters; the structured one has the former.
+        jacobian = (n1 + n2) * (1 + 2 * outputs) * forward
+        jacobian += 2 * n1 * n2 * size * outputs * (outputs if full else 1)
         products = n1 * n2 * outputs * 6 * forward  # a reverse and a forward derivative for each pair and output
-        fits = rows * outputs * size * out.dtype.itemsize <= JACOBIAN_BYTES
-        return "jacobian" if fits and jacobian <= products else "products"
+        speeds = jax.tree.leaves(self._speeds)
+        found = cost(self.f, self.params, speeds, one, (*tile, outputs), full=full, entries=BYTES / out.dtype.itemsize)
+        factors = (n1 + n2) * (1 + outputs) * forward + tiles * found.operations
+        entries = {"structured": found.largest, "jacobian": sum(tile) * outputs * size, "products": 0}
+        counted = {"structured": factors, "jacobian": jacobian, "products": products}
+        return {name: (counted[name], entries[name] * out.dtype.itemsize) for name in counted}
 
     # ---- tiles
 
@@ -119,7 +143,8 @@ class Empirical:
         return [jnp.concatenate(rows, 0) for rows in joined]
 
     def _both(self, x1: Any, x2: Any, *, get: Sequence[str], method: str) -> list[jax.Array]:
-        made = {"nngp": self._nngp, "ntk": self._jacobian if method == "jacobian" else self._products}
+        ways = {"structured": self._structured, "jacobian": self._jacobian, "products": self._products}
+        made = {"nngp": self._nngp, "ntk": ways[method]}
         return [made[name](x1, x2) for name in get]
 
     # ---- kernels of one tile
@@ -152,6 +177,13 @@ class Empirical:
                 )
         return self._shaped(total if np.ndim(total) else jnp.zeros_like(self._pairs(x1, x2)), x1)
 
+    def _structured(self, x1: Any, x2: Any) -> jax.Array:
+        if not count(x1, "x1") or not count(x2, "x2"):
+            return self._shaped(self._pairs(x1, x2), x1)
+        speeds, full = jax.tree.leaves(self._speeds), self.output == "full"
+        entries = BYTES / jax.eval_shape(self.f, self.params, _one(x1)).dtype.itemsize
+        return self._shaped(structured(self.f, self.params, [speeds], x1, x2, full=full, entries=entries)[0], x1)
+
     def _pairs(self, x1: Any, x2: Any) -> jax.Array:
         o = math.prod(self._outputs(x1))
         return jnp.zeros((count(x1, "x1"), count(x2, "x2"), o, *([o] if self.output == "full" else [])))
@@ -181,7 +213,7 @@ def _rows(x: Any, start: int, step: int) -> Any:
     return jax.tree.map(lambda a: a[start : start + step], x)
 
 
-def _operations(f: Callable[..., Any], *args: Any) -> float:
+def operations(f: Callable[..., Any], *args: Any) -> float:
     """Floating-point operations of one call, by the compiler's count; by the size of the parameters where it has none."""
     analysis = jax.jit(f).lower(*args).cost_analysis() or {}
     return float(analysis.get("flops", 0.0)) or 2.0 * sum(np.size(p) for p in jax.tree.leaves(args[0]))

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tensorprog.apps.checks import check_params, check_whole
 from tensorprog.errors import InputError
 
 __all__ = ["linearised", "taylor"]
@@ -44,11 +45,18 @@ def taylor(f: Callable[[Any, Any], Any], params: Any, order: int) -> Callable[[A
         >>> float(cube(jnp.array(2.0), 1.0))  # 1 + 3 + 3
         7.0
     """
-    if not isinstance(order, int) or isinstance(order, bool) or order < 0:
-        raise InputError(f"taylor: order is {order!r}, expected a whole number >= 0")
+    check_whole(order, "taylor: order", 0)
+    if not callable(f):
+        raise InputError(f"taylor: f is a {type(f).__name__}, expected a function f(params, x)")
+    check_params(params, "taylor: params")
     origin = jax.tree.map(jnp.asarray, params)
 
     def expanded(moved: Any, x: Any) -> Any:
+        if str(jax.tree.structure(moved)) != str(jax.tree.structure(origin)):
+            raise InputError(
+                f"params has the structure {jax.tree.structure(moved)}, expected that of the point of expansion, "
+                f"{jax.tree.structure(origin)}"
+            )
         step = jax.tree.map(lambda a, b: a - b, moved, origin)
 
         def along(t: jax.Array) -> Any:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.apps.grams import Grams, Targets, check_number, count, precision
+from tensorprog.apps.training import EarlyStop
 from tensorprog.errors import InputError, explain
 
 __all__ = ["FunctionalDescent", "Path", "cross_entropy", "square_loss"]
@@ -40,8 +41,20 @@ class Path(NamedTuple):
 
 
 def square_loss(y: Any) -> Callable[[jax.Array], jax.Array]:
-    """The cost 1/(2N) sum_i |f(x_i) - y_i|^2."""
-    return lambda f: 0.5 * jnp.sum(jnp.square(f - jnp.asarray(y, f.dtype))) / f.shape[0]
+    """The cost 1/(2N) sum_i |f(x_i) - y_i|^2, for f of the shape of y.
+
+    Raises InputError for y that does not hold finite real numbers.
+    """
+    known = np.asarray(y)
+    if known.dtype.kind not in "biuf" or known.ndim == 0 or not np.isfinite(known).all():
+        raise InputError(f"y has shape {known.shape} and dtype {known.dtype}, expected (N, ..) finite real numbers")
+
+    def cost(f: jax.Array) -> jax.Array:
+        if f.shape != known.shape:
+            raise InputError(f"y has shape {known.shape}, but f has {f.shape}: expected the same")
+        return 0.5 * jnp.sum(jnp.square(f - jnp.asarray(known, f.dtype))) / f.shape[0]
+
+    return cost
 
 
 def cross_entropy(labels: Any) -> Callable[[jax.Array], jax.Array]:
@@ -105,7 +118,10 @@ class FunctionalDescent:
         tolerance: relative and absolute, of the solver's steps. solver: a diffrax solver; None means Tsit5. Where
         eigenvalues differ by many orders and the cost is curved, an implicit one, as diffrax.Kvaerno5(), takes fewer steps.
         """
-        asked = np.atleast_1d(np.asarray(times, np.float64))
+        try:
+            asked = np.atleast_1d(np.asarray(times, np.float64))
+        except (TypeError, ValueError):
+            raise InputError(f"times is {times!r}, expected finite numbers >= 0, in a list") from None
         if asked.ndim != 1 or not asked.size or not np.isfinite(asked).all() or (asked < 0).any():
             raise InputError(f"times is {times!r}, expected finite numbers >= 0, in a list")
         check_number(tolerance, "tolerance", positive=True)
@@ -124,6 +140,19 @@ class FunctionalDescent:
         """The values at test inputs x (M, *example) along the path: (T, M, *S) or (T, M, *S, F)."""
         start = self._start.like(f0_test, count(x, "x"), "f0_test")
         return self._start.shaped(start + self._grams(self._get, x, self._x) @ path.weights)
+
+    def early_stopping(self, path: Path, x: Any, cost: Callable[[jax.Array], jax.Array], *, f0_test: Any) -> EarlyStop:
+        """The time along the path of the least cost of the values at validation inputs x (M, *example).
+
+        cost: a JAX function of these values to a number, as `cross_entropy` of their labels. f0_test: the values before training.
+        """
+        values = self.predict(path, x, f0_test=f0_test)
+        with precision():
+            losses = np.asarray(jax.vmap(cost)(jnp.asarray(values)))
+        if losses.shape != path.times.shape or not np.isfinite(losses).all():
+            raise InputError(f"early_stopping: cost gives {losses}, expected one finite number at each time")
+        best = int(np.argmin(losses))
+        return EarlyStop(float(path.times[best]), float(losses[best]), losses)
 
     def _solve(self, times: np.ndarray, tolerance: float, solver: Any) -> np.ndarray:
         try:

@@ -21,6 +21,8 @@ from tensorprog.errors import InputError, explain
 
 __all__ = ["Grams", "Targets", "check_number", "count", "precision", "widened"]
 
+ASYMMETRY = 1e-3  # of the largest entry: more than rounding in float32 makes
+
 
 @contextmanager
 def precision(dtype: Any = np.float64) -> Iterator[Any]:
@@ -73,8 +75,32 @@ class Grams:
         with precision(self.dtype):
             first = widened(x1, self.dtype)
             second = None if x2 is None else widened(x2, self.dtype)
-            found = [np.asarray(k, self.dtype) for k in self.kernel(first, second, get=get, **self.hypers)]
-        return [self._flat(k) for k in found]
+            found = self.kernel(first, second, get=get, **self.hypers)
+            found = [np.asarray(k, self.dtype) for k in self._checked(found, get, first, second)]
+        return [self._symmetric(m) if x2 is None else m for m in map(self._flat, found)]
+
+    def _checked(self, found: Any, get: tuple[str, ...], x1: Any, x2: Any) -> list[Any]:
+        """What a kernel returned: for each name a matrix of all pairs, with the output's axes twice."""
+        made = list(found) if isinstance(found, (list, tuple)) else [found]
+        n1 = count(x1, "x")
+        sizes = (n1, n1 if x2 is None else count(x2, "x"))
+        shapes = [np.shape(k) for k in made]
+        if len(made) == len(get) and all(
+            s[:2] == sizes and len(s) % 2 == 0 and s[2:][: len(s) // 2 - 1] == s[2:][len(s) // 2 - 1 :] for s in shapes
+        ):
+            return made
+        raise InputError(
+            f"kernel: asked for {get}, it returned {len(made)} results of shapes {shapes}, expected {len(get)} of shape {sizes}, or "
+            f"{(*sizes, '*S', '*S')} for outputs with axes S"
+        )
+
+    def _symmetric(self, matrix: np.ndarray) -> np.ndarray:
+        off = float(np.abs(matrix - matrix.T).max(initial=0.0))
+        if off > ASYMMETRY * float(np.abs(matrix).max(initial=0.0)):
+            raise InputError(
+                f"kernel: the matrix of inputs with themselves differs from its transpose by {off:.3g}, expected a symmetric matrix"
+            )
+        return matrix
 
     def _flat(self, matrix: np.ndarray) -> np.ndarray:
         if not np.isfinite(matrix).all():
@@ -113,6 +139,8 @@ class Targets:
     def _read(self, y: Any, n: int) -> tuple[np.ndarray, int | None]:
         try:
             array = np.asarray(y)
+            if array.dtype.kind == "c":
+                raise TypeError
             array = array.astype(self.dtype) if array.dtype.kind in "biuf" else np.asarray(y, self.dtype)
         except (TypeError, ValueError):
             raise InputError(f"{self.name} is a {type(y).__name__}, expected an array of real numbers") from None
@@ -129,7 +157,7 @@ class Targets:
                 "  to mend: leave out the examples whose value is not known"
             )
         features = array.shape[-1] if array.ndim > len(wanted) else None
-        return array.reshape(n * math.prod(self.axes), -1 if features is None else features), features
+        return array.reshape(n * math.prod(self.axes), 1 if features is None else features), features
 
     def like(self, y: Any, n: int, name: str) -> np.ndarray:
         """Other values for n inputs, flat, checked to have as many outputs as the targets."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from tensorprog.apps.grams import Grams, Targets, check_number, count
 from tensorprog.apps.spectral import spectrum
+from tensorprog.errors import InputError
 
 __all__ = ["Learnability", "learnability"]
 
@@ -41,6 +42,8 @@ class Learnability:
 
     def learned(self, steps: float) -> float:
         """The share of the labels' squared length that lies along components learned up to 1/e within so many steps."""
+        if not isinstance(steps, (int, float)) or not steps >= 0:
+            raise InputError(f"learned: steps is {steps!r}, expected a number >= 0")
         return float(self.shares[self.steps <= steps].sum())
 
     def warnings(self, budget: float = 1e5, share: float = 1e-3) -> list[str]:
@@ -105,9 +108,11 @@ def learnability(
     values, vectors = values[::-1], vectors[:, ::-1]
     along = np.square(vectors.T @ targets.flat).sum(1)
     total = along.sum()
-    with np.errstate(divide="ignore"):
+    if not len(values):
+        raise InputError("x holds no inputs, expected at least one")
+    with np.errstate(divide="ignore", invalid="ignore"):
         times = n / values
-        steps = values[:1] / values if len(values) else values
+        steps = np.where(values > 0, values[:1] / values, np.inf)
     level = ridge * float(values.mean()) if len(values) else 0.0
     dimension = float(np.sum(values / np.where(values + level > 0, values + level, 1.0)))
     condition = float(values[0] / values[-1]) if len(values) and values[-1] > 0 else float("inf")

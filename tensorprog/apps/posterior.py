@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
+from tensorprog.apps.checks import check_key, check_whole
 from tensorprog.apps.factor import Factor, regularised
 from tensorprog.apps.grams import Grams, Targets, check_number, count, precision, widened
 from tensorprog.errors import InputError
@@ -82,8 +83,8 @@ class GaussianProcess:
 
     def sample(self, x: Any, key: jax.Array, draws: int, *, noisy: bool = False) -> np.ndarray:
         """Draws of f (with `noisy`, of observations) at x from the posterior: (draws, M, *S) or (draws, M, *S, F)."""
-        if not isinstance(draws, int) or draws < 1:
-            raise InputError(f"sample: draws is {draws!r}, expected a positive whole number")
+        check_whole(draws, "sample: draws", 1)
+        check_key(key, "sample: key")
         cross = self._grams(self._get, x, self._x)
         values, vectors = np.linalg.eigh(self._covariance(x, cross, noisy))
         root = vectors * np.sqrt(np.clip(values, 0, None))  # a posterior covariance may be singular
@@ -105,8 +106,8 @@ def log_marginal_likelihood(
 ) -> jax.Array:
     """The log density of y, as a JAX function of `noise` and the hyperparameters: for jit, grad and samplers.
 
-    Arguments as for `GaussianProcess`; nothing is checked but what the kernel checks, and the precision is that of x.
-    A matrix without a Cholesky factor gives NaN.
+    Arguments as for `GaussianProcess`; nothing is checked but shapes and what the kernel checks, and the precision is that of x.
+    A matrix without a Cholesky factor gives NaN, as do NaN in y and negative noise that makes one.
 
     Example:
         >>> import jax, jax.numpy as jnp, tensorprog as tp
@@ -121,7 +122,12 @@ def log_marginal_likelihood(
     half = (matrix.ndim - 2) // 2
     n = matrix.shape[0] * math.prod(matrix.shape[2 : 2 + half])
     matrix = matrix.transpose(0, *range(2, 2 + half), 1, *range(2 + half, matrix.ndim)).reshape(n, n)
-    values = jnp.asarray(y, matrix.dtype).reshape(n, -1)
+    wanted = (matrix.shape[0], *matrix.shape[2 : 2 + half])
+    if jnp.shape(y)[: len(wanted)] != wanted or jnp.ndim(y) > len(wanted) + 1:
+        raise InputError(
+            f"y has shape {jnp.shape(y)}, expected {wanted}, with an axis of outputs at the end or without"
+        )
+    values = jnp.asarray(y, matrix.dtype).reshape(n, 1 if jnp.ndim(y) == len(wanted) else -1)
     added = noise + diag_reg * jnp.mean(jnp.diagonal(matrix))
     lower = jnp.linalg.cholesky(matrix + added * jnp.eye(n, dtype=matrix.dtype))
     fit = jnp.sum(jnp.square(solve_triangular(lower, values, lower=True)))

@@ -7,7 +7,8 @@ s^2 (df/dw) (df/dw'), which has the same mean and strays by O(1/sqrt(n)) only. W
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,13 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.apps.empirical import Empirical
+from tensorprog.apps.checks import check_key, check_whole
 from tensorprog.apps.grams import count, precision, widened
+from tensorprog.apps.structured import structured
 from tensorprog.errors import InputError
 from tensorprog.frontend.params import Constant, Gaussian, Model, as_model
 from tensorprog.runtime import KernelResult
+from tensorprog.runtime.inputs import check_hypers
 
-__all__ = ["MonteCarlo", "draws", "monte_carlo"]
+__all__ = ["MonteCarlo", "draws", "last_layer", "monte_carlo"]
+
+ENTRIES = 2**26  # of the largest array of a contraction, for one network
+CHUNK = 2**24  # parameters that are drawn at a time
 
 
 class MonteCarlo(NamedTuple):
@@ -40,13 +46,14 @@ class _Sampler:
     specs: list[Gaussian | Constant]
     tree: Any
 
-    def draw(self, key: jax.Array) -> Any:
-        keys = jax.random.split(key, max(1, len(self.specs)))
-        return self.tree.unflatten([s.sample(k) for s, k in zip(self.specs, keys, strict=False)])
-
-    @property
-    def speeds(self) -> Any:
-        return self.tree.unflatten([s.std if s.tangent_std is None else s.tangent_std for s in self.specs])
+    def draw(self, rng: np.random.Generator, count: int | None = None) -> list[np.ndarray]:
+        """Parameters of one network, or of `count` along a leading axis, in float64 or float32: NumPy compiles nothing."""
+        lead, kind = ((), np.float64) if count is None else ((count,), np.float32)
+        found = []
+        for s in self.specs:
+            noise = s.std * rng.standard_normal((*lead, *s.shape), kind) if s.std else np.zeros((*lead, *s.shape), kind)
+            found.append(np.asarray(noise + s.mean, kind))
+        return found
 
 
 def _sampler(model: Model, width: int, first: tuple[int, ...], hypers: dict[str, float]) -> _Sampler:
@@ -67,7 +74,7 @@ def monte_carlo(
 
     net: what `tp.compile` takes. x: inputs (N1, *example); x2: others (N2, *example). width: of the networks. samples: how
     many, at least 2. key: a JAX random key. Outputs of shape O keep both their axes, (N1, N2, *O, *O). hypers: values
-    of hyperparameters. Memory: one network and its Jacobian at a time. Errors fall like 1/sqrt(samples); the mean
+    of hyperparameters. Memory: 64 MB of networks. Errors fall like 1/sqrt(samples); the mean
     itself differs from the limit by O(1/width).
 
     Example:
@@ -79,68 +86,87 @@ def monte_carlo(
         >>> bool(jnp.all(abs(found.mean.ntk - limit.ntk) < 5 * found.error.ntk + 0.01))
         True
     """
-    found = draws(
-        as_model(net, jax.tree.map(lambda a: np.asarray(a)[0], x)), x, width, samples, key, x2=x2, hypers=hypers
-    )
+    _checked(x, width)
+    check_key(key, "key")
+    model = as_model(net, jax.tree.map(lambda a: np.asarray(a)[0], x))
+    check_hypers(hypers, model.hypers, model.nonnegative, np.float32)
+    last = last_layer(model, x, width, hypers=hypers)
+    found = draws(model, x, width, samples, key, last=last, x2=x2, hypers=hypers)
     means = [np.mean(k, 0) for k in found]
     errors = [np.std(k, 0, ddof=1) / np.sqrt(samples) for k in found]
     return MonteCarlo(KernelResult(*means), KernelResult(*errors))
 
 
 def draws(
-    model: Model, x: Any, width: int, samples: int, key: jax.Array, *, x2: Any = None, first: tuple[int, ...] = (),
-    hypers: Mapping[str, float] | None = None,
+    model: Model, x: Any, width: int, samples: int, key: jax.Array, *, last: Sequence[int], x2: Any = None,
+    first: tuple[int, ...] = (), hypers: Mapping[str, float] | None = None,
 ) -> KernelResult:  # fmt: skip
-    """The kernels of each of `samples` networks: (samples, N1, N2, *O, *O). first: as for output axes that are copies."""
-    if not isinstance(width, int) or width < 1:
-        raise InputError(f"width is {width!r}, expected a positive whole number")
-    if not isinstance(samples, int) or samples < 2:
-        raise InputError(f"samples is {samples!r}, expected a whole number >= 2: one draw has no standard error")
-    if count(x, "x") == 0:
-        raise InputError("x holds no inputs, expected at least one")
+    """The kernels of each of `samples` networks: (samples, N1, N2, *O, *O). last: of `last_layer`. first: as for output axes that
+    are copies."""
+    check_whole(samples, "samples", 2, ": one draw has no standard error")
+    _checked(x, width)
     made = _sampler(model, width, first, dict(hypers or {}))
-    with precision():
-        last = _last_layer(made, widened(x), key)
+    speeds = [float(s.std if s.tangent_std is None else s.tangent_std) for s in made.specs]
+    means = [s.std if i in last else 0.0 for i, s in enumerate(made.specs)]
     with precision(np.float32):
         here = widened(x, np.float32)
         there = here if x2 is None else widened(x2, np.float32)
+        shapes = [jax.ShapeDtypeStruct(s.shape, np.float32) for s in made.specs]
+        axes = jax.eval_shape(made.run, made.tree.unflatten(shapes), jax.tree.map(lambda a: a[0], here)).shape
 
-        def kernels(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            params = made.draw(key)
-            of = partial(Empirical, made.run, params, output="full", method="jacobian")
-            ntk = of(speeds=made.speeds)(here, there, get="ntk")
-            nngp = of()(here, there, get="nngp") if last is None else of(speeds=last)(here, there, get="ntk")
-            return nngp, ntk
+        def kernels(leaves: list[jax.Array]) -> list[jax.Array]:
+            params = made.tree.unflatten(leaves)
+            both = [speeds, means] if last else [speeds]
+            ntk, *nngp = structured(made.run, params, both, here, there, full=True, entries=ENTRIES)
+            if not nngp:
+                a, b = (jax.vmap(lambda one: jnp.ravel(made.run(params, one)))(z) for z in (here, there))
+                nngp = [jnp.einsum("io,jp->ijop", a, b)]
+            return [k.reshape(*k.shape[:2], *axes, *axes) for k in (*nngp, ntk)]
 
-        found = jax.jit(lambda keys: jax.lax.map(kernels, keys))(jax.random.split(key, samples))
-        return KernelResult(*(np.asarray(k, np.float64) for k in found))
+        size = sum(math.prod(s.shape) for s in made.specs)
+        chunk = max(1, min(samples, CHUNK // max(1, size)))
+        rng, run = np.random.default_rng(np.ravel(jax.random.key_data(key))), jax.jit(partial(jax.lax.map, kernels))
+        parts = [run(made.draw(rng, chunk)) for _ in range(-(-samples // chunk))]
+        return KernelResult(
+            *(np.concatenate(list(map(np.asarray, k)))[:samples].astype(float) for k in zip(*parts, strict=True))
+        )
 
 
-def _last_layer(made: _Sampler, x: Any, key: jax.Array) -> Any:
-    """Standard deviations of Gaussian parameters in which the network is linear, 0 for all others; None if there are none.
+def _checked(x: Any, width: int) -> None:
+    check_whole(width, "width", 1)
+    if count(x, "x") == 0:
+        raise InputError("x holds no inputs, expected at least one")
+
+
+def last_layer(
+    model: Model, x: Any, width: int, *, first: tuple[int, ...] = (), hypers: Mapping[str, float] | None = None
+) -> list[int]:
+    """The numbers of the Gaussian parameters of the last layer: the network is linear in them. Empty where there are none.
 
     Tried with random numbers, in float64: a set counts if the output is linear in it, jointly, and vanishes where it is
     zero.
     """
-    params, other = made.draw(key), made.draw(jax.random.fold_in(key, 1))
-    leaves, moves = jax.tree.leaves(params), jax.tree.leaves(other)
-    run = jax.jit(lambda p: jax.vmap(lambda one: made.run(made.tree.unflatten(p), one))(x))
-    value = run(leaves)
-    small = 1e-9 * float(jnp.abs(value).max())
+    _checked(x, width)
+    made = _sampler(model, width, first, dict(hypers or {}))
+    rng = np.random.default_rng(0)
+    leaves, moves = made.draw(rng), made.draw(rng)
+    with precision():
+        points = widened(x)
+        run = jax.jit(lambda p: jax.vmap(lambda one: made.run(made.tree.unflatten(p), one))(points))
+        value = np.asarray(run(leaves))
+        small = 1e-9 * float(np.abs(value).max())
 
-    def at(chosen: list[int], sign: float) -> jax.Array:
-        return run([p + sign * m if i in chosen else p for i, (p, m) in enumerate(zip(leaves, moves, strict=True))])
+        def at(chosen: list[int], sign: float) -> np.ndarray:
+            both = enumerate(zip(leaves, moves, strict=True))
+            return np.asarray(run([p + sign * m if i in chosen else p for i, (p, m) in both]))
 
-    def affine(chosen: list[int]) -> bool:
-        return bool(jnp.abs(at(chosen, 1.0) + at(chosen, -1.0) - 2 * value).max() <= small)
+        def affine(chosen: list[int]) -> bool:
+            return bool(np.abs(at(chosen, 1.0) + at(chosen, -1.0) - 2 * value).max() <= small)
 
-    # Later layers first: in a linear network any one layer will do, and the last is the one that nothing follows.
-    gaussian = [i for i, s in enumerate(made.specs) if isinstance(s, Gaussian) and s.std > 0]
-    chosen: list[int] = []
-    for i in reversed(gaussian):
-        if affine([*chosen, i]):
-            chosen.append(i)
-    empty = run([jnp.zeros_like(p) if i in chosen else p for i, p in enumerate(leaves)])
-    if not chosen or bool(jnp.abs(empty).max() > small):
-        return None
-    return made.tree.unflatten([s.std if i in chosen else 0.0 for i, s in enumerate(made.specs)])
+        # Later layers first: in a linear network any one layer will do, and the last is the one that nothing follows.
+        chosen: list[int] = []
+        for i in reversed([i for i, s in enumerate(made.specs) if isinstance(s, Gaussian) and s.std > 0]):
+            if affine([*chosen, i]):
+                chosen.append(i)
+        empty = np.asarray(run([0.0 * p if i in chosen else p for i, p in enumerate(leaves)]))
+        return chosen if chosen and np.abs(empty).max() <= small else []

@@ -54,6 +54,8 @@ def shape_activation(phi: Callable[[Any], Any], *, slope: float, q_slope: float 
         >>> bool(abs(f(0.0)) < 1.0)
         True
     """
+    if not callable(phi):
+        raise InputError(f"shape_activation: phi is a {type(phi).__name__}, expected a JAX function of a real number")
     slope, q_slope = check_number(slope, "slope", positive=True), check_number(q_slope, "q_slope")
     origin = check_number(origin, "origin")
     if origin >= 1 or slope <= 1 - origin:

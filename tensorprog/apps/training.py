@@ -124,6 +124,10 @@ class Training:
 
         Without f0 the error is that of the mean over initialisations, which is that of a large ensemble.
         """
+        if not np.size(times) or not count(x, "x"):
+            raise InputError(
+                f"early_stopping: {np.size(times)} times and {count(x, 'x')} validation inputs are given, expected at least one of each"
+            )
         found = self.flow(times, x, f0=f0, f0_test=f0_test, covariance=False).mean
         wanted = self._targets.shaped(self._targets.like(y, count(x, "x"), "y (validation)"))
         at = _times(times, "times")

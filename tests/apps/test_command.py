@@ -28,6 +28,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "net.py").write_text(SOURCE)
     (tmp_path / "broken.py").write_text("1 / 0")
     np.save(tmp_path / "x.npy", x)
+    (tmp_path / "exits.py").write_text("raise SystemExit(3)")
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:150])
+    (tmp_path / "cut.tpk").write_bytes(b"PK")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "ragged.csv").write_text("1,2,3\n1,2\n")
+    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
+    np.save(tmp_path / "nan.npy", np.full((2, 3), np.nan))
     np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
     for name, array in (("x", x), ("y", y), ("test", test)):
         np.savetxt(tmp_path / f"{name}.csv", array, delimiter=",", fmt="%.17g")
@@ -87,6 +95,18 @@ def test_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("gram net.py:net x.npy --set v=1 --out gram.npy", "unknown argument 'v'"),
         ("predict net.py:net x.npy test.csv test.csv --noise 1 --out m.npy", "y has shape (5, 3), expected (12,)"),
         ("info x.npy", "load:"),
+        ("derive exits.py:net --shape 3", "exits.py cannot be run: SystemExit: 3"),
+        ("gram net.py:net x.npy --out folder.npy", "--out is 'folder.npy', which is a folder"),
+        ("gram net.py:net cut.npy --out gram.npy", "'cut.npy' cannot be read"),
+        ("gram net.py:net words.npy --out gram.npy", "has dtype <U1, expected an array of real numbers"),
+        ("gram net.py:net nan.npy --out gram.npy", "nan at (0, 0)"),
+        ("gram net.py:net empty.csv --out gram.npy", "'empty.csv' holds no numbers"),
+        ("gram net.py:net ragged.csv --out gram.npy", "'ragged.csv' cannot be read"),
+        ("gram cut.tpk x.npy --out gram.npy", "'cut.tpk' is not an intact archive"),
+        ("predict net.py:net x.npy y.csv test.csv --noise -1 --out m.npy", "noise is -1.0"),
+        ("predict net.py:net x.npy y.csv test.csv --noise 1 --out m.npy --std s.txt", "--std is 's.txt'"),
+        ("check net.py:net x.npy --plot no/check.png", "--plot is 'no/check.png', but there is no folder"),
+        ("check net.py:net x.npy --plot check.xyz", "--plot is 'check.xyz', expected a .png or"),
     ],
 )
 def test_errors_have_no_traceback(
@@ -97,6 +117,26 @@ def test_errors_have_no_traceback(
     said = capsys.readouterr().err
     assert message in said and said.startswith("tensorprog ") and "Traceback" not in said
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "stop", [KeyboardInterrupt(), OSError(28, "No space left on device")], ids=["interrupt", "disk"]
+)
+def test_an_interrupted_write_leaves_what_was_there(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stop: BaseException
+) -> None:
+    Path("gram.npy").write_bytes(b"older")
+
+    def half(path: Path, array: np.ndarray, **options: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise stop
+
+    monkeypatch.setattr(np, "save", half)
+    before = sorted(folder.iterdir())
+    code = main(["gram", "net.py:net", "x.npy", "--quiet", "--out", "gram.npy"])
+    said = capsys.readouterr().err
+    assert (code, "interrupted" in said) == ((130, True) if isinstance(stop, KeyboardInterrupt) else (2, False))
+    assert "Traceback" not in said and Path("gram.npy").read_bytes() == b"older" and sorted(folder.iterdir()) == before
 
 
 def test_help_teaches() -> None:

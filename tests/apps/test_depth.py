@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +124,38 @@ def test_learnability() -> None:
     after = training.descent(round(found.steps[6]), 0.5 * training.critical_rate()).mean @ found.vectors[:, 6]
     assert abs((1 - after) - np.exp(-1)) < 0.05
     assert found.learned(np.inf) == pytest.approx(1.0)
+
+
+def test_spectra_along_a_hyperparameter_and_over_depth(tmp_path: Path) -> None:
+    """By numpy, and as Xiao et al. 2020 have it: with depth a ReLU network's kernel goes to one of ones, of condition number like depth."""
+    x, _, _ = data(8)
+    found = apps.spectra(kernel(), x, w=[0.5, 2.0], b=0.1)
+    for k, w in enumerate((0.5, 2.0)):
+        values = np.linalg.eigvalsh(np.asarray(kernel()(x, w=w, b=0.1).ntk))
+        np.testing.assert_allclose((found.smallest[k], found.largest[k]), (values[0], values[-1]), rtol=1e-9)
+        np.testing.assert_allclose(found.condition[k], values[-1] / values[0], rtol=1e-9)
+        level = 1e-3 * values.mean()
+        np.testing.assert_allclose(found.effective_dimension[k], np.sum(values / (values + level)), rtol=1e-9)
+    assert found.name == "w" and found.values == (0.5, 2.0) and str(found).count("\n") == 2
+
+    def deep(depth: int) -> Callable:
+        def net(x: jax.Array) -> jax.Array:
+            for _ in range(depth):
+                x = jax.nn.relu(nn.dense(x, weight_var=2.0))
+            return nn.dense(x, features=1)
+
+        return tp.compile(net, jnp.zeros(3))
+
+    over = apps.spectra(
+        {depth: deep(depth) for depth in (2, 8, 24)}, x / np.linalg.norm(x, axis=1, keepdims=True), get="nngp"
+    )
+    assert (
+        over.values == (2, 8, 24)
+        and (np.diff(over.condition) > 0).all()
+        and (np.diff(over.effective_dimension) < 0).all()
+    )
+    over.plot(tmp_path / "spectra.png")
+    assert (tmp_path / "spectra.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_warnings_in_words() -> None:

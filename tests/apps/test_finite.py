@@ -12,6 +12,8 @@ import pytest
 
 import tensorprog as tp
 from tensorprog import apps, nn
+from tensorprog.apps import structured as structured_module
+from tensorprog.apps.uses import Use, uses_of
 from tests.apps.common import data, kernel
 
 
@@ -38,7 +40,7 @@ def test_by_hand() -> None:
     slopes = v * (1 - h**2)
     nngp = np.outer(h @ v, h @ v) / n
     ntk = h @ h.T / n + (slopes @ slopes.T) * (x @ x.T) / n
-    for method in ("jacobian", "products", "auto"):
+    for method in apps.empirical.METHODS:
         found = apps.Empirical(f, {"w": w, "v": v}, method=method)(x)
         np.testing.assert_allclose(found.nngp, nngp, atol=1e-12)
         np.testing.assert_allclose(found.ntk, ntk, atol=1e-12)
@@ -55,26 +57,93 @@ def test_methods_outputs_and_batches_agree() -> None:
     diagonal = np.einsum("ijpapa->ijpa", np.asarray(full.ntk))
     expected = {"full": full.ntk, "diagonal": diagonal, "trace": diagonal.mean((2, 3))}
     for output, wanted in expected.items():
-        for method in ("jacobian", "products"):
-            batch = 2 if (output, method) == ("trace", "jacobian") else None
+        for method in ("structured", "jacobian", "products")[output == "diagonal" :]:
+            batch = 2 if output == "trace" and method != "products" else None
             made = apps.Empirical(f, params, output=output, method=method, batch=batch)
             np.testing.assert_allclose(made(x1, x2, get="ntk"), wanted, atol=1e-10)
     assert apps.Empirical(f, params)(x1[:0], x2).ntk.shape == (0, 3)
 
 
+def recurrent(x: Any) -> Any:
+    """A loop whose weight is used once more as it is, and transposed."""
+    n = nn.width()
+    w, u = nn.weight((n, n)), nn.weight((n, x.shape[1]))
+    h, _ = jax.lax.scan(lambda h, one: (jnp.tanh(w @ h / np.sqrt(n) + u @ one), None), jnp.zeros(n), x)
+    rows = w / jnp.linalg.norm(w, axis=1, keepdims=True)
+    return nn.dense(jnp.tanh(rows @ h) + (0.5 * w).T @ h / np.sqrt(n), features=2)
+
+
+def convolutional(x: Any) -> Any:
+    """Strides, padding, a layer norm, positions that are kept."""
+    h = jax.nn.relu(nn.layer_norm(nn.conv(x, (3, 2), strides=(2, 1), bias_var=0.2)))
+    return nn.dense(jax.nn.gelu(nn.conv(h, 2, padding="CIRCULAR")), features=2)
+
+
+def heads(x: Any) -> Any:
+    """One weight in two shapes, so that it is not looked into, and another in a shape that is not its own."""
+    n = nn.width()
+    w, v = nn.weight((2 * n, 3)), nn.weight((n, 2 * n))
+    a = jnp.einsum("hnk,k->hn", w.reshape(2, n, 3), x)
+    return nn.dense(jnp.tanh(jnp.einsum("nhm,hm->n", v.reshape(n, 2, n), jnp.tanh(a)) + (w @ x)[:n]), features=1)
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "looked_into"),
+    [(recurrent, (4, 3), 3), pytest.param(convolutional, (5, 4, 2), 3, marks=pytest.mark.slow), (heads, (3,), 2)],
+    ids=lambda v: getattr(v, "__name__", None),
+)
+def test_structured_derivatives_of_every_use(net: Any, shape: tuple, looked_into: int) -> None:
+    """Products in loops, convolutions, transposes, reshapes and uses of other kinds: against the two methods that know nothing of them."""
+    rng = np.random.default_rng(0)
+    x1, x2 = rng.standard_normal((4, *shape)), rng.standard_normal((3, *shape))
+    params = tp.init(net, x1[0], 8, jax.random.key(0))
+    f = lambda p, x: tp.apply(net, p, x)
+    uses, _, _ = uses_of(f, params, x1[0])
+    assert len({use.leaf for use in uses if use.x}) == looked_into
+    speeds = {name: 0.5 + k for k, name in enumerate(sorted(params))}
+    methods = ("structured", "jacobian", "products")
+    made = [apps.Empirical(f, params, speeds=speeds, output="full", method=m) for m in methods]
+    first, *others = (np.asarray(k(x1, x2, get="ntk")) for k in made)
+    for other in others:
+        np.testing.assert_allclose(first, other, atol=1e-10 * np.abs(first).max())
+
+
+def test_orders_of_contraction_are_counted() -> None:
+    """Counted by hand: one use of an n x m weight, N inputs: factors first, 2 N^2 (n + m), or Jacobians, 2 N n m + 2 N^2 n m."""
+    use = Use(0, (), ("w0",), ("w1",), (("w0", 50), ("w1", 30)))
+    pair = structured_module._pair(use, use, (1, 1), (7, 7, 1), False)
+    _, cost = structured_module.best(pair, 1e9)
+    assert cost.operations == 2 * 49 * (50 + 30) + 2 * 49 and cost.largest == 49
+    # many positions p: inner products hold N^2 p^2 entries, Jacobians N n m
+    wide = Use(0, (), ("p0", "w0"), ("p0", "w1"), (("p0", 1000), ("w0", 5), ("w1", 3)))
+    pair = structured_module._pair(wide, wide, (1, 1), (7, 7, 1), False)
+    _, cost = structured_module.best(pair, 1e9)
+    assert cost.operations == 2 * (2 * 7 * 1000 * 15) + 2 * 49 * 15 and cost.largest == 7 * 15
+    assert structured_module.best(pair, 10.0)[1].largest <= 7 * 15  # nothing fits: the smallest results
+
+
 def test_auto_counts_operations() -> None:
-    """Many outputs of a dense layer: products save the square of their number; one output: Jacobians are cheaper."""
-    wide = lambda features: lambda x: nn.dense(jnp.tanh(nn.dense(x)), features=features)
-    x = np.random.default_rng(0).standard_normal((8, 4))
-    chosen = {}
-    for features in (1, 60):
-        net = wide(features)
-        params = tp.init(net, x[0], 64, jax.random.key(0))
-        made = apps.Empirical(lambda p, x, net=net: tp.apply(net, p, x), params, output="full")
-        chosen[features] = made.chosen(x, x)
-        small = apps.Empirical(made.f, params, output="full", method="products")(x[:2], get="ntk")
-        np.testing.assert_allclose(made(x[:2], get="ntk"), small, atol=1e-10)
-    assert chosen == {1: "jacobian", 60: "products"}
+    """One wide layer: the factors of Jacobians are cheapest. A tiny one of many inputs: Jacobians. Without memory: products."""
+
+    def chosen(width: int, count: int, positions: int = 0) -> tuple[str, dict]:
+        net = lambda x: jnp.mean(nn.dense(jnp.tanh(nn.dense(x)), features=1))
+        x = np.random.default_rng(0).standard_normal((count, *([positions] if positions else []), 2))
+        params = tp.init(net, x[0], width, jax.random.key(0))
+        made = apps.Empirical(lambda p, x: tp.apply(net, p, x), params)
+        return made.chosen(x, x), made.costs(x, x)
+
+    assert chosen(256, 20)[0] == "structured"
+    method, costs = chosen(2, 20, positions=50)
+    assert method == min(costs, key=lambda name: costs[name][0])
+    operations = {name: found[0] for name, found in costs.items()}
+    assert all(bytes_ >= 0 for _, bytes_ in costs.values()) and operations["products"] > operations["jacobian"]
+
+
+def test_without_memory_products_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    f, params, x1, x2 = sampled()
+    monkeypatch.setattr("tensorprog.apps.empirical.BYTES", 10)
+    made = apps.Empirical(f, params)
+    assert made.chosen(x1, x2) == "products"
 
 
 @pytest.mark.slow
@@ -91,7 +160,7 @@ def test_flax_model() -> None:
     graph, state = nnx.split(Model(20, nnx.Rngs(0)))
     f = lambda p, x: nnx.merge(graph, p)(x)
     x = np.random.default_rng(0).standard_normal((4, 3))
-    both = [apps.Empirical(f, state, method=m)(x, get="ntk") for m in ("jacobian", "products")]
+    both = [apps.Empirical(f, state, method=m)(x, get="ntk") for m in ("structured", "jacobian", "products")]
     gradient = lambda one: jnp.concatenate(
         [g.ravel() for g in jax.tree.leaves(jax.grad(lambda p: f(p, one)[0])(state))]
     )

@@ -151,6 +151,24 @@ def test_functional_descent_of_the_square_loss_is_the_closed_form() -> None:
     assert (path.slope < 0).all()
 
 
+def test_early_stopping_along_a_path() -> None:
+    """Of the square loss, where the closed form knows the times and losses; and of another cost than the one descended on."""
+    x, y, _ = data(20, seed=3)
+    noisy, (valid, truth, _) = y + 0.5 * np.random.default_rng(0).standard_normal(20), data(15, seed=4)
+    times, start, begin = np.geomspace(0.1, 1e3, 25), np.zeros(20), np.zeros(15)
+    descent = apps.FunctionalDescent(kernel(), x, apps.square_loss(noisy), f0=start)
+    path = descent.run(times)
+    found = descent.early_stopping(path, valid, apps.square_loss(truth), f0_test=begin)
+    closed = apps.Training(kernel(), x, noisy).early_stopping(valid, truth, times, f0=start, f0_test=begin)
+    assert found.time == closed.time
+    np.testing.assert_allclose(2 * found.losses, closed.losses, rtol=1e-6)  # the solver's
+    absolute = descent.early_stopping(path, valid, lambda f: jnp.abs(f - truth).max(), f0_test=begin)
+    values = descent.predict(path, valid, f0_test=begin)
+    np.testing.assert_allclose(absolute.losses, np.abs(values - truth).max(1), rtol=1e-12)
+    with pytest.raises(tp.InputError, match="expected one finite number at each time"):
+        descent.early_stopping(path, valid, lambda f: f, f0_test=begin)
+
+
 def test_functional_descent_of_cross_entropy() -> None:
     """Against scipy's solver on the values themselves, and the slope against differences of the cost."""
     x, _, _ = data(6)
