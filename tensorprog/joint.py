@@ -22,8 +22,7 @@ from tensorprog.errors import UnsupportedError, explain
 from tensorprog.frontend.outputs import Output
 from tensorprog.ir import Hyper, Input, Node, Program, Weight, topological
 from tensorprog.kernel.joint import Gradients, NoBlock, Pair, Side, derive_blocks, same_copies
-from tensorprog.lower import SHIFT
-from tensorprog.lower.joint import lower_blocks
+from tensorprog.lower import SHIFT, lower_blocks
 from tensorprog.passes.adjoint import Adjoint
 from tensorprog.passes.conditions import check_uses
 from tensorprog.passes.dots import expose

@@ -1,5 +1,6 @@
 """Lowering: the kernel graph as one pure JAX function of a pair of inputs."""
 
-from tensorprog.lower.emit import SHIFT, Lowered, lower, value
+from tensorprog.lower.emit import SHIFT, value
+from tensorprog.lower.pairs import Lowered, lower, lower_blocks
 
-__all__ = ["SHIFT", "Lowered", "lower", "value"]
+__all__ = ["SHIFT", "Lowered", "lower", "lower_blocks", "value"]

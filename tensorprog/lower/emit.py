@@ -1,9 +1,4 @@
-"""Emit the kernel graph as JAX code: one function of one input for what belongs to it alone, one of a pair for the
-rest.
-
-Nothing here knows a batch axis: `jax.vmap` over both arguments turns the first layer's inner products into one
-matrix product and keeps every self quantity at N, not N^2. One row per kind of quantity in `EMIT`.
-"""
+"""Emit quantities of the kernel graph as JAX code: one row for each kind in `EMIT`. Nothing here knows a batch axis."""
 
 from __future__ import annotations
 
@@ -18,7 +13,6 @@ from jax import lax
 
 from ntk_rules.functions import to_jax
 from tensorprog.ir import ArrayOp, Const, Hyper, Input, LinComb, Moment, Node, Nonlin, PositionMap
-from tensorprog.kernel import KernelGraph
 from tensorprog.kernel.graph import (
     Apply,
     Average,
@@ -36,79 +30,18 @@ from tensorprog.kernel.graph import (
     Shifts,
     Tilted,
     Zero,
-    quantities,
 )
 from tensorprog.lower.einsum import contract
-from tensorprog.lower.fingerprint import fingerprint
 from tensorprog.lower.population import AllNormals, average, drawn, factored, recorded
-from tensorprog.lower.run import Outside, plan, run
+from tensorprog.lower.run import run
 from tensorprog.lower.sampled import sampled
-from tensorprog.lower.schedule import operands_of, schedule
+from tensorprog.lower.schedule import schedule
 from tensorprog.lower.tilted import tilted
 
-__all__ = ["SHIFT", "Context", "Lowered", "emit", "is_cross", "lower", "value"]
+__all__ = ["SHIFT", "Context", "emit", "is_cross", "real_dtype", "value"]
 
-State = tuple[Any, ...]
 Hypers = dict[str, jax.Array]
 SHIFT = "random shift"  # the hyperparameter, no name that a user can give, that has sampling take the points of one shift alone
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """The kernel as functions without batch axes.
-
-    state: (inputs, hypers, live) -> what one input contributes. pair: (state, state, live) -> (nngp, ntk). live: see `Context`.
-    diagonal: state -> (nngp, ntk) of an input with itself.
-    """
-
-    state: Callable[..., State]
-    pair: Callable[..., tuple[jax.Array, jax.Array]]
-    diagonal: Callable[[State], tuple[jax.Array, jax.Array]]
-
-
-def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -> Lowered:
-    """The functions of a kernel graph. roll: turn repeated layers into loops."""
-    pair_ends = [q for q in (graph.nngp, graph.ntk) if is_cross(q)]
-    pair_steps = schedule(pair_ends, True, roll=roll)
-    used = {o.quantity for q in quantities(pair_ends) for o in operands_of(q) if o.side is not None}
-    ends = dict.fromkeys(q for q in graph.outputs if not is_cross(q))
-    kept = [q for q in quantities([*ends, *(q for q in graph.nodes if q in used)]) if q in used or q in ends]
-    state_steps = schedule(kept, False, roll=roll)
-    slots = plan(state_steps, kept)
-
-    def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array], live: jax.Array | None = None) -> State:
-        dtype = _real(leaves)
-        shift = hypers[SHIFT].astype(jnp.int32) if SHIFT in hypers else None
-        normals = AllNormals((q for q in quantities(kept) if isinstance(q, Normals)), dtype, shift)
-        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals, live)
-        env = run(state_steps, lambda q, args: emit(q, args, context), kept)
-        return (fingerprint(leaves), *env.entries(slots), *([] if shift is None else [shift]))
-
-    # of identical copies, the first
-    first = tuple(
-        0 if axis in graph.mirrored else slice(None) for axis in range(len(graph.mirrored) + 2 * len(graph.shape))
-    )
-
-    def pair(a: State, b: State, live: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        dtype = _dtype(a)
-        shift = a[-1] if len(a) > 1 + len(slots.order) else None
-        normals = AllNormals((q for q in pair_steps if isinstance(q, Normals)), dtype, shift)
-        context = Context({}, {}, dtype, shift, normals, live)
-        env = run(pair_steps, lambda q, args: emit(q, args, context), pair_ends, outside=Outside(slots, (a, b)))
-        same = jnp.all(a[0] == b[0])
-        found = []
-        for quantity, own in ((graph.nngp, graph.nngp_self), (graph.ntk, graph.ntk_self)):
-            value = env[quantity] if is_cross(quantity) else slots.read(a, quantity)
-            if not graph.noise:
-                at_equal = (slots.read(a, own) + slots.read(b, own)) / 2
-                value = jnp.where(same, at_equal, value)
-            found.append(value[first])
-        return found[0], found[1]
-
-    def diagonal(a: State) -> tuple[jax.Array, jax.Array]:
-        return slots.read(a, graph.nngp_self)[first], slots.read(a, graph.ntk_self)[first]
-
-    return Lowered(state, pair, diagonal)
 
 
 def value(quantity: Quantity, inputs: tuple[Input, ...]) -> Callable[[Sequence[jax.Array], Hypers], jax.Array]:
@@ -116,14 +49,14 @@ def value(quantity: Quantity, inputs: tuple[Input, ...]) -> Callable[[Sequence[j
     steps = schedule([quantity], False)
 
     def of_input(leaves: Sequence[jax.Array], hypers: Hypers) -> jax.Array:
-        dtype = _real(leaves)
+        dtype = real_dtype(leaves)
         context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, None, AllNormals((), dtype, None))
         return run(steps, lambda q, args: emit(q, args, context), [quantity])[quantity]
 
     return of_input
 
 
-def _real(leaves: Sequence[jax.Array]) -> jnp.dtype:
+def real_dtype(leaves: Sequence[jax.Array]) -> jnp.dtype:
     """The dtype of a kernel of these leaves."""
     real = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.result_type(*real) if real else jnp.result_type(float)
@@ -144,10 +77,6 @@ def emit(q: Quantity, args: list[jax.Array], context: Context) -> jax.Array:
 def is_cross(quantity: Quantity) -> bool:
     """Does it belong to a pair of inputs?"""
     return getattr(quantity, "cross", False)
-
-
-def _dtype(state: State) -> jnp.dtype:
-    return jnp.result_type(*[x for x in state[1:] if jnp.issubdtype(x.dtype, jnp.floating)])
 
 
 @dataclass(frozen=True)

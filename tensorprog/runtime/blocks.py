@@ -12,14 +12,14 @@ import numpy as np
 
 from tensorprog.kernel.joint import BlockGraph
 from tensorprog.runtime.inputs import is_traced
-from tensorprog.runtime.kernel import Hypers, Leaves, by_inputs, float_dtype, pair_entries
+from tensorprog.runtime.kernel import Hypers, Leaves, by_inputs, float_dtype, live_flag, pair_entries
 from tensorprog.runtime.tiles import tiling
 
 __all__ = ["Blocks"]
 
 
 class OfPairs(Protocol):
-    """What lowering makes: the blocks without batch axes (`tensorprog.lower.joint.LoweredBlocks`)."""
+    """What lowering makes: the blocks without batch axes (`tensorprog.lower.Lowered`)."""
 
     @property
     def state(self) -> Callable[..., Any]: ...
@@ -39,12 +39,10 @@ class Blocks:
         self._right = [b.right for b in graph.blocks]
         self._entries = max(sum(map(math.prod, self._shapes)), pair_entries(graph.nodes))
 
-        def states(x: Leaves, hypers: Hypers) -> Any:
-            return jax.vmap(lambda leaves: lowered.state(leaves, hypers))(x)
-
         def block(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
-            pairs = jax.vmap(jax.vmap(lowered.pair, (None, 0)), (0, None))
-            return pairs(states(x1, hypers), states(x2, hypers))
+            live = live_flag(x1)
+            states = [jax.vmap(lambda leaves: lowered.state(leaves, hypers, live))(x) for x in (x1, x2)]
+            return jax.vmap(jax.vmap(lambda a, b: lowered.pair(a, b, live), (None, 0)), (0, None))(*states)
 
         self._block = jax.jit(block)
         own = lambda which: jax.jit(

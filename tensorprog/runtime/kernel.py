@@ -116,9 +116,9 @@ def by_inputs(one: Callable[[Leaves], Any], x: Leaves, entries: int) -> Any:
     return lax.map(one, x, batch_size=at_once)
 
 
-def live_flag(x: Leaves) -> jax.Array | None:
+def live_flag(x: Leaves, off: Collection[str] = ()) -> jax.Array | None:
     """True, but only when it runs: what shields costly quantities from fusion on a CPU (`tensorprog.lower.emit`)."""
-    if jax.default_backend() != "cpu":
+    if "branches" in off or jax.default_backend() != "cpu":
         return None
     some = lax.stop_gradient(x[0]).ravel()[0].astype(jnp.float32)
     return some == some
@@ -131,7 +131,7 @@ def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -
         return jax.vmap(lambda leaves: lowered.state(leaves, hypers, live))(x)
 
     def block(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
-        n1, live = x1[0].shape[0], live_flag(x1)
+        n1, live = x1[0].shape[0], live_flag(x1, off)
         both = states([jnp.concatenate(pair) for pair in zip(x1, x2, strict=True)], hypers, live)  # one graph, not two
         first, second = (
             jax.tree.map(lambda a, part=part: a[part], both) for part in (slice(None, n1), slice(n1, None))
@@ -143,12 +143,12 @@ def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -
         return by_rows(pairs, first, second, pair_entries(graph.nodes))
 
     def diagonal(x: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
-        live = live_flag(x)
+        live = live_flag(x, off)
         one = lambda leaves: lowered.diagonal(lowered.state(leaves, hypers, live))
         return by_inputs(one, x, pair_entries(graph.nodes))
 
     def rows(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
-        live = live_flag(x1)
+        live = live_flag(x1, off)
         return jax.vmap(lambda a, b: lowered.pair(a, b, live))(states(x1, hypers, live), states(x2, hypers, live))
 
     kinks = any(has_kinks(q.function) for q in graph.nodes if isinstance(q, Expect))

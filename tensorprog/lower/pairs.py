@@ -1,4 +1,8 @@
-"""The blocks of several outputs as functions without batch axes, as `lower.emit` makes those of one kernel."""
+"""A kernel graph as functions: one of one input for what belongs to it alone, one of a pair for the rest.
+
+Nothing here knows a batch axis: `jax.vmap` over both arguments turns the first layer's inner products into one
+matrix product and keeps every self quantity at N, not N^2.
+"""
 
 from __future__ import annotations
 
@@ -10,47 +14,62 @@ import jax
 import jax.numpy as jnp
 
 from tensorprog.ir import Input
+from tensorprog.kernel import KernelGraph
 from tensorprog.kernel.graph import Normals, quantities
-from tensorprog.kernel.joint import BlockGraph
-from tensorprog.lower.emit import SHIFT, Context, emit, is_cross
+from tensorprog.kernel.joint import Block, BlockGraph
+from tensorprog.lower.emit import SHIFT, Context, emit, is_cross, real_dtype
 from tensorprog.lower.fingerprint import fingerprint
 from tensorprog.lower.population import AllNormals
 from tensorprog.lower.run import Outside, plan, run
 from tensorprog.lower.schedule import operands_of, schedule
 
-__all__ = ["LoweredBlocks", "lower_blocks"]
+__all__ = ["Lowered", "lower", "lower_blocks"]
 
 State = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class LoweredBlocks:
-    """state: (inputs, hypers) -> what one input contributes. pair: (state, state) -> the blocks. diagonal: state -> the blocks of an
-    input with itself. means: state -> the means."""
+class Lowered:
+    """Blocks as functions without batch axes.
 
-    state: Callable[[Sequence[jax.Array], dict[str, jax.Array]], State]
-    pair: Callable[[State, State], tuple[jax.Array, ...]]
+    state: (inputs, hypers, live) -> what one input contributes. pair: (state, state, live) -> the blocks. live: see
+    `emit.Context`. diagonal: state -> the blocks of an input with itself. means: state -> the means.
+    """
+
+    state: Callable[..., State]
+    pair: Callable[..., tuple[jax.Array, ...]]
     diagonal: Callable[[State], tuple[jax.Array, ...]]
     means: Callable[[State], tuple[jax.Array, ...]]
 
 
-def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...]) -> LoweredBlocks:
+def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -> Lowered:
+    """The functions of a kernel graph, whose two blocks are nngp and ntk. roll: turn repeated layers into loops."""
+    axes = len(graph.mirrored) + 2 * len(graph.shape)
+    first = tuple(0 if axis in graph.mirrored else slice(None) for axis in range(axes))  # of identical copies
+    shape, right = (*graph.shape, *graph.shape), len(graph.shape)
+    blocks = (
+        Block(graph.nngp, graph.nngp_self, first, shape, right),
+        Block(graph.ntk, graph.ntk_self, first, shape, right),
+    )
+    return lower_blocks(BlockGraph(blocks, (), graph.noise), inputs, roll=roll)
+
+
+def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], *, roll: bool = True) -> Lowered:
     """The functions of a graph of blocks."""
     pair_ends = list(dict.fromkeys(b.cross for b in graph.blocks if is_cross(b.cross)))
-    pair_steps = schedule(pair_ends, True)
+    pair_steps = schedule(pair_ends, True, roll=roll)
     used = {o.quantity for q in quantities(pair_ends) for o in operands_of(q) if o.side is not None}
     every = [*(q for b in graph.blocks for q in (b.cross, b.own)), *graph.means]
     ends = dict.fromkeys(q for q in every if not is_cross(q))
     kept = [q for q in quantities([*ends, *(q for q in graph.nodes if q in used)]) if q in used or q in ends]
-    state_steps = schedule(kept, False)
+    state_steps = schedule(kept, False, roll=roll)
     slots = plan(state_steps, kept)
 
-    def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array]) -> State:
-        real = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-        dtype = jnp.result_type(*real) if real else jnp.result_type(float)
+    def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array], live: jax.Array | None = None) -> State:
+        dtype = real_dtype(leaves)
         shift = hypers[SHIFT].astype(jnp.int32) if SHIFT in hypers else None
         normals = AllNormals((q for q in quantities(kept) if isinstance(q, Normals)), dtype, shift)
-        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals)
+        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals, live)
         env = run(state_steps, lambda q, args: emit(q, args, context), kept)
         # the dtype is remembered in an array of it: a state may hold nothing else
         return (fingerprint(leaves), *env.entries(slots), jnp.zeros((), dtype), *([] if shift is None else [shift]))
@@ -60,10 +79,10 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...]) -> LoweredBlocks:
         last = 1 + len(slots.order)
         return a[last].dtype, a[last + 1] if len(a) > last + 1 else None
 
-    def pair(a: State, b: State) -> tuple[jax.Array, ...]:
+    def pair(a: State, b: State, live: jax.Array | None = None) -> tuple[jax.Array, ...]:
         dtype, shift = read(a)
         normals = AllNormals((q for q in pair_steps if isinstance(q, Normals)), dtype, shift)
-        context = Context({}, {}, dtype, shift, normals)
+        context = Context({}, {}, dtype, shift, normals, live)
         env = run(pair_steps, lambda q, args: emit(q, args, context), pair_ends, outside=Outside(slots, (a, b)))
         same = jnp.all(a[0] == b[0])
         found = []
@@ -80,4 +99,4 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...]) -> LoweredBlocks:
     def means(a: State) -> tuple[jax.Array, ...]:
         return tuple(slots.read(a, q).astype(read(a)[0]) for q in graph.means)
 
-    return LoweredBlocks(state, pair, diagonal, means)
+    return Lowered(state, pair, diagonal, means)
