@@ -179,7 +179,8 @@ class Interpolated:
         kinks: has a nonlinearity kinks? If so, and k depends on the norms, it has a corner at equal inputs and no short series."""
         self._homogeneous, self._corner = homogeneous, kinks and not homogeneous
         self._features = jax.jit(lambda x, hypers: jax.vmap(lambda leaves: features(leaves, hypers))(x))
-        self._rows = jax.jit(rows)
+        self._layers = rows
+        self._rows = jax.jit(rows, compiler_options={"xla_backend_optimization_level": 0})  # it runs once or twice
         self._made: dict[Any, Series | None] = {}
         self._cost: float | None = None
 
@@ -224,7 +225,7 @@ class Interpolated:
     def _cost_of_layers(self, hypers: Hypers) -> float:
         if self._cost is None:
             point = [jax.ShapeDtypeStruct((1, 2), np.float32)]
-            self._cost = operations(jax.make_jaxpr(self._rows)(point, point, hypers).jaxpr)
+            self._cost = operations(jax.make_jaxpr(self._layers)(point, point, hypers).jaxpr)
         return self._cost
 
 

@@ -248,7 +248,8 @@ class Gram:
         if refine is None:
             return self._block(x1, x2, hypers, get)
         nngp, ntk = self._block(x1, x2, hypers, GET)
-        ntk = refine(x1, x2, hypers, nngp, ntk, [self._diagonal(x, hypers)[0] for x in (x1, x2)], symmetric)
+        own = [jnp.diagonal(nngp)] * 2 if symmetric else [self._diagonal(x, hypers)[0] for x in (x1, x2)]
+        ntk = refine(x1, x2, hypers, nngp, ntk, own, symmetric)
         return [(nngp, ntk)[GET.index(name)] for name in get]
 
 
