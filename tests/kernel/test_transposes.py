@@ -488,3 +488,30 @@ def test_export_and_load(tmp_path) -> None:
     close(tp.load(tmp_path / "tied.tpk")(X).ntk, kernel(X).ntk, 1e-14)
     again = tp.compile_program(str(kernel.program))
     close(again(X).ntk, kernel(X).ntk, 1e-14)
+
+
+def test_steps_of_vectors_that_coincide_or_are_opposite() -> None:
+    """Zdot of a function with jumps, by Stein: C^+ E[h y] in the place of a derivative, C singular (Yang, TP III, remark on
+    nonlinearities that are not differentiable)."""
+
+    def net(x: jax.Array) -> jax.Array:
+        n = nn.width()
+        w = nn.weight((n, n))
+        a = nn.dense(x)
+        h = a @ w.T / jnp.sqrt(n)
+        y = jnp.sign(h[0]) + jnp.where(h[1] > 0, 1.5, 0.0) + jnp.abs(h[0] + h[1])
+        return nn.dense(w.T @ y / jnp.sqrt(n) + a[0], features=1)
+
+    b = np.array([0.3, -1.2, 0.7])
+    kernel = tp.compile(net, jnp.zeros((2, 3)))
+    s = np.sqrt(np.mean(b**2))
+    unit = 1 / np.sqrt(2 * np.pi)  # E relu(z)
+    squares = {
+        1: (2.5**2 + 1) / 2 + 2 * 2 * s * (2.5 - 1) * unit + 4 * s**2,  # y = sign h + 1.5 step h + 2 |h|
+        -1: (1 + 0.5**2) / 2,  # y = sign h + 1.5 step(-h)
+    }
+    for sign, slope in ((1, 3.5 * unit / s), (-1, 0.5 * unit / s)):  # E[h y] / E[h^2]
+        expected = squares[sign] + (s * (1 + slope)) ** 2
+        # of opposite vectors, |h_0 + h_1| is the root of a variance that is rounding
+        rtol = 1e-12 if sign > 0 else 1e-7
+        np.testing.assert_allclose(kernel.diag(np.stack([b, sign * b])[None]).nngp[0], expected, rtol=rtol)
