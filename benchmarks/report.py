@@ -71,6 +71,33 @@ def write(out: Path, result: dict[str, Any]) -> None:
     out.with_name(out.name + ".md").write_text(markdown(result))
 
 
+README_MARKS = "<!-- benchmark -->\n", "<!-- /benchmark -->\n"
+
+
+def write_readme(path: Path, result: dict[str, Any]) -> None:
+    """Put the short table between the marks of a README. Raises ValueError where it has none."""
+    text = path.read_text()
+    start, stop = (text.find(mark) for mark in README_MARKS)
+    if not 0 <= start < stop:
+        raise ValueError(f"{path} lacks the lines {README_MARKS[0]!r} and {README_MARKS[1]!r}, in this order")
+    path.write_text(text[: start + len(README_MARKS[0])] + short_table(result) + text[stop:])
+
+
+def short_table(result: dict[str, Any]) -> str:
+    """What a newcomer wants to know of each case: seconds of both sides, their ratio, our error."""
+    lines = [
+        "| NNGP and NTK, float32, warm | tensorprog s | neural-tangents s | times as fast | error against float64 |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        if "ratio" in row:
+            ours, peer = row["ours"], row["peer"]
+            error = _number(worst(ours.get("error", {}).get("ours64")), ".0e")
+            seconds = f"{_seconds(ours['median_s'])} | {_seconds(peer['median_s'])}"
+            lines.append(f"| {row['title']} | {seconds} | {row['ratio']:.3g} | {error} |")
+    return "\n".join([*lines, "", f"{machine_line(result)}; commit {result['commit']}."]) + "\n"
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The table, with machine, versions, date and whatever went wrong."""
     rows: list[Row] = result["rows"]

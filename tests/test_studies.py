@@ -1,4 +1,4 @@
-"""The studies on real data: how their files are read, and what is said where there are none."""
+"""The studies on real data and the tables of the benchmarks: how files are read and written, and what is said where there are none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("benchmarks", reason="the source distribution has no benchmarks")
 
-from benchmarks import graphs, mnist
+from benchmarks import graphs, mnist, report
 
 
 def test_missing_data(tmp_path: Path) -> None:
@@ -73,3 +73,25 @@ def test_cross_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.eye(2)[np.arange(60) % 2]
     table = graphs.cross_validate(x @ x.T, np.arange(60) % 2)
     assert table.outer.shape == (1, graphs.FOLDS, 2) and table.outer.min() == 1
+
+
+def test_the_table_of_the_readme_is_replaced_between_its_marks(tmp_path: Path) -> None:
+    machine = {"cpu": "a processor", "cores": 2, "memory_gb": 8.0, "system": "Linux"}
+    row = {"title": "a case", "ours": {"median_s": 0.01}, "peer": {"median_s": 0.2}, "ratio": 20.0}
+    result = {
+        "rows": [row, {"title": "ours alone", "ours": {}}],
+        "date": "2026-01-02",
+        "machine": machine,
+        "commit": "abc",
+    }
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- benchmark -->\nold\n<!-- /benchmark -->\nafter\n")
+    for _ in range(2):
+        report.write_readme(page, result)
+        text = page.read_text()
+        assert text.startswith("before\n") and text.endswith("after\n")
+        assert "| a case | 0.01 | 0.2 | 20 | - |" in text and "old" not in text and text.count("a case") == 1
+    page.write_text("nothing")
+    with pytest.raises(ValueError, match="lacks the lines"):
+        report.write_readme(page, result)
+    assert page.read_text() == "nothing"
