@@ -68,7 +68,7 @@ def emit(q: Quantity, args: list[jax.Array], context: Context) -> jax.Array:
     made = lambda given: EMIT[type(q)](q, given, context)
     if not isinstance(q, SHIELDED):
         return made(args)
-    if context.live is None or not q.shape:
+    if context.live is None or not q.shape or isinstance(q, Normals):  # normals are drawn once, for many readers
         return lax.optimization_barrier(made(args))
     like = jax.eval_shape(made, args)
     return lax.cond(context.live, made, lambda given: jnp.zeros(like.shape, like.dtype), args)
