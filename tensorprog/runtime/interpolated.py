@@ -15,6 +15,7 @@ coefficients are below the tolerance and it agrees at random places. Where it is
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ EQUAL = 1e-6  # range of log-norms that rounding makes
 MOST_ANGLES, MOST_NORMS = 128, 17
 AT_ONCE = 1024
 TILE = 128
+LARGE = 2**24  # entries of a matrix that is computed at once
 
 Samples = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -296,20 +298,22 @@ def _gram(state: Any, coefficients: jax.Array, in_powers: bool) -> list[jax.Arra
     places = np.array([(i, j) for i in range(count) for j in range(i, count)])
     starts = jnp.asarray(np.minimum(places * side, n - side))  # the last tile overlaps the one before
 
-    def tile(k: jax.Array, whole: jax.Array) -> jax.Array:
+    computed = _cosines(unit, unit)
+
+    def mirror(k: jax.Array, whole: jax.Array) -> jax.Array:
         i, j = starts[k]
-        part = _cosines(*(lax.dynamic_slice_in_dim(unit, s, side) for s in (i, j)))
+        part = lax.dynamic_slice(computed, (i, j), (side, side))
         upper = (i + np.arange(side))[:, None] <= (j + np.arange(side))
         part = jnp.where(upper | (i != j), part, part.T)
         return lax.dynamic_update_slice(lax.dynamic_update_slice(whole, part, (i, j)), part.T, (j, i))
 
-    whole = lax.fori_loop(0, len(places), tile, jnp.zeros((n, n), unit.dtype))
+    whole = lax.fori_loop(0, len(places), mirror, jnp.zeros_like(computed))
     whole = whole.at[np.arange(n), np.arange(n)].set(2)  # not near: an input with itself needs no second look
 
     def cosines(start: jax.Array, rows: int) -> jax.Array:
         return lax.dynamic_slice_in_dim(whole, start, rows)
 
-    *kernels, near = _in_rows(cosines, state, state, coefficients, in_powers)
+    *kernels, near = _in_rows(cosines, state, state, coefficients, in_powers, marked=True)
     if (
         coefficients.shape[1] > 1
     ):  # sums over the norms of x and then of x' round in another way than the other way round
@@ -318,32 +322,51 @@ def _gram(state: Any, coefficients: jax.Array, in_powers: bool) -> list[jax.Arra
 
 
 def _in_rows(
-    cosines: Callable[[jax.Array, int], jax.Array], first: Any, second: Any, coefficients: jax.Array, in_powers: bool
-) -> list[jax.Array]:
-    """The kernels, some rows at a time, which stay in the cache; and which columns have a near pair. A cosine of 2 is one of 1."""
+    cosines: Callable[[jax.Array, int], jax.Array], first: Any, second: Any, coefficients: jax.Array, in_powers: bool,
+    marked: bool = False,
+) -> list[jax.Array]:  # fmt: skip
+    """The kernels, some rows at a time, which stay in the cache; and which columns have a near pair. marked: a cosine of 2
+    is one of 1 that does not count as near."""
     (_, basis1, scale1), (_, basis2, scale2) = first, second
     n1, n2 = basis1.shape[0], basis2.shape[0]
     kernels, norms, _, angles = coefficients.shape
-    rows = max(1, min(n1, (4 * CACHED if norms == 1 else CACHED // angles) // n2))
-    limit = 1 - NEAR[np.dtype(basis1.dtype)]
+    rows = max(1, min(n1, (LARGE if norms == 1 else CACHED // angles) // n2))
 
-    def some(k: jax.Array, found: Any) -> Any:
-        start = jnp.minimum(k * rows, n1 - rows)  # the last rows overlap the ones before
+    def some(start: jax.Array) -> tuple[list[jax.Array], jax.Array]:
         basis, scale = (lax.dynamic_slice_in_dim(a, start, rows) for a in (basis1, scale1))
         cosine = cosines(start, rows)
-        *whole, near = found
         size = jnp.abs(cosine)
-        near = near | (jnp.max(jnp.where(size > 1, 0, size), axis=0) > limit)
-        cosine = jnp.minimum(cosine, 1)
+        near = _near(jnp.where(size > 1, 0, size) if marked else size)
+        cosine = jnp.minimum(cosine, 1) if marked else cosine
         place = angle(cosine, jnp.sqrt((1 - cosine) * (1 + cosine))) * (2 / math.pi) - 1
         place = lax.optimization_barrier(place)
-        for m in range(kernels):
-            value = scale[:, m, None] * scale2[:, m] * _sum(_terms(coefficients[m], basis, basis2), place, in_powers)
-            whole[m] = lax.dynamic_update_slice_in_dim(whole[m], value, start, 0)
-        return [*whole, near]
+        found = [
+            scale[:, m, None] * scale2[:, m] * _sum(_terms(coefficients[m], basis, basis2), place, in_powers)
+            for m in range(kernels)
+        ]
+        return found, near
 
-    start = [*(jnp.zeros((n1, n2), basis1.dtype) for _ in range(kernels)), jnp.zeros(n2, bool)]
-    return lax.fori_loop(0, math.ceil(n1 / rows), some, start)
+    if rows == n1:  # no loop: cores share large operations, but not those of a loop that write into a part
+        found, near = some(jnp.zeros((), int))
+        return [*found, near]
+
+    def step(k: jax.Array, done: Any) -> Any:
+        start = jnp.minimum(k * rows, n1 - rows)  # the last rows overlap the ones before
+        found, near = some(start)
+        *whole, before = done
+        placed = [lax.dynamic_update_slice_in_dim(w, f, start, 0) for w, f in zip(whole, found, strict=True)]
+        return [*placed, before | near]
+
+    empty = [*(jnp.zeros((n1, n2), basis1.dtype) for _ in range(kernels)), jnp.zeros(n2, bool)]
+    return lax.fori_loop(0, math.ceil(n1 / rows), step, empty)
+
+
+def _near(size: jax.Array) -> jax.Array:
+    """Which columns of absolute cosines have a pair that nearly coincides or is nearly opposite."""
+    eighth = len(size) // 8  # maxima of whole blocks first: they run along memory
+    folded = functools.reduce(jnp.maximum, [size[k * eighth : (k + 1) * eighth] for k in range(8)])
+    largest = jnp.maximum(jnp.max(folded, axis=0, initial=0), jnp.max(size[8 * eighth :], axis=0, initial=0))
+    return largest > 1 - NEAR[np.dtype(size.dtype)]
 
 
 def _terms(coefficients: jax.Array, basis1: jax.Array, basis2: jax.Array) -> jax.Array:
