@@ -80,9 +80,6 @@ class Series:
         )
         return self.scale(norms1) * self.scale(norms2) * np.einsum("kpd,pd->kp", by_norms, in_angle)
 
-    def covers(self, low: float, high: float) -> bool:
-        return self.low <= low and high <= self.high
-
     def _place(self, norms: np.ndarray) -> np.ndarray:
         return (norms - (self.low + self.high) / 2) * (2 / max(self.high - self.low, 1e-300))
 
@@ -183,7 +180,7 @@ class Interpolated:
         self._features = jax.jit(lambda x, hypers: jax.vmap(lambda leaves: features(leaves, hypers))(x))
         self._layers = rows
         self._rows = jax.jit(rows, compiler_options={"xla_backend_optimization_level": 0})  # it runs once or twice
-        self._made: dict[Any, Series | None] = {}
+        self._made: tuple[Any, float, float, Series | None] | None = None
         self._cost: float | None = None
 
     def __call__(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array] | None:
@@ -203,15 +200,13 @@ class Interpolated:
         return _matrices(sides, series, dtype, [GET.index(name) for name in get])
 
     def _series(self, hypers: Hypers, low: float, high: float, dtype: np.dtype) -> Series | None:
+        """The series for this range of norms, made anew where the last one was for other hyperparameters or a smaller range."""
         key = (dtype, *((name, np.asarray(value).tobytes()) for name, value in sorted(hypers.items())))
-        known = self._made.get(key)
-        if known is not None and known.covers(low, high):
-            return known
-        sample = partial(self._sample, hypers)
-        with jax.enable_x64(True):
-            made = make_series(sample, low, high, dtype, self._homogeneous)
-        self._made = {key: made}  # the last one alone: in training, hyperparameters change
-        return self._made[key]
+        if self._made is None or self._made[0] != key or not self._made[1] <= low <= high <= self._made[2]:
+            with jax.enable_x64(True):
+                made = make_series(partial(self._sample, hypers), low, high, dtype, self._homogeneous)
+            self._made = key, low, high, made
+        return self._made[3]
 
     def _sample(self, hypers: Hypers, u: np.ndarray, v: np.ndarray, t: np.ndarray) -> np.ndarray:
         """The kernels at log-norms u, v and angles t, (2, N), in batches of one size."""

@@ -112,6 +112,15 @@ def test_a_range_of_norms_grows_with_the_inputs(always: list[bool]) -> None:
         np.testing.assert_allclose(kernel(x).ntk, layers(x).ntk, rtol=1e-11)
 
 
+def test_looks_once_where_there_is_no_series(always: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(interpolated, "make_series", lambda *args: made.append(args))
+    kernel = tp.compile(deep(erf, 1, 0.1), jnp.zeros((2, 2)))
+    for x in (inputs(20), inputs(12), 1.5 * inputs(20)):
+        kernel(x)
+    assert len(made) == 2 and not any(always)
+
+
 def test_declines_what_it_does_not_know(always: list[bool]) -> None:
     biased = tp.compile(deep(jax.nn.relu, 2, 0.3), jnp.zeros((2, 2)))  # a corner at equal inputs, in the norms too
     homogeneous_net = tp.compile(deep(jax.nn.relu, 1), jnp.zeros((2, 2)))
