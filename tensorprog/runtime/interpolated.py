@@ -230,7 +230,7 @@ def _cost(shape: tuple[int, ...]) -> float:
     """What a pair costs, in operations of the layers: an arc cosine and two for each power of the angle. Where the coefficients
     depend on the norms, they are arrays of all pairs, which leave the processor's cache (as measured)."""
     kernels, norms, _, angles = shape
-    return 25 + kernels * angles * (2 if norms == 1 else 50)
+    return 25 + kernels * angles * (2 if norms == 1 else 100)
 
 
 class _Side:
@@ -265,8 +265,14 @@ def _state(side: _Side, series: Series, dtype: np.dtype, which: list[int]) -> tu
 
 def _in_powers(coefficients: np.ndarray) -> tuple[np.ndarray, bool]:
     """The series in powers of the angle's place, which cost half as much, where its terms do not cancel; and whether it is."""
-    powers = np.apply_along_axis(lambda c: np.pad(cheb2poly(c), (0, len(c)))[: len(c)], 3, coefficients)
+    powers = coefficients @ _powers(coefficients.shape[-1])
     return (powers, True) if np.abs(powers).sum((1, 2, 3)).max() < 4 else (coefficients, False)
+
+
+@functools.cache
+def _powers(n: int) -> np.ndarray:
+    """The coefficients of T_0 to T_(n-1), a row each."""
+    return np.stack([np.pad(cheb2poly(row), (0, n))[:n] for row in np.eye(n)])
 
 
 def _cosines(unit1: jax.Array, unit2: jax.Array) -> jax.Array:
