@@ -12,21 +12,15 @@ import numpy as np
 
 from tensorprog.kernel.joint import BlockGraph
 from tensorprog.runtime.inputs import is_traced
-from tensorprog.runtime.kernel import Hypers, Leaves, by_inputs, float_dtype, live_flag, pair_entries
+from tensorprog.runtime.kernel import Hypers, Leaves, OfPairs, by_inputs, float_dtype, live_flag, pair_entries
 from tensorprog.runtime.tiles import tiling
 
 __all__ = ["Blocks"]
 
 
-class OfPairs(Protocol):
-    """What lowering makes: the blocks without batch axes (`tensorprog.lower.Lowered`)."""
+class OfBlocks(OfPairs, Protocol):
+    """What lowering makes of several outputs: means as well."""
 
-    @property
-    def state(self) -> Callable[..., Any]: ...
-    @property
-    def pair(self) -> Callable[..., Any]: ...
-    @property
-    def diagonal(self) -> Callable[..., Any]: ...
     @property
     def means(self) -> Callable[..., Any]: ...
 
@@ -34,7 +28,7 @@ class OfPairs(Protocol):
 class Blocks:
     """The matrices of a graph's blocks. partners: for each block (u, v) which one is (v, u)."""
 
-    def __init__(self, graph: BlockGraph, lowered: OfPairs, partners: Sequence[int]):
+    def __init__(self, graph: BlockGraph, lowered: OfBlocks, partners: Sequence[int]):
         self._shapes, self._partners, self._noise = [b.shape for b in graph.blocks], tuple(partners), graph.noise
         self._right = [b.right for b in graph.blocks]
         self._entries = max(sum(map(math.prod, self._shapes)), pair_entries(graph.nodes))

@@ -186,8 +186,9 @@ class Interpolated:
     def __call__(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array] | None:
         """The matrices named by `get`; None where there is no series, or the layers cost less."""
         dtype = np.dtype(float_dtype(x1))
-        if dtype not in TOLERANCE or len(x1[0]) * len((x2 or x1)[0]) < LEAST_PAIRS:
-            return None
+        pairs = len(x1[0]) * len((x2 or x1)[0])
+        if dtype not in TOLERANCE or pairs < LEAST_PAIRS or (x2 is None and pairs > LARGE):
+            return None  # a gram matrix keeps two more arrays of its size while it is made
         sides = [_Side(self._features(x, hypers)) for x in (x1, x2) if x is not None]
         if not all(side.usable for side in sides):
             return None
@@ -315,9 +316,7 @@ def _gram(state: Any, coefficients: jax.Array, in_powers: bool) -> list[jax.Arra
         return lax.dynamic_slice_in_dim(whole, start, rows)
 
     *kernels, near = _in_rows(cosines, state, state, coefficients, in_powers, marked=True)
-    if (
-        coefficients.shape[1] > 1
-    ):  # sums over the norms of x and then of x' round in another way than the other way round
+    if coefficients.shape[1] > 1:  # sums over the norms of x and x' round in another way than the other way round
         kernels = [jnp.where(np.tri(n, dtype=bool), k, k.T) for k in kernels]
     return [*kernels, near]
 
