@@ -29,8 +29,9 @@ from tensorprog.passes.fuse import fuse
 from tensorprog.passes.methods import check_method, choose, is_average, moved_by, output_program, prepared
 from tensorprog.passes.structure import tied_weights
 from tensorprog.runtime.call import KernelFunction
+from tensorprog.runtime.gram import Gram
 from tensorprog.runtime.interpolated import Interpolated
-from tensorprog.runtime.kernel import Functions, Gram, functions
+from tensorprog.runtime.kernel import Functions, functions
 from tensorprog.runtime.loaded import LoadedKernel, save
 from tensorprog.runtime.optimisations import check_optimisations
 from tensorprog.runtime.sharded import ShardedGram
@@ -81,7 +82,7 @@ class Kernel(KernelFunction):
 
     @cached_property
     def _gram(self) -> Gram:  # type: ignore[override]
-        return Gram(self.functions, self._interpolated, "symmetry" not in self._off)
+        return Gram(self.functions, self._interpolated, self._off)
 
     @cached_property
     def _interpolated(self) -> Interpolated | None:

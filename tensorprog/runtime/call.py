@@ -8,8 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from tensorprog.ir import Input
+from tensorprog.runtime.gram import Gram
 from tensorprog.runtime.inputs import check_hypers, check_inputs, is_traced
-from tensorprog.runtime.kernel import GET, Gram, KernelResult, check_get, float_dtype
+from tensorprog.runtime.kernel import GET, KernelResult, check_get, float_dtype
 from tensorprog.runtime.progress import progress_bar
 
 __all__ = ["KernelFunction"]

@@ -16,7 +16,8 @@ from tensorprog.passes.methods import METHODS
 from tensorprog.runtime.archive import check_target, read_archive, write_archive
 from tensorprog.runtime.call import KernelFunction
 from tensorprog.runtime.exported import check_platforms, deserialise, serialise, structure, tree_of
-from tensorprog.runtime.kernel import Functions, Gram
+from tensorprog.runtime.gram import Gram
+from tensorprog.runtime.kernel import Functions
 
 __all__ = ["LoadedKernel", "save"]
 

@@ -11,7 +11,8 @@ __all__ = ["OPTIMISATIONS", "check_optimisations"]
 OPTIMISATIONS = {
     "loops": "repeated layers are one loop",
     "branches": "on a CPU, costly arrays inside branches that are always taken: XLA fuses nothing into them",
-    "rows": "some rows of a matrix at a time, whose arrays stay in the processor's cache",
+    "rows": "tiles of a matrix so small that their arrays stay in the processor's cache",
+    "threads": "as many tiles at once as there are cores",
     "symmetry": "only the tiles on and above the diagonal of a gram matrix",
     "interpolation": "matrices of rotation invariant kernels by a series in norms and angle",
 }

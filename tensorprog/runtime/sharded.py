@@ -13,7 +13,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tensorprog.errors import InputError
-from tensorprog.runtime.kernel import Functions, Gram, Hypers, Leaves, mirrored
+from tensorprog.runtime.assembly import Pairs, turned, upper
+from tensorprog.runtime.gram import Gram, refined
+from tensorprog.runtime.kernel import GET, Functions, Hypers, Leaves, float_dtype
 
 __all__ = ["ShardedGram"]
 
@@ -29,38 +31,55 @@ class ShardedGram(Gram):
                 "gives"
             )
         super().__init__(made)
-        mesh = Mesh(mesh.devices.reshape(-1), ("rows",))
-        self._mesh, self._rows = mesh, PartitionSpec("rows")
-        local = Gram(made)
+        self._mesh = Mesh(mesh.devices.reshape(-1), ("rows",))
+        self._refine = refined(made)
+        local, rows = Gram(made), PartitionSpec("rows")
 
         @partial(jax.jit, static_argnames="get")
         def spread(x1: Leaves, x2: Leaves, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:
             own = jax.shard_map(
-                lambda part, other, values: local.traced(part, other, values, get),
-                mesh=mesh,
-                in_specs=(self._rows, PartitionSpec(), PartitionSpec()),
-                out_specs=self._rows,
+                lambda some, other, values: local.traced(some, other, values, get),
+                mesh=self._mesh,
+                in_specs=(rows, PartitionSpec(), PartitionSpec()),
+                out_specs=rows,
                 check_vma=False,
             )
             return own(x1, x2, hypers)
 
         self._spread = spread
-        self._block = self._on_mesh
-
-    def _on_mesh(self, x1: Leaves, x2: Leaves, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:
-        placed = jax.device_put(x1, NamedSharding(self._mesh, self._rows))
-        everywhere = jax.device_put((x2, hypers), NamedSharding(self._mesh, PartitionSpec()))
-        return self._spread(placed, *everywhere, get)
 
     def __call__(
         self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...],
         progress: Callable[[Iterable[Any], int], Iterable[Any]],
     ) -> list[Any]:  # fmt: skip
         """The matrices named by `get`, sharded by rows. progress: not shown, the devices work at once."""
-        n1, n2 = len(x1[0]), len((x1 if x2 is None else x2)[0])
+        other = x1 if x2 is None else x2
+        n1, n2 = len(x1[0]), len(other[0])
         if n1 == 0 or n2 == 0:
             return super().__call__(x1, x2, hypers, get, progress)
-        rows = math.ceil(n1 / self._mesh.size) * self._mesh.size  # the last row again, so that all devices have as many
-        padded = [jnp.take(leaf, np.minimum(np.arange(rows), n1 - 1), axis=0) for leaf in x1]
-        found = [k[:n1] for k in self._refined(padded, x1 if x2 is None else x2, hypers, get, False)]
-        return [mirrored(k) for k in found] if x2 is None else found
+        refine = self._refine if "ntk" in get and float_dtype(x1) == np.float32 else None
+        names = get if refine is None else GET
+        found = dict(zip(names, self._rows_of(x1, other, hypers, names), strict=True))
+        if refine is not None:
+            own = [self.diagonal(x, hypers)[0] for x in (x1, other)]
+            near = np.asarray(refine.near(found["nngp"], *own))
+            pairs = refine.different(x1, other, Pairs(*np.nonzero(near)))
+            if len(pairs.i):
+                found["ntk"] = found["ntk"].at[pairs.i, pairs.j].set(refine.exact(x1, other, hypers, pairs))
+        kernels = [found[name] for name in get]
+        return [_mirrored(k) for k in kernels] if x2 is None else kernels
+
+    def _rows_of(self, x1: Leaves, x2: Leaves, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:
+        """Whole matrices, an equal number of rows on each device."""
+        n = len(x1[0])
+        rows = math.ceil(n / self._mesh.size) * self._mesh.size  # the last row again, so that all devices have as many
+        padded = [jnp.take(leaf, np.minimum(np.arange(rows), n - 1), axis=0) for leaf in x1]
+        placed = jax.device_put(padded, NamedSharding(self._mesh, PartitionSpec("rows")))
+        everywhere = jax.device_put((x2, hypers), NamedSharding(self._mesh, PartitionSpec()))
+        return [k[:n] for k in self._spread(placed, *everywhere, get)]
+
+
+@jax.jit
+def _mirrored(matrix: jax.Array) -> jax.Array:
+    """With what stands above the diagonal below it: sums in another order differ in the last digit."""
+    return jnp.where(upper(matrix, 0, 0), matrix, turned(matrix, (matrix.ndim - 2) // 2))

@@ -1,6 +1,6 @@
-"""Cutting a gram matrix into tiles that bound memory, and putting it together again.
+"""Cutting a matrix into tiles: small enough for the processor's cache and for a bound of memory.
 
-Whatever the number of inputs, a tile's intermediate arrays take at most about `TILE_BYTES`; the result itself is the
+Whatever the number of inputs, the intermediate arrays of the tiles at work take at most about `TILE_BYTES`; the result itself is the
 only array of size N1 x N2. A gram matrix of one set of inputs is symmetric: only the tiles on and above its diagonal
 are computed.
 """
@@ -11,16 +11,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["TILE_BYTES", "Tiling", "rows_at_once", "tiling"]
+__all__ = ["CACHED", "TILE_BYTES", "Tiling", "pairs_at_once", "pairs_in_memory", "tiling"]
 
 TILE_BYTES = 256 * 2**20
-_LEAST = 256  # smaller tiles cost more to start than they save
+CACHED = 2**18  # entries of an array that stays in a core's cache
+_LEAST = 2**14  # entries of a tile that repays being started
+_SHARES = 4  # tiles for each worker, at least, so that all end at about one time
 _LIVE = 8  # arrays of a pair's size that are alive at once, at most, in the kernels measured
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles of `rows` x `columns` over an n1 x n2 matrix; the last ones overlap the edge and are cut."""
+    """Tiles of `rows` x `columns` over an n1 x n2 matrix; the last ones reach over the edge."""
 
     n1: int
     n2: int
@@ -38,17 +40,26 @@ class Tiling:
         return down * (down + 1) // 2 if self.symmetric else down * across
 
 
-def rows_at_once(one_bytes: int, tile_bytes: int = TILE_BYTES) -> int:
-    """How many fit into `tile_bytes`, of what keeps arrays of `one_bytes` alive."""
-    return max(1, tile_bytes // (_LIVE * max(1, one_bytes)))
+def pairs_in_memory(one_bytes: int) -> int:
+    """How many fit into `TILE_BYTES`, of what keeps arrays of `one_bytes` alive."""
+    return max(1, TILE_BYTES // (_LIVE * max(1, one_bytes)))
 
 
-def tiling(n1: int, n2: int, pair_bytes: int, *, symmetric: bool, tile_bytes: int = TILE_BYTES) -> Tiling:
-    """Balanced tiles whose live arrays, of `pair_bytes` for each pair, fit into `tile_bytes`."""
-    pairs = rows_at_once(pair_bytes, tile_bytes)
+def pairs_at_once(n1: int, n2: int, entries: int, itemsize: int, workers: int, cached: bool) -> int:
+    """How many pairs a tile of an n1 x n2 matrix has, where a pair's arrays have `entries` entries. cached: a tile is to stay in the
+    cache."""
+    most = pairs_in_memory(entries * itemsize * workers)
+    if not cached:
+        return most
+    share = n1 * n2 * entries // (_SHARES * workers)
+    return max(1, min(most, min(CACHED, max(_LEAST, share)) // entries))
+
+
+def tiling(n1: int, n2: int, pairs: int, *, symmetric: bool) -> Tiling:
+    """Balanced tiles of at most about `pairs` pairs."""
     side = max(1, math.isqrt(pairs))
-    if symmetric:  # small enough that few pairs below the diagonal are computed for nothing
-        size = _balanced(n1, min(side, max(_LEAST, math.ceil(n1 / 8))))
+    if symmetric:
+        size = _balanced(n1, side)
         return Tiling(n1, n2, size, size, True)
     columns = _balanced(n2, max(side, pairs // max(1, min(n1, side))))
     rows = _balanced(n1, max(1, pairs // columns))

@@ -133,7 +133,7 @@ def test_optimisations_change_no_value(steps: list[Step], name: str) -> None:
         patch.setattr(interpolated, "LEAST_PAIRS", 1)
         patch.setattr(interpolated, "_cost", lambda shape: 0.0)
         patch.setattr(runtime, "CACHED", 256)
-        patch.setattr(tiles, "_LEAST", 8)
+        patch.setattr(tiles, "CACHED", 256)
         on, off = kernel(x), kernel.without(name)(x)
     own = [np.sqrt(np.outer(k, k)) for k in kernel.diag(x)]
     for a, b, scale in zip(on, off, own, strict=True):

@@ -9,7 +9,6 @@ import pytest
 
 import tensorprog as tp
 from tensorprog import nn
-from tensorprog.runtime import kernel as runtime
 from tensorprog.runtime import tiles
 
 X = np.random.default_rng(0).standard_normal((7, 3))
@@ -33,9 +32,7 @@ def kernel() -> tp.Kernel:
 def test_tiles_and_symmetry_change_nothing(net, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     one = tp.compile(net, jnp.zeros(3))
     whole, cross = one(X), one(X, X[:4])
-    monkeypatch.setattr(
-        runtime, "tiling", lambda *args, **kw: tiles.tiling(*args, **{**kw, "tile_bytes": 8 * 4 * tiles._LIVE * 8})
-    )
+    monkeypatch.setattr(tiles, "TILE_BYTES", 8 * 4 * tiles._LIVE * 8)
     cut = tp.compile(net, jnp.zeros(3))
     for a, b in zip((*whole, *cross), (*cut(X), *cut(X, X[:4])), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-15)

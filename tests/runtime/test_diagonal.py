@@ -24,7 +24,7 @@ def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(size)
         return 2
 
-    monkeypatch.setattr(module, "rows_at_once", two)
+    monkeypatch.setattr(module, "pairs_in_memory", two)
     parts, joint = tp.compile(net, x[0]).diag(x), tp.joint(net, x[0]).diag(x)
     assert seen
     for k, part, other in zip(whole, parts, joint, strict=True):

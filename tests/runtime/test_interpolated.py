@@ -44,7 +44,7 @@ def inputs(count: int, dtype: Any = np.float64, *, equal_norms: bool = False) ->
 def always(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Interpolate however few pairs there are; the list tells whether it was done."""
     done: list[bool] = []
-    call = interpolated.Interpolated.__call__
+    call = interpolated.Interpolated.work
 
     def noted(self: Any, *args: Any) -> Any:
         found = call(self, *args)
@@ -53,7 +53,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(interpolated, "LEAST_PAIRS", 1)
     monkeypatch.setattr(interpolated, "_cost", lambda shape: 0.0)
-    monkeypatch.setattr(interpolated.Interpolated, "__call__", noted)
+    monkeypatch.setattr(interpolated.Interpolated, "work", noted)
     return done
 
 

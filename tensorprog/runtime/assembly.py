@@ -1,0 +1,227 @@
+"""Whole matrices out of tiles, which all cores compute at once.
+
+Three things set the speed of a large matrix on a CPU once its arithmetic is short, and all three are matters of tiles:
+
+- Layers are many passes over the same arrays. Those of a tile stay in a core's cache from the first pass to the last.
+- Compilers run the operations of a loop one after the other. Tiles know nothing of each other: each core takes the next.
+- Fresh memory is handed out, and cleared, page by page. NumPy asks for large pages where the system has them, so a result of 64 MB
+  takes a quarter of the time to write; JAX takes over NumPy's memory as it is where it begins at a multiple of `ALIGNED` bytes.
+
+On an accelerator the result stays there, and there is one worker, with tiles as large as memory allows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+__all__ = [
+    "Ahead",
+    "DeviceMatrices",
+    "HostMatrices",
+    "Matrices",
+    "Pairs",
+    "Place",
+    "at_once",
+    "cores",
+    "turned",
+    "upper",
+]
+
+ALIGNED = 64  # bytes, at which XLA wants its arrays to begin
+
+T = TypeVar("T")
+Partner = tuple[int, int]  # which matrix has the other half of one, and how many of its own output axes are of x'
+
+
+class Place(NamedTuple):
+    """Where a tile belongs: rows and columns, as slices of the whole matrix."""
+
+    rows: slice
+    columns: slice
+
+    @property
+    def on_diagonal(self) -> bool:
+        """Does it cover the same rows as columns?"""
+        return (self.rows.start, self.rows.stop) == (self.columns.start, self.columns.stop)
+
+
+class Pairs(NamedTuple):
+    """Entries of a matrix, by row and column."""
+
+    i: np.ndarray
+    j: np.ndarray
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def at_once(jobs: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
+    """The results of the jobs as they end, `workers` of them at a time; jobs are asked for only shortly before.
+
+    The first error ends it: jobs that wait are dropped, and those at work are waited for.
+    """
+    if workers == 1:
+        for job in jobs:
+            yield job()
+        return
+    pool = ThreadPoolExecutor(workers)
+    try:
+        waiting: set[Future[T]] = set()
+        for job in jobs:
+            waiting.add(pool.submit(job))
+            if len(waiting) > 2 * workers:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Ahead:
+    """A function compiled in the caller's thread, for threads that only run it.
+
+    JAX's settings, such as 64 bits, belong to a thread. Code that is compiled already reads none.
+    """
+
+    def __init__(self, function: Callable[..., Any], static: Sequence[str] = ()):
+        self._jitted = jax.jit(function, static_argnames=tuple(static))
+        self._made: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, *args: Any, **static: Any) -> Callable[..., Any]:
+        """The compiled function, for arguments like these and these static ones."""
+        leaves, tree = jax.tree.flatten(args)
+        kinds = tuple((a.shape, a.dtype, getattr(a, "sharding", None)) for a in leaves)
+        key = (tree, kinds, tuple(sorted(static.items())), jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+        if key not in self._made:
+            self._made[key] = self._jitted.lower(*args, **static).compile()
+        return self._made[key]
+
+
+def turned(block: Any, right: int) -> Any:
+    """K[x, x'] as K[x', x]: both inputs change places, and the output axes of both, of which the last `right` are of x'."""
+    left = block.ndim - 2 - right
+    return block.transpose((1, 0, *range(2 + left, 2 + left + right), *range(2, 2 + left)))
+
+
+class Matrices(Protocol):
+    """Matrices in the making.
+
+    Mirrored ones are of one set of inputs: their other halves are each other's, of block (u, v) and block (v, u); those of a kernel its own.
+    """
+
+    @property
+    def on_host(self) -> bool: ...
+    @property
+    def itemsize(self) -> int: ...
+
+    def put(self, place: Place, parts: Sequence[Any], mirror: bool) -> None:
+        """Write a tile of each; mirror: of symmetric matrices, whose other half it gives as well."""
+
+    def change(self, index: int, pairs: Pairs, values: np.ndarray, mirror: bool) -> None:
+        """Write single entries of one of them."""
+
+    def get(self) -> list[jax.Array]:
+        """The finished matrices."""
+
+
+class HostMatrices:
+    """In the memory of the host. partners: for each matrix which has its other half, and how many of its output axes are of x'."""
+
+    on_host = True
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], dtype: Any, device: Any, partners: Sequence[Partner]):
+        self.itemsize = np.dtype(dtype).itemsize
+        self.arrays = [_empty(shape, np.dtype(dtype)) for shape in shapes]
+        self._device, self._partners = device, partners
+
+    def put(self, place: Place, parts: Sequence[Any], mirror: bool) -> None:
+        """Write a tile of each."""
+        arrays = [np.asarray(part) for part in parts]
+        for k, (whole, array, (other, right)) in enumerate(zip(self.arrays, arrays, self._partners, strict=True)):
+            if mirror and place.on_diagonal:
+                whole[place.rows, place.columns] = np.where(upper(array, k, other), array, turned(arrays[other], right))
+                continue
+            whole[place.rows, place.columns] = array
+            if mirror:
+                whole[place.columns, place.rows] = turned(arrays[other], right)
+
+    def change(self, index: int, pairs: Pairs, values: np.ndarray, mirror: bool) -> None:
+        """Write single entries of one of them."""
+        self.arrays[index][pairs.i, pairs.j] = values
+        if mirror:
+            self.arrays[index][pairs.j, pairs.i] = values
+
+    def get(self) -> list[jax.Array]:
+        """The finished matrices: JAX takes over their memory."""
+        return [jax.device_put(whole, self._device, may_alias=True) for whole in self.arrays]
+
+
+class DeviceMatrices:
+    """Where the tiles are, each matrix written in place."""
+
+    on_host = False
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], dtype: Any, partners: Sequence[Partner]):
+        self.itemsize = np.dtype(dtype).itemsize
+        self.arrays = [jnp.zeros(shape, dtype) for shape in shapes]
+        self._partners = partners
+
+    def put(self, place: Place, parts: Sequence[Any], mirror: bool) -> None:
+        """Write a tile of each."""
+        at = np.int32(place.rows.start), np.int32(place.columns.start)
+        for k, (part, (other, right)) in enumerate(zip(parts, self._partners, strict=True)):
+            if mirror and place.on_diagonal:
+                part = jnp.where(upper(part, k, other), part, turned(parts[other], right))
+            elif mirror:
+                self.arrays[k] = _written(self.arrays[k], turned(parts[other], right), *at[::-1])
+            self.arrays[k] = _written(self.arrays[k], part, *at)
+
+    def change(self, index: int, pairs: Pairs, values: np.ndarray, mirror: bool) -> None:
+        """Write single entries of one of them."""
+        values = values.astype(self.arrays[index].dtype)
+        whole = self.arrays[index].at[pairs.i, pairs.j].set(values)
+        self.arrays[index] = whole.at[pairs.j, pairs.i].set(values) if mirror else whole
+
+    def get(self) -> list[jax.Array]:
+        """The finished matrices."""
+        return self.arrays
+
+
+@partial(jax.jit, donate_argnums=0)
+def _written(whole: jax.Array, part: jax.Array, i: Any, j: Any) -> jax.Array:
+    return lax.dynamic_update_slice(whole, part, (i, j, *[np.int32(0)] * (whole.ndim - 2)))
+
+
+def upper(block: Any, own: int, other: int) -> np.ndarray:
+    """What a square block, number `own`, keeps of itself, where its other half stands in block `other`: what is above the diagonal; of an
+    input with itself half of its positions or, of two different blocks, the first block."""
+    n = block.shape[0]
+    at = np.arange(n)
+    above, same = ((at[:, None] < at), (at[:, None] == at))
+    if own != other:
+        return (above | (same & (own < other))).reshape(n, n, *[1] * (block.ndim - 2))
+    axes = block.shape[2 : 2 + (block.ndim - 2) // 2]
+    place = np.arange(int(np.prod(axes)))
+    whole = above[..., None, None] | (same[..., None, None] & (place[:, None] <= place))
+    return whole.reshape(n, n, *axes, *axes)
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Fresh memory that JAX can take over."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + ALIGNED, np.uint8)
+    start = -raw.ctypes.data % ALIGNED
+    return raw[start : start + size].view(dtype).reshape(shape)

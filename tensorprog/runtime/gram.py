@@ -1,0 +1,179 @@
+"""Whole kernel matrices, by their layers or by a shorter way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from tensorprog.runtime.assembly import Ahead, Pairs
+from tensorprog.runtime.kernel import GET, Functions, Hypers, Leaves, Steps, float_dtype, whole
+from tensorprog.runtime.pieces import Code, Piece, Progress, Work, assemble, matrices, part
+from tensorprog.runtime.refine import Refine
+from tensorprog.runtime.tiles import TILE_BYTES, Tiling, pairs_in_memory
+
+__all__ = ["Gram", "Layers", "Way", "refined"]
+
+
+class Way(Protocol):
+    """A way to compute matrices."""
+
+    def work(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> Work | None:
+        """The matrices named by `get` between two sets of inputs, or one and itself; None where it does not apply, or pay."""
+
+
+def refined(made: Functions) -> Refine | None:
+    """What computes near pairs again, where a kernel in float32 needs it."""
+    return None if made.rows is None or made.shape or not made.kinks else Refine(made.rows)
+
+
+class Layers:
+    """Pair by pair, one layer after the other: for every kernel there is.
+
+    names: of what a pair has. entries: of the largest array of a pair. cached: should tiles stay in the cache? refine: for near pairs.
+    """
+
+    def __init__(
+        self, steps: Steps, names: Sequence[str], entries: int, cached: bool = True, refine: Refine | None = None
+    ):
+        self._steps, self._names, self._entries = steps, tuple(names), entries
+        self._cached, self._refine = cached, refine
+        self._states = jax.jit(self._of_inputs, static_argnames="own")
+        self._tile = Ahead(self._of_pairs, ("rows", "columns", "get"))
+
+    def _of_inputs(self, sides: list[Leaves], hypers: Hypers, own: bool) -> list[Any]:
+        """What pairs read, of one or two sets of inputs; with the first kernel of each input with itself, if `own`."""
+        counts = [len(x[0]) for x in sides]
+        states = self._steps.states([jnp.concatenate(leaves) for leaves in zip(*sides, strict=True)], hypers)
+        both = states, self._steps.own(states)[0] if own else None
+        starts = np.cumsum([0, *counts])
+        return [jax.tree.map(lambda a: a[k : k + n], both) for k, n in zip(starts, counts, strict=False)]  # noqa: B023
+
+    def _of_pairs(
+        self, first: Any, second: Any, i: Any, j: Any, *, rows: int, columns: int, get: tuple[str, ...]
+    ) -> tuple[list[jax.Array], jax.Array | None]:
+        """One tile."""
+        (a, own1), (b, own2) = part(first, i, rows), part(second, j, columns)
+        found = self._steps.pairs(a, b)
+        marks = None if own1 is None else jnp.any(Refine.near(found[0], own1, own2), axis=0)
+        return [found[self._names.index(name)] for name in get], marks
+
+    def work(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> Work:
+        """The matrices named by `get`."""
+        sides = [x1] if x2 is None else [x1, x2]
+        refine = self._refine if "ntk" in get and float_dtype(x1) == np.float32 else None
+        states = self._states(sides, hypers, own=refine is not None)
+        names, at, ends = get if refine is None else self._names, np.int32(0), (states[0], states[-1])
+
+        def tile(rows: int, columns: int) -> Code:
+            code = self._tile(*ends, at, at, rows=rows, columns=columns, get=names)
+            return lambda i, j: code(*ends, np.int32(i), np.int32(j))
+
+        if refine is None:
+            return Work(names, tile)
+        own1, own2 = (np.asarray(own) for _, own in ends)
+
+        def again(kernels: list[np.ndarray], i: int, j: int, columns: np.ndarray) -> Pairs:
+            some = kernels[0][:, columns]
+            rows, at = np.nonzero(Refine.near(some, own1[i : i + len(some)], own2[j + columns], np))
+            return refine.different(x1, sides[-1], Pairs(i + rows, j + columns[at]))
+
+        return Work(names, tile, again, lambda pairs: {"ntk": refine.exact(x1, sides[-1], hypers, pairs)})
+
+    def _inputs_at_once(self, x: Leaves, hypers: Hypers) -> int:
+        """Of how many inputs what pairs read fits into the bound of memory."""
+        n = len(x[0])
+        if n * self._entries * np.dtype(float_dtype(x)).itemsize <= TILE_BYTES // 16:
+            return n  # no need to count: fewer than sixteen arrays of such a size are kept of an input
+        found = jax.eval_shape(self._steps.states, [leaf[:1] for leaf in x], hypers)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(found))
+        return min(n, max(1, TILE_BYTES // size))
+
+    def pieces(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[Piece]:
+        """A matrix in as many pieces as keep what pairs read of their inputs within the bound of memory."""
+        most, other, pieces = self._inputs_at_once(x1, hypers), x1 if x2 is None else x2, []
+        for i, j in Tiling(len(x1[0]), len(other[0]), most, most, x2 is None):
+            rows, columns = ([leaf[k : k + most] for leaf in x] for x, k in ((x1, i), (other, j)))
+            own = x2 is None and i == j
+            work = partial(self.work, rows, None if own else columns, hypers, get)
+            pieces.append(Piece(i, j, len(rows[0]), len(columns[0]), own, self._entries, self._cached, work))
+        return pieces
+
+
+class Gram:
+    """Whole kernel matrices out of tiles.
+
+    All arrays carry a leading batch axis; hyperparameters are scalars. `get` chooses what is computed. shortcut: a way that is asked
+    first; the layers can always be computed. off: optimisations that are switched off.
+    """
+
+    def __init__(self, made: Functions, shortcut: Way | None = None, off: Collection[str] = ()):
+        self.shape, self.pair_entries = made.shape, made.pair_entries
+        self._layers = Layers(
+            made.steps or whole(made), GET, made.pair_entries, not ("rows" in off or made.draws), refined(made)
+        )
+        self._shortcut, self._symmetry, self._threads = shortcut, "symmetry" not in off, "threads" not in off
+
+        @partial(jax.jit, static_argnames="get")
+        def block(x1: Leaves, x2: Leaves, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:
+            found = made.block(x1, x2, hypers)
+            return [found[GET.index(name)] for name in get]
+
+        self._diagonal = jax.jit(made.diagonal)
+        self._block: Callable[[Leaves, Leaves, Hypers, tuple[str, ...]], list[jax.Array]] = block
+
+    def diagonal(self, x: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
+        """The kernel of every input with itself, shape (N, ..)."""
+        if x[0].shape[0] == 0:
+            empty = jnp.zeros((0, *self.shape, *self.shape), float_dtype(x))
+            return empty, empty
+        return self._diagonal(x, hypers)
+
+    def traced(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:
+        """Inside jit, grad or vmap: rows in a loop where one block would be too large."""
+        other = x1 if x2 is None else x2
+        n1, n2 = x1[0].shape[0], other[0].shape[0]
+        if n1 == 0 or n2 == 0:
+            return self._empty(n1, n2, float_dtype(x1), get)
+        most = pairs_in_memory(self.pair_entries * np.dtype(float_dtype(x1)).itemsize)
+        if n1 * n2 <= most:
+            return self._block(x1, other, hypers, get)
+        rows = min(n1, max(1, most // n2))
+        whole = n1 // rows * rows
+        stacked = [leaf[:whole].reshape(-1, rows, *leaf.shape[1:]) for leaf in x1]
+        parts = lax.map(lambda leaves: self._block(leaves, other, hypers, get), stacked)
+        found = [part.reshape(whole, *part.shape[2:]) for part in parts]
+        if whole == n1:
+            return found
+        last = self._block([leaf[whole:] for leaf in x1], other, hypers, get)
+        return [jnp.concatenate(pair) for pair in zip(found, last, strict=True)]
+
+    def _empty(self, n1: int, n2: int, dtype: Any, get: tuple[str, ...]) -> list[jax.Array]:
+        return [jnp.zeros((n1, n2, *self.shape, *self.shape), dtype) for _ in get]
+
+    def __call__(
+        self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...], progress: Progress
+    ) -> list[Any]:
+        """The matrices named by `get`."""
+        dtype = np.dtype(float_dtype(x1))
+        n1, n2 = len(x1[0]), len((x1 if x2 is None else x2)[0])
+        if n1 == 0 or n2 == 0:
+            return self._empty(n1, n2, dtype, get)
+        if x2 is None and not self._symmetry:
+            x2 = x1
+        pieces = self._pieces(x1, x2, hypers, get)
+        shape, axes = (n1, n2, *self.shape, *self.shape), len(self.shape)
+        made = matrices([shape] * len(get), dtype, x1, [(k, axes) for k in range(len(get))])
+        return assemble(made, pieces, get, x2 is None, self._threads, progress)
+
+    def _pieces(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[Piece]:
+        """The matrix in pieces: one by the short way, or those of the layers."""
+        work = None if self._shortcut is None else self._shortcut.work(x1, x2, hypers, get)
+        if work is None:
+            return self._layers.pieces(x1, x2, hypers, get)
+        return [Piece(0, 0, len(x1[0]), len((x1 if x2 is None else x2)[0]), x2 is None, 1, True, lambda: work)]

@@ -1,0 +1,143 @@
+"""A matrix in pieces and tiles: what makes a tile, where it belongs, which pairs are computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import lax
+
+from tensorprog.runtime.assembly import DeviceMatrices, HostMatrices, Matrices, Pairs, Partner, Place, at_once, cores
+from tensorprog.runtime.kernel import Leaves
+from tensorprog.runtime.tiles import Tiling, pairs_at_once, tiling
+
+__all__ = ["Code", "Piece", "Progress", "Work", "assemble", "matrices", "part"]
+
+Code = Callable[[int, int], tuple[list[jax.Array], jax.Array | None]]
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+MANY = 2**20  # pairs to be computed again that are remembered, at most
+
+
+@dataclass(frozen=True)
+class Work:
+    """A matrix about to be made.
+
+    names: of the kernels that a tile has. tile: (rows, columns) -> code for tiles of this size: (i, j), where a tile begins -> (kernels,
+    which columns hold a pair to be computed again). again: (kernels, i, j, columns) -> those pairs of a tile. exact: pairs -> those
+    of their kernels that change, by name.
+    """
+
+    names: tuple[str, ...]
+    tile: Callable[[int, int], Code]
+    again: Callable[[list[np.ndarray], int, int, np.ndarray], Pairs] | None = None
+    exact: Callable[[Pairs], dict[str, np.ndarray]] | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a matrix, which begins at i, j.
+
+    entries: of the largest array of a pair. cached: should tiles stay in a core's cache? work: begins to make it.
+    """
+
+    i: int
+    j: int
+    n1: int
+    n2: int
+    symmetric: bool
+    entries: int
+    cached: bool
+    work: Callable[[], Work]
+
+    def tiling(self, itemsize: int, workers: int, host: bool) -> Tiling:
+        pairs = pairs_at_once(self.n1, self.n2, self.entries, itemsize, workers, self.cached and host)
+        return tiling(self.n1, self.n2, pairs, symmetric=self.symmetric)
+
+
+def matrices(shapes: Sequence[tuple[int, ...]], dtype: Any, like: Leaves, partners: Sequence[Partner]) -> Matrices:
+    """Matrices where these inputs are. partners: see `HostMatrices`."""
+    devices = like[0].devices()
+    device = next(iter(devices))
+    if device.platform != "cpu":
+        return DeviceMatrices(shapes, dtype, partners)
+    return HostMatrices(shapes, dtype, device if len(devices) == 1 and like[0].committed else None, partners)
+
+
+def assemble(
+    made: Matrices, pieces: Sequence[Piece], get: tuple[str, ...], mirror: bool, threads: bool, progress: Progress
+) -> list[jax.Array]:  # fmt: skip
+    """The kernels named by `get`, put together. mirror: pieces and tiles are those on and above the diagonal. threads: on a CPU, as many
+    tiles at once as there are cores."""
+    workers = cores() if made.on_host and threads else 1
+    tilings = [piece.tiling(made.itemsize, workers, made.on_host) for piece in pieces]
+    total = sum(map(len, tilings))
+
+    def jobs() -> Iterator[Callable[[], _Again | None]]:
+        for piece, tiles in zip(pieces, tilings, strict=True):
+            work = piece.work()
+            code = work.tile(tiles.rows, tiles.columns)
+            for i, j in tiles:
+                yield partial(_fill, made, piece, work, code, tiles, i, j, get, mirror)
+
+    again: list[_Again] = []
+    for found in progress(at_once(jobs(), min(workers, total)), total):
+        if found is not None:
+            again.append(found)
+        if sum(len(a.pairs.i) for a in again) > MANY:
+            _mend(made, again, get, mirror)
+            again = []
+    _mend(made, again, get, mirror)
+    return made.get()
+
+
+class _Again(NamedTuple):
+    """Pairs of a piece that are to be computed again."""
+
+    piece: Piece
+    work: Work
+    pairs: Pairs
+
+
+def _fill(
+    made: Matrices, piece: Piece, work: Work, code: Code, tiles: Tiling, i: int, j: int, get: tuple[str, ...], mirror: bool
+) -> _Again | None:  # fmt: skip
+    """Compute the tile at i, j of the piece and put it in its place. All tiles have one size: those at the edges begin before their
+    place."""
+    start, at = min(i, piece.n1 - tiles.rows), min(j, piece.n2 - tiles.columns)
+    kernels, marks = code(start, at)
+    rows, columns = slice(i, min(i + tiles.rows, piece.n1)), slice(j, min(j + tiles.columns, piece.n2))
+    place = Place(
+        slice(rows.start + piece.i, rows.stop + piece.i), slice(columns.start + piece.j, columns.stop + piece.j)
+    )
+    cut = [kernels[work.names.index(name)][i - start :, j - at :] for name in get]
+    made.put(place, cut, mirror)
+    if marks is None or work.again is None:
+        return None
+    marked = np.flatnonzero(np.asarray(marks)[j - at :]) + (j - at)
+    if not len(marked):
+        return None
+    pairs = work.again([np.asarray(k) for k in kernels], start, at, marked)
+    mine = (pairs.i >= i) & (pairs.i < pairs.j if piece.symmetric and place.on_diagonal else True)
+    return _Again(piece, work, Pairs(pairs.i[mine], pairs.j[mine])) if mine.any() else None
+
+
+def _mend(made: Matrices, again: list[_Again], get: tuple[str, ...], mirror: bool) -> None:
+    """Compute pairs again and put them in their places."""
+    for work in {id(a.work): a.work for a in again}.values():
+        some = [a for a in again if a.work is work]
+        pairs = Pairs(*(np.concatenate([getattr(a.pairs, k) for a in some]) for k in ("i", "j")))
+        assert work.exact is not None
+        values = work.exact(pairs)
+        piece = some[0].piece
+        for index, name in enumerate(get):
+            if name in values:
+                made.change(index, Pairs(pairs.i + piece.i, pairs.j + piece.j), values[name], mirror)
+
+
+def part(tree: Any, start: Any, count: int) -> Any:
+    """Some of the inputs, of arrays with a batch axis."""
+    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, count), tree)
