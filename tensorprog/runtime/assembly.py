@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -116,47 +116,63 @@ def turned(block: Any, right: int) -> Any:
     return block.transpose((1, 0, *range(2 + left, 2 + left + right), *range(2, 2 + left)))
 
 
-class Matrices(Protocol):
+_TURNED = Ahead(turned, ("right",))
+
+
+class Matrices:
     """Matrices in the making.
 
-    Mirrored ones are of one set of inputs: their other halves are each other's, of block (u, v) and block (v, u); those of a kernel its own.
+    Those of one set of inputs are symmetric: below the diagonal stands the other half of what is above, for block (u, v) in block (v, u).
+    partners: for each matrix which has its other half, and how many of that one's output axes are of x'.
     """
 
-    @property
-    def on_host(self) -> bool: ...
-    @property
-    def itemsize(self) -> int: ...
+    on_host: bool
 
-    def put(self, place: Place, parts: Sequence[Any], mirror: bool) -> None:
-        """Write a tile of each; mirror: of symmetric matrices, whose other half it gives as well."""
+    def __init__(self, arrays: list[Any], partners: Sequence[Partner]):
+        self.arrays, self._partners = arrays, partners
+        self.itemsize = max((a.dtype.itemsize for a in arrays), default=1)
+
+    def halves(self, rows: int, columns: int) -> Callable[[Sequence[Any]], list[Any]]:
+        """Code for the other halves of tiles of this size: K[x', x] from K[x, x']."""
+        kinds = [jax.ShapeDtypeStruct((rows, columns, *a.shape[2:]), a.dtype) for a in self.arrays]
+        codes = [_TURNED(kinds[other], right=right) for other, right in self._partners]
+        return lambda parts: [code(parts[other]) for code, (other, _) in zip(codes, self._partners, strict=True)]
+
+    def put(self, place: Place, parts: Sequence[Any], halves: Sequence[Any] | None) -> None:
+        """Write a tile of each; of symmetric matrices the other halves too."""
+        raise NotImplementedError
+
+    def _upper(self, part: Any, k: int) -> np.ndarray:
+        return upper(part.shape, k, self._partners[k][0])
 
     def change(self, index: int, pairs: Pairs, values: np.ndarray, mirror: bool) -> None:
         """Write single entries of one of them."""
+        raise NotImplementedError
 
     def get(self) -> list[jax.Array]:
         """The finished matrices."""
+        raise NotImplementedError
 
 
-class HostMatrices:
-    """In the memory of the host. partners: for each matrix which has its other half, and how many of its output axes are of x'."""
+class HostMatrices(Matrices):
+    """In the memory of the host."""
 
     on_host = True
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], dtype: Any, device: Any, partners: Sequence[Partner]):
-        self.itemsize = np.dtype(dtype).itemsize
-        self.arrays = [_empty(shape, np.dtype(dtype)) for shape in shapes]
-        self._device, self._partners = device, partners
+        super().__init__([_empty(shape, np.dtype(dtype)) for shape in shapes], partners)
+        self._device = device
 
-    def put(self, place: Place, parts: Sequence[Any], mirror: bool) -> None:
+    def put(self, place: Place, parts: Sequence[Any], halves: Sequence[Any] | None) -> None:
         """Write a tile of each."""
-        arrays = [np.asarray(part) for part in parts]
-        for k, (whole, array, (other, right)) in enumerate(zip(self.arrays, arrays, self._partners, strict=True)):
-            if mirror and place.on_diagonal:
-                whole[place.rows, place.columns] = np.where(upper(array, k, other), array, turned(arrays[other], right))
-                continue
-            whole[place.rows, place.columns] = array
-            if mirror:
-                whole[place.columns, place.rows] = turned(arrays[other], right)
+        for k, whole in enumerate(self.arrays):
+            if halves is None:
+                whole[place.rows, place.columns] = parts[k]
+            elif place.on_diagonal:
+                whole[place.rows, place.columns] = np.where(self._upper(parts[k], k), parts[k], halves[k])
+            else:
+                whole[place.rows, place.columns] = parts[k]
+                whole[place.columns, place.rows] = halves[k]
 
     def change(self, index: int, pairs: Pairs, values: np.ndarray, mirror: bool) -> None:
         """Write single entries of one of them."""
@@ -169,24 +185,22 @@ class HostMatrices:
         return [jax.device_put(whole, self._device, may_alias=True) for whole in self.arrays]
 
 
-class DeviceMatrices:
+class DeviceMatrices(Matrices):
     """Where the tiles are, each matrix written in place."""
 
     on_host = False
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], dtype: Any, partners: Sequence[Partner]):
-        self.itemsize = np.dtype(dtype).itemsize
-        self.arrays = [jnp.zeros(shape, dtype) for shape in shapes]
-        self._partners = partners
+        super().__init__([jnp.zeros(shape, dtype) for shape in shapes], partners)
 
-    def put(self, place: Place, parts: Sequence[Any], mirror: bool) -> None:
+    def put(self, place: Place, parts: Sequence[Any], halves: Sequence[Any] | None) -> None:
         """Write a tile of each."""
         at = np.int32(place.rows.start), np.int32(place.columns.start)
-        for k, (part, (other, right)) in enumerate(zip(parts, self._partners, strict=True)):
-            if mirror and place.on_diagonal:
-                part = jnp.where(upper(part, k, other), part, turned(parts[other], right))
-            elif mirror:
-                self.arrays[k] = _written(self.arrays[k], turned(parts[other], right), *at[::-1])
+        for k, part in enumerate(parts):
+            if halves is not None and place.on_diagonal:
+                part = jnp.where(self._upper(part, k), part, halves[k])
+            elif halves is not None:
+                self.arrays[k] = _written(self.arrays[k], halves[k], *at[::-1])
             self.arrays[k] = _written(self.arrays[k], part, *at)
 
     def change(self, index: int, pairs: Pairs, values: np.ndarray, mirror: bool) -> None:
@@ -205,18 +219,18 @@ def _written(whole: jax.Array, part: jax.Array, i: Any, j: Any) -> jax.Array:
     return lax.dynamic_update_slice(whole, part, (i, j, *[np.int32(0)] * (whole.ndim - 2)))
 
 
-def upper(block: Any, own: int, other: int) -> np.ndarray:
-    """What a square block, number `own`, keeps of itself, where its other half stands in block `other`: what is above the diagonal; of an
-    input with itself half of its positions or, of two different blocks, the first block."""
-    n = block.shape[0]
-    at = np.arange(n)
-    above, same = ((at[:, None] < at), (at[:, None] == at))
-    if own != other:
-        return (above | (same & (own < other))).reshape(n, n, *[1] * (block.ndim - 2))
-    axes = block.shape[2 : 2 + (block.ndim - 2) // 2]
-    place = np.arange(int(np.prod(axes)))
+@lru_cache(maxsize=16)
+def upper(shape: tuple[int, ...], own: int, other: int) -> np.ndarray:
+    """What a square block of this shape, number `own`, keeps of itself where its other half stands in block `other`: what is above the
+    diagonal; and of an input with itself half of its positions or, of two different blocks, the first block."""
+    n, *axes = shape[1:]
+    above, same = np.tri(n, dtype=bool, k=-1).T, np.eye(n, dtype=bool)
+    if own != other or not axes:
+        return (above | (same & (own <= other))).reshape(n, n, *[1] * len(axes))
+    half = axes[: len(axes) // 2]
+    place = np.arange(int(np.prod(half)))
     whole = above[..., None, None] | (same[..., None, None] & (place[:, None] <= place))
-    return whole.reshape(n, n, *axes, *axes)
+    return whole.reshape(n, n, *half, *half)
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

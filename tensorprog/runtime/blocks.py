@@ -62,7 +62,7 @@ class Blocks:
             found = list(self._block(x1, other, hypers))
             if x2 is None:
                 sides = enumerate(zip(found, self._partners, strict=True))
-                found = [jnp.where(upper(a, k, p), a, turned(found[p], axes)) for k, (a, (p, axes)) in sides]
+                found = [jnp.where(upper(a.shape, k, p), a, turned(found[p], axes)) for k, (a, (p, axes)) in sides]
         else:
             made = matrices(shapes, np.dtype(dtype), x1, self._partners)
             pieces = self._layers.pieces(x1, x2, hypers, self._names)

@@ -80,8 +80,9 @@ def assemble(
         for piece, tiles in zip(pieces, tilings, strict=True):
             work = piece.work()
             code = work.tile(tiles.rows, tiles.columns)
+            halves = made.halves(tiles.rows, tiles.columns) if mirror else None
             for i, j in tiles:
-                yield partial(_fill, made, piece, work, code, tiles, i, j, get, mirror)
+                yield partial(_fill, made, piece, work, code, halves, tiles, i, j, get)
 
     again: list[_Again] = []
     for found in progress(at_once(jobs(), min(workers, total)), total):
@@ -103,18 +104,25 @@ class _Again(NamedTuple):
 
 
 def _fill(
-    made: Matrices, piece: Piece, work: Work, code: Code, tiles: Tiling, i: int, j: int, get: tuple[str, ...], mirror: bool
+    made: Matrices, piece: Piece, work: Work, code: Code, halves: Callable[[Sequence[Any]], list[Any]] | None, tiles: Tiling, i: int, j: int,
+    get: tuple[str, ...],
 ) -> _Again | None:  # fmt: skip
     """Compute the tile at i, j of the piece and put it in its place. All tiles have one size: those at the edges begin before their
     place."""
     start, at = min(i, piece.n1 - tiles.rows), min(j, piece.n2 - tiles.columns)
     kernels, marks = code(start, at)
+    parts: list[Any] = [kernels[work.names.index(name)] for name in get]
+    others = None if halves is None else halves(parts)
+    if made.on_host:
+        parts, others = [np.asarray(k) for k in parts], None if others is None else [np.asarray(k) for k in others]
     rows, columns = slice(i, min(i + tiles.rows, piece.n1)), slice(j, min(j + tiles.columns, piece.n2))
     place = Place(
         slice(rows.start + piece.i, rows.stop + piece.i), slice(columns.start + piece.j, columns.stop + piece.j)
     )
-    cut = [kernels[work.names.index(name)][i - start :, j - at :] for name in get]
-    made.put(place, cut, mirror)
+    if (start, at) != (i, j):
+        parts = [k[i - start :, j - at :] for k in parts]
+        others = None if others is None else [k[j - at :, i - start :] for k in others]
+    made.put(place, parts, others)
     if marks is None or work.again is None:
         return None
     marked = np.flatnonzero(np.asarray(marks)[j - at :]) + (j - at)

@@ -82,4 +82,4 @@ class ShardedGram(Gram):
 @jax.jit
 def _mirrored(matrix: jax.Array) -> jax.Array:
     """With what stands above the diagonal below it: sums in another order differ in the last digit."""
-    return jnp.where(upper(matrix, 0, 0), matrix, turned(matrix, (matrix.ndim - 2) // 2))
+    return jnp.where(upper(matrix.shape, 0, 0), matrix, turned(matrix, (matrix.ndim - 2) // 2))

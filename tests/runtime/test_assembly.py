@@ -89,7 +89,7 @@ def test_precision_is_that_of_the_inputs_in_every_thread(small_tiles: None) -> N
 
 def test_results_are_jax_arrays_that_took_over_the_memory() -> None:
     made = HostMatrices([(5, 7), (5, 7, 2, 3)], np.float32, None, [(0, 0), (1, 1)])
-    made.put(Place(slice(0, 5), slice(0, 7)), [np.ones((5, 7)), np.zeros((5, 7, 2, 3))], False)
+    made.put(Place(slice(0, 5), slice(0, 7)), [np.ones((5, 7)), np.zeros((5, 7, 2, 3))], None)
     at = [array.ctypes.data for array in made.arrays]
     assert all(a % ALIGNED == 0 for a in at)
     assert [k.unsafe_buffer_pointer() for k in made.get()] == at
@@ -100,7 +100,7 @@ def test_single_entries() -> None:
         HostMatrices([(3, 3)], np.float32, None, [(0, 0)]),
         DeviceMatrices([(3, 3)], np.float32, [(0, 0)]),
     ):
-        made.put(Place(slice(0, 3), slice(0, 3)), [jnp.zeros((3, 3), np.float32)], True)
+        made.put(Place(slice(0, 3), slice(0, 3)), [jnp.zeros((3, 3), np.float32)], None)
         made.change(0, Pairs(np.array([0]), np.array([2])), np.array([5.0]), True)
         np.testing.assert_array_equal(made.get()[0], [[0, 0, 5], [0, 0, 0], [5, 0, 0]])
 
