@@ -63,18 +63,19 @@ def _leaf(leaf: Any, argument: str, spec: Input) -> jax.Array:
     array = jnp.asarray(array)
     if real and not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(float)
-    if (
-        jnp.issubdtype(array.dtype, jnp.floating)
-        and not is_traced(array)
-        and array.size
-        and not bool(jnp.isfinite(array).all())
-    ):
+    if jnp.issubdtype(array.dtype, jnp.floating) and not is_traced(array) and array.size and not _finite(array):
         bad = np.argwhere(~np.isfinite(np.asarray(array)))[0]
         raise InputError(
             f"kernel: {what} has {array[tuple(bad)]} at {tuple(int(i) for i in bad)}, expected finite numbers\n"
             "  to mend: remove or impute such rows before computing the kernel"
         )
     return array
+
+
+def _finite(array: jax.Array) -> bool:
+    """Are all entries finite? On the host NumPy looks, for which nothing is compiled."""
+    on_host = all(device.platform == "cpu" for device in array.devices())
+    return bool(np.isfinite(np.asarray(array)).all() if on_host else jnp.isfinite(array).all())
 
 
 def check_hypers(

@@ -51,11 +51,10 @@ class Interpolated:
         kinks: has a nonlinearity kinks? If so, and k depends on the norms, it has a corner at equal inputs and no short series."""
         self._homogeneous, self._corner = homogeneous, kinks and not homogeneous
         self._features = jax.jit(lambda x, hypers: jax.vmap(lambda leaves: features(leaves, hypers))(x))
-        self._layers = rows
-        self._rows = jax.jit(rows, compiler_options={"xla_backend_optimization_level": 0})  # it runs once or twice
+        self._rows = jax.jit(rows)
+        self._traced: Any = None
+        self._run: Any = None
         self._made: tuple[Any, float, float, Series | None] | None = None
-        self._cost: float | None = None
-        self._tile = Ahead(_tile, ("rows", "columns", "in_powers", "gram"))
 
     def work(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> Work | None:
         """The matrices named by `get`; None where there is no series, or the layers cost less."""
@@ -69,7 +68,7 @@ class Interpolated:
         if self._corner and high - low > EQUAL:
             return None
         series = self._series(hypers, float(low), float(high), dtype)
-        if series is None or self._cost_of_layers(hypers) < _cost(series.coefficients.shape):
+        if series is None or operations(self._traced.jaxpr) / AT_ONCE < _cost(series.coefficients.shape):
             return None
         return self._tiles(sides, series, dtype, get)
 
@@ -77,11 +76,11 @@ class Interpolated:
         which = [GET.index(name) for name in get]
         powers, in_powers = _in_powers(series.coefficients[which])
         states = [_state(side, series, dtype, which) for side in sides]
-        args = (states[0], states[-1], jnp.asarray(powers, dtype))
+        args = (states[0], states[-1], jax.device_put(powers.astype(dtype), sides[0].device))
         options = dict(in_powers=in_powers, gram=len(sides) == 1)
 
         def tile(rows: int, columns: int) -> Code:
-            code = self._tile(*args, np.int32(0), np.int32(0), rows=rows, columns=columns, **options)
+            code = _TILE(*args, np.int32(0), np.int32(0), rows=rows, columns=columns, **options)
             return lambda i, j: code(*args, np.int32(i), np.int32(j))
 
         first, second = sides[0], sides[-1]
@@ -110,17 +109,15 @@ class Interpolated:
         values = {name: jnp.asarray(np.asarray(value), np.float64) for name, value in hypers.items()}
         first = np.exp(u)[:, None] * np.array([1.0, 0.0])
         second = np.exp(v)[:, None] * np.stack([np.cos(t), np.sin(t)], 1)
+        if self._traced is None:  # it runs once or twice: compiled without optimisation
+            place = [jax.ShapeDtypeStruct((AT_ONCE, 2), np.float64)]
+            self._traced = self._rows.trace(place, place, values)
+            self._run = self._traced.lower().compile(compiler_options={"xla_backend_optimization_level": 0})
         found = []
         for start in range(0, len(u), AT_ONCE):
             at = np.minimum(np.arange(start, start + AT_ONCE), len(u) - 1)
-            found.append(np.stack(self._rows([jnp.asarray(first[at])], [jnp.asarray(second[at])], values)))
+            found.append(np.stack(self._run([jnp.asarray(first[at])], [jnp.asarray(second[at])], values)))
         return np.concatenate(found, axis=1)[:, : len(u)]
-
-    def _cost_of_layers(self, hypers: Hypers) -> float:
-        if self._cost is None:
-            point = [jax.ShapeDtypeStruct((1, 2), np.float32)]
-            self._cost = operations(jax.make_jaxpr(self._layers)(point, point, hypers).jaxpr)
-        return self._cost
 
 
 def _cost(shape: tuple[int, ...]) -> float:
@@ -134,20 +131,21 @@ class _Side:
     """One set of inputs: features, as directions and log-norms in float64."""
 
     def __init__(self, features: jax.Array):
-        self.features = features
-        squares = np.einsum("nd,nd->n", features, features, dtype=np.float64, casting="safe")
+        self.features = np.asarray(features)
+        self.device = features.sharding
+        squares = np.einsum("nd,nd->n", self.features, self.features, dtype=np.float64, casting="safe")
         self.usable = bool(np.all(np.isfinite(squares)) and np.all(squares > 1e-30))
         self.norms = np.log(squares) / 2 if self.usable else squares
 
     def directions(self, rows: Any) -> np.ndarray:
-        return np.asarray(self.features)[rows].astype(np.float64) * np.exp(-self.norms[rows])[:, None]
+        return self.features[rows].astype(np.float64) * np.exp(-self.norms[rows])[:, None]
 
 
-def _state(side: _Side, series: Series, dtype: np.dtype, which: list[int]) -> tuple[jax.Array, ...]:
-    """What a pair reads of each input: direction, polynomials of its norm, scales."""
-    unit = side.features * jnp.asarray(np.exp(-side.norms)[:, None], side.features.dtype)
-    basis, scale = series.norm_basis(side.norms), series.scale(side.norms)[which].T
-    return unit.astype(dtype), jnp.asarray(basis, dtype), jnp.asarray(scale, dtype)
+def _state(side: _Side, series: Series, dtype: np.dtype, which: list[int]) -> list[jax.Array]:
+    """What a pair reads of each input: direction, polynomials of its norm, scales. Made by NumPy, for which nothing is compiled."""
+    unit = side.features * np.exp(-side.norms)[:, None].astype(dtype)
+    found = unit, series.norm_basis(side.norms), series.scale(side.norms)[which].T
+    return [jax.device_put(a.astype(dtype), side.device) for a in found]
 
 
 def _in_powers(coefficients: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -180,14 +178,10 @@ def _tile(
         scale1[:, k, None] * scale2[:, k] * _sum(_terms(coefficients[k], basis1, basis2), place, in_powers)
         for k in range(len(coefficients))
     ]
-    return kernels, _columns(near) > 1 - NEAR[np.dtype(near.dtype)]
+    return kernels, jnp.max(near, axis=0) > 1 - NEAR[np.dtype(near.dtype)]
 
 
-def _columns(size: jax.Array) -> jax.Array:
-    """The largest entry of every column."""
-    eighth = len(size) // 8  # maxima of whole blocks first: they run along memory
-    folded = functools.reduce(jnp.maximum, [size[k * eighth : (k + 1) * eighth] for k in range(8)])
-    return jnp.maximum(jnp.max(folded, axis=0, initial=0), jnp.max(size[8 * eighth :], axis=0, initial=0))
+_TILE = Ahead(_tile, ("rows", "columns", "in_powers", "gram"))
 
 
 def _terms(coefficients: jax.Array, basis1: jax.Array, basis2: jax.Array) -> list[jax.Array]:
