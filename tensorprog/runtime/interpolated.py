@@ -52,8 +52,8 @@ class Interpolated:
         self._homogeneous, self._corner = homogeneous, kinks and not homogeneous
         self._features = jax.jit(lambda x, hypers: jax.vmap(lambda leaves: features(leaves, hypers))(x))
         self._rows = jax.jit(rows)
-        self._traced: Any = None
         self._run: Any = None
+        self._cost = math.inf  # of a pair by its layers, in operations
         self._made: tuple[Any, float, float, Series | None] | None = None
 
     def work(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> Work | None:
@@ -68,7 +68,7 @@ class Interpolated:
         if self._corner and high - low > EQUAL:
             return None
         series = self._series(hypers, float(low), float(high), dtype)
-        if series is None or operations(self._traced.jaxpr) / AT_ONCE < _cost(series.coefficients.shape):
+        if series is None or self._cost < _cost(series.coefficients.shape):
             return None
         return self._tiles(sides, series, dtype, get)
 
@@ -109,10 +109,11 @@ class Interpolated:
         values = {name: jnp.asarray(np.asarray(value), np.float64) for name, value in hypers.items()}
         first = np.exp(u)[:, None] * np.array([1.0, 0.0])
         second = np.exp(v)[:, None] * np.stack([np.cos(t), np.sin(t)], 1)
-        if self._traced is None:  # it runs once or twice: compiled without optimisation
+        if self._run is None:  # it runs once or twice: compiled without optimisation
             place = [jax.ShapeDtypeStruct((AT_ONCE, 2), np.float64)]
-            self._traced = self._rows.trace(place, place, values)
-            self._run = self._traced.lower().compile(compiler_options={"xla_backend_optimization_level": 0})
+            traced = self._rows.trace(place, place, values)
+            self._cost = operations(traced.jaxpr) / AT_ONCE
+            self._run = traced.lower().compile(compiler_options={"xla_backend_optimization_level": 0})
         found = []
         for start in range(0, len(u), AT_ONCE):
             at = np.minimum(np.arange(start, start + AT_ONCE), len(u) - 1)
@@ -122,7 +123,7 @@ class Interpolated:
 
 def _cost(shape: tuple[int, ...]) -> float:
     """What a pair costs, in operations of the layers: an arc cosine and two for each power of the angle. Where the coefficients
-    depend on the norms, they are arrays of all pairs, which leave the processor's cache (as measured)."""
+    depend on the norms, they are arrays of all pairs, and an operation on one takes as long as many of a layer (as measured)."""
     kernels, norms, _, angles = shape
     return 25 + kernels * angles * (2 if norms == 1 else 100)
 
@@ -184,20 +185,22 @@ def _tile(
 _TILE = Ahead(_tile, ("rows", "columns", "in_powers", "gram"))
 
 
-def _terms(coefficients: jax.Array, basis1: jax.Array, basis2: jax.Array) -> list[jax.Array]:
-    """The coefficients by the angle: numbers, or for each pair sums over the norms of both."""
+def _terms(coefficients: jax.Array, basis1: jax.Array, basis2: jax.Array) -> jax.Array:
+    """The coefficients by the angle: numbers, or for each pair (n, N1, N2)."""
     norms, _, angles = coefficients.shape
     if norms == 1:
-        return list(coefficients[0, 0])
-    left = jnp.einsum("xa,abd->dbx", basis1, coefficients, precision="highest")[..., None]
-    return [functools.reduce(jnp.add, [left[d, b] * basis2[:, b] for b in range(norms)]) for d in range(angles)]
+        return coefficients[0, 0]
+    rows, columns = len(basis1), len(basis2)
+    left = jnp.matmul(basis1, coefficients.reshape(norms, -1), precision="highest").reshape(rows, norms, angles)
+    left = left.transpose(2, 0, 1).reshape(-1, norms)  # one product of matrices for all
+    return lax.optimization_barrier(jnp.matmul(left, basis2.T, precision="highest")).reshape(angles, rows, columns)
 
 
-def _sum(terms: list[jax.Array], x: jax.Array, in_powers: bool) -> jax.Array:
+def _sum(terms: jax.Array, x: jax.Array, in_powers: bool) -> jax.Array:
     """sum_d terms[d] x^d by Horner's rule, or sum_d terms[d] T_d(x) by Clenshaw's."""
     after = now = jnp.zeros_like(x)
-    for term in terms[:0:-1]:
-        after, now = now, (x * (now + term) if in_powers else 2 * x * now - after + term)
+    for d in range(len(terms) - 1, 0, -1):
+        after, now = now, (x * (now + terms[d]) if in_powers else 2 * x * now - after + terms[d])
     return now + terms[0] if in_powers else x * now - after + terms[0]
 
 
