@@ -29,7 +29,7 @@ class Way(Protocol):
 
 def refined(made: Functions) -> Refine | None:
     """What computes near pairs again, where a kernel in float32 needs it."""
-    return None if made.rows is None or made.shape or not made.kinks else Refine(made.rows)
+    return None if made.rows is None or made.shape or not made.kinks else Refine(made.rows, made.pair_entries)
 
 
 class Layers:
@@ -60,7 +60,8 @@ class Layers:
         """One tile."""
         (a, own1), (b, own2) = part(first, i, rows), part(second, j, columns)
         found = self._steps.pairs(a, b)
-        marks = None if own1 is None else jnp.any(Refine.near(found[0], own1, own2), axis=0)
+        near = None if own1 is None or self._refine is None else self._refine.near(found[0], own1, own2)
+        marks = None if near is None else jnp.any(near, axis=0)
         return [found[self._names.index(name)] for name in get], marks
 
     def work(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> Work:
@@ -80,7 +81,7 @@ class Layers:
 
         def again(kernels: list[np.ndarray], i: int, j: int, columns: np.ndarray) -> Pairs:
             some = kernels[0][:, columns]
-            rows, at = np.nonzero(Refine.near(some, own1[i : i + len(some)], own2[j + columns], np))
+            rows, at = np.nonzero(refine.near(some, own1[i : i + len(some)], own2[j + columns], np))
             return refine.different(x1, sides[-1], Pairs(i + rows, j + columns[at]))
 
         return Work(names, tile, again, lambda pairs: {"ntk": refine.exact(x1, sides[-1], hypers, pairs)})

@@ -7,6 +7,7 @@ again costs little.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,23 +17,26 @@ import numpy as np
 
 from tensorprog.runtime.assembly import Pairs
 from tensorprog.runtime.kernel import Hypers, Leaves
+from tensorprog.runtime.tiles import pairs_in_memory
 
 __all__ = ["Refine"]
 
 ANGLE = 1e-3  # 1 - cosine below which a pair is near; above, float32 keeps the NTK to 1e-5 at depth 20
+ANGLE_OF_POSITIONS = 1e-4  # the same where a kernel is an average over positions, whose errors average as well
 CHUNK = 1024
 
 
 class Refine:
     """The NTK of chosen pairs in float64, by the kernel's function of pairs."""
 
-    def __init__(self, rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]]):
+    def __init__(self, rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]], entries: int):
+        """rows: the kernels of the i-th with the i-th input. entries: of the largest array of a pair."""
         self._rows = jax.jit(lambda x1, x2, hypers: rows(x1, x2, hypers)[1])
+        self._entries, self._angle = entries, ANGLE if entries == 1 else ANGLE_OF_POSITIONS
 
-    @staticmethod
-    def near(nngp: Any, own1: Any, own2: Any, xp: Any = jnp) -> Any:
+    def near(self, nngp: Any, own1: Any, own2: Any, xp: Any = jnp) -> Any:
         """Which pairs are near, by their nngp and that of each input with itself. xp: NumPy or its equal in JAX."""
-        return nngp > (1 - ANGLE) * xp.sqrt(own1)[:, None] * xp.sqrt(own2)[None, :]
+        return nngp > (1 - self._angle) * xp.sqrt(own1)[:, None] * xp.sqrt(own2)[None, :]
 
     @staticmethod
     def different(x1: Leaves, x2: Leaves, pairs: Pairs) -> Pairs:
@@ -52,10 +56,11 @@ class Refine:
         with jax.enable_x64(True):
             wide = [[_widened(np.asarray(leaf)) for leaf in x] for x in (x1, x2)]
             values = {name: jnp.asarray(np.asarray(value), np.float64) for name, value in hypers.items()}
-            for start in range(0, len(found), CHUNK):
-                chosen = np.minimum(np.arange(start, start + CHUNK), len(found) - 1)  # one size, compiled once
+            size = min(CHUNK, pairs_in_memory(8 * self._entries), 2 ** math.ceil(math.log2(len(found))))
+            for start in range(0, len(found), size):
+                chosen = np.minimum(np.arange(start, start + size), len(found) - 1)  # few sizes are compiled
                 inputs = [[jnp.asarray(leaf[k[chosen]]) for leaf in x] for x, k in zip(wide, pairs, strict=True)]
-                found[start : start + CHUNK] = np.asarray(self._rows(*inputs, values))[: len(found) - start]
+                found[start : start + size] = np.asarray(self._rows(*inputs, values))[: len(found) - start]
         return found
 
 
