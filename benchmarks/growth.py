@@ -191,8 +191,8 @@ def main(arguments: list[str]) -> None:
     if given.names:
         return
     body = [
-        "NNGP and NTK of gram matrices, float32, warm: median seconds, and what the calls add to the high-water mark of memory. Exponents are of",
-        "the larger half of the sizes; in brackets what theory says of large sizes.",
+        "NNGP and NTK of gram matrices, float32, warm: median seconds, and what the calls add to the high-water mark of memory.",
+        "Exponents are of the larger half of the sizes; in brackets what theory says of large sizes.",
         "",
         "| what grows | sizes | seconds | exponent (theory) | MB | exponent (theory) | why |",
         "|---|---|---|---|---|---|---|",
