@@ -25,7 +25,8 @@ from tensorprog import nn
 from tensorprog.apps.checks import check_whole
 from tensorprog.apps.grams import check_number, precision
 from tensorprog.apps.repeated import repeated
-from tensorprog.errors import InputError, explain
+from tensorprog.errors import InputError, NetworkError, explain
+from tensorprog.joint import JointKernel
 from tensorprog.runtime.call import KernelFunction
 
 __all__ = ["Block", "Phase"]
@@ -96,7 +97,7 @@ class Block:
     def __init__(self, block: Any, example: Any = None, *, tolerance: float | None = None):
         if example is not None:
             block = block if isinstance(block, KernelFunction) else tp.compile(block, example, tolerance=tolerance)
-        if not callable(block):
+        if not callable(block) or isinstance(block, JointKernel):
             raise InputError(
                 f"Block: block is a {type(block).__name__}, expected a JAX function of a wide vector, or the kernel of a deep network\n"
                 "  to mend: give an example input too where it is a network, apps.Block(net, example)"
@@ -107,11 +108,18 @@ class Block:
             tolerance = block.tolerance if tolerance is None else tolerance
             make = lambda blocks, moved: tp.compile_program(found.network(blocks, moved), tolerance=tolerance)
         else:
-            make = lambda blocks, moved: tp.compile(self._net(blocks, moved), jnp.zeros(2), tolerance=tolerance)
+            make = lambda blocks, moved: self._compiled(blocks, moved, tolerance)
         self._error = max(1e-6, 10 * (tolerance or 0.0))
         self._maps = {moved: make(1, moved) for moved in (False, True)}
         self._noise = self._maps[False].graph.noise
         self._check(make(2, False))
+
+    def _compiled(self, blocks: int, moved: bool, tolerance: float | None) -> tp.Kernel:
+        try:
+            return tp.compile(self._net(blocks, moved), jnp.zeros(2), tolerance=tolerance)
+        except NetworkError as error:
+            hint = "or, if this is a whole network and not a block of one, give an example input too: apps.Block(net, example)"
+            raise type(error)(f"{error}\n  {hint}") from error
 
     def _net(self, blocks: int, moved: bool) -> Callable[[jax.Array], jax.Array]:
         """x in R^2 with the Gram matrix 2 C, a Gaussian vector of covariance C, blocks, a frozen readout."""

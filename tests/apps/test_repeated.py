@@ -222,6 +222,13 @@ def test_networks_without_a_repeated_block(net: Callable, message: str) -> None:
         apps.Block(tp.compile(net, jnp.zeros(3), tolerance=1e-2))
 
 
+def test_a_network_where_a_block_is_wanted() -> None:
+    with pytest.raises(
+        tp.UserError, match="if this is a whole network and not a block of one, give an example input too"
+    ):
+        apps.Block(perceptron)
+
+
 def test_the_same_weight_in_every_layer() -> None:
     """Without skip connections its layers are as those of fresh weights; the two in a row that are compared say so."""
 
