@@ -139,6 +139,11 @@ class Block:
         """The numbers that may be given to every method, and their defaults."""
         return self._maps[False].hypers
 
+    def __repr__(self) -> str:
+        where = "found in a network" if isinstance(self.block, KernelFunction) else "of a layer"
+        given = ", ".join(f"{name}={value:g}" for name, value in sorted(self.hypers.items()))
+        return f"<Block {where}: {given}>" if given else f"<Block {where}>"
+
     def _kernel(self, moved: bool, q1: float, q2: float, c: float, hypers: dict[str, float]) -> tuple[float, float]:
         """NNGP and NTK after the block of two inputs, each with noise of its own where the block draws any."""
         with precision():

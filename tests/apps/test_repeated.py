@@ -40,7 +40,7 @@ def found(net: Callable, size: int = 3) -> apps.Block:
 
 def test_block_of_a_deep_network_is_the_block_by_itself() -> None:
     block = found(perceptron)
-    assert block.hypers == {"w": 2.5, "b": 0.05}
+    assert block.hypers == {"w": 2.5, "b": 0.05} and repr(block) == "<Block found in a network: b=0.05, w=2.5>"
     for given in ({}, {"w": 1.2, "b": 0.2}):
         assert abs(block.variance(0.8, **given) - tanh().variance(0.8, **given)) < 1e-12
         assert abs(block.chi(0.8, 0.3, **given) - tanh().chi(0.8, 0.3, **given)) < 1e-12
