@@ -92,9 +92,9 @@ def monte_carlo(
     check_hypers(hypers, model.hypers, model.nonnegative, np.float32)
     last = last_layer(model, x, width, hypers=hypers)
     found = draws(model, x, width, samples, key, last=last, x2=x2, hypers=hypers)
-    found = [k.reshape(*k.shape[:3], *(size for size in k.shape[3:] if size > 1)) for k in map(np.asarray, found)]
-    means = [np.mean(k, 0) for k in found]
-    errors = [np.std(k, 0, ddof=1) / np.sqrt(samples) for k in found]
+    kept = [k.reshape(*k.shape[:3], *(size for size in k.shape[3:] if size > 1)) for k in map(np.asarray, found)]
+    means = [np.mean(k, 0) for k in kept]
+    errors = [np.std(k, 0, ddof=1) / np.sqrt(samples) for k in kept]
     return MonteCarlo(KernelResult(*means), KernelResult(*errors))
 
 
