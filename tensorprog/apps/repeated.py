@@ -9,6 +9,7 @@ read and numbers for their weights: instructions are hash-consed, so that equal 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -39,11 +40,6 @@ class Repeated:
     """Equal blocks in a row: the k-th makes `ends[k + 1]` of `ends[k]`, Gaussian vectors of one type."""
 
     ends: tuple[Node, ...]
-
-    @property
-    def times(self) -> int:
-        """How often the block stands in a row."""
-        return len(self.ends) - 1
 
     def network(self, blocks: int, moved: bool) -> Program:
         """x in R^2 with the Gram matrix 2 C, Gaussian vectors of covariance C, alike at all positions, blocks, a frozen readout of every
@@ -196,7 +192,11 @@ def _weights(start: Node, end: Node) -> set[str]:
 
 
 def _shared_weight(program: Program, ends: Sequence[Node]) -> str | None:
-    """A weight of the blocks that the rest of the network uses too: their vectors are not new to it."""
+    """A weight of the blocks that the rest of the network, or some of the blocks, use too: their vectors are not new to it. One that
+    all blocks share is left to the comparison of two in a row."""
+    uses = Counter(name for pair in pairwise(ends) for name in _weights(*pair))
+    if some := [name for name, count in uses.items() if 1 < count < len(ends) - 1]:
+        return some[0]
     blocks: set[Node] = set()
     own: dict[Node, str] = {}  # what is made of weights inside, and the name of one
     for start, end in pairwise(ends):

@@ -207,6 +207,15 @@ def tied(x: jax.Array) -> jax.Array:
     return nn.dense(h, features=1)
 
 
+def alternating(x: jax.Array) -> jax.Array:
+    """Layers with one of two weights in turn: neighbours share none, but what they add is not new to those after."""
+    h, n = nn.dense(x), nn.width()
+    weights = [nn.weight((n, n)), nn.weight((n, n))]
+    for k in range(6):
+        h = h + weights[k % 2] @ jnp.tanh(nn.dense(h)) / n**0.5
+    return nn.dense(h, features=1)
+
+
 @pytest.mark.parametrize(
     ("net", "message"),
     [
@@ -214,6 +223,7 @@ def tied(x: jax.Array) -> jax.Array:
         (shallow, "no two of the pieces between them in a row are the same"),
         (recurrent, "layers read the inputs again"),
         (changing, "no two of the pieces between them in a row are the same"),
+        (alternating, "of a block that repeats is used outside of it too"),
         (tied, "the weight 'weight_0' of a block that repeats is used outside of it too"),
     ],
 )
