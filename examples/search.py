@@ -33,13 +33,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 TRAIN, VALID, HELD_OUT, SEEDS, MOMENTUM = 200, 300, 1200, 3, 0.9
-STOPS = (0, 25, 50, 100, 200, 400, 800)  # steps of training after which one may stop
-RATES = (
-    0.001,
-    0.01,
-    0.1,
-    0.5,
-)  # of the critical one; steep networks of this width are far from their limit, and need small ones
+STOPS = (0, 25, 50, 100, 200, 400)  # steps of training after which one may stop
+RATES = (0.01, 0.1, 0.5)  # of the critical one
 CONNECTED, CONVOLUTIONAL = 128, 32  # widths
 GOOD = 0.85  # accuracy of the kernel, from which on an architecture would not be given up at a glance
 erf = jax.scipy.special.erf
@@ -153,7 +148,7 @@ def by_training(net: Network, width: int, critical: float, train: Digits, valid:
     goal = jnp.asarray(goals(train.classes))
     values = lambda p, x: jax.vmap(lambda one: tp.apply(net, p, one))(x)
     gradient = jax.grad(lambda p: 0.5 * jnp.sum(jnp.square(values(p, train.images) - goal)) / len(goal))
-    right = jax.jit(lambda p, part: values(p, part[0]).argmax(1) == part[1])
+    right = jax.jit(lambda p, part: values(p, part.images).argmax(1) == part.classes)
 
     @jax.jit  # one step at a time: XLA's convolutions are slow inside loops on CPUs
     def step(p: Any, v: Any, rate: float) -> Any:
@@ -196,23 +191,28 @@ class Found(NamedTuple):
 
 
 def draw(found: Found, path: Path) -> None:
-    """Trained accuracy over that of either kernel, and how well one foretells the other."""
-    trained = 100 * found.trained.mean(2)
+    """Errors of trained networks over those of either kernel, and how well one ranking foretells the other."""
+    trained = 100 - 100 * found.trained.mean(2)
     good = np.flatnonzero(found.kernels[0].mean(1) >= GOOD)
     figure, both = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     for k, (axes, kind) in enumerate(zip(both, ("NNGP", "NTK"), strict=True)):
-        kernel = 100 * found.kernels[k].mean(1)
+        kernel = 100 - 100 * found.kernels[k].mean(1)
         for i, name, mark in zip(range(len(kernel)), ARCHITECTURES, "ovs^Dv<>ph*XPd8ovs^D", strict=True):
             color = "tab:red" if name.startswith("conv") else "tab:blue"
             spread = trained[i].std(ddof=1) / np.sqrt(SEEDS)
             axes.errorbar(
                 kernel[i], trained[i].mean(), spread, fmt=mark, ms=6, label=name, color=color, lw=1, alpha=0.8
             )
-        axes.plot([10, 100], [10, 100], ":", color="gray", lw=1)
-        axes.set(xlabel=f"{kind}, accuracy in %", ylabel=f"trained networks, accuracy in % (mean of {SEEDS})")
-        words = f"Kendall's tau {found.tau(k)}; of the {len(good)} above {GOOD:.0%} by NNGP: {found.tau(k, good)}"
+        axes.plot([4, 90], [4, 90], ":", color="gray", lw=1)
+        axes.set(
+            xlabel=f"{kind}, error in %",
+            ylabel=f"trained networks, error in % (mean of {SEEDS})",
+            xscale="log",
+            yscale="log",
+        )
+        words = f"Kendall's tau {found.tau(k)};\nof the {len(good)} above {GOOD:.0%} by NNGP: {found.tau(k, good)}"
         axes.set_title(words, fontsize=9)
-        print(f"{kind}: {words}")
+        print(f"{kind}: {' '.join(words.split())}")
     figure.legend(*both[0].get_legend_handles_labels(), fontsize=7, loc="outside right center")
     figure.savefig(path, dpi=110)
     print(f"wrote {path}")
