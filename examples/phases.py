@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
@@ -29,7 +30,13 @@ def main() -> None:
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     weight, bias = tp.hyper("weight_var", 1.5), tp.hyper("bias_var", 0.1)
-    block = apps.Block(lambda h: nn.dense(jnp.tanh(h), weight_var=weight, bias_var=bias))
+
+    def net(x: jax.Array) -> jax.Array:
+        for _ in range(10):
+            x = jnp.tanh(nn.dense(x, weight_var=weight, bias_var=bias))
+        return nn.dense(x, features=1)
+
+    block = apps.Block(tp.compile(net, jnp.zeros(3)))  # the layer that repeats is found in the network
     weights, biases = np.linspace(0.5, 4, 15), np.linspace(0.01, 0.3, 7)
     chi = np.empty((len(biases), len(weights)))
     for i, b in enumerate(biases):

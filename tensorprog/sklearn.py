@@ -7,7 +7,6 @@ one-hot labels. Needs the extra `sklearn`.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -76,7 +75,7 @@ class NetworkKernel(Kernel):
         for name, value in given.items():
             base = name.removesuffix("_bounds")
             if name in self._values:
-                self._values[name] = value
+                self._values[name] = _value(value, name)
             elif name != base and base in self._bounds:
                 self._bounds[base] = value
             else:
@@ -102,7 +101,8 @@ class NetworkKernel(Kernel):
 
     def __sklearn_clone__(self) -> NetworkKernel:
         """A copy with hyperparameters of its own, and the same compiled kernel."""
-        other = copy.copy(self)
+        other = object.__new__(type(self))  # not through __getstate__, or it would be compiled anew
+        other.__dict__.update(self.__dict__)
         other._values, other._bounds = dict(self._values), dict(self._bounds)
         return other
 
@@ -115,6 +115,9 @@ class NetworkKernel(Kernel):
         self.__dict__.update(state)
         if "compiled" not in state:
             self.compiled = tp.compile(self.net, self.example)
+
+    def __copy__(self) -> NetworkKernel:
+        return self.__sklearn_clone__()
 
     def __deepcopy__(self, memo: Any) -> NetworkKernel:
         return self.__sklearn_clone__()
@@ -168,7 +171,13 @@ class NetworkKernel(Kernel):
         return Grams(self.compiled, self._values)
 
     def _rows(self, X: Any, name: str) -> np.ndarray:
-        rows, size = np.asarray(X, np.float64), math.prod(self._shape)
+        size = math.prod(self._shape)
+        try:
+            rows = np.asarray(X, np.float64)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"NetworkKernel: {name} is a {type(X).__name__}, expected (N, {size}) real numbers"
+            ) from None
         if rows.ndim < 2 or math.prod(rows.shape[1:]) != size:
             raise InputError(
                 f"NetworkKernel: {name} has shape {rows.shape}, expected (N, {size}): the example input has shape {self._shape}"
@@ -188,6 +197,17 @@ class NetworkKernel(Kernel):
         }
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _value(value: Any, name: str) -> Any:
+    try:
+        if math.isfinite(float(value)):
+            return value
+    except (TypeError, ValueError):
+        pass
+    raise InputError(
+        f'NetworkKernel: {name} is {value!r}, expected a finite number; what stays as it is is said by {name}_bounds="fixed"'
+    )
 
 
 def _bounds(value: Any) -> Any:

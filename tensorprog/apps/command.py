@@ -38,6 +38,9 @@ EXAMPLES = """examples:
   tensorprog check net.py:net x.npy --widths 64 128 256
   tensorprog export net.py:net --shape 8,8,1 --out net.tpk
   tensorprog info net.tpk
+
+exit codes: 0 done; 1 check found that kernel and networks differ; 2 the request cannot be met, standard error says why; 3 check has too
+few draws to tell
 """
 
 
@@ -70,7 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[Any], int], text: str, *arguments: str) -> None:
-        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        example = next(line for line in EXAMPLES.splitlines() if line.startswith(f"  tensorprog {name}"))
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"example:{example}\nmore: tensorprog --help",
+        )
         for argument in arguments:
             names, options = ARGUMENTS[argument]
             sub.add_argument(*names, **options)
@@ -103,7 +112,7 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "quiet": (("--quiet",), dict(action="store_true", help="no progress bar")),
     "noise": (("--noise",), dict(type=float, required=True, help="the variance of the noise in y")),
     "diag_reg": (("--diag-reg",), dict(type=float, default=0.0, help="added to the diagonal, as a multiple of its mean")),
-    "std": (("--std",), dict(metavar="FILE", help="also write the standard deviations here")),
+    "std": (("--std",), dict(metavar="FILE", help="also write the posterior's standard deviations here")),
     "widths": (("--widths",), dict(nargs="+", type=int, help="growing (default: up to 512, as far as the work allows)")),
     "samples": (("--samples",), dict(type=int, default=256, help="networks at the largest width (default: 256)")),
     "plot": (("--plot",), dict(metavar="FILE.png", help="also draw the distances over the width")),
@@ -142,6 +151,10 @@ def _predict(given: Any) -> int:
     _writable(given.out)
     if given.std:
         _writable(given.std, "--std")
+        if Path(given.std).absolute() == Path(given.out).absolute():
+            raise InputError(
+                f"--std is {given.std!r}, and --out too: expected another file, or it would replace the means"
+            )
     x, y, test = _read(given.x), _read(given.y), _read(given.test)
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y  # a column of a .csv file
     options = dict(noise=given.noise, diag_reg=given.diag_reg, get=given.get)
@@ -254,7 +267,13 @@ def _read(path: str) -> np.ndarray:
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path!r} cannot be read: {error}") from None
+        reason = str(error).split("; use `usecols`")[0]
+        mend = (
+            "\n  to mend: keep numbers alone in the file, one example a line, without a header"
+            if path.endswith(".csv")
+            else ""
+        )
+        raise InputError(f"{path!r} cannot be read: {reason}{mend}") from None
     if array.dtype.kind not in "biuf":
         raise InputError(f"{path!r} has dtype {array.dtype}, expected an array of real numbers")
     if array.ndim == 0:

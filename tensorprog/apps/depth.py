@@ -5,7 +5,8 @@ Fixed points of these maps, and their slopes there, say how far a signal and a g
 (section 2: the maps), Schoenholz et al. 2017 (sections 3 and 4: chi, phases, depth scales, the critical line).
 
 The maps come from the kernel of a network that is the block alone, whatever the block: its input is a wide Gaussian vector
-with the covariance that is asked for, and its input's own trained shift gives chi as one term of the NTK.
+with the covariance that is asked for, and its input's own trained shift gives chi as one term of the NTK. The block is given, or
+found in the program of a deep network (`tensorprog.apps.repeated`).
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import tensorprog as tp
 from tensorprog import nn
 from tensorprog.apps.checks import check_whole
 from tensorprog.apps.grams import check_number, precision
-from tensorprog.errors import InputError, explain
+from tensorprog.apps.repeated import repeated
+from tensorprog.errors import InputError, NetworkError, explain
+from tensorprog.joint import JointKernel
+from tensorprog.runtime.call import KernelFunction
 
 __all__ = ["Block", "Phase"]
 
-ITERATIONS = 100_000
 LARGEST = 1e12  # a variance beyond it diverges
 CRITICAL = 1e-6  # |chi - 1| below which a phase is called critical
 
@@ -64,8 +67,15 @@ class Block:
 
     block: a JAX function of a wide vector (n,) to one of the same size, written with `tensorprog.nn`, with a linear layer before
     or after its nonlinearity: the next block must see a Gaussian vector. Its numbers that are to be varied are `tp.hyper`s.
+    Or the kernel of a deep network (`tp.compile`, `tp.load`): the longest row of equal blocks in its program is looked for, and of
+    two in a row the Gaussian vector between them is what is followed. example: an example input, where block is not a block but a
+    whole network, to be compiled. tolerance: as for `tp.compile`; that of the kernel unless it is given.
 
-    Raises InputError where two of it in a row do not have the kernel of the map applied twice.
+    Where the vector has positions (a convolution, tokens), those of one input are taken to be alike, and have to be so
+    afterwards: pad in a circle.
+
+    Raises InputError where a network has no block that repeats, and where two blocks in a row do not have the kernel of the map
+    applied twice.
 
     Example:
         >>> import jax.numpy as jnp, tensorprog as tp
@@ -76,14 +86,40 @@ class Block:
         ('chaotic', 'ordered')
         >>> round(block.critical("weight_var", (0.5, 4.0), bias_var=0.05), 2)
         1.76
+        >>> def net(x):
+        ...     for _ in range(10):
+        ...         x = jnp.tanh(nn.dense(x, weight_var=weight, bias_var=bias))
+        ...     return nn.dense(x, features=1)
+        >>> round(apps.Block(tp.compile(net, jnp.zeros(3))).critical("weight_var", (0.5, 4.0), bias_var=0.05), 2)
+        1.76
     """
 
-    def __init__(self, block: Callable[[jax.Array], jax.Array]):
-        if not callable(block):
-            raise InputError(f"Block: block is a {type(block).__name__}, expected a JAX function of a wide vector")
+    def __init__(self, block: Any, example: Any = None, *, tolerance: float | None = None):
+        if example is not None:
+            block = block if isinstance(block, KernelFunction) else tp.compile(block, example, tolerance=tolerance)
+        if not callable(block) or isinstance(block, JointKernel):
+            raise InputError(
+                f"Block: block is a {type(block).__name__}, expected a JAX function of a wide vector, or the kernel of a deep network\n"
+                "  to mend: give an example input too where it is a network, apps.Block(net, example)"
+            )
         self.block = block
-        self._maps = {moved: tp.compile(self._net(1, moved), jnp.zeros(2)) for moved in (False, True)}
-        self._check()
+        if isinstance(block, KernelFunction):
+            found = repeated(block.program)  # type: ignore[attr-defined]
+            tolerance = block.tolerance if tolerance is None else tolerance
+            make = lambda blocks, moved: tp.compile_program(found.network(blocks, moved), tolerance=tolerance)
+        else:
+            make = lambda blocks, moved: self._compiled(blocks, moved, tolerance)
+        self._error = max(1e-6, 10 * (tolerance or 0.0))
+        self._maps = {moved: make(1, moved) for moved in (False, True)}
+        self._noise = self._maps[False].graph.noise
+        self._check(make(2, False))
+
+    def _compiled(self, blocks: int, moved: bool, tolerance: float | None) -> tp.Kernel:
+        try:
+            return tp.compile(self._net(blocks, moved), jnp.zeros(2), tolerance=tolerance)
+        except NetworkError as error:
+            hint = "or, if this is a whole network and not a block of one, give an example input too: apps.Block(net, example)"
+            raise type(error)(f"{error}\n  {hint}") from error
 
     def _net(self, blocks: int, moved: bool) -> Callable[[jax.Array], jax.Array]:
         """x in R^2 with the Gram matrix 2 C, a Gaussian vector of covariance C, blocks, a frozen readout."""
@@ -103,61 +139,96 @@ class Block:
         """The numbers that may be given to every method, and their defaults."""
         return self._maps[False].hypers
 
+    def __repr__(self) -> str:
+        where = "found in a network" if isinstance(self.block, KernelFunction) else "of a layer"
+        given = ", ".join(f"{name}={value:g}" for name, value in sorted(self.hypers.items()))
+        return f"<Block {where}: {given}>" if given else f"<Block {where}>"
+
     def _kernel(self, moved: bool, q1: float, q2: float, c: float, hypers: dict[str, float]) -> tuple[float, float]:
+        """NNGP and NTK after the block of two inputs, each with noise of its own where the block draws any."""
         with precision():
             first = np.array([[math.sqrt(2 * q1), 0.0]])
             second = math.sqrt(2 * q2) * np.array([[c, math.sqrt(max(0.0, 1 - c * c))]])
             same = q1 == q2 and c == 1
             given: dict[str, Any] = dict(hypers)
             found = self._maps[moved](first, first if same else second, **given)
-            return float(found.nngp[0, 0]), float(found.ntk[0, 0])
+            return self._alike(found.nngp), self._alike(found.ntk)
 
-    def _check(self) -> None:
+    def _own(self, moved: bool, q: float, hypers: dict[str, float]) -> tuple[float, float]:
+        """NNGP and NTK after the block of one input with itself."""
         with precision():
-            x = np.array([[1.0, 0.2], [-0.4, 1.1]])
-            twice = np.asarray(tp.compile(self._net(2, False), jnp.zeros(2))(x).nngp)
-        once = np.array([[self._covariance(x[i], x[j]) for j in range(2)] for i in range(2)])
-        q = np.diagonal(once)
-        again = self._kernel(False, q[0], q[1], float(once[0, 1] / math.sqrt(q[0] * q[1])), {})[0] if q.all() else 0.0
-        if abs(again - twice[0, 1]) > 1e-6 * np.abs(twice).max():
+            given: dict[str, Any] = dict(hypers)
+            found = self._maps[moved].diag(np.array([[math.sqrt(2 * q), 0.0]]), **given)
+            return self._alike(found.nngp), self._alike(found.ntk)
+
+    def _alike(self, values: Any) -> float:
+        """The one value of a covariance at all pairs of positions."""
+        array = np.asarray(values)
+        low, high = float(array.min()), float(array.max())
+        if high - low > self._error * max(abs(low), abs(high)):
             raise InputError(
                 explain(
-                    "Block: two blocks in a row do not have the kernel of the block's map applied twice",
-                    reason="the map is that of Gaussian vectors, and this block does not give one, so the second layer sees another law",
-                    mend="let a linear layer stand between one nonlinearity and the next, as in lambda h: nn.dense(jnp.tanh(h))",
+                    f"Block: positions that were alike are not so after the block: their covariances are from {low:.3g} to {high:.3g}",
+                    reason="variance and correlation are then not two numbers: padding with zeros, pooling and masks treat positions "
+                    "differently",
+                    mend='pad in a circle, nn.conv(.., padding="CIRCULAR"), or follow the network\'s kernels layer by layer with tp.joint',
                 )
             )
+        return float(array.mean())
 
-    def _covariance(self, a: np.ndarray, b: np.ndarray) -> float:
-        qa, qb = (float(v @ v) / 2 for v in (a, b))
-        return self._kernel(False, qa, qb, 1.0 if (a == b).all() else float(a @ b) / 2 / math.sqrt(qa * qb), {})[0]
+    def _check(self, two: tp.Kernel) -> None:
+        """Do two blocks in a row have the kernel of the map applied twice? Asked at the defaults, and away from them: a default may
+        switch off what tells."""
+        x = np.array([[1.0, 0.2], [-0.4, 1.1]])
+        settings: tuple[dict[str, Any], ...] = ({}, {name: 1.25 * value + 0.3 for name, value in self.hypers.items()})
+        for given in settings:
+            with precision():
+                twice = np.asarray(two(x, **given).nngp)
+            q = [self._own(False, float(v @ v) / 2, given)[0] for v in x]
+            before = float(x[0] @ x[1] / np.linalg.norm(x[0]) / np.linalg.norm(x[1]))
+            once = self._kernel(False, float(x[0] @ x[0]) / 2, float(x[1] @ x[1]) / 2, before, given)[0]
+            again = self._kernel(False, q[0], q[1], once / math.sqrt(q[0] * q[1]), given)[0] if all(q) else 0.0
+            found = [abs(again - self._alike(twice[0, 1]))]
+            found += [abs(self._own(False, q[i], given)[0] - self._alike(twice[i, i])) for i in range(2) if q[i]]
+            if max(found) > self._error * np.abs(twice).max():
+                raise InputError(
+                    explain(
+                        "Block: two blocks in a row do not have the kernel of the block's map applied twice",
+                        reason="the map is that of Gaussian vectors, and this block does not give one, so the second layer sees another law",
+                        mend="let a linear layer stand between one nonlinearity and the next, as in lambda h: nn.dense(jnp.tanh(h))",
+                    )
+                )
 
     # ---- the maps
 
     def variance(self, q: float, **hypers: float) -> float:
         """The variance after the block of a vector of variance q."""
-        return self._kernel(False, check_number(q, "q"), q, 1.0, hypers)[0]
+        return self._own(False, check_number(q, "q"), hypers)[0]
 
     def correlation(self, c: float, q: float, **hypers: float) -> float:
         """The correlation after the block of two vectors of variance q and correlation c."""
-        q = check_number(q, "q", positive=True)
-        if not -1 <= c <= 1:
-            raise InputError(f"c is {c!r}, expected a correlation between -1 and 1")
-        return self._kernel(False, q, q, c, hypers)[0] / self.variance(q, **hypers)
+        q, c = check_number(q, "q", positive=True), _check_correlation(c)
+        variance = self.variance(q, **hypers)
+        return self._kernel(False, q, q, c, hypers)[0] / variance if variance else 1.0
 
     def chi(self, q: float, c: float = 1.0, **hypers: float) -> float:
         """The derivative of the covariance after the block in the one before it, at variance q and correlation c.
 
         At c = 1 it is the factor of squared gradients, E[phi'(u)^2] times the weight variance for a plain layer
-        (Schoenholz et al. 2017, equation 5).
+        (Schoenholz et al. 2017, equation 5); with dropout, that of one draw of its masks (section 5 there).
         """
-        q = check_number(q, "q")
+        q, c = check_number(q, "q"), _check_correlation(c)
+        if c == 1:
+            return self._own(True, q, hypers)[1] - self._own(False, q, hypers)[1]
+        return self._slope(q, c, hypers)
+
+    def _slope(self, q: float, c: float, hypers: dict[str, float]) -> float:
         return self._kernel(True, q, q, c, hypers)[1] - self._kernel(False, q, q, c, hypers)[1]
 
     def trajectory(self, c: float, q: float, depth: int, **hypers: float) -> np.ndarray:
         """(depth + 1, 2): variance and correlation layer by layer, of two inputs of variance q and correlation c."""
         check_whole(depth, "trajectory: depth", 0)
-        rows = [(check_number(q, "q", positive=True), float(c))]
+        rows = [(check_number(q, "q", positive=True), _check_correlation(c))]
         for _ in range(depth):
             q, c = rows[-1]
             covariance, after = self._kernel(False, q, q, c, hypers)[0], self.variance(q, **hypers)
@@ -183,7 +254,7 @@ class Block:
             jump = x - (one - x) ** 2 / bend
             inside = math.isfinite(jump) and jump > 0 and abs(two - one) < abs(one - x)
             x = jump if inside and abs(jump - two) < 1e3 * abs(two - x) else two
-        return x
+        return _first_crossing(step, x)
 
     def phase(self, start: float = 1.0, **hypers: float) -> Phase:
         """Fixed points, chi, and depth scales, from inputs of variance `start`."""
@@ -195,11 +266,11 @@ class Block:
         chi = self.chi(q, **hypers)
         name = "critical" if abs(chi - 1) < CRITICAL else "ordered" if chi < 1 else "chaotic"
         c = 1.0
-        if name == "chaotic":
+        if name == "chaotic" or self._noise:
             c = self._fixed(lambda v: self.correlation(min(1.0, max(0.0, v)), q, **hypers), 0.5)
         step = 1e-4 * q
         slope = (self.variance(q + step, **hypers) - self.variance(q - step, **hypers)) / (2 * step)
-        slope_c = chi if c == 1.0 else self.chi(q, c, **hypers)
+        slope_c = chi if c == 1.0 else self._slope(q, c, hypers)
         return Phase(q, c, chi, name, _scale(slope), _scale(slope_c), _scale(chi))
 
     def critical(self, name: str, between: tuple[float, float], *, start: float = 1.0, **hypers: float) -> float:
@@ -237,6 +308,34 @@ class Block:
     def _excess(self, start: float, hypers: dict[str, float]) -> float:
         q = self.fixed_variance(start, **hypers)
         return self.chi(max(q, 1e-10), **hypers) - 1 if math.isfinite(q) else math.inf
+
+
+def _first_crossing(step: Callable[[float], float], x: float) -> float:
+    """Where step(x) - x changes its sign, going the way that iteration goes from x; the end of the way where it does not."""
+    x = max(x, 1e-12)
+    rising = step(x) > x
+    further = np.geomspace(x, LARGEST if rising else 1e-12, 200)[1:]
+    for after in map(float, further):
+        if (step(after) > after) != rising:
+            break
+        x = after
+    else:
+        return math.inf if rising else 0.0
+    for _ in range(100):
+        middle = (x + after) / 2
+        x, after = (middle, after) if (step(middle) > middle) == rising else (x, middle)
+    return (x + after) / 2
+
+
+def _check_correlation(c: Any) -> float:
+    """A number from -1 to 1."""
+    try:
+        number = float(c)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not -1 <= number <= 1:
+        raise InputError(f"c is {c!r}, expected a correlation between -1 and 1")
+    return number
 
 
 def _scale(slope: float) -> float:

@@ -132,6 +132,14 @@ class FunctionalDescent:
             values = self._start.flat + self._gram @ weights
             shaped = values.reshape(-1, *self._shape)
             cost, slopes = jax.vmap(jax.value_and_grad(self._cost))(jnp.asarray(shaped))
+        if not np.isfinite(np.asarray(cost)).all():
+            raise InputError(
+                explain(
+                    f"FunctionalDescent: cost gives {np.asarray(cost)} along the path, expected finite numbers",
+                    reason="a path can be followed by gradients alone, but nothing can be said of a cost that is no number",
+                    mend="look where the cost is defined, and start from f0 inside",
+                )
+            )
         gradient = np.asarray(slopes).reshape(values.shape)
         slope = -np.einsum("tif,ij,tjf->t", gradient, self._gram, gradient, optimize=True)
         return Path(asked, shaped, np.asarray(cost), slope, weights)

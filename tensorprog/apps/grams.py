@@ -8,6 +8,7 @@ independent outputs with the same kernel.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,11 @@ class Grams:
         if not callable(kernel):
             raise InputError(
                 f"kernel is a {type(kernel).__name__}, expected what tp.compile or tp.load returns, or a function called like it"
+            )
+        if not _takes_get(kernel):
+            raise InputError(
+                f"kernel is the function {getattr(kernel, '__name__', repr(kernel))!r}, which does not take get=.., as a kernel is called\n"
+                "  to mend: if it is a network, compile it first, tp.compile(net, example)"
             )
         self.kernel, self.hypers, self.dtype = kernel, dict(hypers), np.dtype(dtype)
         self.axes: tuple[int, ...] | None = None  # of the output; known after the first matrix
@@ -127,6 +133,18 @@ class Grams:
         second = lead + 1 + len(axes)
         order = (*range(lead + 1), second, *range(lead + 1, second), *range(second + 1, opened.ndim))
         return opened.transpose(order)
+
+
+def _takes_get(kernel: Callable[..., Any]) -> bool:
+    """Can it be called with get=..? Where Python does not say, it is tried."""
+    try:
+        inspect.signature(kernel).bind(None, None, get=None)
+    except ValueError:
+        return True
+    except TypeError:
+        parameters = inspect.signature(kernel).parameters.values()
+        return any(p.name == "get" or p.kind is p.VAR_KEYWORD for p in parameters)
+    return True
 
 
 class Targets:

@@ -73,8 +73,8 @@ def monte_carlo(
     """The mean kernels of random networks of one width, with the standard errors of the means.
 
     net: what `tp.compile` takes. x: inputs (N1, *example); x2: others (N2, *example). width: of the networks. samples: how
-    many, at least 2. key: a JAX random key. Outputs of shape O keep both their axes, (N1, N2, *O, *O). hypers: values
-    of hyperparameters. Memory: 64 MB of networks. Errors fall like 1/sqrt(samples); the mean
+    many, at least 2. key: a JAX random key. Outputs of shape O have both their axes, (N1, N2, *O, *O), without those of size one. hypers:
+    values of hyperparameters. Memory: 64 MB of networks. Errors fall like 1/sqrt(samples); the mean
     itself differs from the limit by O(1/width).
 
     Example:
@@ -92,8 +92,9 @@ def monte_carlo(
     check_hypers(hypers, model.hypers, model.nonnegative, np.float32)
     last = last_layer(model, x, width, hypers=hypers)
     found = draws(model, x, width, samples, key, last=last, x2=x2, hypers=hypers)
-    means = [np.mean(k, 0) for k in found]
-    errors = [np.std(k, 0, ddof=1) / np.sqrt(samples) for k in found]
+    kept = [k.reshape(*k.shape[:3], *(size for size in k.shape[3:] if size > 1)) for k in map(np.asarray, found)]
+    means = [np.mean(k, 0) for k in kept]
+    errors = [np.std(k, 0, ddof=1) / np.sqrt(samples) for k in kept]
     return MonteCarlo(KernelResult(*means), KernelResult(*errors))
 
 

@@ -63,7 +63,7 @@ def shape_activation(phi: Callable[[Any], Any], *, slope: float, q_slope: float 
             f"shape_activation: slope is {slope} and origin {origin}, expected origin < 1 and slope > 1 - origin: a correlation map is "
             "convex with C(1) = 1"
         )
-    with precision():
+    with precision(), jax.ensure_compile_time_eval():  # also while a network is traced
         nodes, weights = (jnp.asarray(a) for a in _rule())
         one = jax.vmap(phi)
         derivative = jax.vmap(jax.grad(lambda v: jnp.asarray(phi(v), float)))

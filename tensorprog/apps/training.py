@@ -128,9 +128,9 @@ class Training:
             raise InputError(
                 f"early_stopping: {np.size(times)} times and {count(x, 'x')} validation inputs are given, expected at least one of each"
             )
-        found = self.flow(times, x, f0=f0, f0_test=f0_test, covariance=False).mean
-        wanted = self._targets.shaped(self._targets.like(y, count(x, "x"), "y (validation)"))
         at = _times(times, "times")
+        found = self.flow(at, x, f0=f0, f0_test=f0_test, covariance=False).mean
+        wanted = self._targets.shaped(self._targets.like(y, count(x, "x"), "y (validation)"))
         losses = np.square(found - wanted).reshape(*at.shape, -1).sum(-1) / max(1, len(wanted))
         best = np.unravel_index(int(np.argmin(losses)), losses.shape)
         return EarlyStop(float(at[best]), float(losses[best]), losses)

@@ -20,6 +20,7 @@ class KernelFunction:
     """Checks what it is called with, and hands it to a `Gram`. Subclasses say which, as `_gram`."""
 
     _gram: Gram
+    _tolerance: float | None = None
 
     def __init__(
         self, inputs: Sequence[Input], tree: Any, hypers: dict[str, float], nonnegative: frozenset[str], noise: bool = False
@@ -33,6 +34,11 @@ class KernelFunction:
     def hypers(self) -> dict[str, float]:
         """The named arguments that `tp.hyper` opened, with their defaults."""
         return dict(self._hypers)
+
+    @property
+    def tolerance(self) -> float | None:
+        """The relative error allowed to expectations without a closed form; None for 1e-12."""
+        return self._tolerance
 
     def __call__(
         self, x1: Any, x2: Any = None, *, get: str | Sequence[str] | None = None, progress: bool = False, **hypers: Any

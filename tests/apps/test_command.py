@@ -101,10 +101,11 @@ def test_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("gram net.py:net words.npy --out gram.npy", "has dtype <U1, expected an array of real numbers"),
         ("gram net.py:net nan.npy --out gram.npy", "nan at (0, 0)"),
         ("gram net.py:net empty.csv --out gram.npy", "'empty.csv' holds no numbers"),
-        ("gram net.py:net ragged.csv --out gram.npy", "'ragged.csv' cannot be read"),
+        ("gram net.py:net ragged.csv --out gram.npy", "at row 2\n  to mend: keep numbers alone in the file"),
         ("gram cut.tpk x.npy --out gram.npy", "'cut.tpk' is not an intact archive"),
         ("predict net.py:net x.npy y.csv test.csv --noise -1 --out m.npy", "noise is -1.0"),
         ("predict net.py:net x.npy y.csv test.csv --noise 1 --out m.npy --std s.txt", "--std is 's.txt'"),
+        ("predict net.py:net x.npy y.csv test.csv --noise 1 --out m.csv --std ./m.csv", "it would replace the means"),
         ("check net.py:net x.npy --plot no/check.png", "--plot is 'no/check.png', but there is no folder"),
         ("check net.py:net x.npy --plot check.xyz", "--plot is 'check.xyz', expected a .png or"),
     ],
@@ -147,3 +148,10 @@ def test_help_teaches() -> None:
     with pytest.raises(SystemExit) as caught:
         main(["gram"])
     assert caught.value.code == 2
+
+
+def test_help_of_each_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("derive", "gram", "predict", "check", "export", "info"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert f"example: tensorprog {command} net" in " ".join(capsys.readouterr().out.split())

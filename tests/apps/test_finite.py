@@ -207,7 +207,7 @@ def test_taylor() -> None:
 def test_monte_carlo() -> None:
     """Means within their errors of the limit, for kernels of one input set and two; errors fall like 1/sqrt(samples)."""
     x, _, test = data(3, 2)
-    net = lambda x: nn.dense(jax.nn.relu(nn.dense(x, weight_var=tp.hyper("w", 1.0), bias_var=0.3)), features=1)[0]
+    net = lambda x: nn.dense(jax.nn.relu(nn.dense(x, weight_var=tp.hyper("w", 1.0), bias_var=0.3)), features=1)
     limit = tp.compile(net, x[0])(x, test, w=1.5)
     found = apps.monte_carlo(net, x, 256, 400, jax.random.key(0), x2=test, w=1.5)
     for mean, error, k in zip(found.mean, found.error, limit, strict=True):

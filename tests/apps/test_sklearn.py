@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from sklearn.utils.estimator_checks import check_estimator
 import tensorprog as tp
 from tensorprog import apps, nn
 from tensorprog.sklearn import NetworkClassifier, NetworkKernel
-from tests.apps.common import data, kernel, relu_gram
+from tests.apps.common import data, kernel, net, relu_gram
 
 
 def made(**options: Any) -> NetworkKernel:
@@ -59,6 +60,13 @@ def test_parameters_as_of_any_kernel() -> None:
     np.testing.assert_allclose(sum_of(x), 2 * k(x) + 0.1 * np.eye(12), atol=1e-12)
     assert clone(sum_of) == sum_of and repr(k) == "NetworkKernel(nngp, b=0.3, w=1.2)"
     assert k != RBF() and not k.is_stationary()
+
+
+def test_clones_of_a_network_are_not_compiled_anew() -> None:
+    """A network as a function, not a kernel: its copies are equal, and share what it was compiled to."""
+    k = NetworkKernel(net, np.zeros(3))
+    for other in (clone(k), copy.deepcopy(k), copy.copy(k), k.clone_with_theta(k.theta)):
+        assert other == k and other is not k and other.compiled is k.compiled
 
 
 @pytest.mark.slow
@@ -142,6 +150,8 @@ def test_estimator_checks() -> None:
     ("make", "message"),
     [
         (lambda: made(v=1.0), "'v' is no hyperparameter of the network; it has: b, w"),
+        (lambda: made(w="fixed"), "w is 'fixed', expected a finite number; what stays as it is is said by w_bounds"),
+        (lambda: made()([["a", "b", "c"]]), "X is a list, expected (N, 3) real numbers"),
         (lambda: made(get="both"), "get is 'both', expected 'nngp' or 'ntk'"),
         (lambda: made()(np.zeros((2, 4))), "X has shape (2, 4), expected (N, 3)"),
         (lambda: made()(np.zeros((2, 3)), np.zeros((2, 3)), eval_gradient=True), "only for Y None"),
