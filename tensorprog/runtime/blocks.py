@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -15,7 +16,7 @@ from tensorprog.runtime.inputs import is_traced
 from tensorprog.runtime.kernel import Hypers, Leaves, OfPairs, by_inputs, float_dtype, live_flag, pair_entries
 from tensorprog.runtime.tiles import tiling
 
-__all__ = ["Blocks"]
+__all__ = ["BlockFunctions", "Blocks", "block_functions", "partners_of"]
 
 
 class OfBlocks(OfPairs, Protocol):
@@ -25,24 +26,55 @@ class OfBlocks(OfPairs, Protocol):
     def means(self) -> Callable[..., Any]: ...
 
 
+@dataclass(frozen=True)
+class BlockFunctions:
+    """The functions that the matrices of blocks are made of, with a batch axis on every array: lowered here, or read from a file.
+
+    block: (x1, x2, hypers) -> every block, of every pair. diagonal: (x, hypers) -> the blocks of every input with itself. means:
+    (x, hypers) -> the means. shapes: the blocks' own axes, of which the last `rights` belong to the second side. entries: of all
+    arrays of a pair. noise: is anything drawn anew for every input?
+    """
+
+    block: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, ...]]
+    diagonal: Callable[[Leaves, Hypers], tuple[jax.Array, ...]]
+    means: Callable[[Leaves, Hypers], tuple[jax.Array, ...]]
+    shapes: tuple[tuple[int, ...], ...]
+    rights: tuple[int, ...]
+    entries: int
+    noise: bool
+
+    def some(self, which: Sequence[int]) -> BlockFunctions:
+        """Of these blocks alone."""
+        chosen = lambda found: tuple(found[k] for k in which)
+        block = lambda x1, x2, hypers: chosen(self.block(x1, x2, hypers))
+        diagonal = lambda x, hypers: chosen(self.diagonal(x, hypers))
+        return replace(self, block=block, diagonal=diagonal, shapes=chosen(self.shapes), rights=chosen(self.rights))
+
+
+def block_functions(graph: BlockGraph, lowered: OfBlocks) -> BlockFunctions:
+    """Pairs into blocks: `jax.vmap` over both inputs."""
+    shapes = tuple(b.shape for b in graph.blocks)
+    entries = max(sum(map(math.prod, shapes)), pair_entries(graph.nodes))
+
+    def block(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
+        live = live_flag(x1)
+        states = [jax.vmap(lambda leaves: lowered.state(leaves, hypers, live))(x) for x in (x1, x2)]
+        return jax.vmap(jax.vmap(lambda a, b: lowered.pair(a, b, live), (None, 0)), (0, None))(*states)
+
+    def own(which: Callable[..., Any]) -> Callable[[Leaves, Hypers], tuple[jax.Array, ...]]:
+        return lambda x, hypers: by_inputs(lambda leaves: which(lowered.state(leaves, hypers)), x, entries)
+
+    rights = tuple(b.right for b in graph.blocks)
+    return BlockFunctions(block, own(lowered.diagonal), own(lowered.means), shapes, rights, entries, graph.noise)
+
+
 class Blocks:
-    """The matrices of a graph's blocks. partners: for each block (u, v) which one is (v, u)."""
+    """The matrices of blocks. partners: for each block (u, v) which one is (v, u)."""
 
-    def __init__(self, graph: BlockGraph, lowered: OfBlocks, partners: Sequence[int]):
-        self._shapes, self._partners, self._noise = [b.shape for b in graph.blocks], tuple(partners), graph.noise
-        self._right = [b.right for b in graph.blocks]
-        self._entries = max(sum(map(math.prod, self._shapes)), pair_entries(graph.nodes))
-
-        def block(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
-            live = live_flag(x1)
-            states = [jax.vmap(lambda leaves: lowered.state(leaves, hypers, live))(x) for x in (x1, x2)]
-            return jax.vmap(jax.vmap(lambda a, b: lowered.pair(a, b, live), (None, 0)), (0, None))(*states)
-
-        self._block = jax.jit(block)
-        own = lambda which: jax.jit(
-            lambda x, hypers: by_inputs(lambda leaves: which(lowered.state(leaves, hypers)), x, self._entries)
-        )
-        self._diagonal, self._means = own(lowered.diagonal), own(lowered.means)
+    def __init__(self, made: BlockFunctions, partners: Sequence[int]):
+        self._shapes, self._partners, self._noise = made.shapes, tuple(partners), made.noise
+        self._right, self._entries = made.rights, made.entries
+        self._block, self._diagonal, self._means = jax.jit(made.block), jax.jit(made.diagonal), jax.jit(made.means)
 
     def means(self, x: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
         """The means of every input, (N, ..)."""
@@ -98,6 +130,12 @@ class Blocks:
                 upper = (np.arange(n)[:, None] <= np.arange(n)).reshape(n, n, *[1] * (found[k].ndim - 2))
                 out[k] = jnp.where(upper, found[k], turned)
         return out
+
+
+def partners_of(outputs: int, kernels: int) -> list[int]:
+    """For each block (u, v) of some outputs, row by row and kernel by kernel, which one is (v, u)."""
+    n = outputs
+    return [k - k % n**2 + (k % n) * n + k % n**2 // n for k in range(kernels * n**2)]
 
 
 def _turned(block: jax.Array, right: int) -> jax.Array:
