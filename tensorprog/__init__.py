@@ -28,14 +28,15 @@ from tensorprog.models import (
     mean_logits_attention,
     mean_logits_heads,
 )
-from tensorprog.runtime import KernelResult, LoadedKernel
+from tensorprog.runtime import KernelResult, LoadedJoint, LoadedKernel
 
 # A method that stands above the compiler, which knows nothing of it: `kernel.check(x, widths)`.
 Kernel.check = check  # type: ignore[attr-defined]
 
 __all__ = [
     "ArchiveError", "Constant", "Gaussian", "InputError", "InternalError", "JointKernel", "Kernel", "KernelResult", "LawWarning",
-    "LoadedKernel", "ModelNetwork", "Network", "NetworkError", "Parametrization", "Program", "ProgramError", "Scaling", "TensorprogError",
+    "LoadedJoint", "LoadedKernel",
+    "ModelNetwork", "Network", "NetworkError", "Parametrization", "Program", "ProgramError", "Scaling", "TensorprogError",
     "UnsupportedError", "UserError", "apply", "compile", "compile_program", "from_equinox", "from_flax", "from_linen",
     "hyper", "init", "joint", "load", "mean_logits_attention", "mean_logits_heads", "nn", "parse_program", "scaling",
 ]  # fmt: skip

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from ntk_rules.sampling import SHIFTS
 from tensorprog.errors import InputError
 from tensorprog.frontend.interpret import interpret, interpret_outputs
+from tensorprog.frontend.outputs import Output
 from tensorprog.frontend.params import Model, Network, abstract, as_model
 from tensorprog.frontend.trace import trace
-from tensorprog.ir import Program, parse_program, verify
+from tensorprog.ir import Input, Program, parse_program, verify
 from tensorprog.joint import JointKernel, of_program, outputs_joined
 from tensorprog.kernel import KernelGraph, derive
 from tensorprog.kernel.graph import Average, Sampled
@@ -28,11 +29,13 @@ from tensorprog.passes.dots import expose
 from tensorprog.passes.fuse import fuse
 from tensorprog.passes.methods import check_method, choose, is_average, moved_by, output_program, prepared
 from tensorprog.passes.structure import tied_weights
+from tensorprog.runtime.archive import JOINT_FORMAT, read_archive
 from tensorprog.runtime.call import KernelFunction
 from tensorprog.runtime.gram import Gram
 from tensorprog.runtime.interpolated import Interpolated
 from tensorprog.runtime.kernel import Functions, functions
 from tensorprog.runtime.loaded import LoadedKernel, save
+from tensorprog.runtime.loaded_joint import LoadedJoint, LoadedOutput
 from tensorprog.runtime.optimisations import check_optimisations
 from tensorprog.runtime.sharded import ShardedGram
 
@@ -317,7 +320,7 @@ def joint(net: Any, example: Any, *, tolerance: float | None = None, method: str
     if isinstance(net, Network):
         for part in parts:
             net.check(part.program)
-    return JointKernel(inputs, parts, jax.tree.structure(abstract(example)), traced.out_tree, tolerance)
+    return JointKernel(inputs, parts, jax.tree.structure(abstract(example)), traced.out_tree, tolerance, method)
 
 
 def compile_program(
@@ -332,8 +335,8 @@ def compile_program(
     return Kernel(prepared(made), tree, tolerance, method)
 
 
-def load(path: str | os.PathLike[str]) -> LoadedKernel:
-    """Read a kernel that `Kernel.export` wrote.
+def load(path: str | os.PathLike[str]) -> LoadedKernel | LoadedJoint:
+    """Read a kernel that `Kernel.export` or `JointKernel.export` wrote.
 
     Where JAX refuses the file's serialised functions, because they have expired with a newer JAX or were not
     exported for this platform, the kernel is derived again from the program text; the result's `source` and `note`
@@ -342,4 +345,22 @@ def load(path: str | os.PathLike[str]) -> LoadedKernel:
     Raises ArchiveError for a file that is missing, truncated, altered, foreign or too new. Nothing in it is
     unpickled or evaluated.
     """
-    return LoadedKernel(path, lambda program, *how: Kernel(prepared(program), *how))
+    manifest, members = read_archive(path)
+    if manifest["format"] == JOINT_FORMAT:
+        return LoadedJoint(path, manifest, members, _joint_of)
+    return LoadedKernel(path, manifest, members, lambda program, *how: Kernel(prepared(program), *how))
+
+
+def _joint_of(
+    inputs: tuple[Input, ...],
+    outputs: Sequence[LoadedOutput],
+    tree: Any,
+    out_tree: Any,
+    tolerance: float | None,
+    method: str,
+) -> JointKernel:
+    """The kernel of outputs whose programs were read from a file."""
+    found = [
+        Output(o.label, o.kind, o.program.output, o.program.mirrored, o.program.output.type.width) for o in outputs
+    ]
+    return JointKernel(inputs, outputs_joined(inputs, found, method), tree, out_tree, tolerance, method)

@@ -8,10 +8,11 @@ the kernel is a sum over parameters of the covariances of the tangent programs i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
@@ -21,17 +22,18 @@ from ntk_rules.sampling import SHIFTS
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.frontend.outputs import Output
 from tensorprog.ir import Hyper, Input, Node, Program, Weight, topological
-from tensorprog.kernel.joint import Gradients, NoBlock, Pair, Side, derive_blocks, same_copies
+from tensorprog.kernel.joint import BlockGraph, Gradients, NoBlock, Pair, Side, derive_blocks, same_copies
+from tensorprog.kernel.report import Shown, joint_derivation
 from tensorprog.lower import SHIFT, lower_blocks
 from tensorprog.passes.adjoint import Adjoint
 from tensorprog.passes.conditions import check_uses
-from tensorprog.passes.dots import expose
+from tensorprog.passes.dots import Exposed, expose
 from tensorprog.passes.fuse import fuse
-from tensorprog.passes.methods import Method, choose, is_average, moved_by, prepared
-from tensorprog.runtime.blocks import Blocks
-from tensorprog.runtime.call import KernelFunction
-from tensorprog.runtime.inputs import check_hypers, check_inputs
-from tensorprog.runtime.kernel import KernelResult, check_get, float_dtype
+from tensorprog.passes.methods import Method, Moved, choose, is_average, moved_by, prepared
+from tensorprog.runtime.blocks import BlockFunctions, Blocks, block_functions, partners_of
+from tensorprog.runtime.joint_call import JointFunction
+from tensorprog.runtime.kernel import GET
+from tensorprog.runtime.loaded_joint import save_joint
 
 __all__ = ["JointKernel", "Part", "of_program", "outputs_joined", "parts_of_parameters"]
 
@@ -43,7 +45,7 @@ class Part:
     label: its place in what the network returns. kind: "gaussian", "hidden" or "average". shape: the axes that its kernels have.
     method: the way to its neural tangent kernel, "tangent" or "adjoint"; method_reason: why (see `tp.compile`).
     ntk_power: the power of n by which its neural tangent kernel is multiplied (1 for an average). program: its tensor program;
-    traced: the same as it was traced, before limits are put in the place of averages.
+    traced: the same as it was traced, before limits are put in the place of averages; raw: before any pass.
     """
 
     label: str
@@ -54,6 +56,12 @@ class Part:
     copies: tuple[int, ...] = ()
     method: str = "tangent"
     method_reason: str = ""
+    raw: Program | None = None
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        """With axes of size one and of copies."""
+        return self.program.output.type.shape
 
     @property
     def ntk_power(self) -> int:
@@ -61,7 +69,12 @@ class Part:
 
     @property
     def side(self) -> Side:
-        return Side(_exposed(self.program), self.copies, self.kind == "gaussian")
+        return Side(self.exposed.program.output, self.copies, self.kind == "gaussian")
+
+    @property
+    def exposed(self) -> Exposed:
+        """What covariances are asked of: fused, with every Zdot written out."""
+        return _exposed(self.program)
 
     def __repr__(self) -> str:
         return f"<{self.kind} output {self.label!r} of shape {self.shape}>"
@@ -77,37 +90,46 @@ def outputs_joined(inputs: tuple[Input, ...], outputs: Sequence[Output], method:
         zip(gaussian, same_copies([(programs[i].output, programs[i].mirrored) for i in gaussian]), strict=True)
     )
     parts = []
-    for i, (output, raw, program) in enumerate(zip(outputs, traced, programs, strict=True)):
+    for i, (output, first, program) in enumerate(zip(outputs, traced, programs, strict=True)):
+        raw = first
         side = Side(program.output, copies.get(i, ()), output.kind == "gaussian")
         if output.kind == "hidden":
             chosen = Method("tangent", "a neuron is one of many that have no part in each other's gradients")
         else:
             raw = prepared(raw)
             chosen = choose(raw, method)
-        made = Part(output.label, output.kind, side.shape, program, raw, side.copies, chosen.name, chosen.reason)
+        made = Part(output.label, output.kind, side.shape, program, raw, side.copies, chosen.name, chosen.reason, first)
         parts.append(made)
     return parts
 
 
-def _exposed(program: Program) -> Node:
-    """The output that covariances are asked of: fused, with every Zdot written out."""
-    return expose(fuse(program, drop_zeros=True)).program.output
+@lru_cache(maxsize=256)
+def _exposed(program: Program) -> Exposed:
+    return expose(fuse(program, drop_zeros=True))
 
 
 # ------------------------------------------------------------------------------------------ tangents
 
 
-def _moved(part: Part, method: str, only: str | None) -> Side | Adjoint | None:
+def _moved(part: Part, method: str, only: str | None) -> Moved | None:
     """The tangent of an output, of which `only` one parameter moves, or its gradients; None where nothing moves it."""
     program = part.traced if part.kind == "average" else part.program
-    found = moved_by(program, method, only, part.copies)
-    if found is None:
+    return moved_by(program, method, only, part.copies)
+
+
+def _side_of(part: Part, moved: Moved | None) -> Side | Adjoint | None:
+    if moved is None:
         return None
-    moved = found.exposed
-    return moved if isinstance(moved, Adjoint) else Side(moved.output, part.copies, part.kind == "gaussian")
+    if isinstance(moved.exposed, Adjoint):
+        return moved.exposed
+    return Side(moved.exposed.output, part.copies, part.kind == "gaussian")
 
 
-def _tangent_pair(a: Part, b: Part, only: str | None, known: dict[tuple[Part, str, str | None], Any]) -> Pair:
+# What moves an output: of a part, by a method, with one parameter or all.
+Movements = dict[tuple[Part, str, str | None], Moved | None]
+
+
+def _tangent_pair(a: Part, b: Part, only: str | None, known: Movements) -> Pair:
     """The two sides of a tangent kernel between outputs; none where it is zero in the limit."""
     if {a.kind, b.kind} == {"average", "gaussian"}:
         _check_apart(*((a, b) if a.kind == "average" else (b, a)))
@@ -118,10 +140,10 @@ def _tangent_pair(a: Part, b: Part, only: str | None, known: dict[tuple[Part, st
     for part in (a, b):
         if (part, method, which) not in known:
             known[part, method, which] = _moved(part, method, which)
-    u, v = known[a, method, which], known[b, method, which]
+    u, v = (_side_of(part, known[part, method, which]) for part in (a, b))
     if u is None or v is None:
         return NoBlock(a.shape, b.shape)
-    return Gradients(u, v, only) if method == "adjoint" else (u, v)
+    return Gradients(u, v, only) if isinstance(u, Adjoint) else (u, v)  # type: ignore[arg-type, return-value]
 
 
 def _check_apart(average: Part, readout: Part) -> None:
@@ -154,59 +176,25 @@ def parts_of_parameters(parts: Sequence[Part]) -> list[str]:
 # ------------------------------------------------------------------------------------------ kernels
 
 
-class JointKernel(KernelFunction):
+class JointKernel(JointFunction):
     """The kernels of all outputs of a network and between them, compiled.
 
     outputs: what the network returns, as `Part`s: label, kind, shape, program. See `tp.joint`.
     """
 
     def __init__(
-        self, inputs: tuple[Input, ...], parts: Sequence[Part], tree: Any, out_tree: Any, tolerance: float | None
-    ):
+        self, inputs: tuple[Input, ...], parts: Sequence[Part], tree: Any, out_tree: Any, tolerance: float | None,
+        method: str = "auto",
+    ):  # fmt: skip
+        """method: what was asked for; every part has the one that it was given."""
         nodes = dict.fromkeys(node for part in parts for node in (*part.traced, *part.program))
         hypers = {node.name: node.default for node in nodes if isinstance(node, Hyper)}
         nonnegative = frozenset(node.name for node in nodes if isinstance(node, Hyper) and node.nonnegative)
         noise = any(isinstance(node, Weight) and node.per_input for node in nodes)
         super().__init__(inputs, tree, hypers, nonnegative, noise)
         self.outputs, self._out_tree, self._tolerance = tuple(parts), out_tree, tolerance
-        self._made: dict[tuple[str, ...], Blocks] = {}
-        self._moved: dict[tuple[Part, str, str | None], Any] = {}
-
-    def __call__(
-        self, x1: Any, x2: Any = None, *, get: str | Sequence[str] | None = None, progress: bool = False, **hypers: Any
-    ) -> Any:
-        """The kernel matrices of all outputs between two sets of inputs.
-
-        x1, x2, get, hypers: as for `tp.Kernel`; progress shows nothing here. For outputs in a dict,
-        `nngp["a"]["b"]` has E[a(x1) b(x2)], of shape (N1, N2, *A, *B) with A and B the shapes of `outputs`: a tree, as the network
-        returns it, of trees. Features of readouts that are independent copies are given once. In float32 the tangent kernels of nearly
-        equal inputs keep half their digits where nonlinearities have kinks (`tp.compile` computes such pairs in float64).
-
-        Raises InputError for bad inputs, UnsupportedError for a tangent kernel that neither program gives (get="nngp" leaves it
-        out).
-        """
-        names = check_get(get)
-        leaves1, leaves2, values = self._checked(x1, x2, hypers)
-        found = self._blocks(names)(leaves1, leaves2, values)
-        count = len(self.outputs) ** 2
-        trees = [self._nested(found[k * count : (k + 1) * count]) for k in range(len(names))]
-        if get is None:
-            return KernelResult(*trees)
-        return trees[0] if isinstance(get, str) else tuple(trees)
-
-    def diag(self, x: Any, **hypers: Any) -> KernelResult:
-        """The kernels of each input with itself, of shape (N, *A, *B)."""
-        leaves, _, values = self._checked(x, None, hypers)
-        found = self._blocks(("nngp", "ntk")).diagonal(leaves, values)
-        count = len(self.outputs) ** 2
-        return KernelResult(self._nested(found[:count]), self._nested(found[count:]))
-
-    def mean(self, x: Any, **hypers: Any) -> Any:
-        """The expectation of every output, a tree of arrays (N, *A): zero for readouts, E[h] of a neuron of a hidden layer, and
-        what an average over the width converges to."""
-        leaves, _, values = self._checked(x, None, hypers)
-        found = self._mean_blocks.means(leaves, values)
-        return jax.tree.unflatten(self._out_tree, [_once(m, p) for m, p in zip(found, self.outputs, strict=True)])
+        self._method, self._made = method, dict[tuple[str, ...], Blocks]()
+        self._moved: Movements = {}
 
     def by_parameter(self, x1: Any, x2: Any = None, **hypers: Any) -> dict[str, Any]:
         """The tangent kernels' parts of every trained parameter, by its name; they add up to `ntk`."""
@@ -224,24 +212,11 @@ class JointKernel(KernelFunction):
             found.append(shifted(x1, x2, get=get, **hypers))
         return jax.tree.map(lambda *values: jnp.std(jnp.stack(values), axis=0, ddof=1) / SHIFTS**0.5, *found)
 
-    def _checked(self, x1: Any, x2: Any, hypers: dict[str, Any]) -> tuple[Any, Any, Any]:
-        leaves1 = check_inputs(x1, "x1", self._inputs, self._tree)
-        leaves2 = None if x2 is None else check_inputs(x2, "x2", self._inputs, self._tree)
-        if leaves2 is not None:
-            kinds = [jnp.result_type(a, b) for a, b in zip(leaves1, leaves2, strict=True)]
-            leaves1, leaves2 = ([a.astype(k) for a, k in zip(x, kinds, strict=True)] for x in (leaves1, leaves2))
-        values = check_hypers(hypers, self._hypers, self._nonnegative, float_dtype(leaves1)) | self._more_hypers
-        return leaves1, leaves2, values
-
-    def _nested(self, found: Sequence[Any]) -> Any:
-        n = len(self.outputs)
-        rows = [jax.tree.unflatten(self._out_tree, found[i * n : (i + 1) * n]) for i in range(n)]
-        return jax.tree.unflatten(self._out_tree, rows)
-
     def _blocks(self, names: tuple[str, ...]) -> Blocks:
         if names not in self._made:
             pairs = [pair for name in names for pair in self._asked(name)]
-            self._made[names] = self._compiled(pairs, [])
+            partners = partners_of(len(self.outputs), len(pairs) // len(self.outputs) ** 2)
+            self._made[names] = Blocks(self._functions(self._graph(pairs)), partners)
         return self._made[names]
 
     def _asked(self, name: str) -> list[Pair]:
@@ -253,27 +228,85 @@ class JointKernel(KernelFunction):
         chosen = [None] if name == "ntk" else parts_of_parameters(parts)
         return [_tangent_pair(a, b, only, self._moved) for only in chosen for a in parts for b in parts]
 
-    @cached_property
     def _mean_blocks(self) -> Blocks:
-        return self._compiled([], [part.side.node for part in self.outputs])
+        return self._only_means
 
-    def _compiled(self, pairs: Sequence[Pair], means: Sequence[Node]) -> Blocks:
-        graph = derive_blocks(pairs, means, self._noise, self._tolerance)
-        n = len(self.outputs)
-        at = range(len(pairs))
-        partners = [k - k % n**2 + (k % n) * n + k % n**2 // n for k in at]
-        return Blocks(graph, lower_blocks(graph, self._inputs), partners)
+    @cached_property
+    def _only_means(self) -> Blocks:
+        return Blocks(self._functions(self._graph([], self._ends)), [])
+
+    @property
+    def _ends(self) -> list[Node]:
+        return [part.side.node for part in self.outputs]
+
+    def _graph(self, pairs: Sequence[Pair], means: Sequence[Node] = ()) -> BlockGraph:
+        return derive_blocks(pairs, means, self._noise, self._tolerance)
+
+    @cached_property
+    def graph(self) -> BlockGraph:
+        """What is computed for all that there is: the blocks of nngp, row by row, those of ntk, and the means.
+
+        Raises UnsupportedError for a tangent kernel that neither program gives.
+        """
+        return self._graph([pair for name in GET for pair in self._asked(name)], self._ends)
+
+    def _functions(self, graph: BlockGraph) -> BlockFunctions:
+        return block_functions(graph, lower_blocks(graph, self._inputs))
+
+    def derivation(self) -> str:
+        """How the kernels come about, as Markdown with LaTeX: the program of all outputs, the rule and error bound of every Gaussian
+        expectation, the recursion, and each kernel of a pair of outputs.
+
+        Raises UnsupportedError for a tangent kernel that neither program gives.
+        """
+        graph, count = self.graph, len(self.outputs)
+        moved = [(part.label, found) for (part, _, only), found in self._moved.items() if found and only is None]
+        shown = [
+            Shown(p.label, p.kind, p.shape, p.exposed.program.output, p.method_reason, p.method) for p in self.outputs
+        ]
+        dots = [dot for p in self.outputs for dot in p.exposed.dots] + [dot for _, found in moved for dot in found.dots]
+        blocks = [block.cross for block in graph.blocks]
+        return joint_derivation(
+            shown,
+            [(label, found.exposed) for label, found in moved],
+            graph,
+            (blocks[: count**2], blocks[count**2 :]),
+            dots,
+        )
+
+    def export(self, path: str | os.PathLike[str], platforms: Sequence[str] = ("cpu", "cuda")) -> None:
+        """Write the kernels to one file, which `tp.load` reads and which JAX alone can run (docs/export.md).
+
+        path, platforms: as for `Kernel.export`; the programs of all outputs and the derivation stand beside the serialised functions.
+
+        Raises ArchiveError where the file cannot be written, InputError for unknown platforms, and for an example input or a value
+        that the network returns of other containers than dicts, lists and tuples.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, tempfile, tensorprog as tp
+            >>> from tensorprog import nn
+            >>> def net(x):
+            ...     h = jax.nn.relu(nn.dense(x))
+            ...     return {"readout": nn.dense(h, features=1), "average": jnp.mean(h)}
+            >>> kernel = tp.joint(net, jnp.zeros(3))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     kernel.export(f"{folder}/net.tpk", platforms=("cpu",))
+            ...     tp.load(f"{folder}/net.tpk")
+            <LoadedJoint of <average output 'average' of shape ()>, <gaussian output 'readout' of shape ()>: serialised>
+        """
+        functions = lambda: self._functions(self.graph)
+        hypers = (self._hypers, self._nonnegative)
+        save_joint(
+            path, platforms, functions, self._inputs, (self._tree, self._out_tree), hypers, self.outputs, self._tolerance, self._method,
+            self.derivation,
+        )  # fmt: skip
+
+    def _repr_markdown_(self) -> str:
+        """For Jupyter: the derivation, with its formulas set."""
+        return self.derivation()
 
     def __repr__(self) -> str:
         return f"<JointKernel of {', '.join(map(repr, self.outputs))}>"
-
-
-def _once(mean: jax.Array, part: Part) -> jax.Array:
-    """The means of an output, those of identical copies once."""
-    sizes = part.program.output.type.shape
-    whole = mean.reshape(mean.shape[0], *sizes)
-    first = tuple(0 if i in part.copies or n == 1 else slice(None) for i, n in enumerate(sizes))
-    return whole[(slice(None), *first)]
 
 
 def of_program(program: Program, method: str) -> Part:
@@ -281,4 +314,4 @@ def of_program(program: Program, method: str) -> Part:
     side = Side(program.output, program.mirrored, True)
     copies = tuple(i for i in program.mirrored if program.output.type.shape[i] > 1)
     kind = "average" if is_average(program) else "gaussian"
-    return Part("output", kind, replace(side, copies=copies).shape, program, program, copies, method)
+    return Part("output", kind, replace(side, copies=copies).shape, program, program, copies, method, "", program)

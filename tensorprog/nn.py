@@ -70,11 +70,13 @@ def weight(
     return _parameter(name or _auto("weight"), Gaussian(tuple(shape), std, tangent_std if train else 0.0))
 
 
-def symmetric(size: int, *, std: float = 1.0, train: bool = True, name: str | None = None) -> jax.Array:
+def symmetric(
+    size: int, *, std: float = 1.0, tangent_std: float | None = None, train: bool = True, name: str | None = None
+) -> jax.Array:
     """A symmetric weight of shape (size, size): independent N(0, std^2) entries above the diagonal, N(0, 2 std^2) on it.
 
     size: a multiple of `width()`. It is (G + G.T) / sqrt(2) for a trained matrix G of independent entries, which the compiler
-    also knows when it is written out: the Gaussian orthogonal ensemble.
+    also knows when it is written out: the Gaussian orthogonal ensemble. tangent_std: how fast G moves, as for `weight`.
 
     Example:
         >>> import jax.numpy as jnp, tensorprog as tp
@@ -86,7 +88,7 @@ def symmetric(size: int, *, std: float = 1.0, train: bool = True, name: str | No
         >>> float(tp.compile(net, jnp.zeros(1))(jnp.ones((1, 1))).nngp[0, 0])  # the fourth moment of the semicircle
         2.0
     """
-    g = weight((size, size), std=std, train=train, name=name or _auto("symmetric"))
+    g = weight((size, size), std=std, tangent_std=tangent_std, train=train, name=name or _auto("symmetric"))
     return (g + g.T) / math.sqrt(2.0)
 
 

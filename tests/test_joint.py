@@ -294,6 +294,32 @@ def test_by_parameter_takes_hyperparameters_and_dropout() -> None:
 # ------------------------------------------------------------------------------------------ calling
 
 
+def test_derivation() -> None:
+    """Every output by name, every kernel, the Zdot of a transpose, gradients of averages beside tangents of readouts."""
+
+    def net(x: jax.Array) -> dict[str, jax.Array]:
+        w, h = nn.weight((nn.width(), nn.width())) / jnp.sqrt(nn.width()), nn.dense(x)
+        back = w.T @ jnp.tanh(w @ h)
+        return {"back": nn.dense(back, features=1), "deep": jnp.mean(relu(nn.dense(relu(h)))), "layer": relu(h)}
+
+    kernel = tp.joint(net, X[0])
+    page = kernel.derivation()
+    assert page == kernel._repr_markdown_()
+    for line in (
+        "| back | gaussian | `()` | $h_{",
+        "| deep | average | `()` | $s_{",
+        "of the adjoint program: the tangent program does not hold",
+        "The tangent kernel of deep is a sum over parameters",
+        "$d$ gradients in them, times $n$, $t$ their tangents",
+        "## Transposes",
+        "_{\\text{back},\\text{layer}}(x,x') = 0$$",
+    ):
+        assert line in page, line
+    assert page.count("\\mathrm{NNGP}_{") == page.count("\\mathrm{NTK}_{") == 6
+    assert "= ?" not in page and "\\,?" not in page and "(?" not in page
+    assert len(kernel.graph.blocks) == 18
+
+
 def test_tiles_and_symmetry(monkeypatch: pytest.MonkeyPatch) -> None:
     def net(x: jax.Array) -> dict[str, jax.Array]:
         w, h = readout(), nn.dense(x)

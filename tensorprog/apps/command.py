@@ -194,13 +194,17 @@ def _info(given: Any) -> int:
     manifest = kernel.manifest
     inputs = ", ".join(f"{i['name']}: {tuple(i['shape'])} {i['dtype']}" for i in manifest["inputs"])
     print(f"kernel of a network on {inputs}")
-    print(f"output axes: {tuple(manifest['output_axes'])}")
+    if isinstance(kernel, tp.LoadedJoint):
+        print("outputs: " + ", ".join(f"{o.label} ({o.kind}, {o.shape})" for o in kernel.outputs))
+    else:
+        print(f"output axes: {tuple(manifest['output_axes'])}")
     print("hyperparameters: " + (", ".join(f"{k}={v:g}" for k, v in kernel.hypers.items()) or "none"))
     print(
         f"written by tensorprog {manifest['tensorprog']} with JAX {manifest['jax']} for {', '.join(manifest['platforms'])}"
     )
     print(f"runs here: {kernel.source}" + (f", because {kernel.note}" if kernel.note else ""))
-    print(f"\n{kernel.program}")
+    for program in [o.program for o in kernel.outputs] if isinstance(kernel, tp.LoadedJoint) else [kernel.program]:
+        print(f"\n{program}")
     return 0
 
 
@@ -209,7 +213,12 @@ def _info(given: Any) -> int:
 
 def _kernel(name: str, shape: tuple[int, ...] | None) -> Any:
     if name.endswith(".tpk"):
-        return tp.load(name)
+        loaded = tp.load(name)
+        if isinstance(loaded, tp.LoadedJoint):
+            raise InputError(
+                f"{name} holds the kernels of several outputs, expected those of one: use it from Python, by tp.load"
+            )
+        return loaded
     file, colon, attribute = name.rpartition(":")
     if not colon or not file.endswith(".py"):
         raise InputError(f"net is {name!r}, expected FILE.py:NAME, as net.py:net, or FILE.tpk")

@@ -20,7 +20,7 @@ from ntk_rules import functions as nf
 from tensorprog.frontend import contract, moves
 from tensorprog.frontend.build import Refusal, constant, exact, lincomb, map_positions, nonlin, scaled, to_var
 from tensorprog.frontend.elementwise import ELEMENTWISE, expression
-from tensorprog.frontend.logits import logits_refusal
+from tensorprog.frontend.logits import has_moment, logits_refusal
 from tensorprog.frontend.values import (
     Known,
     Param,
@@ -366,8 +366,10 @@ def _stop_gradient(eqn: Equation, x: Value) -> Value:
     """The same value, which no tangent passes; a parameter is frozen."""
     if isinstance(x, Param):
         return replace(x, tangent_std=0.0)
-    if isinstance(x, (Known, Squares)) or x.det:
+    if isinstance(x, (Known, Squares)) or (x.det and not has_moment(x.node)):
         return x
+    if x.det:  # an average, whose gradient counts where the output is one
+        return nonlin(Phi(nf.stop_gradient(parameter(0)), 0, 1), [], [x], x.power)
     return nonlin(Phi(nf.stop_gradient(vector(0)), 1), [x], [], x.power)
 
 

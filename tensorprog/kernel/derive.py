@@ -9,7 +9,7 @@ from functools import cached_property
 from tensorprog.ir import Program
 from tensorprog.kernel.adjoint import gradient_kernel
 from tensorprog.kernel.graph import Operand, Quantity, Zero, quantities
-from tensorprog.kernel.questions import LETTERS, Question, Second, answer, contract
+from tensorprog.kernel.questions import LETTERS, Question, Second, answer, answered, contract
 from tensorprog.kernel.rules import Rules
 from tensorprog.passes.adjoint import Adjoint
 from tensorprog.passes.structure import Structure
@@ -91,12 +91,9 @@ def derive(program: Program, moved: Program | Adjoint | None, tolerance: float |
 
     ntk, ntk_self = tangent_kernel(True), tangent_kernel(False)
     nngp, nngp_self = second(program, True), second(program, False)
-    answers: dict[Quantity, list[Question]] = {}
-    for question, quantity in memo.items():
-        answers.setdefault(quantity, []).append(question)
     noise = any(weight.per_input for weight in program.weights)
     places = tuple(map(kept.index, copies))
-    return KernelGraph(nngp, ntk, nngp_self, ntk_self, places, kernel_shape, noise, answers)
+    return KernelGraph(nngp, ntk, nngp_self, ntk_self, places, kernel_shape, noise, answered(memo))
 
 
 def _canonical(q: Second) -> Second:

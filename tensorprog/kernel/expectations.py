@@ -22,6 +22,7 @@ from tensorprog.ir.phi import parameter, vector
 from tensorprog.kernel.fields import LEAST_TOLERANCE, field_of
 from tensorprog.kernel.graph import Expect, Operand, Zero, is_zero
 from tensorprog.kernel.population import population_of
+from tensorprog.kernel.positions import original
 from tensorprog.kernel.questions import (
     Answer,
     Question,
@@ -74,12 +75,11 @@ def expectation_of(
     else:
         letters = "".join(c if n > 1 else "1" for c, n in zip(fresh(""), asked.type.shape, strict=False))
         sides, cross, out = [(asked, letters, 0)], False, letters.replace("1", "")
-    aligned = not cross and len(sides) == 2 and sides[0][1] == sides[1][1]
     arguments: list[_Argument] = []
     parameters: list[_Parameter] = []
     factors = []
     for node, letters, side in sides:
-        at = 0 if aligned else side  # on the diagonal of one input both factors see the same variables
+        at = side if cross else 0  # of one input both factors see the same variables, where their places are the same
         factors.append(_factor(node, letters, at, arguments, parameters))
     wide = not all(facts[argument.node].gaussian for argument in arguments)
     carried = any(facts[as_vector(node)].carried for node, _, _ in sides)
@@ -173,10 +173,15 @@ def _factor(
 ) -> tuple[sympy.Expr, tuple[int, ...], tuple[int, ...]]:
     """One factor of the product: its expression and which arguments and parameters its symbols are."""
     if not isinstance(node, (Nonlin, Moment)):
-        return vector(0), (_place(arguments, _Argument(node, side, letters)),), ()
-    xs = tuple(_place(arguments, _Argument(x, side, letters)) for x in node.xs)
+        return vector(0), (_place(arguments, _argument(node, side, letters)),), ()
+    xs = tuple(_place(arguments, _argument(x, side, letters)) for x in node.xs)
     thetas = tuple(_place(parameters, _Parameter(t, side, _against(letters, t))) for t in node.thetas)
     return node.phi.expr, xs, thetas
+
+
+def _argument(x: Node, side: int, letters: str) -> _Argument:
+    node, own = original(x, letters)
+    return _Argument(node, side, own)
 
 
 def _place(known: list[Any], item: object) -> int:
@@ -344,11 +349,8 @@ def _derive(law: _Law, sides: list[tuple[Node, str, int]], tolerance: float | No
 
 def _covariance(a: _Argument, b: _Argument, cross: bool) -> Work[tuple[Operand, str]]:
     """The covariance of two arguments, with the letters of its axes."""
-    if a.side == b.side or (not cross and a.letters == b.letters):
-        letters = a.letters.replace("1", "")
-        found = yield from ask(a.node, a.letters, b.node, b.letters, letters, False)
-        return Operand(found, a.side if cross else None), letters
-    first, second = (a, b) if a.side < b.side else (b, a)
+    first, second = (b, a) if a.side > b.side else (a, b)
     letters = "".join(dict.fromkeys((first.letters + second.letters).replace("1", "")))
-    found = yield from ask(first.node, first.letters, second.node, second.letters, letters, cross)
-    return Operand(found), letters
+    same = a.side == b.side
+    found = yield from ask(first.node, first.letters, second.node, second.letters, letters, cross and not same)
+    return Operand(found, a.side if cross and same else None), letters

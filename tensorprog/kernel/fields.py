@@ -46,7 +46,7 @@ def field_of(asked: Second | Node, facts: Structure, tolerance: float | None) ->
         node = as_vector(asked)
         letters = "".join(c if n > 1 else "1" for c, n in zip(fresh(""), node.type.shape, strict=False))
         roots, cross, out = ((node, letters),), False, letters.replace("1", "")
-    points = _points(tolerance, roots)
+    points = _points(tolerance, roots, facts)
     together = len(roots) == 2 and not cross and roots[0][1] == roots[1][1]
     sides: list[tuple[Root, ...]] = [roots] if together else [(root,) for root in roots]
     opened = _least_opened(roots, facts)
@@ -77,21 +77,35 @@ def field_of(asked: Second | Node, facts: Structure, tolerance: float | None) ->
     )  # fmt: skip
 
 
-def _points(tolerance: float | None, roots: Sequence[Root]) -> int:
+def _points(tolerance: float | None, roots: Sequence[Root], facts: Structure) -> int:
     """How many points the tolerance needs, where sampling may be tried at it at all."""
     if tolerance is None or tolerance < LEAST_TOLERANCE:
         where = next((str(node.source) for node, _ in roots if node.source), None)
+        allowed = "allow sampling, tp.compile(.., tolerance=1e-2); or "
+        if _mixes(roots, facts):
+            what = "a nonlinear function of many positions of a hidden layer at once"
+            why = "mixes images of nonlinearities from several positions (a hidden layer that was pooled or normalised, a softmax over "
+            why += "positions)"
+            mend = "put a layer with weights between the pooling and the nonlinearity, or apply the nonlinearity before pooling"
+        else:
+            what = "a nonlinear function of what is not Gaussian itself"
+            why = "is a sum with images of nonlinearities in it (a state that goes on to several layers, what a transpose brings back)"
+            mend = "put a layer with weights between the sum and the nonlinearity"
         raise UnsupportedError(
             explain(
-                "a nonlinear function of many positions of a hidden layer at once", where=where,
-                reason="its argument mixes images of nonlinearities from several positions (a hidden layer that was pooled or normalised, "
-                "a softmax over positions), so its law is not Gaussian and no rule reduces the expectation; sampling is good for "
+                what, where=where,
+                reason=f"its argument {why}, so its law is not Gaussian and no rule reduces the expectation; sampling is good for "
                 f"{LEAST_TOLERANCE:.0e}, and the tolerance asked for is {1e-12 if tolerance is None else tolerance:.0e}",
-                mend="allow sampling, tp.compile(.., tolerance=1e-2); or put a layer with weights between the pooling and the "
-                "nonlinearity, or apply the nonlinearity before pooling",
+                mend=allowed + mend,
             )
         )  # fmt: skip
     return min(MOST_POINTS, max(FEWEST_POINTS, 2 ** math.ceil(2 * math.log2(1 / tolerance))))
+
+
+def _mixes(roots: Sequence[Root], facts: Structure) -> bool:
+    """Does a function read its Gaussians at other positions than its own?"""
+    labels = _labels(roots, _least_opened(roots, facts))
+    return any(c == MIXED and n > 1 for node, own in labels.items() for c, n in zip(own, node.type.shape, strict=True))
 
 
 def _check_tails(roots: Sequence[Root]) -> None:

@@ -25,10 +25,12 @@ def nodes_for(epsilons: list[float]) -> int:
     return 80 if all(epsilons) else 200
 
 
-def half_line(nodes: int, trace: Any, epsilon: float) -> tuple[Any, Any]:
-    """Nodes s, and weights w with int s^(k/2-1) f(s) ds = sum_i w_i s_i^(k/2) f(s_i). trace: of the spectrum, may be traced."""
+def half_line(nodes: int, trace: Any, epsilon: float, last: float = RIGHT) -> tuple[Any, Any]:
+    """Nodes s, and weights w with int s^(k/2-1) f(s) ds = sum_i w_i s_i^(k/2) f(s_i). trace: of the spectrum, may be traced. last:
+    the largest x, without an epsilon."""
     whole = trace + epsilon
-    right = jnp.log(70 * whole / epsilon) if epsilon else jnp.asarray(RIGHT, jnp.result_type(trace))
+    dtype = jnp.result_type(trace)
+    right = jnp.log(70 * whole / epsilon) if epsilon else jnp.asarray(last, dtype)
     step = (right + LEFT) / (nodes - 1)
     x = step * np.arange(nodes) - LEFT
     return jnp.exp(x - jnp.exp(-x)) / (2 * whole), step * (1 + jnp.exp(-x))

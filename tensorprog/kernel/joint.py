@@ -6,14 +6,14 @@ variables is the same as between one variable and itself: E[u v], axis by axis.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from tensorprog.ir import LinComb, MatMul, Node, PositionMap, Weight
 from tensorprog.kernel.adjoint import gradient_kernel
 from tensorprog.kernel.graph import Quantity, Zero, quantities
-from tensorprog.kernel.questions import LETTERS, Mean, Question, Second, Value, answer
+from tensorprog.kernel.questions import LETTERS, Mean, Question, Second, Value, answer, answered
 from tensorprog.kernel.rules import Rules
 from tensorprog.passes.adjoint import Adjoint
 from tensorprog.passes.structure import Structure
@@ -75,11 +75,12 @@ class Block:
 @dataclass(frozen=True)
 class BlockGraph:
     """What is to be computed. means: E[u] of variables of one input, with axes of their shapes. noise: is anything drawn anew for
-    every input?"""
+    every input? answers: the questions that each quantity answers, for the reader."""
 
     blocks: tuple[Block, ...]
     means: tuple[Quantity, ...]
     noise: bool
+    answers: Mapping[Quantity, Sequence[Question]] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def nodes(self) -> tuple[Quantity, ...]:
@@ -93,7 +94,7 @@ def derive_blocks(pairs: Sequence[Pair], means: Sequence[Node], noise: bool, tol
     memo: dict[Question, Quantity] = {}
     blocks = [_made(pair, rules, memo) for pair in pairs]
     asked = tuple(answer(Value(m) if m.type.kind == "scalar" else Mean(m), rules, memo) for m in means)
-    return BlockGraph(tuple(blocks), asked, noise)
+    return BlockGraph(tuple(blocks), asked, noise, answered(memo))
 
 
 def _variables(pair: Pair) -> Iterator[Node]:

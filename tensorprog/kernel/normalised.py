@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import jax
@@ -16,23 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import sympy
 
-from tensorprog.ir import (
-    Const,
-    LinComb,
-    Literal,
-    MatMul,
-    Node,
-    Nonlin,
-    Phi,
-    PositionMap,
-    Type,
-    Weight,
-    operands,
-    position,
-    topological,
-)  # fmt: skip
-from tensorprog.ir.phi import parameter, vector
+from tensorprog.ir import Const, MatMul, Node, Nonlin, Weight, operands, topological
+from tensorprog.ir.phi import vector
 from tensorprog.kernel.body import value_of
+from tensorprog.kernel.sums import MOST_ENTRIES, function_of, image_below, moved_out, replaced
 from tensorprog.passes.structure import Structure
 
 __all__ = ["Normalised", "bottom", "form_matrix", "normalised"]
@@ -42,42 +29,80 @@ _R = sympy.Symbol("r", positive=True)
 
 @dataclass(frozen=True)
 class Normalised:
-    """form: the node whose value, the same at every position, is Q. terms: pairs (k, w_k)."""
+    """forms: nodes whose value, the same at every position, is Q, however it is written. terms: pairs (k, w_k)."""
 
-    form: Node
+    forms: tuple[Node, ...]
     epsilon: float
     terms: tuple[tuple[int, Node], ...]
 
 
+@dataclass(frozen=True)
+class _Part:
+    """An addend r^power w, with the forms and epsilons of the factors r that were met in it."""
+
+    power: int
+    node: Node
+    norms: tuple[tuple[Node, float], ...] = ()
+
+
 def normalised(root: Node, facts: Structure) -> Normalised | None:
     """The function taken apart, or None where it is another one."""
-    if not isinstance(root, Nonlin):
+    parts = _parts(root, facts) if isinstance(root, Nonlin) else None
+    if parts is None:
         return None
-    found = _apart(root.phi.expr, root.phi.vectors)
-    if found is None:
+    norms = tuple(dict.fromkeys(norm for part in parts for norm in part.norms))
+    if len({epsilon for _, epsilon in norms}) != 1:
         return None
-    quadratic, epsilon, powers = found
-    if quadratic.free_symbols & set(root.phi.parameters) or not epsilon.is_number or not float(epsilon) >= 0:
-        return None
-    form = _function(quadratic, root)
-    terms = []
-    for k, expr in powers:
-        term = _opened(_function(expr, root), facts)
-        if term is None:
+    return Normalised(tuple(form for form, _ in norms), norms[0][1], tuple((p.power, p.node) for p in parts))
+
+
+def _parts(root: Nonlin, facts: Structure) -> list[_Part] | None:
+    """The addends of a function, whose own factor r and those inside of its arguments are let out."""
+    quadratic, epsilon, powers = _apart(root.phi.expr, root.phi.vectors) or (None, None, ((0, root.phi.expr),))
+    norms: tuple[tuple[Node, float], ...] = ()
+    if quadratic is not None and epsilon is not None:
+        if quadratic.free_symbols & set(root.phi.parameters) or not epsilon.is_number or not float(epsilon) >= 0:
             return None
-        terms.append((k, term))
-    return Normalised(form, float(epsilon), tuple(terms))
+        norms = ((function_of(quadratic, root), float(epsilon)),)
+    parts: list[_Part] = []
+    for k, expr in powers:
+        opened = _opened(function_of(expr, root), facts)
+        if opened is None:
+            return None
+        parts += [_Part(k + p.power, p.node, (*norms, *p.norms)) for p in opened]
+    return parts
 
 
-def _function(expr: sympy.Expr, like: Nonlin) -> Nonlin:
-    """The function of those arguments of `like` that it has."""
-    free = expr.free_symbols
-    xs = [(s, x) for s, x in zip(like.phi.vectors, like.xs, strict=True) if s in free]
-    xs = xs or [(like.phi.vectors[0], like.xs[0])]
-    thetas = [(s, t) for s, t in zip(like.phi.parameters, like.thetas, strict=True) if s in free]
-    swap = {s: vector(i) for i, (s, _) in enumerate(xs)} | {s: parameter(i) for i, (s, _) in enumerate(thetas)}
-    phi = Phi(expr.xreplace(swap), len(xs), len(thetas))
-    return Nonlin(phi, tuple(x for _, x in xs), tuple(t for _, t in thetas), source=like.source)
+def _opened(term: Nonlin, facts: Structure) -> list[_Part] | None:
+    """A function that is linear in sums over positions, as sums of functions of Gaussians alone (`kernel.sums`).
+
+    The gradient of a norm is such a function, 2 h S, of a sum S of images that have the factor r in them.
+    """
+    wide = next((i for i, x in enumerate(term.xs) if not facts[x].gaussian), None)
+    if wide is None:
+        return [_Part(0, term)]
+    z, expr = vector(wide), term.phi.expr
+    slope, rest = expr.diff(z), expr.xreplace({z: sympy.S.Zero})
+    source = image_below(term.xs[wide])
+    if slope.has(z) or source is None:
+        return None
+    inner = [_Part(0, source)] if all(facts[x].gaussian for x in source.xs) else _parts(source, facts)
+    if inner is None:
+        return None
+    parts: list[_Part] = []
+    for part in inner:
+        xs = tuple(replaced(x, source, part.node) if i == wide else x for i, x in enumerate(term.xs))
+        moved = moved_out(function_of(slope * z, replace(term, xs=xs)), facts)
+        again = None if moved is None else _opened(moved.images, facts)
+        if moved is None or again is None:
+            return None
+        parts += [_Part(part.power + p.power, moved.whole(p.node), (*part.norms, *p.norms)) for p in again]
+    if rest != 0:
+        others = _opened(function_of(rest, term), facts)
+        if others is None:
+            return None
+        parts += others
+    return parts
 
 
 # ------------------------------------------------------------------------------------------ the positive factor
@@ -177,89 +202,6 @@ def _pulled_cases(expr: sympy.Piecewise) -> tuple[int, sympy.Expr] | None:
     return (powers.pop(), sympy.Piecewise(*cases)) if len(powers) == 1 else None
 
 
-# ------------------------------------------------------------------------------------------ sums inside
-
-
-def _opened(term: Nonlin, facts: Structure) -> Node | None:
-    """F(y) R, linear in a linear map R = L x of images: L (F(y) x), so that every function is one of Gaussians.
-
-    None where an argument that is not Gaussian enters in another way.
-    """
-    wide = next((i for i, x in enumerate(term.xs) if not facts[x].gaussian), None)
-    if wide is None:
-        return term
-    z, expr = vector(wide), term.phi.expr
-    slope, rest = expr.diff(z), expr.xreplace({z: sympy.S.Zero})
-    if slope.has(z):
-        return None
-    parts = [_moved_out(_function(slope * z, term), facts)]
-    if rest != 0:
-        parts.append(_opened(_function(rest, term), facts))
-    kept = [p for p in parts if p is not None]
-    if len(kept) < len(parts):
-        return None
-    return kept[0] if len(kept) == 1 else LinComb(tuple((1.0, p) for p in kept), source=term.source)
-
-
-def _moved_out(term: Nonlin, facts: Structure) -> Node | None:
-    """F(y) R as a map of positions of F(y) x, for its first argument R that is not Gaussian."""
-    wide = next(i for i, x in enumerate(term.xs) if not facts[x].gaussian)
-    z, phi, x = vector(wide), term.phi, term.xs[wide]
-    source = _image_below(x)
-    if source is None or any(not facts[y].gaussian for y in (*source.xs, *(y for y in term.xs if y is not x))):
-        return None
-    matrix = _matrix(x, source)
-    if matrix is None or any(math.prod(t.type.shape) != 1 for t in (*term.thetas, *source.thetas)):
-        return None
-    count, shape, axis = matrix.shape[0], x.type.shape, x.type.axis
-    others = [i for i in range(len(term.xs)) if i != wide]
-    spread = Type("vector", (count, *shape), axis + 1, x.type.width)  # type: ignore[operator]
-    here = position("broadcast", to=spread.shape, axes=tuple(range(1, 1 + len(shape))))
-    thin = Type("vector", (count, *(1 for _ in shape)), axis + 1, x.type.width)  # type: ignore[operator]
-    column, along = (
-        position("reshape", to=thin.shape),
-        position("broadcast", to=spread.shape, axes=tuple(range(len(thin.shape)))),
-    )
-    xs = [PositionMap(here, (term.xs[i],), spread) for i in others]
-    xs += [PositionMap(along, (PositionMap(column, (y,), thin),), spread) for y in source.xs]
-    swap = {vector(i): vector(k) for k, i in enumerate(others)}
-    inner = source.phi.expr.xreplace(
-        {vector(i): vector(len(others) + i) for i in range(len(source.xs))}
-        | {parameter(i): parameter(len(term.thetas) + i) for i in range(len(source.thetas))}
-    )  # fmt: skip
-    product = Phi(phi.expr.diff(z).xreplace(swap) * inner, len(xs), len(term.thetas) + len(source.thetas))
-    images = Nonlin(product, tuple(xs), (*term.thetas, *source.thetas), source=term.source)
-    weighted = LinComb(((Const(Literal.of(matrix)), images),), source=term.source)
-    return PositionMap(
-        position("sum", axes=(0,)), (weighted,), Type("vector", shape, axis, x.type.width), source=term.source
-    )
-
-
-def _image_below(x: Node) -> Nonlin | None:
-    """The one image of a nonlinearity that a linear map is of."""
-    while not isinstance(x, Nonlin):
-        if isinstance(x, PositionMap) and len(x.args) == 1:
-            x = x.args[0]
-        elif isinstance(x, LinComb) and len(x.terms) == 1 and not isinstance(x.terms[0][0], Node):
-            x = x.terms[0][1]
-        else:
-            return None
-    return x
-
-
-def _matrix(x: Node, source: Node) -> np.ndarray | None:
-    """The matrix of a linear map, (places of the source, *shape of x)."""
-    size = math.prod(source.type.shape)
-    if size * math.prod(x.type.shape) > _MOST_ENTRIES:
-        return None
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        units = jnp.eye(size).reshape((size, *source.type.shape))
-        return np.asarray(jax.vmap(lambda unit: value_of(x, {}, (source,), unit))(units))
-
-
-_MOST_ENTRIES = 2**20
-
-
 # ------------------------------------------------------------------------------------------ the form
 
 
@@ -286,7 +228,7 @@ def form_matrix(form: Node, leaves: Sequence[Node]) -> np.ndarray | None:
     if not all(isinstance(n, Const) for n in scalars):
         return None
     sizes = [math.prod(leaf.type.shape) for leaf in leaves]
-    if sum(sizes) ** 2 * math.prod(form.type.shape) > 2 * _MOST_ENTRIES:
+    if sum(sizes) ** 2 * math.prod(form.type.shape) > 2 * MOST_ENTRIES:
         return None
     given: dict[Node, jax.Array] = {n: jnp.asarray(n.value.array()) for n in scalars if isinstance(n, Const)}
     given |= {n: jnp.zeros(n.type.shape) for n in bottom([form]) if n not in leaves}

@@ -7,12 +7,12 @@ itself; otherwise the map acts on one side and the diagonal, if asked for, is ta
 
 from __future__ import annotations
 
-from tensorprog.ir import PositionMap
+from tensorprog.ir import Node, PositionMap
 from tensorprog.ir.nodes import Const
 from tensorprog.kernel.graph import Apply, Operand, Quantity, Shifts, Zero, is_zero
 from tensorprog.kernel.questions import Answer, Mean, Second, Value, ask, contract, fresh, sizes_of
 
-__all__ = ["map_mean", "map_second"]
+__all__ = ["map_mean", "map_second", "original"]
 
 
 def map_second(q: Second, *, first: bool) -> Answer:
@@ -145,3 +145,20 @@ def map_mean(u: PositionMap) -> Answer:
         places.append(None if n == 1 else count)
         count += n > 1
     return Apply(u.op, (Operand(mean), *aux), tuple(places), shape, False)
+
+
+def original(x: Node, letters: str) -> tuple[Node, str]:
+    """The variable that maps only repeat and reorder the entries of, and the letters of its axes.
+
+    What a function reads is then one Gaussian for each of its own places, however often it stands in an array.
+    """
+    while isinstance(x, PositionMap) and (_only_moves(x) or _repeats(x)):
+        inner = x.args[0]
+        names = {i: letters[j] for j, i in enumerate(x.op.same_axis(inner.type.shape)) if i is not None}
+        x, letters = inner, "".join("1" if n == 1 else names[i] for i, n in enumerate(inner.type.shape))
+    return x, letters
+
+
+def _repeats(u: PositionMap) -> bool:
+    """Does it copy its argument along new axes, and do no more?"""
+    return u.op.name == "broadcast"

@@ -29,6 +29,7 @@ __all__ = [
     "Value",
     "Work",
     "answer",
+    "answered",
     "as_vector",
     "ask",
     "combine",
@@ -100,6 +101,14 @@ def answer(question: Question, rule: Callable[[Question], Answer], memo: dict[Qu
             stack.append((needed, rule(needed)))
             given = None
     return memo[question]
+
+
+def answered(memo: dict[Question, Quantity]) -> dict[Quantity, list[Question]]:
+    """The questions that each quantity answers."""
+    found: dict[Quantity, list[Question]] = {}
+    for question, quantity in memo.items():
+        found.setdefault(quantity, []).append(question)
+    return found
 
 
 def as_vector(node: Node) -> Node:

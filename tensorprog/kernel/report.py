@@ -6,8 +6,10 @@ needed, with its rule and error bound, then the recursion, one quantity a line, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Protocol
 
 import sympy
 
@@ -49,7 +51,32 @@ from tensorprog.passes.adjoint import Adjoint
 from tensorprog.passes.dots import Dot
 from tensorprog.passes.structure import Structure, tied_weights
 
-__all__ = ["derivation"]
+__all__ = ["Shown", "derivation", "joint_derivation"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One output of several: what the page says of it. node: what covariances are asked of."""
+
+    label: str
+    kind: str
+    shape: tuple[int, ...]
+    node: Node
+    reason: str
+    method: str
+
+
+class _Graph(Protocol):
+    """What is computed, and what each quantity answers."""
+
+    @property
+    def nodes(self) -> tuple[Quantity, ...]: ...
+    @property
+    def answers(self) -> Mapping[Quantity, Sequence[Question]]: ...
+
+
+# What a tangent kernel is asked of, with the label of the output, which is empty where there is one.
+Moved = tuple[str, Program | Adjoint]
 
 
 def derivation(
@@ -61,24 +88,46 @@ def derivation(
 ) -> str:
     """The page for one kernel. moved: what the tangent kernel is asked of. dots: the terms that transposes add, where the programs
     have them written out. method: how the tangent kernel is taken, and why."""
-    return "\n".join(_Page(program, moved, graph, dots, method).lines())
+    kernels = [("\\mathrm{NNGP}", graph.nngp), ("\\mathrm{NTK}", graph.ntk)]
+    page = _Page([program.output], [] if moved is None else [("", moved)], graph, dots)
+    return "\n".join(page.lines([f"{method}.\n"] if method else [], kernels))
+
+
+def joint_derivation(
+    outputs: Sequence[Shown], moved: Sequence[Moved], graph: _Graph, kernels: tuple[Sequence[Quantity], Sequence[Quantity]],
+    dots: Sequence[Dot],
+) -> str:  # fmt: skip
+    """The page for several outputs. kernels: the blocks of nngp and of ntk, row by row."""
+    page = _Page([shown.node for shown in outputs], moved, graph, dots)
+    table = ["| output | kind | shape | variable | tangent kernel |\n|---|---|---|---|---|"]
+    for shown in outputs:
+        name = page.name(shown.node)
+        how = f"of the {shown.method} program: {shown.reason}"
+        table.append(f"| {shown.label} | {shown.kind} | `{shown.shape}` | ${name}$ | {how} |")
+    pairs = [(i, j) for i in range(len(outputs)) for j in range(i, len(outputs))]
+    lines = []
+    for kernel, blocks in zip(("NNGP", "NTK"), kernels, strict=True):
+        for i, j in pairs:
+            labels = ",".join(f"\\text{{{_text(outputs[k].label)}}}" for k in (i, j))
+            lines.append((f"\\mathrm{{{kernel}}}_{{{labels}}}", blocks[i * len(outputs) + j]))
+    note = "Blocks of outputs in the other order are these with the inputs exchanged.\n"
+    return "\n".join(page.lines([*table, "", note], lines))
 
 
 class _Page:
-    def __init__(
-        self, program: Program, moved: Program | Adjoint | None, graph: KernelGraph, dots: Sequence[Dot], method: str
-    ):
-        self.graph, self.dots, self.moved, self.method = graph, tuple(dict.fromkeys(dots)), moved, method
-        outputs = [program.output]
-        if moved is not None:
-            outputs += moved.nodes if isinstance(moved, Adjoint) else [moved.output]
+    def __init__(self, outputs: Sequence[Node], moved: Sequence[Moved], graph: _Graph, dots: Sequence[Dot]):
+        self.graph, self.dots, self.moved = graph, tuple(dict.fromkeys(dots)), moved
+        gradients = [m for _, m in moved if isinstance(m, Adjoint)]
+        outputs = list(outputs)
+        for _, m in moved:
+            outputs += m.nodes if isinstance(m, Adjoint) else [m.output]
         self.tied = tied_weights(topological(outputs))
         self.facts = Structure(outputs)
         self.answers = _answers(graph, self.facts)
         shown = [part for dot in self.dots for part in (dot.of, dot.by, dot.vector)]
         self.nodes = list(topological([*outputs, *shown]))
-        self.outputs = outputs
-        forward = [program.output, *(use.z for use in moved.uses if use.z)] if isinstance(moved, Adjoint) else outputs
+        back = {node for m in gradients for use in m.uses for node in (use.dy,)}
+        forward = [node for node in outputs if node not in back]
         self.names = _names(self.nodes, self.facts, frozenset(topological(forward)))
         self.reductions: dict[Average | Sampled | Tilted, int] = {
             q: n for n, q in enumerate((q for q in graph.nodes if isinstance(q, (Average, Sampled, Tilted))), 1)
@@ -90,14 +139,12 @@ class _Page:
 
     # -------------------------------------------------------------------------------------- the page
 
-    def lines(self) -> Iterator[str]:
+    def lines(self, notes: Sequence[str], kernels: Sequence[tuple[str, Quantity]]) -> Iterator[str]:
+        """notes: what stands before the kernels. kernels: their names, and the quantities that they are."""
         yield "# The infinite-width limit of this network\n"
         yield "## The program\n"
         yield "Each line is an instruction of the tensor program; $n$ is the width. Variables $h$ are vectors of the network,"
-        if isinstance(self.moved, Adjoint):
-            yield f"$d$ gradients in them, times {self.unit()}, $s$ deterministic.\n"
-        else:
-            yield "$t$ their tangents (derivatives in a random direction of all parameters), $s$ deterministic.\n"
+        yield self.letters()
         yield "| instruction | shape | made at |\n|---|---|---|"
         for node in self.nodes:
             if node in self.names and not isinstance(node, (Input, Const, Hyper, Weight)):
@@ -123,20 +170,28 @@ class _Page:
             if (line := self.step(quantity)) is not None:
                 yield line
         yield "\n## The kernels\n"
-        if self.method:
-            yield f"{self.method}.\n"
-        if isinstance(self.moved, Adjoint):
-            yield from self.uses(self.moved)
-        for name, cross in (("NNGP", self.graph.nngp), ("NTK", self.graph.ntk)):
-            yield f"$$\\mathrm{{{name}}}(x,x') = {self.symbol(Operand(cross))}$$\n"
+        yield from notes
+        for label, moved in self.moved:
+            if isinstance(moved, Adjoint):
+                yield from self.uses(label, moved)
+        for name, quantity in kernels:
+            yield f"$${name}(x,x') = {self.symbol(Operand(quantity))}$$\n"
 
-    def unit(self) -> str:
-        """What gradients are multiplied with."""
-        return "$n$" if self.outputs[0].type.kind == "scalar" else "$\\sqrt n$"
+    def letters(self) -> str:
+        """What the letters of variables say."""
+        gradients = [m for _, m in self.moved if isinstance(m, Adjoint)]
+        said = []
+        if gradients:
+            units = dict.fromkeys("$n$" if m.output.type.kind == "scalar" else "$\\sqrt n$" for m in gradients)
+            said.append(f"$d$ gradients in them, times {' or '.join(units)}")
+        if len(gradients) < len(self.moved) or not gradients:
+            said.append("$t$ their tangents (derivatives in a random direction of all parameters)")
+        return f"{', '.join(said)}, $s$ deterministic.\n"
 
-    def uses(self, gradients: Adjoint) -> Iterator[str]:
-        """The uses of trained parameters, of whose pairs the tangent kernel is a sum."""
-        yield "The tangent kernel is a sum over parameters $w$ and over pairs of their uses $y = Wz$, $y' = Wz'$, of"
+    def uses(self, label: str, gradients: Adjoint) -> Iterator[str]:
+        """The uses of trained parameters, of whose pairs the tangent kernel is a sum. label: of the output, where there are several."""
+        of = f" of {label}" if label else ""
+        yield f"The tangent kernel{of} is a sum over parameters $w$ and over pairs of their uses $y = Wz$, $y' = Wz'$, of"
         yield "$\\tau_w^2\\,\\mathbb{E}[dy\\,dy']\\,\\mathbb{E}[z\\,z']$ summed over positions (Yang, Tensor Programs II, theorem 2.1):\n"
         yield "| parameter | $\\tau$ | letters | $dy$ | $z$ |\n|---|---|---|---|---|"
         for use in gradients.uses:
@@ -218,6 +273,10 @@ class _Page:
         yield f"- a normalisation by $r = (Q + \\epsilon)^{{-1/2}}$, $Q = g^\\top M g$ a quadratic form of {names}, $\\epsilon = {epsilons}$"
         yield "- $\\mathbb{E}[r^k w] = \\frac{1}{\\Gamma(k/2)} \\int_0^\\infty s^{k/2-1} e^{-s \\epsilon} \\det(1 + 2 s C M)^{-1/2}\\,"
         yield f"\\mathbb{{E}}_s[w]\\,ds$, $g \\sim N(0, (C^{{-1}} + 2 s M)^{{-1}})$ under $\\mathbb{{E}}_s$; $k = $ {powers}\n"
+        if any(norm and not norm[1] for norm in q.norms):
+            yield "- caveat: with $\\epsilon = 0$ the function is not bounded by a polynomial where $Q = 0$, which the master theorem asks for;"
+            yield "  the formulas are known to hold all the same where the moment is finite (Yang et al. 2019)."
+            yield "  Where $Q$ sees one direction alone (three, for the tangent kernel) the error is 1e-7\n"
 
     # -------------------------------------------------------------------------------------- instructions
 
@@ -260,6 +319,8 @@ class _Page:
     def symbol(self, operand: Operand) -> str:
         """How a quantity is called: by the question it answers."""
         quantity = operand.quantity
+        if isinstance(quantity, Zero):
+            return "0"
         at = "" if operand.side is None else ("(x)", "(x')")[operand.side]
         match self.answers.get(quantity):
             case Second(u=u, v=v, cross=cross, out=out):
@@ -324,7 +385,7 @@ class _Page:
         return (f"\\sum_{{{summed}}} " if summed else "") + "\\,".join(parts)
 
 
-def _answers(graph: KernelGraph, facts: Structure) -> dict[Quantity, Question]:
+def _answers(graph: _Graph, facts: Structure) -> dict[Quantity, Question]:
     """For each quantity the plainest question it answers: one about the network rather than its tangent, about one
     variable."""
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
 from tensorprog.errors import UnsupportedError
-from tensorprog.ir import MatMul, Node, Weight
+from tensorprog.ir import MatMul, Node, PositionMap, Weight
 from tensorprog.ir.nodes import Literal
 from tensorprog.kernel.fields import LEAST_TOLERANCE
 from tensorprog.kernel.graph import Given, Operand, Quantity, Tilted, is_zero, quantities
@@ -62,8 +64,8 @@ def _tilted(asked: Second | Node, facts: Structure, tolerance: float | None, rul
     found = [normalised(root, facts) for root in roots]
     if all(f is None for f in found):
         raise _NotHere
-    forms = [f.form for f in found if f is not None]
-    if not cross and (len(set(forms)) > 1 or len({f.epsilon for f in found if f}) > 1):
+    forms = [form for f in found if f is not None for form in f.forms]
+    if not cross and len({f.epsilon for f in found if f}) > 1:
         raise _NotHere
     leaves = _leaves([*forms, *(w for f in found if f for _, w in f.terms), *roots], forms, facts)
     inner = _Inner(facts, rules, leaves)
@@ -74,12 +76,10 @@ def _tilted(asked: Second | Node, facts: Structure, tolerance: float | None, rul
             raise _NotHere from None  # sampled once, as a whole
         raise
     sides = (0, 1) if cross else (None,)
-    norms = []
-    for f in found if cross else [next(f for f in found if f)]:
-        matrix = None if f is None else form_matrix(f.form, leaves)
-        if f is not None and matrix is None:
-            raise _NotHere
-        norms.append(None if f is None else (Literal.of(matrix), f.epsilon))
+    norms: list[tuple[Literal, float] | None] = []
+    for those in [(f,) for f in found] if cross else [tuple(found)]:
+        own = [f for f in those if f is not None]
+        norms.append((_matrix([form for f in own for form in f.forms], leaves), own[0].epsilon) if own else None)
     nodes = nodes_for([norm[1] for norm in norms if norm is not None])
     used: list[Operand] = []
     pairs: list[tuple[int, int]] = []
@@ -131,6 +131,17 @@ def _questions(
             yield ((j, k) if asked.cross else (j + k,)), question
 
 
+def _matrix(forms: Sequence[Node], leaves: Sequence[Node]) -> Literal:
+    """The matrix of a form in the leaves, in all the ways that it is written."""
+    found = [form_matrix(form, leaves) for form in dict.fromkeys(forms)]
+    first = found[0]
+    if first is None or any(
+        m is None or not np.allclose(m, first, rtol=1e-12, atol=1e-14 * np.abs(first).max()) for m in found
+    ):
+        raise _NotHere
+    return Literal.of(first)
+
+
 def _leaves(nodes: Sequence[Node], forms: Sequence[Node], facts: Structure) -> list[Node]:
     """The Gaussians of the tilted law: those of the forms, and those that depend on them."""
     first = bottom(forms)
@@ -168,7 +179,31 @@ class _Inner:
             sizes = sizes_of((question.lu, u.type.shape), (question.lv, v.type.shape))
             inside = u in self.leaves and v in self.leaves
             return _known(Given(question, inside, tuple(sizes[c] for c in question.out), question.cross))
+        if isinstance(question, Second) and (_is_sum(question.u) or _is_sum(question.v)):
+            return _of_sums(question)
         return self.rules(question)
+
+
+def _is_sum(node: Node) -> bool:
+    return isinstance(node, PositionMap) and node.op.name == "sum"
+
+
+def _of_sums(q: Second) -> Answer:
+    """E[(sum_m u_m) v] as one question with a letter that the answer lacks: its factors are multiplied before anything has an axis
+    for each of what is summed."""
+    u, lu = _summed(q.u, q.lu, q.lu + q.lv)
+    v, lv = _summed(q.v, q.lv, lu + q.lu + q.lv)
+    return (yield from ask(u, lu, v, lv, q.out, q.cross))
+
+
+def _summed(node: Node, letters: str, taken: str) -> tuple[Node, str]:
+    """What a sum is of, with new letters for the axes that it sums."""
+    if not (isinstance(node, PositionMap) and _is_sum(node)):
+        return node, letters
+    axes, kept, spare = node.op.kw["axes"], iter(letters), fresh(taken)
+    sizes = node.args[0].type.shape
+    own = (next(kept) if i not in axes else "1" if n == 1 else next(spare) for i, n in enumerate(sizes))
+    return node.args[0], "".join(own)
 
 
 def _known(quantity: Quantity) -> Answer:

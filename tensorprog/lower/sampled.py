@@ -119,7 +119,8 @@ def _mean_product(
         function = partial(value_of, root, scalars, tuple(leaf.node for _, leaf in mine))
         for _ in extra:
             function = jax.vmap(function)
-        function = jax.vmap(function, in_axes=tuple(None if leaf.linear else 0 for _, leaf in mine))
+        axes = tuple(None if leaf.linear else 0 for _, leaf in mine)
+        function = jax.vmap(function, in_axes=axes, axis_size=fields.shape[0])  # a side may be a tangent alone
         values.append(function(*known))
         specs.append(point + extra + letters)
     return contract(f"{','.join(specs)}->{q.out}", values, 1 / fields.shape[0], q.shape, dtype)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tensorprog.ir import ArrayOp, LinComb, Moment, Node, Nonlin, PositionMap
-from tensorprog.kernel.graph import Data, Expect, Factored, Operand, Quantity, Ran, Shifts, quantities
+from tensorprog.kernel.graph import Data, Expect, Factored, Operand, Quantity, Ran, Shifts, Zero, quantities
 
 __all__ = ["Loop", "Read", "Step", "operands_of", "schedule"]
 
@@ -62,7 +62,7 @@ def schedule(roots: Sequence[Quantity], cross: bool, *, roll: bool = True) -> li
     Three orders are tried: each operation as early or as late as it can be, or as the longest chain comes by it. One of
     them keeps the chains of a layer (its covariance, its tangent's) in step. The one that leaves less code is taken.
     """
-    inside = [q for q in quantities(roots) if getattr(q, "cross", False) == cross]
+    inside = [q for q in quantities(roots) if getattr(q, "cross", False) == cross or isinstance(q, Zero)]
     ready: set[Quantity] = set()  # what the inputs alone determine comes first, and every step finds its part there
     for q in inside:
         given = all(o.quantity in ready if o.side is None else not cross for o in operands_of(q))

@@ -12,10 +12,14 @@ from jax import lax
 
 from ntk_rules.sampling import factor
 from tensorprog.kernel.graph import Given, Quantity, Tilted, quantities
-from tensorprog.kernel.half_line import half_line
+from tensorprog.kernel.half_line import RIGHT, half_line
 from tensorprog.lower.einsum import contract
 
 __all__ = ["tilted"]
+
+# The end of the line without an epsilon. Beyond s = 1e14 the tilted covariances, of 1/s, are less than the rounding of what they are
+# the differences of; in float32 beyond 1e6. What is left out falls like s^(-rank/2), in the tangent kernel like s^(1-rank/2).
+LAST = {"float64": 33.0, "float32": 14.0}
 
 Emit = Callable[[Quantity, list[jax.Array]], jax.Array]
 
@@ -26,7 +30,7 @@ def tilted(q: Tilted, args: Sequence[jax.Array], emit: Emit, dtype: jnp.dtype) -
     lower = factor(whole)
     outer = dict(zip(q.outer, args[len(q.pairs) :], strict=True))
     size = sum(q.sizes)
-    forms, axes = [], []
+    forms, axes, roots = [], [], []
     for side, norm in enumerate(q.norms):
         if norm is None:
             continue
@@ -34,20 +38,20 @@ def tilted(q: Tilted, args: Sequence[jax.Array], emit: Emit, dtype: jnp.dtype) -
         rows = lower[side * size : (side + 1) * size]
         form = rows.T @ matrix @ rows  # of the white noise
         forms.append(form)
+        roots.append(jnp.asarray(_square_root(norm[0].array()), dtype) @ rows)
         axes.append((side, *_line(jnp.trace(form), epsilon, q.nodes, {powers[side] for powers, _ in q.parts})))
+    endless = any(norm is not None and not norm[1] for norm in q.norms)
     order = list(quantities([quantity for _, quantity in q.parts]))
 
     grids = jnp.meshgrid(*(jnp.arange(len(s)) for _, s, _ in axes), indexing="ij")
     places = tuple(g.ravel() for g in grids)
 
     def one(index: tuple[jax.Array, ...]) -> jax.Array:
-        precision = jnp.eye(len(whole), dtype=dtype)
-        for (_, s, _), k, form in zip(axes, index, forms, strict=True):
-            precision = precision + 2 * s[k] * form
-        root = jnp.linalg.cholesky(precision)
+        at = [s[k] for (_, s, _), k in zip(axes, index, strict=True)]
+        root = _precise_root(at, roots) if endless else _root(at, forms)
         half = jax.scipy.linalg.solve_triangular(root, lower.T, lower=True)
         covariance = half.T @ half
-        density = 1 / jnp.prod(jnp.diagonal(root))
+        density = 1 / jnp.abs(jnp.prod(jnp.diagonal(root)))
         values = _inside(q, order, covariance, outer, emit)
         total = jnp.zeros(q.shape, dtype)
         for powers, quantity in q.parts:
@@ -59,6 +63,31 @@ def tilted(q: Tilted, args: Sequence[jax.Array], emit: Emit, dtype: jnp.dtype) -
 
     add = lambda total, index: (total + one(index), None)
     return lax.scan(add, jnp.zeros(q.shape, dtype), places)[0]
+
+
+def _root(at: Sequence[jax.Array], forms: Sequence[jax.Array]) -> jax.Array:
+    """The lower factor of the precision 1 + sum_i 2 s_i F_i."""
+    precision = jnp.eye(len(forms[0]), dtype=forms[0].dtype)
+    for s, form in zip(at, forms, strict=True):
+        precision = precision + 2 * s * form
+    return jnp.linalg.cholesky(precision)
+
+
+def _precise_root(at: Sequence[jax.Array], roots: Sequence[jax.Array]) -> jax.Array:
+    """The same of F_i = A_i' A_i, by orthogonal transformations of the A_i, up to the signs of its columns.
+
+    Where s is as large as 1e14, as without an epsilon, rounding makes 2 s F negative along directions that F does not see. Here it
+    moves their factor of 1 by the square root of s times 1e-16, which the density outweighs.
+    """
+    unit = jnp.eye(roots[0].shape[1], dtype=roots[0].dtype)
+    return jnp.linalg.qr(jnp.concatenate([unit, *(jnp.sqrt(2 * s) * a for s, a in zip(at, roots, strict=True))]), "r").T
+
+
+def _square_root(matrix: np.ndarray) -> np.ndarray:
+    """A with A' A = matrix, as many rows as its rank."""
+    values, vectors = np.linalg.eigh(matrix)
+    kept = values > 1e-13 * values.max()
+    return np.sqrt(values[kept])[:, None] * vectors[:, kept].T
 
 
 def _assembled(q: Tilted, covariances: Sequence[jax.Array], dtype: jnp.dtype) -> jax.Array:
@@ -78,7 +107,7 @@ def _line(trace: jax.Array, epsilon: float, nodes: int, powers: set[int]) -> tup
 
     A last node s = 0 stands for the power 0.
     """
-    s, w = half_line(nodes, trace, epsilon)
+    s, w = half_line(nodes, trace, epsilon, LAST.get(jnp.result_type(trace).name, RIGHT))
     w = w * jnp.exp(-s * epsilon)
     weights = {k: jnp.append(w * s ** (k / 2) / math.gamma(k / 2), 0.0) for k in powers if k}
     if 0 in powers:

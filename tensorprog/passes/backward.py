@@ -93,6 +93,8 @@ class Backward:
                     self._add(theta, self._arithmetic(node, i, d))
             case Moment():
                 self._average(node, d)
+            case ArrayOp(primitive="reduce_max" | "reduce_min"):
+                self._extremum(node, d)
             case ArrayOp():
                 raise _refusal(node, "it is simply run, and its derivative is not known")
             case _:
@@ -153,11 +155,66 @@ class Backward:
         x, *aux = node.args
         finite = node.type.kind == "vector" and node.type.width is None  # moves with averages like 1/sqrt(n)
         if any(a in self.trained for a in aux) and not finite and not self._odd(d):
-            raise _refusal(node, "its matrix is made of averages, and the gradient in that matrix is not worked out")
+            if node.op.name != "dot":
+                raise _refusal(
+                    node, "its indices or its matrix are made of averages, and the gradient in those is not worked out"
+                )
+            self._add(aux[0], self._matrix(node, d))
         if x not in self.trained:
             return
         op = transposed(node.op, x.type.shape, self.lead)
         self._add(x, mapped(op, (d, *aux), self._type(d, x)))
+
+    def _matrix(self, node: PositionMap, d: Node) -> Node | None:
+        """dA of y = x A, as in attention: E[x dy] over the coordinates, summed over the places that both leave alone."""
+        x, a = node.args
+        kw, lead = node.op.kw, len(self.lead)
+        (along, behind), (both, both_behind) = kw["contract"], kw["batch"]
+        free = [i for i in range(len(x.type.shape)) if i not in along and i not in both]
+        more = [i for i in range(len(a.type.shape)) if i not in behind and i not in both_behind]
+        order = [*both, *free, *along]
+        whole = (*self.lead, *(x.type.shape[i] for i in order), *(a.type.shape[i] for i in more))
+        start, extra = lead + len(order), len(more)
+        axis = lead + order.index(x.type.axis)
+        spread = Type("vector", whole, axis, x.type.width)
+        turned = Type("vector", tuple(x.type.shape[i] for i in order), axis - lead, x.type.width)
+        moved = PositionMap(position("transpose", permutation=tuple(order)), (x,), turned, source=node.source)
+        first = PositionMap(position("broadcast", to=whole, axes=tuple(range(lead, start))), (moved,), spread)
+        kept = (*range(lead + len(both) + len(free)), *range(start, start + extra))
+        second = mapped(
+            position("broadcast", to=whole, axes=kept),
+            (d,),
+            spread if d.type.kind == "vector" else Type("scalar", whole),
+        )
+        if second is None:
+            return None
+        phi, xs, thetas = _gathered(vector(0), [first], [], second)
+        mean = self._mean(phi, xs, thetas, node, whole[lead:])
+        if mean is None:
+            return None
+        summed = tuple(range(lead + len(both), lead + len(both) + len(free)))
+        left = tuple(n for i, n in enumerate(whole) if i not in summed)
+        total = mapped(position("sum", axes=summed), (mean,), Type("scalar", left))
+        place = [*both_behind, *behind, *more]  # which axis of the matrix each axis is
+        back = (*range(lead), *(lead + place.index(i) for i in range(len(place))))
+        shape = (*self.lead, *a.type.shape)
+        return (
+            None if total is None else mapped(position("transpose", permutation=back), (total,), Type("scalar", shape))
+        )
+
+    def _extremum(self, node: ArrayOp, d: Node) -> None:
+        """The largest or smallest entry of a deterministic array moves with the entries that it is, in equal shares."""
+        (x,), axes, lead = node.args, dict(node.params)["axes"], len(self.lead)
+        shape = x.type.shape
+        kept = tuple(i for i in range(len(shape)) if i not in axes)
+        here = PositionMap(position("broadcast", to=shape, axes=kept), (node,), Type("scalar", shape))
+        mark = ArrayOp("to_real", (), (ArrayOp("eq", (), (x, here), shape),), shape)
+        count = PositionMap(position("sum", axes=tuple(axes)), (mark,), Type("scalar", node.shape))
+        share = Nonlin(Phi(parameter(0) / parameter(1), 0, 2), (), (d, count), source=node.source)
+        whole = (*self.lead, *shape)
+        behind = (*range(lead), *(lead + i for i in kept))
+        spread = PositionMap(position("broadcast", to=whole, axes=behind), (share,), Type("scalar", whole))
+        self._add(x, _multiplied(spread, mark))
 
     def _function(self, node: Nonlin, d: Node) -> None:
         xs = [self._spread(x) for x in node.xs]

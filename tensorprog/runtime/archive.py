@@ -22,9 +22,10 @@ from typing import Any
 
 from tensorprog.errors import ArchiveError, explain
 
-__all__ = ["FORMAT", "MAX_BYTES", "VERSION", "check_target", "read_archive", "write_archive"]
+__all__ = ["FORMAT", "JOINT_FORMAT", "MAX_BYTES", "VERSION", "check_target", "read_archive", "write_archive"]
 
 FORMAT = "tensorprog kernel"
+JOINT_FORMAT = "tensorprog joint kernel"  # of several outputs
 VERSION = 1
 MAX_BYTES = 2**30  # of the file, and of all that is unpacked from it
 _MANIFEST = "manifest.json"
@@ -60,8 +61,8 @@ def check_target(path: str | os.PathLike[str]) -> Path:
 def write_archive(path: str | os.PathLike[str], manifest: dict[str, Any], members: dict[str, bytes]) -> None:
     """Write an archive in one step: the file is complete under its name, or what was there before is untouched.
 
-    Format, version and the members' sizes and checksums are added to `manifest`. Raises ArchiveError where it cannot
-    be written.
+    Format (unless the manifest says it), version and the members' sizes and checksums are added to `manifest`. Raises
+    ArchiveError where it cannot be written.
     """
     target = check_target(path)
     data = _pack(manifest, members)
@@ -190,7 +191,7 @@ def _manifest(path: Any, data: bytes) -> dict[str, Any]:
         manifest = json.loads(data)
     except RecursionError:
         raise _refused(path, "its manifest is nested too deeply") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, JOINT_FORMAT):
         raise _refused(path, f"its manifest does not say {FORMAT!r}")
     version = manifest.get("version")
     if type(version) is not int or version > VERSION:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -14,10 +15,21 @@ from tensorprog.kernel.joint import BlockGraph
 from tensorprog.runtime.assembly import turned, upper
 from tensorprog.runtime.gram import Layers
 from tensorprog.runtime.inputs import is_traced
-from tensorprog.runtime.kernel import Hypers, Leaves, OfPairs, by_inputs, draws, float_dtype, pair_entries, steps
+from tensorprog.runtime.kernel import (
+    Hypers,
+    Leaves,
+    OfPairs,
+    Steps,
+    by_inputs,
+    draws,
+    float_dtype,
+    pair_entries,
+    steps,
+    whole,
+)
 from tensorprog.runtime.pieces import assemble, matrices
 
-__all__ = ["Blocks"]
+__all__ = ["BlockFunctions", "Blocks", "block_functions", "partners_of"]
 
 
 class OfBlocks(OfPairs, Protocol):
@@ -27,21 +39,64 @@ class OfBlocks(OfPairs, Protocol):
     def means(self) -> Callable[..., Any]: ...
 
 
-class Blocks:
-    """The matrices of a graph's blocks. partners: for each block (u, v) which one is (v, u)."""
+@dataclass(frozen=True)
+class BlockFunctions:
+    """The functions that the matrices of blocks are made of, with a batch axis on every array: lowered here, or read from a file.
 
-    def __init__(self, graph: BlockGraph, lowered: OfBlocks, partners: Sequence[int]):
-        self._shapes, self._noise = [b.shape for b in graph.blocks], graph.noise
-        self._partners = [(k, graph.blocks[k].right) for k in partners]
-        entries = max(sum(map(math.prod, self._shapes)), pair_entries(graph.nodes))
-        self._names = tuple(map(str, range(len(self._shapes))))
-        two = steps(lowered, entries)
-        self._layers = Layers(two, self._names, entries, cached=not draws(graph.nodes))
-        self._block = jax.jit(lambda x1, x2, hypers: two.pairs(two.states(x1, hypers), two.states(x2, hypers)))
-        own = lambda which: jax.jit(
-            lambda x, hypers: by_inputs(lambda leaves: which(lowered.state(leaves, hypers)), x, entries)
-        )
-        self._diagonal, self._means = own(lowered.diagonal), own(lowered.means)
+    block: (x1, x2, hypers) -> every block, of every pair. diagonal: (x, hypers) -> the blocks of every input with itself. means:
+    (x, hypers) -> the means. shapes: the blocks' own axes, of which the last `rights` belong to the second side. entries: of all
+    arrays of a pair. noise: is anything drawn anew for every input? steps: the block in two steps, where it falls into them. draws: are
+    random points drawn for every block?
+    """
+
+    block: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, ...]]
+    diagonal: Callable[[Leaves, Hypers], tuple[jax.Array, ...]]
+    means: Callable[[Leaves, Hypers], tuple[jax.Array, ...]]
+    shapes: tuple[tuple[int, ...], ...]
+    rights: tuple[int, ...]
+    entries: int
+    noise: bool
+    steps: Steps | None = None
+    draws: bool = False
+
+    def some(self, which: Sequence[int]) -> BlockFunctions:
+        """Of these blocks alone."""
+        chosen = lambda found: tuple(found[k] for k in which)
+        block = lambda x1, x2, hypers: chosen(self.block(x1, x2, hypers))
+        diagonal = lambda x, hypers: chosen(self.diagonal(x, hypers))
+        two = self.steps
+        if two is not None:
+            pairs, own = two.pairs, two.own
+            two = Steps(two.states, lambda a, b: chosen(pairs(a, b)), lambda a: chosen(own(a)))
+        shapes, rights = chosen(self.shapes), chosen(self.rights)
+        return replace(self, block=block, diagonal=diagonal, shapes=shapes, rights=rights, steps=two)
+
+
+def block_functions(graph: BlockGraph, lowered: OfBlocks) -> BlockFunctions:
+    """Pairs into blocks: `jax.vmap` over both inputs."""
+    shapes, rights = tuple(b.shape for b in graph.blocks), tuple(b.right for b in graph.blocks)
+    entries = max(sum(map(math.prod, shapes)), pair_entries(graph.nodes))
+    two = steps(lowered, entries)
+
+    def block(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
+        return two.pairs(two.states(x1, hypers), two.states(x2, hypers))
+
+    def own(which: Callable[..., Any]) -> Callable[[Leaves, Hypers], tuple[jax.Array, ...]]:
+        return lambda x, hypers: by_inputs(lambda leaves: which(lowered.state(leaves, hypers)), x, entries)
+
+    diagonal, means = own(lowered.diagonal), own(lowered.means)
+    return BlockFunctions(block, diagonal, means, shapes, rights, entries, graph.noise, two, draws(graph.nodes))
+
+
+class Blocks:
+    """The matrices of blocks. partners: for each block (u, v) which one is (v, u)."""
+
+    def __init__(self, made: BlockFunctions, partners: Sequence[int]):
+        self._shapes, self._noise = made.shapes, made.noise
+        self._partners = [(k, made.rights[k]) for k in partners]
+        self._names = tuple(map(str, range(len(made.shapes))))
+        self._layers = Layers(made.steps or whole(made), self._names, made.entries, cached=not made.draws)
+        self._block, self._diagonal, self._means = jax.jit(made.block), jax.jit(made.diagonal), jax.jit(made.means)
 
     def means(self, x: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
         """The means of every input, (N, ..)."""
@@ -71,3 +126,9 @@ class Blocks:
             at = jnp.arange(n1)
             found = [k.at[at, at].set(own) for k, own in zip(found, self._diagonal(x1, hypers), strict=True)]
         return found
+
+
+def partners_of(outputs: int, kernels: int) -> list[int]:
+    """For each block (u, v) of some outputs, row by row and kernel by kernel, which one is (v, u)."""
+    n = outputs
+    return [k - k % n**2 + (k % n) * n + k % n**2 // n for k in range(kernels * n**2)]

@@ -67,12 +67,7 @@ class KernelFunction:
             (3, 2)
         """
         names = check_get(get)
-        leaves1 = check_inputs(x1, "x1", self._inputs, self._tree)
-        leaves2 = None if x2 is None else check_inputs(x2, "x2", self._inputs, self._tree)
-        if leaves2 is not None:
-            kinds = [jnp.result_type(a, b) for a, b in zip(leaves1, leaves2, strict=True)]
-            leaves1, leaves2 = ([a.astype(k) for a, k in zip(x, kinds, strict=True)] for x in (leaves1, leaves2))
-        values = check_hypers(hypers, self._hypers, self._nonnegative, float_dtype(leaves1)) | self._more_hypers
+        leaves1, leaves2, values = self._checked(x1, x2, hypers)
         if is_traced((leaves1, leaves2, values)):
             found = self._gram.traced(leaves1, leaves2, values, names)
         else:
@@ -84,6 +79,16 @@ class KernelFunction:
         if get is None:
             return KernelResult(*found)
         return found[0] if isinstance(get, str) else tuple(found)
+
+    def _checked(self, x1: Any, x2: Any, hypers: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """The leaves of both sets of inputs, and all hyperparameters."""
+        leaves1 = check_inputs(x1, "x1", self._inputs, self._tree)
+        leaves2 = None if x2 is None else check_inputs(x2, "x2", self._inputs, self._tree)
+        if leaves2 is not None:
+            kinds = [jnp.result_type(a, b) for a, b in zip(leaves1, leaves2, strict=True)]
+            leaves1, leaves2 = ([a.astype(k) for a, k in zip(x, kinds, strict=True)] for x in (leaves1, leaves2))
+        values = check_hypers(hypers, self._hypers, self._nonnegative, float_dtype(leaves1)) | self._more_hypers
+        return leaves1, leaves2, values
 
     def diag(self, x: Any, **hypers: Any) -> KernelResult:
         """The kernels of each input with itself, shape (N,): what `kernel(x)` has on its diagonal."""

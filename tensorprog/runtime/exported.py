@@ -2,8 +2,9 @@
 
 Four artefacts: the block of all pairs and the diagonal, each in float32 and float64. Their signature is that of a
 user, with the batch sizes left open (symbols N1 and N2): block(x1, x2, hypers) -> (nngp, ntk) and diagonal(x,
-hypers) -> (nngp, ntk), where the x have the structure of the example input and hypers is a dict of scalars. Their
-gradients go with them (`vjp_order=1`).
+hypers) -> (nngp, ntk), where the x have the structure of the example input and hypers is a dict of scalars. Of several
+outputs both return the blocks of nngp, row by row, and then those of ntk, and two more artefacts have the means of every output.
+Their gradients go with them (`vjp_order=1`).
 """
 
 from __future__ import annotations
@@ -18,16 +19,26 @@ from jax import export
 
 from tensorprog.errors import InputError, explain
 from tensorprog.ir import Input
+from tensorprog.runtime.blocks import BlockFunctions
 from tensorprog.runtime.kernel import Functions, Hypers, Leaves, float_dtype
 
-__all__ = ["PLATFORMS", "check_platforms", "deserialise", "member", "serialise", "structure", "tree_of"]
+__all__ = [
+    "PLATFORMS",
+    "check_platforms",
+    "deserialise",
+    "deserialise_blocks",
+    "member",
+    "serialise",
+    "structure",
+    "tree_of",
+]
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _DTYPES = ("float32", "float64")
 
 
 def member(kind: str, dtype: str) -> str:
-    """The name in the archive of an artefact: kind is "block" or "diagonal"."""
+    """The name in the archive of an artefact: kind is "block", "diagonal" or "means"."""
     return f"{kind}.{dtype}.jax_export"
 
 
@@ -35,16 +46,24 @@ def member(kind: str, dtype: str) -> str:
 
 
 def serialise(
-    made: Functions, inputs: Sequence[Input], tree: Any, hypers: Mapping[str, float], platforms: Sequence[str]
+    made: Functions | BlockFunctions,
+    inputs: Sequence[Input],
+    tree: Any,
+    hypers: Mapping[str, float],
+    platforms: Sequence[str],
 ) -> tuple[dict[str, bytes], str | None]:
     """The artefacts by member name, and why they carry no gradients (None when they do)."""
     n1, n2 = export.symbolic_shape("N1, N2")
 
-    def block(x1: Any, x2: Any, values: Hypers) -> tuple[jax.Array, jax.Array]:
+    def block(x1: Any, x2: Any, values: Hypers) -> tuple[jax.Array, ...]:
         return made.block(jax.tree.leaves(x1), jax.tree.leaves(x2), values)
 
-    def diagonal(x: Any, values: Hypers) -> tuple[jax.Array, jax.Array]:
-        return made.diagonal(jax.tree.leaves(x), values)
+    def of_one(function: Callable[[Leaves, Hypers], tuple[jax.Array, ...]]) -> Callable[..., tuple[jax.Array, ...]]:
+        return lambda x, values: function(jax.tree.leaves(x), values)
+
+    singles = {"diagonal": of_one(made.diagonal)}
+    if isinstance(made, BlockFunctions):
+        singles["means"] = of_one(made.means)
 
     def write(order: int) -> dict[str, bytes]:
         written = {}
@@ -52,7 +71,8 @@ def serialise(
             with jax.enable_x64(dtype == "float64"), _short_file_names():
                 values = {name: jax.ShapeDtypeStruct((), dtype) for name in hypers}
                 x1, x2 = (_specs(inputs, tree, n, dtype) for n in (n1, n2))
-                for kind, function, args in (("block", block, (x1, x2, values)), ("diagonal", diagonal, (x1, values))):
+                every = [("block", block, (x1, x2, values)), *((kind, f, (x1, values)) for kind, f in singles.items())]
+                for kind, function, args in every:
                     exported = export.export(jax.jit(function), platforms=tuple(platforms))(*args)
                     written[member(kind, dtype)] = bytes(exported.serialize(vjp_order=order))
         return written
@@ -99,30 +119,43 @@ def deserialise(
 
     Raises whatever JAX raises for an artefact that it can no longer read, or that was not exported for this platform.
     """
-    found = {
-        (kind, d): export.deserialize(bytearray(members[member(kind, d)]))
-        for kind in ("block", "diagonal")
-        for d in _DTYPES
-    }
+    run = _runners(members, inputs, tree, hypers, ("block", "diagonal"))
+    return Functions(run("block"), run("diagonal"), shape, pair_entries)  # type: ignore[arg-type]
+
+
+def deserialise_blocks(
+    members: Mapping[str, bytes], inputs: Sequence[Input], tree: Any, hypers: Mapping[str, float], shapes: Sequence[tuple[int, ...]],
+    rights: Sequence[int], entries: int, noise: bool,
+) -> BlockFunctions:  # fmt: skip
+    """The same of an archive of several outputs."""
+    run = _runners(members, inputs, tree, hypers, ("block", "diagonal", "means"))
+    return BlockFunctions(run("block"), run("diagonal"), run("means"), tuple(shapes), tuple(rights), entries, noise)
+
+
+def _runners(
+    members: Mapping[str, bytes], inputs: Sequence[Input], tree: Any, hypers: Mapping[str, float], kinds: Sequence[str]
+) -> Callable[[str], Callable[..., tuple[jax.Array, ...]]]:
+    """The artefacts as functions, by kind."""
+    found = {(kind, d): export.deserialize(bytearray(members[member(kind, d)])) for kind in kinds for d in _DTYPES}
     with jax.enable_x64(False):
         x, values = _specs(inputs, tree, 1, "float32"), {name: jax.ShapeDtypeStruct((), "float32") for name in hypers}
         jax.jit(found["block", "float32"].call).lower(
             x, x, values
-        )  # the four come from one JAX, for the same platforms
+        )  # they all come from one JAX, for the same platforms
 
-    def run(kind: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
-        def function(*args: Any) -> tuple[jax.Array, jax.Array]:
+    def run(kind: str) -> Callable[..., tuple[jax.Array, ...]]:
+        def function(*args: Any) -> tuple[jax.Array, ...]:
             *batches, values = args
             return _call(found, kind, inputs, tree, batches, values)
 
         return function
 
-    return Functions(run("block"), run("diagonal"), shape, pair_entries)
+    return run
 
 
 def _call(
     found: Mapping[tuple[str, str], Any], kind: str, inputs: Sequence[Input], tree: Any, batches: Sequence[Leaves], values: Hypers
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+) -> tuple[jax.Array, ...]:  # fmt: skip
     """Call the artefact of the inputs' dtype; half precision is computed in float32 and rounded."""
     asked = float_dtype(a for leaves in batches for a in leaves)
     dtype = "float64" if asked == jnp.float64 else "float32"
@@ -130,35 +163,35 @@ def _call(
     for leaves in batches:
         kinds = [s.dtype for s in jax.tree.leaves(_specs(inputs, tree, leaves[0].shape[0], dtype))]
         args.append(jax.tree.unflatten(tree, [a.astype(k) for a, k in zip(leaves, kinds, strict=True)]))
-    nngp, ntk = found[kind, dtype].call(*args, {name: value.astype(dtype) for name, value in values.items()})
-    return nngp.astype(asked), ntk.astype(asked)
+    made = found[kind, dtype].call(*args, {name: value.astype(dtype) for name, value in values.items()})
+    return tuple(value.astype(asked) for value in made)
 
 
 # ---------------------------------------------------------------------------------------------- structures
 
 
-def structure(tree: Any) -> Any:
+def structure(tree: Any, what: str = "the example input") -> Any:
     """A pytree's structure as JSON: a leaf is its number, {"tuple": [..]}, {"list": [..]}, {"dict": {..}}, null for
-    None.
+    None. what: whose it is, for the error.
 
     Raises InputError for other containers, which a file cannot name without running code.
     """
-    return _encode(jax.tree.unflatten(tree, range(tree.num_leaves)))
+    return _encode(jax.tree.unflatten(tree, range(tree.num_leaves)), what)
 
 
-def _encode(node: Any) -> Any:
+def _encode(node: Any, whose: str) -> Any:
     if node is None or type(node) is int:
         return node
     if type(node) in (tuple, list):
-        return {type(node).__name__: [_encode(item) for item in node]}
+        return {type(node).__name__: [_encode(item, whose) for item in node]}
     if type(node) is dict and all(isinstance(key, str) for key in node):
-        return {"dict": {key: _encode(item) for key, item in node.items()}}
+        return {"dict": {key: _encode(item, whose) for key, item in node.items()}}
     what = "a dict with keys other than strings" if isinstance(node, dict) else f"a {type(node).__name__}"
     raise InputError(
         explain(
-            f"export: the example input holds {what}, expected dicts with string keys, lists, tuples and arrays",
+            f"export: {whose} holds {what}, expected dicts with string keys, lists, tuples and arrays",
             reason="an archive holds data alone, and other containers are known to Python code only",
-            mend="give the network a dict or tuple of arrays, and compile it again",
+            mend="give the network dicts, lists or tuples of arrays, and let it return such, and compile it again",
         )
     )
 

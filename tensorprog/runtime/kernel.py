@@ -151,7 +151,16 @@ def steps(lowered: OfPairs, entries: int, off: Collection[str] = ()) -> Steps:
     return Steps(states, pairs, jax.vmap(lowered.diagonal))
 
 
-def whole(made: Functions) -> Steps:
+class InOne(Protocol):
+    """Functions of blocks that do not fall into steps."""
+
+    @property
+    def block(self) -> Callable[..., tuple[jax.Array, ...]]: ...
+    @property
+    def diagonal(self) -> Callable[..., tuple[jax.Array, ...]]: ...
+
+
+def whole(made: InOne) -> Steps:
     """Functions that do not fall into steps: pairs read all of the inputs, and the hyperparameters."""
 
     def states(x: Leaves, hypers: Hypers) -> Any:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from tensorprog.errors import ArchiveError, ProgramError
 from tensorprog.ir import Input, Program, parse_program, verify
 from tensorprog.passes.methods import METHODS
-from tensorprog.runtime.archive import check_target, read_archive, write_archive
+from tensorprog.runtime.archive import check_target, write_archive
 from tensorprog.runtime.call import KernelFunction
 from tensorprog.runtime.exported import check_platforms, deserialise, serialise, structure, tree_of
 from tensorprog.runtime.gram import Gram
 from tensorprog.runtime.kernel import Functions
 
-__all__ = ["LoadedKernel", "save"]
+__all__ = ["MALFORMED", "Described", "LoadedKernel", "described", "malformed", "read_description", "save"]
 
 _PROGRAM, _DERIVATION = "program.txt", "derivation.md"
 
@@ -37,24 +37,66 @@ def save(
     members = {_PROGRAM: str(program).encode(), _DERIVATION: derivation().encode()}
     artefacts, missing = serialise(made, program.inputs, tree, program.hypers, names)
     manifest = {
-        "tensorprog": _version(),
-        "jax": jax.__version__,
-        "platforms": list(names),
-        "inputs": [{"name": leaf.name, "shape": list(leaf.shape), "dtype": leaf.dtype} for leaf in program.inputs],
-        "structure": encoded,
-        "hypers": {
-            name: {"default": value, "nonnegative": name in program.nonnegative}
-            for name, value in program.hypers.items()
-        },
+        **described(program.inputs, encoded, program.hypers, program.nonnegative, names, missing),
         "tolerance": tolerance,
         "method": method,
         "output_axes": list(made.shape),
         "pair_entries": made.pair_entries,
         "noise": any(weight.per_input for weight in program.weights),
+    }
+    write_archive(path, manifest, members | artefacts)
+
+
+def described(
+    inputs: Sequence[Input], encoded: Any, hypers: Mapping[str, float], nonnegative: Collection[str], platforms: Sequence[str],
+    missing: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What the manifest of every kernel says. encoded: the structure of the inputs; missing: why there are no gradients."""
+    return {
+        "tensorprog": _version(),
+        "jax": jax.__version__,
+        "platforms": list(platforms),
+        "inputs": [{"name": leaf.name, "shape": list(leaf.shape), "dtype": leaf.dtype} for leaf in inputs],
+        "structure": encoded,
+        "hypers": {name: {"default": value, "nonnegative": name in nonnegative} for name, value in hypers.items()},
         "gradients": missing is None,
         "no_gradients_because": missing,
     }
-    write_archive(path, manifest, members | artefacts)
+
+
+class Described(NamedTuple):
+    """What the manifest of every kernel says, read back."""
+
+    inputs: list[Input]
+    tree: Any
+    hypers: dict[str, float]
+    nonnegative: frozenset[str]
+    tolerance: float | None
+    noise: bool
+    method: str
+
+
+def read_description(m: Mapping[str, Any]) -> Described:
+    """Raises AttributeError, KeyError, TypeError, ValueError or RecursionError for a manifest that says something else."""
+    inputs = [Input(str(i["name"]), tuple(map(int, i["shape"])), str(i["dtype"])) for i in m["inputs"]]
+    tree = tree_of(m["structure"])
+    hypers = {str(name): float(h["default"]) for name, h in m["hypers"].items()}
+    nonnegative = frozenset(name for name, h in m["hypers"].items() if h["nonnegative"])
+    tolerance = None if m["tolerance"] is None else float(m["tolerance"])
+    method = str(m.get("method", "tangent"))
+    if method not in METHODS:
+        raise ValueError(f"a method named {method!r}")
+    if tree.num_leaves != len(inputs):
+        raise ValueError(f"{len(inputs)} inputs but {tree.num_leaves} leaves")
+    return Described(inputs, tree, hypers, nonnegative, tolerance, bool(m.get("noise", False)), method)
+
+
+def malformed(path: str | os.PathLike[str], error: Exception) -> ArchiveError:
+    """The refusal of a manifest that cannot be read."""
+    return ArchiveError(f"load: the manifest of {os.fspath(path)!r} is malformed ({type(error).__name__}: {error})")
+
+
+MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 
 
 def _version() -> str:
@@ -76,27 +118,18 @@ class LoadedKernel(KernelFunction):
     `recompile()`, a `Kernel` like any other.
     """
 
-    def __init__(self, path: str | os.PathLike[str], compiled: Callable[[Program, Any, float | None, str], Any]):
-        self.manifest, self._members = read_archive(path)
-        self._compiled = compiled
+    def __init__(
+        self, path: str | os.PathLike[str], manifest: dict[str, Any], members: dict[str, bytes],
+        compiled: Callable[[Program, Any, float | None, str], Any],
+    ):  # fmt: skip
+        """manifest, members: what `read_archive` found in the file. compiled: makes a kernel of a program, where need be."""
+        self.manifest, self._members, self._compiled = manifest, members, compiled
         try:
-            m = self.manifest
-            inputs = [Input(str(i["name"]), tuple(map(int, i["shape"])), str(i["dtype"])) for i in m["inputs"]]
-            tree = tree_of(m["structure"])
-            hypers = {str(name): float(h["default"]) for name, h in m["hypers"].items()}
-            nonnegative = frozenset(name for name, h in m["hypers"].items() if h["nonnegative"])
-            self._tolerance = None if m["tolerance"] is None else float(m["tolerance"])
+            m = manifest
+            inputs, tree, hypers, nonnegative, self._tolerance, noise, self.method = read_description(m)
             shape, entries = tuple(map(int, m["output_axes"])), int(m["pair_entries"])
-            noise = bool(m.get("noise", False))
-            self.method = str(m.get("method", "tangent"))
-            if self.method not in METHODS:
-                raise ValueError(f"a method named {self.method!r}")
-            if tree.num_leaves != len(inputs):
-                raise ValueError(f"{len(inputs)} inputs but {tree.num_leaves} leaves")
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ArchiveError(
-                f"load: the manifest of {os.fspath(path)!r} is malformed ({type(error).__name__}: {error})"
-            ) from error
+        except MALFORMED as error:
+            raise malformed(path, error) from error
         super().__init__(inputs, tree, hypers, nonnegative, noise)
         self.source, self.note, self._serialised = "serialised", "", None
         try:

@@ -30,6 +30,44 @@ def relu_kernel() -> tuple[np.ndarray, np.ndarray]:
     return duals.relu.value(*sides), duals.relu.slope(*sides)
 
 
+# ------------------------------------------------------------------------------------------ averages
+
+
+def test_a_stopped_average() -> None:
+    """m stop(m) moves half as fast as m^2."""
+
+    def average(stop: Callable) -> tp.Kernel:
+        return tp.compile(
+            lambda x: (lambda m: m * stop(m))(jnp.mean(jnp.tanh(nn.dense(jnp.tanh(nn.dense(x)))) ** 2)), X[0]
+        )
+
+    stopped, free = average(jax.lax.stop_gradient), average(lambda m: m)
+    close(4 * stopped(X).ntk, free(X).ntk)
+    close(stopped(X).nngp, free(X).nngp)
+
+
+# ------------------------------------------------------------------------------------------ symmetric weights
+
+
+@pytest.mark.parametrize("method", ["tangent", "adjoint"])
+def test_a_symmetric_weight_at_a_rate_of_its_own(method: str) -> None:
+    """A covariance that turns out to be zero, E[u Zhat^{W erf(W u)}], in the midst of an expectation; rates scale the weight's part."""
+
+    def net(x: jax.Array, rate: float) -> jax.Array:
+        w, h = nn.symmetric(nn.width(), tangent_std=rate, name="w") / jnp.sqrt(nn.width()), nn.dense(x)
+        return nn.dense(w @ jax.scipy.special.erf(w @ h) + h, features=1)
+
+    one, half = (tp.compile(lambda x, r=rate: net(x, r), X[0], method=method) for rate in (1.0, 0.5))
+    # W e is Zhat + E[slope] h, and so h (1 + E[slope]) + Zhat; Cov(erf, erf') of a Gaussian of covariance Q
+    slope = 2 / np.sqrt(np.pi * (1 + 2 * D))
+    arcs = 2 / np.pi * np.arcsin(2 * Q / np.sqrt(np.outer(1 + 2 * D, 1 + 2 * D)))
+    close(one(X).nngp, arcs + np.outer(1 + slope, 1 + slope) * Q)
+    parts, others = one.by_parameter(X), half.by_parameter(X)
+    close(others["w"], parts["w"] / 4)
+    close(others["dense_0.weight"], parts["dense_0.weight"])
+    close(sum(parts.values()), one(X).ntk)
+
+
 # ------------------------------------------------------------------------------------------ tied readouts
 
 

@@ -515,3 +515,21 @@ def test_steps_of_vectors_that_coincide_or_are_opposite() -> None:
         # of opposite vectors, |h_0 + h_1| is the root of a variance that is rounding
         rtol = 1e-12 if sign > 0 else 1e-7
         np.testing.assert_allclose(kernel.diag(np.stack([b, sign * b])[None]).nngp[0], expected, rtol=rtol)
+
+
+def test_message_passing_that_has_to_be_sampled() -> None:
+    """The Onsager term brings earlier images back beside a Gaussian, so that the next function is one of several; its tangent meets
+    plain Gaussian tangents."""
+
+    def net(x: jax.Array) -> jax.Array:
+        w, b = nn.weight((nn.width(), nn.width(2))) / jnp.sqrt(nn.width(2)), nn.dense(x)
+        a = nn.weight((nn.width(2), 3)) @ x
+        for _ in range(2):
+            a = a + w.T @ (b - w @ jnp.tanh(a))
+        return nn.weight((1, nn.width(2))) @ a / jnp.sqrt(nn.width(2))
+
+    with pytest.raises(tp.UnsupportedError, match=r"what is not Gaussian itself[\s\S]*what a transpose brings back"):
+        tp.compile(net, jnp.zeros(3))
+    kernel = tp.compile(net, jnp.zeros(3), tolerance=1e-2)
+    assert kernel.sampled
+    assert jax.eval_shape(lambda x: kernel(x).ntk, jnp.ones((2, 3))).shape == (2, 2)  # traced; its values cost a minute

@@ -133,7 +133,21 @@ def average_above_average(x: jax.Array) -> jax.Array:
     return jnp.mean(jnp.where(h > m, h, jnp.abs(h - m))) + jnp.maximum(m, 0.1) * jnp.mean(relu(m - h))
 
 
+def attention(x: jax.Array) -> jax.Array:
+    """The weights of the average over positions are averages over the width themselves, of queries and keys that are the same."""
+    h = nn.dense(x)
+    return jnp.mean(jnp.tanh(jax.nn.softmax(h @ h.T / nn.width()) @ nn.dense(h)) ** 2, -1)
+
+
+def largest_average(x: jax.Array) -> jax.Array:
+    h = nn.dense(x)
+    gates = jnp.max(h @ h.T / nn.width(), 1)
+    return jnp.mean(relu(h) * gates[:, None], -1).sum()
+
+
 AVERAGES = {
+    "attention": (attention, (3, 2)),
+    "largest average": (largest_average, (3, 2)),
     "average above an average": (average_above_average, (3,)),
     "average of other widths": (average_of_other_widths, (3,)),
     "deep average": (deep_average, (3,)),

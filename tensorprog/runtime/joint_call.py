@@ -1,0 +1,88 @@
+"""Kernels of several outputs as a user calls them, wherever their functions come from: compiled here, or loaded from an archive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+
+from tensorprog.runtime.blocks import Blocks
+from tensorprog.runtime.call import KernelFunction
+from tensorprog.runtime.kernel import KernelResult, check_get
+
+__all__ = ["JointFunction", "OutputLike"]
+
+
+class OutputLike(Protocol):
+    """One output: its place in what the network returns, and its shape with axes of size one and of copies."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def full_shape(self) -> tuple[int, ...]: ...
+    @property
+    def copies(self) -> tuple[int, ...]: ...
+
+
+class JointFunction(KernelFunction):
+    """Checks what it is called with, and hands it to `Blocks`. Subclasses say which."""
+
+    outputs: tuple[Any, ...]
+    _out_tree: Any
+
+    def _blocks(self, names: tuple[str, ...]) -> Blocks:
+        """The blocks of the kernels named, one kernel after the other."""
+        raise NotImplementedError
+
+    def _mean_blocks(self) -> Blocks:
+        raise NotImplementedError
+
+    def __call__(
+        self, x1: Any, x2: Any = None, *, get: str | Sequence[str] | None = None, progress: bool = False, **hypers: Any
+    ) -> Any:
+        """The kernel matrices of all outputs between two sets of inputs.
+
+        x1, x2, get, hypers: as for `tp.Kernel`; progress shows nothing here. For outputs in a dict,
+        `nngp["a"]["b"]` has E[a(x1) b(x2)], of shape (N1, N2, *A, *B) with A and B the shapes of `outputs`: a tree, as the network
+        returns it, of trees. Features of readouts that are independent copies are given once. In float32 the tangent kernels of nearly
+        equal inputs keep half their digits where nonlinearities have kinks (`tp.compile` computes such pairs in float64).
+
+        Raises InputError for bad inputs, UnsupportedError for a tangent kernel that neither program gives (get="nngp" leaves it
+        out).
+        """
+        names = check_get(get)
+        leaves1, leaves2, values = self._checked(x1, x2, hypers)
+        found = self._blocks(names)(leaves1, leaves2, values)
+        count = len(self.outputs) ** 2
+        trees = [self._nested(found[k * count : (k + 1) * count]) for k in range(len(names))]
+        if get is None:
+            return KernelResult(*trees)
+        return trees[0] if isinstance(get, str) else tuple(trees)
+
+    def diag(self, x: Any, **hypers: Any) -> KernelResult:
+        """The kernels of each input with itself, of shape (N, *A, *B)."""
+        leaves, _, values = self._checked(x, None, hypers)
+        found = self._blocks(("nngp", "ntk")).diagonal(leaves, values)
+        count = len(self.outputs) ** 2
+        return KernelResult(self._nested(found[:count]), self._nested(found[count:]))
+
+    def mean(self, x: Any, **hypers: Any) -> Any:
+        """The expectation of every output, a tree of arrays (N, *A): zero for readouts, E[h] of a neuron of a hidden layer, and
+        what an average over the width converges to."""
+        leaves, _, values = self._checked(x, None, hypers)
+        found = self._mean_blocks().means(leaves, values)
+        return jax.tree.unflatten(self._out_tree, [_once(m, p) for m, p in zip(found, self.outputs, strict=True)])
+
+    def _nested(self, found: Sequence[Any]) -> Any:
+        n = len(self.outputs)
+        rows = [jax.tree.unflatten(self._out_tree, found[i * n : (i + 1) * n]) for i in range(n)]
+        return jax.tree.unflatten(self._out_tree, rows)
+
+
+def _once(mean: jax.Array, output: OutputLike) -> jax.Array:
+    """The means of an output, those of identical copies once."""
+    sizes = output.full_shape
+    whole = mean.reshape(mean.shape[0], *sizes)
+    first = tuple(0 if i in output.copies or n == 1 else slice(None) for i, n in enumerate(sizes))
+    return whole[(slice(None), *first)]
