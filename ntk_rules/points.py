@@ -92,11 +92,22 @@ def _where_it_matters(question: Question) -> list[_Fixed]:
         lead, a = slopes[0]
         rest = sp.Add(*(b * zs[i] for i, b in slopes[1:]))
         centred = {zs[lead]: -rest / a}
-        at_zero = written.xreplace(centred)
+        at_zero = _there(written, centred)
         moved = [{zs[lead]: (place - rest) / a} for place in places] if question.parameters else [centred]
-        if any(_differ(written.xreplace(m), standard.xreplace(m)) for m in moved) or _jumps_on(question, at_zero):
+        if at_zero is None:
+            continue
+        if any(_differ(_there(written, m), _there(standard, m)) for m in moved) or _jumps_on(question, at_zero):
             found.append(_Fixed(slopes, at_zero))
     return found
+
+
+def _there(expr: sp.Expr, values: dict[sp.Expr, sp.Expr]) -> sp.Expr | None:
+    """`expr` with symbols replaced, None where it has no value, as z/|z| at 0: the finite network has none either."""
+    try:
+        value = expr.xreplace(values)
+    except TypeError:  # a comparison with what is no number
+        return None
+    return None if value.has(sp.nan, sp.zoo, sp.oo, -sp.oo) else value
 
 
 def _jumps_on(question: Question, at_zero: sp.Expr) -> bool:
@@ -128,9 +139,9 @@ def _forms(standard: sp.Expr, written: sp.Expr, zs: Sequence[sp.Symbol]) -> dict
     return out
 
 
-def _differ(left: sp.Expr, right: sp.Expr) -> bool:
-    """Whether two expressions differ, seen at points where neither has a jump; what cannot be evaluated is taken to differ."""
-    if left == right:
+def _differ(left: sp.Expr | None, right: sp.Expr | None) -> bool:
+    """Whether two expressions differ, seen at points where neither has a jump; what has a value and no number is taken to differ."""
+    if left is None or right is None or left == right:
         return False
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)
     for shift in _SAMPLES:

@@ -61,7 +61,8 @@ def canonical(
     arguments = {g: z + sp.sympify(m).xreplace(names) for g, z, m in zip(gaussians, zs, moves, strict=True)}
     given = expr.xreplace({**names, **arguments})
     standard = canonical_kinks(given, zs)
-    return Question(standard, None, len(zs), signs, independent, tolerance, given if has_kinks(given) else None)
+    written = given if has_kinks(given) and not given.has(sp.DiracDelta) else None
+    return Question(standard, None, len(zs), signs, independent, tolerance, written)
 
 
 def cov_derivative(question: Question, entry: tuple[int, int]) -> Question | None:

@@ -45,4 +45,4 @@ def test_jumps_and_slopes_at_zero(name: str) -> None:
     k = tp.compile(net, X[0])(X)
     row = np.array([value * value, value * mean])
     np.testing.assert_allclose(np.asarray(k.nngp)[0], row, atol=1e-7)
-    np.testing.assert_allclose(np.asarray(k.ntk)[0], row + [slope * slope, slope * mean_slope], atol=1e-7)
+    np.testing.assert_allclose(np.asarray(k.ntk)[0], np.add(row, [slope * slope, slope * mean_slope]), atol=1e-7)

@@ -60,6 +60,12 @@ def test_what_is_continuous_is_as_before() -> None:
     assert expectation(sp.sign(u), (u,)).needs == ()
 
 
+def test_what_has_no_value_at_zero_is_not_asked_there() -> None:
+    """z/|z| is no number at 0; its expectation is still that of the sign."""
+    E = expectation(u / sp.Abs(u) * v / sp.Abs(v), (u, v))
+    assert abs(at(E, LAWS[3]) - 2 * ANGLE / np.pi) < 1e-12
+
+
 def test_means_decide_at_run_time() -> None:
     """A jump at u + b = 0: b is known at run time alone."""
     E = expectation(where(u > 0, 1, 0), (u,), (b,), means=(b,))
