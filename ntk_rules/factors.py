@@ -126,6 +126,7 @@ def piecewise(expr: sp.Expr, i: int, question: Question) -> Piecewise:
     except NotCuttable as reason:
         raise Declined(str(reason)) from None
     for piece in pieces:
-        if piece.expr.has(*(sp.Heaviside, sp.DiracDelta)) or (has_kinks(piece.expr) and len(pieces) == 1):
+        left = any(f.has(z) for f in piece.expr.atoms(sp.Heaviside, sp.DiracDelta))
+        if left or (has_kinks(piece.expr, z) and len(pieces) == 1):
             raise Declined(f"{piece.expr} keeps a kink")
     return Piecewise(pieces, z, question.parameter_symbols())

@@ -98,6 +98,30 @@ def exponentials_exposed(expr: sp.Expr) -> sp.Expr:
     ).replace(sp.cosh, lambda x: (sp.exp(x) + sp.exp(-x)) / 2)  # fmt: skip
 
 
+def differences_kept(expr: sp.Expr) -> sp.Expr:
+    """`expr` with f exp(x) - f written f expm1(x), which has digits at small x.
+
+    >>> x = sp.Symbol("x")
+    >>> differences_kept(2 * sp.exp(x) - 2), differences_kept(x * sp.exp(x) - x + 1)
+    (2*expm1(x), x*expm1(x) + 1)
+    """
+    if not expr.has(sp.exp):
+        return expr
+    return expr.replace(lambda part: part.is_Add and part.has(sp.exp), _differences_of)
+
+
+def _differences_of(total: sp.Add) -> sp.Expr:
+    addends = list(total.args)
+    for addend in total.args:
+        exponentials = [f for f in sp.Mul.make_args(addend) if isinstance(f, sp.exp)]
+        if len(exponentials) != 1 or (other := -addend / exponentials[0]) not in addends:
+            continue
+        addends.remove(addend)
+        addends.remove(other)
+        addends.append(-other * expm1(exponentials[0].args[0]))
+    return sp.Add(*addends)
+
+
 def elementary(expr: sp.Expr) -> sp.Expr:
     """`expr` with our own functions written out in SymPy's, for symbolic and high-precision work."""
     return expr.replace(lambda part: isinstance(part, _Elementary), lambda part: part.written_out())

@@ -91,6 +91,12 @@ def differences_joined(formula: sp.Expr) -> sp.Expr:
     return sp.Add(*out, *(f * sp.exp(x) for f, exponents in first.items() for x in exponents))
 
 
+class PairExponent(sp.Function):
+    """-(x^2 + y^2 - 2 r x y)/(2 w^2), w = sqrt(1 - r^2), by what parts x from +-y; 0 at w = 0; arguments (x, y, r, w)."""
+
+    nargs = 4
+
+
 class Residue(sp.Function):
     """The sum of its arguments after the first, a standard deviation; 0 where that is 0 and only rounding is left of the sum.
 
@@ -104,6 +110,51 @@ class Residue(sp.Function):
 def residue(mean: sp.Expr, std: sp.Expr) -> sp.Expr:
     """`mean`, whose addends may cancel up to rounding where `std` is 0."""
     return Residue(std, *mean.args) if mean.is_Add and not std.is_number else mean
+
+
+def means_parted(formula: sp.Expr) -> sp.Expr:
+    """`formula` with means that are linear in a correlation written through what parts it from +-1: a + b rho has few digits of its own
+    where it nearly vanishes, a + b sign(rho) and -b sign(rho) w^2/(1 + |rho|) have all.
+    """
+    return formula.replace(Residue, _parted)
+
+
+def _parted(std: sp.Expr, *addends: sp.Expr) -> sp.Expr:
+    mean = sp.expand(sp.Add(*addends))
+    found = [s for s in mean.free_symbols if s.name.startswith("rho_")]
+    if len(found) != 1 or not mean.is_polynomial(found[0]) or sp.degree(mean, found[0]) != 1:
+        return Residue(std, *addends)
+    (rho,) = found
+    slope = mean.coeff(rho)
+    rest, sine = mean - slope * rho, sp.Symbol(rho.name.replace("rho", "w"), positive=True)
+    ends = slope * sp.sign(rho)
+    return Residue(std, *sp.Add.make_args(rest), ends, -ends * sine**2 / (1 + sp.Abs(rho)))
+
+
+def densities_parted(formula: sp.Expr) -> sp.Expr:
+    """`formula` with the exponents of normal densities of two Gaussians, -(x^2 + y^2 - 2 rho x y)/(2 w^2), as `PairExponent`."""
+    swap = {part: sp.exp(_square_parted(part.args[0])) for part in formula.atoms(sp.exp)}
+    return formula.xreplace({old: new for old, new in swap.items() if old != new})
+
+
+def _square_parted(exponent: sp.Expr) -> sp.Expr:
+    sines = [s for s in exponent.free_symbols if s.name.startswith("w_")]
+    if len(sines) != 1:
+        return exponent
+    (sine,) = sines
+    rho = sp.Symbol(sine.name.replace("w", "rho"), real=True)
+    addends = sp.Add.make_args(sp.expand(exponent))
+    steep = sp.Add(*(a * sine**2 for a in addends if a.as_powers_dict().get(sine) == -2))
+    slope = steep.coeff(rho)
+    squares = sp.Add.make_args(steep - slope * rho)
+    if len(squares) != 2 or sp.Add(*squares).has(rho) or slope == 0:
+        return exponent
+    x, y = (sp.sqrt(-2 * a) for a in squares)
+    turn = sp.simplify(slope / (x * y))
+    if turn not in (1, -1) or not (x.is_positive and y.is_positive):
+        return exponent
+    rest = sp.Add(*(a for a in addends if a.as_powers_dict().get(sine) != -2))
+    return rest + PairExponent(x, turn * y, rho, sine)
 
 
 def cdf(mean: sp.Expr, std: sp.Expr) -> sp.Expr:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import sympy as sp
 
 from ntk_rules import special
-from ntk_rules.functions import to_jax
+from ntk_rules.functions import differences_kept, to_jax
 from ntk_rules.pieces import Piece
 from ntk_rules.roundings import rounding_of
 
@@ -48,8 +48,9 @@ class Piecewise:
     def __init__(self, pieces: tuple[Piece, ...], z: sp.Symbol, parameters: tuple[sp.Symbol, ...]):
         self.pieces, self.z, self.parameters = pieces, z, parameters
         self.kinks = [to_jax(p.low, parameters) for p in pieces[1:]]
-        self.functions = [to_jax(p.expr, (z, *parameters)) for p in pieces]
-        self.roundings = [rounding_of(p.expr, (z, *parameters)) for p in pieces]
+        written = [differences_kept(p.expr) for p in pieces]
+        self.functions = [to_jax(expr, (z, *parameters)) for expr in written]
+        self.roundings = [rounding_of(expr, (z, *parameters)) for expr in written]
 
     def mapped(self, change: Callable[..., Callable[..., jax.Array]]) -> Piecewise:
         """The same kinks with every piece changed by `change`."""

@@ -27,8 +27,10 @@ class Piece:
     expr: sp.Expr
 
 
-def has_kinks(expr: sp.Expr) -> bool:
-    """True when `expr` has a function with kinks in it."""
+def has_kinks(expr: sp.Expr, z: sp.Symbol | None = None) -> bool:
+    """True when `expr` has a function with kinks in it; with `z`, one of z (what has kinks in parameters alone is constant in z)."""
+    if z is not None:
+        return any(f.has(z) for f in expr.atoms(*KINKED)) or any(f.kinks and f.has(z) for f in expr.atoms(Opaque))
     return expr.has(*KINKED) or any(f.kinks for f in expr.atoms(Opaque))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import sympy as sp
 
+from ntk_rules.pieces import has_kinks
 from ntk_rules.steps import canonical_kinks
 from ntk_rules.terms import Term, differentiate, differentiate_parameter
 
@@ -32,6 +33,9 @@ class Question:
     signs: tuple[bool, ...]  # of the parameters: True where the caller declared it positive
     independent: frozenset[tuple[int, int]]
     tolerance: float | None
+    written: sp.Expr | None = (
+        None  # expr as it was given, with its values at kinks; None where it has none, and of derivatives
+    )
 
     @property
     def parameters(self) -> int:
@@ -55,8 +59,10 @@ def canonical(
     names = {p: _parameter_symbol(k, sign) for k, (p, sign) in enumerate(zip(parameters, signs, strict=True))}
     moves = means or (sp.S.Zero,) * len(zs)
     arguments = {g: z + sp.sympify(m).xreplace(names) for g, z, m in zip(gaussians, zs, moves, strict=True)}
-    standard = canonical_kinks(expr.xreplace({**names, **arguments}), zs)
-    return Question(standard, None, len(zs), signs, independent, tolerance)
+    given = expr.xreplace({**names, **arguments})
+    standard = canonical_kinks(given, zs)
+    written = given if has_kinks(given) and not given.has(sp.DiracDelta) else None
+    return Question(standard, None, len(zs), signs, independent, tolerance, written)
 
 
 def cov_derivative(question: Question, entry: tuple[int, int]) -> Question | None:
@@ -66,9 +72,13 @@ def cov_derivative(question: Question, entry: tuple[int, int]) -> Question | Non
     if question.terms is not None:
         first = [d for t in question.terms for d in differentiate(t, i)]
         second = [replace(d, coefficient=half * d.coefficient) for t in first for d in differentiate(t, j)]
-        return replace(question, expr=_second_derivative(question, entry), terms=tuple(second)) if second else None
+        return (
+            replace(question, expr=_second_derivative(question, entry), terms=tuple(second), written=None)
+            if second
+            else None
+        )
     expr = _second_derivative(question, entry)
-    return replace(question, expr=expr) if expr != 0 else None
+    return replace(question, expr=expr, written=None) if expr != 0 else None
 
 
 def _second_derivative(question: Question, entry: tuple[int, int]) -> sp.Expr | None:
@@ -97,6 +107,6 @@ def parameter_derivative(question: Question, k: int) -> Question | None:
     a = question.parameter_symbols()[k]
     if question.terms is not None:
         changed = tuple(d for t in question.terms for d in differentiate_parameter(t, a))
-        return replace(question, expr=None, terms=changed) if changed else None
+        return replace(question, expr=None, terms=changed, written=None) if changed else None
     expr = sp.diff(question.expr, a)
-    return replace(question, expr=expr) if expr != 0 else None
+    return replace(question, expr=expr, written=None) if expr != 0 else None

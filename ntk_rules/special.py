@@ -187,6 +187,21 @@ def exp_difference(x: jax.Array, y: jax.Array, difference: jax.Array) -> jax.Arr
     return -jnp.sign(difference) * jnp.exp(jnp.maximum(x, y)) * jnp.expm1(-jnp.abs(difference))
 
 
+def pair_exponent(x: jax.Array, y: jax.Array, r: jax.Array, w: jax.Array) -> jax.Array:
+    """-(x^2 + y^2 - 2 r x y)/(2 w^2) with w = sqrt(1 - r^2); 0 where w is 0.
+
+    Near r = 1 these are three huge terms that cancel; -(x - y)^2/(2 w^2) - x y/(1 + r) is the same, and likewise near -1.
+
+    >>> round(float(pair_exponent(3.0, 3.0, 1.0, 1e-6)), 6)
+    -4.5
+    """
+    x, y, r, w = as_floats(x, y, r, w)
+    side = jnp.where(r < 0, -1, 1)
+    degenerate = w == 0
+    apart = (x - side * y) / jnp.where(degenerate, 1, w)
+    return jnp.where(degenerate, 0, -apart * apart / 2 - side * x * y / (1 + jnp.abs(r)))
+
+
 def residue(std: jax.Array, *addends: jax.Array) -> jax.Array:
     """The sum of `addends`, and 0 where `std` is 0 and the sum is no more than their rounding.
 

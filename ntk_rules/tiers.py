@@ -16,13 +16,14 @@ from ntk_rules.bases import Derivation
 from ntk_rules.coordinates import in_forms
 from ntk_rules.errors import NoRule
 from ntk_rules.evaluate import compile_formula, entries_read
-from ntk_rules.heads import differences_joined
+from ntk_rules.heads import densities_parted, differences_joined, means_parted
 from ntk_rules.kinked_plane import kinked_plane
 from ntk_rules.law import base_law
 from ntk_rules.many import plane, quasi_monte_carlo
 from ntk_rules.method import Declined, Method
 from ntk_rules.numeric import one_gaussian, two_separable
 from ntk_rules.parse import Unparsed, parse
+from ntk_rules.points import as_written
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.ranges import kept_accurate
 from ntk_rules.rules import total
@@ -49,7 +50,7 @@ def _rewritten(question: Question) -> Method:
     formula = total(list(terms), base_law(question.gaussians, question.independent), work)
     if formula is None:
         raise Declined("no base case for what is left of the normal form")
-    joined = tidy_formula(differences_joined(formula))
+    joined = densities_parted(means_parted(tidy_formula(differences_joined(formula))))
     evaluate, once = (compile_formula(joined, question.parameter_symbols(), together) for together in (False, True))
     formula = tidy_formula(formula)
     return Method("closed form", entries_read(formula), evaluate, tuple(work.steps), formula, once=once, terms=terms)
@@ -61,7 +62,11 @@ def tidy_formula(formula: sp.Expr) -> sp.Expr:
 
 
 def choose(question: Question) -> Method:
-    """The first tier that answers; NoRule with every tier's reason when none does."""
+    """The first tier that answers, jumps of arguments that cannot move as F is written; NoRule with every tier's reason when none does."""
+    return as_written(question, _first(replace(question, written=None)), choose)
+
+
+def _first(question: Question) -> Method:
     reasons = []
     for name, tier in TIERS:
         try:
@@ -80,7 +85,7 @@ def independence(question: Question) -> Method:
     if len(blocks) < 2:
         raise Declined("the factors do not separate")
     try:
-        methods = [choose(replace(question, expr=sp.Mul(*block))) for block in blocks]
+        methods = [_first(replace(question, expr=sp.Mul(*block))) for block in blocks]
     except NoRule as reason:
         raise Declined(f"a factor has no rule:\n{reason}") from None
 
@@ -137,7 +142,7 @@ def linearity(question: Question) -> Method:
     methods = []
     for _, part in parts:
         try:
-            methods.append(choose(part))
+            methods.append(_first(part))
         except NoRule as reason:
             reasons.append(str(reason))
             break

@@ -141,7 +141,9 @@ def _expected(
 ) -> Work[tuple[Operand, str]]:  # fmt: skip
     """One factor: its quantity as an operand, and the letters of its axes."""
     found = _derive(law, sides, tolerance)
-    if found.formula is not None and found.formula == 0:
+    if (
+        found.formula is not None and found.formula == 0 and not found.needs
+    ):  # what reads a variance jumps where that is zero
         return Operand(Zero(())), ""
     covariances, their_letters = [], []
     for i, j in found.needs:

@@ -5,12 +5,15 @@ There cancelling terms and means that are nothing but rounding show: 6 C_01/C_00
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sympy as sp
 
-from ntk_rules import expectation, explain
+from ntk_rules import expectation, explain, functions
 from ntk_rules.functions import to_jax
 
 from . import references
@@ -25,10 +28,20 @@ EVERYDAY = ("relu", "abs", "gelu", "gabor", "relu6", "sin")
 SLOW = ("hard tanh", "elu", "selu", "celu", "hard sigmoid", "hard swish", "squared relu", "shifted erf", "leaky relu")
 
 
+def _exact(name: str) -> Callable[[sp.Expr], sp.Expr]:
+    """The function by expm1: exp(z) - 1 in double precision is off by 1e-10 at z = 1e-6, and the integral by 1e-11 with it."""
+    if not name.endswith("elu") or name in ("relu", "gelu", "squared relu", "leaky relu"):
+        return ACTIVATIONS[name]
+    return lambda z: ACTIVATIONS[name](z).replace(sp.exp, lambda x: functions.expm1(x) + 1)
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("name", [*EVERYDAY, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+@np.errstate(
+    over="ignore"
+)  # NumPy evaluates both branches of the reference: the exponential of the other side is not used
 def test_values_where_the_plane_is_a_line(name, dtype):
-    f, E = numpy_of(ACTIVATIONS[name]), expectation(ACTIVATIONS[name](u) * ACTIVATIONS[name](v), (u, v))
+    f, E = numpy_of(_exact(name)), expectation(ACTIVATIONS[name](u) * ACTIVATIONS[name](v), (u, v))
     assert E.tier == "closed form"
     value = jax.jit(E.value)
     for q in VARIANCES:

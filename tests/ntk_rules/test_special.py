@@ -145,3 +145,16 @@ def test_correlation_is_one_for_equal_entries_and_guards_zero():
     assert rho.tolist() == [0.0, 0.0] and w.tolist() == [1.0, 1.0]
     rho, _ = special.correlation(1.0, 1.0, 1.0 + 1e-12)
     assert float(rho) == 1.0
+
+
+def test_the_exponent_of_a_pair_keeps_its_digits() -> None:
+    """-(x^2 + y^2 - 2 r x y)/(2 w^2) from correlation -1 + 2^-50 to 1 - 2^-50, x = +-y among the points, against 50 digits."""
+    for r in (-1 + 2.0**-50, -0.6, 0.0, 0.3, 1 - 2.0**-50):
+        with mp.workdps(50):
+            square = 1 - mp.mpf(r) ** 2
+            w = float(mp.sqrt(square))
+            for x, y in ((3.0, 3.0), (3.0, -3.0), (-0.5, 2.0), (0.0, 1.0)):
+                want = -(mp.mpf(x) ** 2 + mp.mpf(y) ** 2 - 2 * mp.mpf(r) * x * y) / (2 * square)
+                got = float(special.pair_exponent(x, y, r, w))
+                assert abs(got - want) <= 1e-14 * (1 + abs(want)), (x, y, r)
+    assert float(special.pair_exponent(1.0, 2.0, 1.0, 0.0)) == 0.0
