@@ -42,7 +42,7 @@ class Layers:
         self, steps: Steps, names: Sequence[str], entries: int, cached: bool = True, refine: Refine | None = None
     ):
         self._steps, self._names, self._entries = steps, tuple(names), entries
-        self._cached, self._refine = cached, refine
+        self._cached, self.refine = cached, refine
         self._states = jax.jit(self._of_inputs, static_argnames="own")
         self._tile = Ahead(self._of_pairs, ("rows", "columns", "get"))
 
@@ -60,14 +60,14 @@ class Layers:
         """One tile."""
         (a, own1), (b, own2) = part(first, i, rows), part(second, j, columns)
         found = self._steps.pairs(a, b)
-        near = None if own1 is None or self._refine is None else self._refine.near(found[0], own1, own2)
+        near = None if own1 is None or self.refine is None else self.refine.near(found[0], own1, own2)
         marks = None if near is None else jnp.any(near, axis=0)
         return [found[self._names.index(name)] for name in get], marks
 
     def work(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> Work:
         """The matrices named by `get`."""
         sides = [x1] if x2 is None else [x1, x2]
-        refine = self._refine if "ntk" in get and float_dtype(x1) == np.float32 else None
+        refine = self.refine if "ntk" in get and float_dtype(x1) == np.float32 else None
         states = self._states(sides, hypers, own=refine is not None)
         names, at, ends = get if refine is None else self._names, np.int32(0), (states[0], states[-1])
 
@@ -82,7 +82,7 @@ class Layers:
         def again(kernels: list[np.ndarray], i: int, j: int, columns: np.ndarray) -> Pairs:
             some = kernels[0][:, columns]
             rows, at = np.nonzero(refine.near(some, own1[i : i + len(some)], own2[j + columns], np))
-            return refine.different(x1, sides[-1], Pairs(i + rows, j + columns[at]))
+            return refine.chosen(x1, sides[-1], Pairs(i + rows, j + columns[at]))
 
         return Work(names, tile, again, lambda pairs: {"ntk": refine.exact(x1, sides[-1], hypers, pairs)})
 
@@ -133,7 +133,12 @@ class Gram:
         if x[0].shape[0] == 0:
             empty = jnp.zeros((0, *self.shape, *self.shape), float_dtype(x))
             return empty, empty
-        return self._diagonal(x, hypers)
+        nngp, ntk = self._diagonal(x, hypers)
+        refine = self._layers.refine
+        if refine is not None and refine.of_positions and float_dtype(x) == np.float32:
+            every = np.arange(len(x[0]))
+            ntk = jnp.asarray(refine.exact(x, x, hypers, Pairs(every, every)))
+        return nngp, ntk
 
     def traced(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:
         """Inside jit, grad or vmap: rows in a loop where one block would be too large."""

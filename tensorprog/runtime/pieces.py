@@ -129,7 +129,7 @@ def _fill(
     if not len(marked):
         return None
     pairs = work.again([np.asarray(k) for k in kernels], start, at, marked)
-    mine = (pairs.i >= i) & (pairs.i < pairs.j if piece.symmetric and place.on_diagonal else True)
+    mine = (pairs.i >= i) & (pairs.i <= pairs.j if piece.symmetric and place.on_diagonal else True)
     return _Again(piece, work, Pairs(pairs.i[mine], pairs.j[mine])) if mine.any() else None
 
 

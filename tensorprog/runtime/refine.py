@@ -2,20 +2,21 @@
 
 A neural tangent kernel with kinked nonlinearities changes like the angle between two inputs where they nearly
 coincide, and a rounded cosine knows an angle only to half its digits. Such pairs are few, so computing them
-again costs little.
+again costs little. Of a kernel of positions an input with itself is one of them: each position meets itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.runtime.assembly import Pairs
+from tensorprog.runtime.assembly import Ahead, Pairs, at_once, cores
 from tensorprog.runtime.kernel import Hypers, Leaves
 from tensorprog.runtime.tiles import pairs_in_memory
 
@@ -31,16 +32,18 @@ class Refine:
 
     def __init__(self, rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]], entries: int):
         """rows: the kernels of the i-th with the i-th input. entries: of the largest array of a pair."""
-        self._rows = jax.jit(lambda x1, x2, hypers: rows(x1, x2, hypers)[1])
-        self._entries, self._angle = entries, ANGLE if entries == 1 else ANGLE_OF_POSITIONS
+        self._rows = Ahead(lambda x1, x2, hypers: rows(x1, x2, hypers)[1])
+        self._entries, self.of_positions = entries, entries > 1
+        self._angle = ANGLE_OF_POSITIONS if self.of_positions else ANGLE
 
     def near(self, nngp: Any, own1: Any, own2: Any, xp: Any = jnp) -> Any:
         """Which pairs are near, by their nngp and that of each input with itself. xp: NumPy or its equal in JAX."""
         return nngp > (1 - self._angle) * xp.sqrt(own1)[:, None] * xp.sqrt(own2)[None, :]
 
-    @staticmethod
-    def different(x1: Leaves, x2: Leaves, pairs: Pairs) -> Pairs:
-        """The pairs whose inputs are not the same: equal ones are exact as they are."""
+    def chosen(self, x1: Leaves, x2: Leaves, pairs: Pairs) -> Pairs:
+        """Of near pairs those that are not exact as they are: equal inputs are, unless different positions of theirs nearly coincide."""
+        if self.of_positions:
+            return pairs
         keep = np.zeros(len(pairs.i), bool)
         for a, b in zip(x1, x2, strict=True):
             first, second = np.asarray(a), np.asarray(b)
@@ -53,15 +56,27 @@ class Refine:
     def exact(self, x1: Leaves, x2: Leaves, hypers: Hypers, pairs: Pairs) -> np.ndarray:
         """The NTK of the pairs, rounded to float32."""
         found = np.empty(len(pairs.i), np.float32)
+        workers = cores()
+        share = 2 ** math.ceil(math.log2(math.ceil(len(found) / workers)))  # few sizes are compiled
+        size = min(CHUNK, pairs_in_memory(8 * self._entries * workers), share)
         with jax.enable_x64(True):
             wide = [[_widened(np.asarray(leaf)) for leaf in x] for x in (x1, x2)]
             values = {name: jnp.asarray(np.asarray(value), np.float64) for name, value in hypers.items()}
-            size = min(CHUNK, pairs_in_memory(8 * self._entries), 2 ** math.ceil(math.log2(len(found))))
-            for start in range(0, len(found), size):
-                chosen = np.minimum(np.arange(start, start + size), len(found) - 1)  # few sizes are compiled
-                inputs = [[jnp.asarray(leaf[k[chosen]]) for leaf in x] for x, k in zip(wide, pairs, strict=True)]
-                found[start : start + size] = np.asarray(self._rows(*inputs, values))[: len(found) - start]
+
+            def jobs() -> Iterator[Callable[[], tuple[int, np.ndarray]]]:
+                for start in range(0, len(found), size):
+                    chosen = np.minimum(np.arange(start, start + size), len(found) - 1)
+                    inputs = [[jnp.asarray(leaf[k[chosen]]) for leaf in x] for x, k in zip(wide, pairs, strict=True)]
+                    code = self._rows(*inputs, values)
+                    yield partial(_at, start, code, inputs, values)
+
+            for start, ntk in at_once(jobs(), workers):
+                found[start : start + size] = ntk[: len(found) - start]
         return found
+
+
+def _at(start: int, code: Callable[..., Any], inputs: list[Leaves], hypers: Hypers) -> tuple[int, np.ndarray]:
+    return start, np.asarray(code(*inputs, hypers))
 
 
 def _widened(array: np.ndarray) -> np.ndarray:

@@ -63,7 +63,7 @@ class ShardedGram(Gram):
         if refine is not None:
             own = [self.diagonal(x, hypers)[0] for x in (x1, other)]
             near = np.asarray(refine.near(found["nngp"], *own))
-            pairs = refine.different(x1, other, Pairs(*np.nonzero(near)))
+            pairs = refine.chosen(x1, other, Pairs(*np.nonzero(near)))
             if len(pairs.i):
                 found["ntk"] = found["ntk"].at[pairs.i, pairs.j].set(refine.exact(x1, other, hypers, pairs))
         kernels = [found[name] for name in get]
