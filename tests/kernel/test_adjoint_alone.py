@@ -219,7 +219,5 @@ def test_what_no_gradient_goes_through() -> None:
         order = jnp.sort(jnp.mean(relu(nn.dense(x)), axis=-1))
         return jnp.mean(relu(nn.dense(x) * order[:, None]))
 
-    with pytest.raises(
-        tp.UnsupportedError, match=r"a gradient through sort, of averages over the width\n  at test_adjoint"
-    ):
+    with pytest.raises(tp.UnsupportedError, match="a gradient through sort, of averages over the width"):
         tp.compile(ranked, np.zeros((2, 3)))
