@@ -29,7 +29,9 @@ class Way(Protocol):
 
 def refined(made: Functions) -> Refine | None:
     """What computes near pairs again, where a kernel in float32 needs it."""
-    return None if made.rows is None or made.shape or not made.kinks else Refine(made.rows, made.pair_entries)
+    return (
+        None if made.rows is None or made.shape or not made.kinks else Refine(made.rows, made.pair_entries, made.meets)
+    )
 
 
 class Layers:
@@ -135,7 +137,7 @@ class Gram:
             return empty, empty
         nngp, ntk = self._diagonal(x, hypers)
         refine = self._layers.refine
-        if refine is not None and refine.of_positions and float_dtype(x) == np.float32:
+        if refine is not None and refine.meets and float_dtype(x) == np.float32:
             every = np.arange(len(x[0]))
             ntk = jnp.asarray(refine.exact(x, x, hypers, Pairs(every, every)))
         return nngp, ntk

@@ -2,7 +2,7 @@
 
 A neural tangent kernel with kinked nonlinearities changes like the angle between two inputs where they nearly
 coincide, and a rounded cosine knows an angle only to half its digits. Such pairs are few, so computing them
-again costs little. Of a kernel of positions an input with itself is one of them: each position meets itself.
+again costs little. Where positions of one input meet, an input with itself is one of them: each position meets itself.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ CHUNK = 1024
 class Refine:
     """The NTK of chosen pairs in float64, by the kernel's function of pairs."""
 
-    def __init__(self, rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]], entries: int):
-        """rows: the kernels of the i-th with the i-th input. entries: of the largest array of a pair."""
+    def __init__(
+        self, rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]], entries: int, meets: bool
+    ):
+        """rows: the kernels of the i-th with the i-th input. entries: of the largest array of a pair. meets: do positions of one input
+        meet, so that it is not exact with itself?"""
         self._rows = Ahead(lambda x1, x2, hypers: rows(x1, x2, hypers)[1])
-        self._entries, self.of_positions = entries, entries > 1
-        self._angle = ANGLE_OF_POSITIONS if self.of_positions else ANGLE
+        self._entries, self.meets = entries, meets
+        self._angle = ANGLE if entries == 1 else ANGLE_OF_POSITIONS
 
     def near(self, nngp: Any, own1: Any, own2: Any, xp: Any = jnp) -> Any:
         """Which pairs are near, by their nngp and that of each input with itself. xp: NumPy or its equal in JAX."""
@@ -42,7 +45,7 @@ class Refine:
 
     def chosen(self, x1: Leaves, x2: Leaves, pairs: Pairs) -> Pairs:
         """Of near pairs those that are not exact as they are: equal inputs are, unless different positions of theirs nearly coincide."""
-        if self.of_positions:
+        if self.meets:
             return pairs
         keep = np.zeros(len(pairs.i), bool)
         for a, b in zip(x1, x2, strict=True):
