@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         print(report.one_line(row), file=sys.stderr, flush=True)
         report.write(out, result)
     print(f"wrote {out}.json and {out}.md", file=sys.stderr)
-    if out == RESULTS / "compare" and peer is not None:
+    if out.resolve() == (RESULTS / "compare").resolve() and peer is not None:
         report.write_readme(ROOT / "README.md", result)
     return int(any(report.complaints(row) for row in result["rows"]))
 
