@@ -159,7 +159,7 @@ def draw(results: list[dict[str, Any]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6))
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 5.8))
     for ax, key, label in zip(axes, ("seconds", "megabytes"), ("seconds", "MB beyond the start"), strict=True):
         for found in results:
             title = f"{GROWTHS[found['name']].title}: {found[f'{key} exponent']:.2f}"
@@ -167,7 +167,9 @@ def draw(results: list[dict[str, Any]]) -> None:
         ax.set_xlabel("size")
         ax.set_ylabel(label)
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=7, title="what grows: exponent", title_fontsize=7)
+        ax.legend(
+            fontsize=7, title="what grows: exponent", title_fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12)
+        )
     figure.tight_layout()
     figure.savefig(PICTURE, dpi=120)
     print(f"wrote {PICTURE}")
