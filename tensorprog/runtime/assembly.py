@@ -4,8 +4,8 @@ Three things set the speed of a large matrix on a CPU once its arithmetic is sho
 
 - Layers are many passes over the same arrays. Those of a tile stay in a core's cache from the first pass to the last.
 - Compilers run the operations of a loop one after the other. Tiles know nothing of each other: each core takes the next.
-- Fresh memory is handed out, and cleared, page by page. NumPy asks for large pages where the system has them, so a result of 64 MB
-  takes a quarter of the time to write; JAX takes over NumPy's memory as it is where it begins at a multiple of `ALIGNED` bytes.
+- Fresh memory is handed out, and cleared, page by page. NumPy asks for large pages where the system has them, which are quicker
+  to come by; JAX takes over NumPy's memory as it is where it begins at a multiple of `ALIGNED` bytes.
 
 On an accelerator the result stays there, and there is one worker, with tiles as large as memory allows.
 """
