@@ -6,6 +6,7 @@ A new function is one row of `MEANING` (and, when SymPy has no such function, on
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +43,39 @@ class stop_gradient(_Elementary):
 
     def fdiff(self, argindex: int = 1) -> sp.Expr:
         return sp.S.Zero
+
+
+class by_rule(sp.Function):
+    """by_rule(value, x, slope, ...): `value`, whose derivative in x is `slope` by a rule of its own, whatever the value's may be.
+
+    >>> x = sp.Symbol("x", real=True)
+    >>> sp.diff(by_rule(sp.sign(x), x, sp.S.One), x)
+    1
+    """
+
+    @classmethod
+    def eval(cls, value: sp.Expr, *rule: sp.Expr) -> sp.Expr | None:
+        return None if any(x.free_symbols for x in rule[::2]) else value
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        return self.args[argindex] if argindex % 2 == 0 else sp.S.Zero
+
+    def _eval_is_real(self) -> bool | None:
+        return self.args[0].is_real
+
+    def _latex(self, printer: Any) -> str:
+        return printer.doprint(self.args[0])
+
+
+@functools.lru_cache(maxsize=4096)
+def value_of(expr: sp.Expr) -> sp.Expr:
+    """`expr` without its marks for derivatives: what stop_gradient stops, and the values of functions with a rule of their own.
+
+    >>> x = sp.Symbol("x", real=True)
+    >>> value_of(stop_gradient(x) + by_rule(sp.sign(x), x, sp.S.One))
+    x + sign(x)
+    """
+    return expr.replace(stop_gradient, lambda x: x).replace(by_rule, lambda value, *_: value)
 
 
 class logistic(_Elementary):
@@ -181,7 +215,7 @@ MEANING: dict[type, Callable[..., jax.Array]] = {
     sp.atan2: jnp.arctan2, sp.erf: jsp.erf, sp.erfc: jsp.erfc, sp.erfinv: jsp.erfinv,
     sp.Abs: jnp.abs, sp.sign: jnp.sign, sp.floor: jnp.floor, sp.ceiling: jnp.ceil,
     sp.loggamma: jsp.gammaln, sp.digamma: jsp.digamma, sp.gamma: jsp.gamma,
-    sp.Heaviside: _heaviside, stop_gradient: lambda x: x, logistic: jax.nn.sigmoid, softplus: jax.nn.softplus,
+    sp.Heaviside: _heaviside, stop_gradient: lambda x: x, by_rule: lambda value, *_: value, logistic: jax.nn.sigmoid, softplus: jax.nn.softplus,
     log1p: jnp.log1p, expm1: jnp.expm1, sp.sinc: lambda x: jnp.sinc(x / jnp.pi),
     sp.StrictGreaterThan: jnp.greater, sp.GreaterThan: jnp.greater_equal, sp.StrictLessThan: jnp.less,
     sp.LessThan: jnp.less_equal, sp.Equality: jnp.equal, sp.Unequality: jnp.not_equal,

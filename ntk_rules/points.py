@@ -17,6 +17,7 @@ import sympy as sp
 from ntk_rules import special
 from ntk_rules.functions import Opaque
 from ntk_rules.method import Compute, Entry, Method
+from ntk_rules.pieces import KINKED
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.steps import canonical_kinks
 
@@ -125,7 +126,9 @@ Slopes = tuple[tuple[int, sp.Expr], ...]
 def _forms(standard: sp.Expr, written: sp.Expr, zs: Sequence[sp.Symbol]) -> dict[Slopes, list[sp.Expr]]:
     """The forms of one or two Gaussians that jumps are at, and the places (in numbers and parameters) of the form."""
     out: dict[Slopes, list[sp.Expr]] = {((i, sp.S.One),): [sp.S.Zero] for i, z in enumerate(zs) if written.has(z)}
-    for step in sorted(standard.atoms(sp.Heaviside), key=str):
+    mixed = [f for f in written.atoms(*KINKED) if sum(f.has(z) for z in zs) > 1]
+    parts = (standard, *(canonical_kinks(f, tuple(zs)) for f in mixed))  # steps whose product is zero are in no other
+    for step in sorted(set().union(*(part.atoms(sp.Heaviside) for part in parts)), key=str):
         argument = sp.expand(step.args[0])
         slopes = tuple((i, a) for i, z in enumerate(zs) if (a := argument.coeff(z)) != 0)
         if not 1 <= len(slopes) <= 2:

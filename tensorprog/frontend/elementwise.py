@@ -24,6 +24,17 @@ def _select(which: Expr, *cases: Expr) -> Expr:
     return sympy.Piecewise((cases[1], which), (cases[0], True))
 
 
+def _clamp(low: Expr, a: Expr, high: Expr) -> Expr:
+    """lax.clamp, whose slope at its bounds is 0."""
+
+    def above(x: Expr, y: Expr) -> Expr:
+        return sympy.Heaviside(x - y, 0)
+
+    slopes = {low: above(low, a) * above(high, low), a: above(a, low) * above(high, a), high: above(a, high)}
+    rule = [part for x, slope in slopes.items() if x.free_symbols for part in (x, slope)]
+    return nf.by_rule(sympy.Min(sympy.Max(a, low), high), *rule)
+
+
 def _to_number(x: Expr) -> Expr:
     boolean = isinstance(x, sympy.logic.boolalg.Boolean)
     return sympy.Piecewise((1, x), (0, True)) if boolean else x
@@ -46,7 +57,7 @@ ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "sign": lambda a: sympy.sign(a),
     "max": lambda a, b: sympy.Max(a, b),
     "min": lambda a, b: sympy.Min(a, b),
-    "clamp": lambda low, a, high: sympy.Min(sympy.Max(a, low), high),
+    "clamp": _clamp,
     "exp": lambda a, **_: sympy.exp(a),
     "exp2": lambda a, **_: sympy.exp(a * sympy.log(2)),
     "expm1": lambda a, **_: nf.expm1(a),

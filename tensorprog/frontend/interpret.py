@@ -21,6 +21,7 @@ from tensorprog.frontend.build import Refusal, to_var
 from tensorprog.frontend.logits import logits_refusal
 from tensorprog.frontend.moves import stack_steps, take_step
 from tensorprog.frontend.outputs import Output, average_of, output_of
+from tensorprog.frontend.own_rules import CUSTOM, with_own_slopes
 from tensorprog.frontend.params import Constant, Gaussian
 from tensorprog.frontend.primitives import RULES, elementwise
 from tensorprog.frontend.trace import Trace, from_library, source_of
@@ -375,20 +376,27 @@ def _has_code(eqn: Equation) -> bool:
 
 _CALLS = {
     "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat": "jaxpr",
-    "checkpoint": "jaxpr", "remat2": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "checkpoint": "jaxpr", "remat2": "jaxpr", **CUSTOM,
 }  # fmt: skip
 
 
 def _enter(eqn: Equation, values: Sequence[Value]) -> list[Value] | None:
     """Calls and loops are walked into; None for any other equation."""
     if eqn.primitive in _CALLS:
-        return run(_bodies(eqn, _CALLS[eqn.primitive]), values, eqn.source, eqn.wanted)
+        results = run(_bodies(eqn, _CALLS[eqn.primitive]), values, eqn.source, eqn.wanted)
+        return _with_own_slopes(eqn, values, results) if eqn.primitive in CUSTOM else results
     if eqn.primitive == "scan":
         return list(_scan(eqn, values))
     if eqn.primitive == "cond":
         return _cond(eqn, values)
     return None
+
+
+def _with_own_slopes(eqn: Equation, values: Sequence[Value], results: list[Value]) -> list[Value]:
+    try:
+        return with_own_slopes(eqn, values, results)
+    except Refusal as refusal:
+        raise refusal.at(eqn.primitive, eqn.source) from None
 
 
 def _bodies(eqn: Equation, key: str) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr]:

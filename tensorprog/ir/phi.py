@@ -76,12 +76,28 @@ class _Printer(StrPrinter):
     def _print_Float(self, expr: sympy.Float) -> str:
         return repr(float(expr))
 
+    def _print_by_rule(self, expr: nf.by_rule) -> str:
+        for name, make in _RULED.items():
+            if len(expr.args) == 3 and make(expr.args[1]) == expr:
+                return f"{name}({self._print(expr.args[1])})"
+        return self._print_Function(expr)
+
+
+# Functions of jax.nn whose rules of their own choose the slopes at the kinks; what they are called.
+_RULED: dict[str, Callable[[sympy.Expr], sympy.Expr]] = {
+    "relu": lambda x: nf.by_rule(sympy.Max(0, x), x, sympy.Heaviside(x, 0)),
+    "relu6": lambda x: nf.by_rule(sympy.Min(6, sympy.Max(0, x)), x, sympy.Heaviside(x, 0) * sympy.Heaviside(6 - x, 0)),
+}
+
 
 class _Magnitude(sympy.Function):
-    """|x| of a real number: SymPy's own asks of a square root in x whether it is real, and differentiates both parts."""
+    """|x| of a real number: SymPy's own asks of a square root in x whether it is real, and differentiates both parts.
+
+    The slope at 0 is 1, as JAX has it.
+    """
 
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        return sympy.sign(self.args[0])
+        return 2 * sympy.Heaviside(self.args[0], 1) - 1
 
 
 class _Direction(sympy.Function):
@@ -180,4 +196,4 @@ def _call(name: str, args: Sequence[sympy.Expr], text: str) -> sympy.Expr:
 @lru_cache(maxsize=1)
 def _functions() -> dict[str, Callable[..., sympy.Expr]]:
     known = {cls.__name__: cls for cls in (*nf.MEANING, *nf.FOLDED)}
-    return known | {"sqrt": sympy.sqrt, "Eq": sympy.Eq, "Ne": sympy.Ne}
+    return known | _RULED | {"sqrt": sympy.sqrt, "Eq": sympy.Eq, "Ne": sympy.Ne}

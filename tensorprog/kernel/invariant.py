@@ -141,6 +141,10 @@ def _of_expression(expr: sp.Expr, degrees: Mapping[sp.Symbol, sp.Expr | None]) -
             return degrees[expr]
         case sp.Integer() | sp.Float() | sp.Rational() | sp.NumberSymbol():
             return None if expr == 0 else sp.S.Zero
+        case sp.Piecewise():
+            for _, condition in expr.args:
+                _check_scale_free(condition, degrees)
+            return _common([_of_expression(value, degrees) for value, _ in expr.args])
     of = [_of_expression(a, degrees) for a in expr.args]
     match expr:
         case sp.Add() | sp.Max() | sp.Min() | sp.Abs():
@@ -154,3 +158,9 @@ def _of_expression(expr: sp.Expr, degrees: Mapping[sp.Symbol, sp.Expr | None]) -
     if all(d == 0 for d in of):
         return sp.S.Zero
     raise _NotHomogeneous
+
+
+def _check_scale_free(condition: sp.Basic, degrees: Mapping[sp.Symbol, sp.Expr | None]) -> None:
+    """A condition holds at all positive multiples or at none where it compares expressions of one degree."""
+    for part in condition.atoms(sp.core.relational.Relational):
+        _common([_of_expression(side, degrees) for side in part.args])

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Protocol
 
 import sympy
+from sympy.printing.latex import LatexPrinter
 
 from ntk_rules import Expectation
 from ntk_rules.constants import snap
@@ -243,7 +244,7 @@ class _Page:
         entries = ", ".join(f"C_{{{i}{j}}}" for i, j in law.needs)
         value = f" = {law.latex()}" if law.formula is not None else ""
         yield f"**E{number}** ({law.tier}; {_bound(law)})\n"
-        yield f"$$E_{{{number}}}({entries}) = \\mathbb{{E}}\\left[{sympy.latex(quantity.function)}\\right]{value}$$\n"
+        yield f"$$E_{{{number}}}({entries}) = \\mathbb{{E}}\\left[{_latex(quantity.function)}\\right]{value}$$\n"
         if law.steps:
             yield "- " + "\n- ".join(str(step) for step in law.steps) + "\n"
 
@@ -296,7 +297,7 @@ class _Page:
             case Nonlin() | Moment():
                 swap = {s: sympy.Symbol(self.name(x)) for s, x in zip(node.phi.vectors, node.xs, strict=True)}
                 swap |= {s: sympy.Symbol(self.name(x)) for s, x in zip(node.phi.parameters, node.thetas, strict=True)}
-                inner = sympy.latex(node.phi.expr.xreplace(swap))
+                inner = _latex(node.phi.expr.xreplace(swap))
                 return f"\\tfrac1n\\sum_\\alpha {inner}" if isinstance(node, Moment) else inner
         return f"\\operatorname{{{_text(getattr(node, 'primitive', type(node).__name__))}}}(\\ldots)"
 
@@ -429,7 +430,7 @@ def _number(value: float) -> str:
     exact = snap(float(value))
     if exact.is_Float and (fraction := Fraction(value)).denominator <= 10**6:
         exact = sympy.Rational(fraction.numerator, fraction.denominator)
-    return sympy.latex(exact)
+    return _latex(exact)
 
 
 def _sum(terms: list[tuple[str, str]]) -> str:
@@ -441,3 +442,17 @@ def _sum(terms: list[tuple[str, str]]) -> str:
 
 def _text(name: str) -> str:
     return name.replace("_", "\\_")
+
+
+class _Latex(LatexPrinter):
+    """Steps that say what they are where they jump: 1[x > 0], 1[x >= 0], and theta(x) for the one that is halfway."""
+
+    def _print_Heaviside(self, expr: sympy.Heaviside, exp: str | None = None) -> str:
+        relation = {0: ">", 1: r"\geq"}.get(expr.args[1])
+        inner = self._print(expr.args[0])
+        step = rf"\theta\left({inner}\right)" if relation is None else rf"\mathbf{{1}}_{{{inner} {relation} 0}}"
+        return step if exp is None or relation is not None else rf"\left({step}\right)^{{{exp}}}"
+
+
+def _latex(expr: sympy.Expr) -> str:
+    return _Latex().doprint(expr)

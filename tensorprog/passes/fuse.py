@@ -47,8 +47,8 @@ _MOST_ARGUMENTS = 16  # a function of more Gaussians has no hope of an expectati
 def fuse(program: Program, *, drop_zeros: bool = False, keep_means: bool = False) -> Program:
     """The same program with every nonlinearity a function of Gaussian variables.
 
-    drop_zeros: also replace parameters that start at zero by zero, and stopped gradients by what they stop (only after
-    the tangent program was taken). keep_means: leave the averages of Gaussian variables, which are zero in the limit but have
+    drop_zeros: also replace parameters that start at zero by zero, and functions with marks for their derivatives by their values (only
+    after the tangent program was taken). keep_means: leave the averages of Gaussian variables, which are zero in the limit but have
     gradients.
     """
     kept = program.weights if keep_means else tied_weights(program.nodes)
@@ -134,7 +134,7 @@ def _fused(node: Nonlin | Moment, known: _Known) -> Node:
 def _compose(node: Nonlin | Moment, inner: list[sympy.Expr], arguments: _Arguments) -> sympy.Expr:
     swap = dict(zip(node.phi.vectors, inner, strict=True))
     swap.update({s: arguments.theta(t) for s, t in zip(node.phi.parameters, node.thetas, strict=True)})
-    expr = _unstopped(node.phi.expr) if arguments.drop_zeros else node.phi.expr
+    expr = nf.value_of(node.phi.expr) if arguments.drop_zeros else node.phi.expr
     return _swapped(expr, tuple(swap.items()))
 
 
@@ -142,12 +142,6 @@ def _compose(node: Nonlin | Moment, inner: list[sympy.Expr], arguments: _Argumen
 def _symbol(name: str) -> sympy.Symbol:
     """A symbol of a function being made; the same in every layer, so that equal layers are worked out once."""
     return sympy.Symbol(name, real=True)
-
-
-@lru_cache(maxsize=4096)
-def _unstopped(expr: sympy.Expr) -> sympy.Expr:
-    """The value alone, once tangents are taken."""
-    return expr.replace(nf.stop_gradient, lambda x: x)
 
 
 @lru_cache(maxsize=4096)

@@ -18,6 +18,7 @@ from functools import lru_cache
 import mpmath
 import sympy
 
+from ntk_rules import functions as nf
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import Const, LinComb, MatMul, Moment, Node, Nonlin, Phi, PositionMap, Program, Weight
 from tensorprog.ir.phi import parameter
@@ -251,5 +252,5 @@ def _power(n: mpmath.mpf, power: Power) -> mpmath.mpf:
 
 @lru_cache(maxsize=4096)
 def _function(phi: Phi) -> Callable[..., mpmath.mpf]:
-    plain = phi.expr.replace(sympy.Heaviside, lambda x, *_: sympy.Piecewise((1, x > 0), (0, True)))
+    plain = nf.value_of(phi.expr).replace(sympy.Heaviside, lambda x, *_: sympy.Piecewise((1, x > 0), (0, True)))
     return sympy.lambdify((*phi.vectors, *phi.parameters), plain, "mpmath")

@@ -11,6 +11,7 @@ where the derivative does not exist. Unlike the pseudo-inverse of C it stays exa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import sympy
 
+from ntk_rules import functions as nf
 from ntk_rules.pieces import KINKED, has_kinks
 from ntk_rules.steps import canonical_kinks
 from tensorprog.errors import UnsupportedError, explain
@@ -182,7 +184,11 @@ def _function(expr: sympy.Expr, xs: list[Node], thetas: list[Node], like: Nonlin
 
 @lru_cache(maxsize=4096)
 def _derivative(phi: Phi, i: int, where: str) -> sympy.Expr:
-    """The derivative in one argument: that almost everywhere, and a delta function for each jump."""
+    """The derivative in one argument: that almost everywhere, and a delta function for each jump.
+
+    It is that of the values, whatever slopes the code gives to backpropagation.
+    """
+    phi = replace(phi, expr=nf.value_of(phi.expr))
     plain = phi.diff(i)
     if not has_kinks(phi.expr):
         return plain

@@ -18,6 +18,7 @@ from functools import lru_cache
 
 import sympy
 
+from ntk_rules import functions as nf
 from tensorprog.ir import LinComb, MatMul, Node, Nonlin, PositionMap, Weight, operands, topological
 
 __all__ = ["Facts", "Structure", "opposite", "parity_of", "tied_weights"]
@@ -154,6 +155,7 @@ def parity_of(expr: sympy.Expr, signs: tuple[bool | None, ...]) -> bool | None:
     if not any(signs) and None not in signs:
         return False
     odd = {f"z{i}": sign for i, sign in enumerate(signs)}
+    expr = nf.value_of(expr).replace(sympy.Heaviside, lambda x, *_: (1 + sympy.sign(x)) / 2)
     known: dict[sympy.Basic, bool | None] = {}
     for part in sympy.postorder_traversal(expr):
         if part.is_Symbol:

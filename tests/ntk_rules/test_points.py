@@ -117,3 +117,12 @@ def test_rows_of_either_kind_mapped_and_differentiated() -> None:
 
 def test_the_derivation_says_it() -> None:
     assert "at zero variance of z_0: the mean of 0" in explain(where(u > 0, 1, 0) * where(v > 0, 1, 0))
+
+
+def test_a_tie_of_two_where_both_have_stopped_to_differ() -> None:
+    """The two halves of the slope of max(relu u, relu v) add up at u = v, though their product is zero wherever u and v differ."""
+    up, down = (sp.Heaviside(s * (sp.Max(0, u) - sp.Max(0, v)), sp.Rational(1, 2)) for s in (1, -1))
+    both = expectation(sp.Heaviside(u, 0) * sp.Heaviside(v, 0) * up * down, (u, v))
+    assert abs(at(both, (1.0, 1.0, 1.0)) - 1 / 8) < 1e-14
+    assert at(both, (1.0, 0.5, 1.0)) == 0.0
+    assert at(both, (0.0, 0.0, 0.0)) == 0.0
