@@ -101,7 +101,7 @@ def signed_angle(r: jax.Array, w: jax.Array) -> jax.Array:
     -0.5236
     """
     r, w = as_floats(r, w)
-    return jnp.sign(r) * angle(w, jnp.abs(r))
+    return r * horner(_ACOS_FLOAT64 if is_double(r) else _ACOS_FLOAT32, 2 * w - 1)  # sign(r) angle(w, |r|)
 
 
 @jax.custom_jvp
@@ -130,10 +130,8 @@ def asin(x: jax.Array) -> jax.Array:
     0.0
     """
     (x,) = as_floats(x)
-    size = jnp.clip(jnp.abs(x), 0, 1)
-    # acos of the cosine: sin t = x, cos t = sqrt(1 - x^2), so small x loses nothing in angle(cos, sin).
-    other = jnp.sqrt((1 - size) * (1 + size))
-    return jnp.sign(x) * angle(other, size)
+    x = jnp.clip(x, -1, 1)
+    return signed_angle(x, jnp.sqrt((1 - x) * (1 + x)))
 
 
 @asin.defjvp
@@ -166,15 +164,14 @@ def correlation(q1: jax.Array, q2: jax.Array, c: jax.Array) -> tuple[jax.Array, 
     """
     q1, q2, c = as_floats(q1, q2, c)
     # each variance by itself: of a matrix of pairs, a root and a quotient for each input, not for each pair
-    rho = jnp.clip(c * _inverse_root(q1) * _inverse_root(q2), -1, 1)
-    rho = jnp.where(1 - jnp.abs(rho) < 4 * jnp.finfo(rho.dtype).eps, jnp.sign(rho), rho)
+    rho = c * _inverse_root(q1) * _inverse_root(q2)
+    rho = jnp.where(1 - jnp.abs(rho) < 4 * jnp.finfo(rho.dtype).eps, jnp.where(rho < 0, -1, 1), rho)
     return rho, jnp.sqrt((1 - rho) * (1 + rho))
 
 
 def _inverse_root(q: jax.Array) -> jax.Array:
     """1/sqrt(q), and 0 where q is not positive."""
-    positive = q > 0
-    return jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, q, 1)), 0)
+    return 1 / jnp.sqrt(jnp.where(q > 0, q, jnp.inf))
 
 
 def exp_difference(x: jax.Array, y: jax.Array, difference: jax.Array) -> jax.Array:

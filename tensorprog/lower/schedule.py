@@ -157,8 +157,21 @@ class _Sequence:
         for i, own in enumerate(self.wires):
             for k, (_, place) in enumerate(own):
                 self.places[i, k] = -1 if place is None else place
+        self.alive = self._alive()
         self._costly = np.cumsum([0, *(isinstance(q, (Expect, Factored, Shifts)) for q in quantities)])
         self._shielded = np.cumsum([0, *map(_shields, quantities)])
+
+    def _alive(self) -> np.ndarray:
+        """How many arrays of pairs are waiting to be read, before each operation."""
+        last = np.arange(len(self.quantities) + 1)
+        for i, own in enumerate(self.places):
+            last[own[own >= 0]] = i
+        ends = np.zeros(len(self.quantities) + 2, int)
+        for i, q in enumerate(self.quantities):
+            if _is_of_pairs(q):
+                ends[i + 1] += 1
+                ends[last[i] + 1] -= 1
+        return np.cumsum(ends)
 
     def repays(self, start: int, period: int, count: int) -> bool:
         """Is a loop of these groups better than its code written out? What is not costly is better fused."""
@@ -178,19 +191,21 @@ class _Sequence:
 
 
 def _longest_run(quantities: list[Quantity]) -> tuple[int, Loop] | None:
+    """The run whose loop saves most code. It is cut into groups where they hand the fewest arrays on to the next, which XLA copies."""
     sequence = _Sequence(quantities)
     best: tuple[int, int, Loop] | None = None
     for period in _candidates(sequence.kinds.tolist()):
         for start, length in sequence.runs(period):
-            if best is not None and length + 2 * period <= best[0]:
+            if best is not None and length + period <= best[0]:
                 continue
-            for shift in range(min(period, length)):
+            middle = sequence.alive[start + length // (2 * period) * period :]
+            for shift in sorted(range(min(period, length)), key=lambda s: middle[s]):
                 found = _loop(sequence, start + shift, period, (length - shift) // period + 1)
                 if found is not None:
                     begin, loop = found
-                    size = len(loop.groups) * period
-                    if best is None or size > best[0]:
-                        best = (size, begin, loop)
+                    saved = (len(loop.groups) - 1) * period
+                    if best is None or saved > best[0]:
+                        best = (saved, begin, loop)
                     break
     return None if best is None else (best[1], best[2])
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from numpy.polynomial.chebyshev import cheb2poly
 
-from ntk_rules.special import angle
+from ntk_rules.special import signed_angle
 from tensorprog.runtime.assembly import Ahead, Pairs
 from tensorprog.runtime.kernel import GET, Hypers, Leaves, float_dtype
 from tensorprog.runtime.operations import operations
@@ -173,7 +173,7 @@ def _tile(
         itself = i + np.arange(rows)[:, None] == j + np.arange(columns)
         cosine, near = jnp.where(itself, 1, cosine), jnp.where(itself, 0, near)
     cosine = lax.optimization_barrier(cosine)
-    place = angle(cosine, jnp.sqrt((1 - cosine) * (1 + cosine))) * (2 / math.pi) - 1
+    place = signed_angle(cosine, jnp.sqrt((1 - cosine) * (1 + cosine))) * (-2 / math.pi)  # from the angle's [0, pi] to [-1, 1]
     place = lax.optimization_barrier(place)
     kernels = [
         scale1[:, k, None] * scale2[:, k] * _sum(_terms(coefficients[k], basis1, basis2), place, in_powers)
