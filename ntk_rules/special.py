@@ -75,8 +75,7 @@ def horner(coefficients: tuple[float, ...], x: jax.Array) -> jax.Array:
 
 def reciprocal(x: jax.Array) -> jax.Array:
     """1/x, and 0 where x = 0: the symmetric limit taken at degenerate covariances."""
-    zero = x == 0
-    return jnp.where(zero, 0, 1 / jnp.where(zero, 1, x))
+    return 1 / jnp.where(x == 0, jnp.inf, x)
 
 
 def angle(r: jax.Array, w: jax.Array) -> jax.Array:
@@ -165,7 +164,7 @@ def correlation(q1: jax.Array, q2: jax.Array, c: jax.Array) -> tuple[jax.Array, 
     q1, q2, c = as_floats(q1, q2, c)
     # each variance by itself: of a matrix of pairs, a root and a quotient for each input, not for each pair
     rho = c * _inverse_root(q1) * _inverse_root(q2)
-    rho = jnp.where(1 - jnp.abs(rho) < 4 * jnp.finfo(rho.dtype).eps, jnp.where(rho < 0, -1, 1), rho)
+    rho = jnp.where(1 - jnp.abs(rho) < 4 * jnp.finfo(rho.dtype).eps, jnp.where(rho < 0, -1.0, 1.0), rho)
     return rho, jnp.sqrt((1 - rho) * (1 + rho))
 
 

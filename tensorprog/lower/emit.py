@@ -164,8 +164,34 @@ def _expect(q: Expect, args: list[jax.Array], context: Context) -> jax.Array:
         order = [own.index(c) for c in q.out if c in own]
         arg = arg if order == sorted(order) else jnp.transpose(arg, order)
         aligned.append((jnp.expand_dims(arg, missing) if arg.ndim and missing else arg).astype(context.dtype))
+    if not q.cross:
+        aligned = _met(q, aligned)
     value = q.expectation.value(aligned[: q.n_covariances], aligned[q.n_covariances :])
     return jnp.broadcast_to(value, q.shape).astype(context.dtype)
+
+
+def _met(q: Expect, aligned: list[jax.Array]) -> list[jax.Array]:
+    """The covariances of one input, with K[s, s] in the diagonal of K[s, t].
+
+    They come by different sums, and what those round differently would look like an angle between a position and itself.
+    """
+    entries = q.expectation.needs
+    place = {entry: k for k, entry in enumerate(entries)}
+    made = list(aligned)
+    for (i, j), k in place.items():
+        first, second = place.get((i, i)), place.get((j, j))
+        if i == j or first is None or second is None or q.operands[first] != q.operands[second]:
+            continue
+        parted = [(a, b) for a, b in zip(q.letters[first], q.letters[second], strict=True) if a != b]
+        if not parted or not all({a, b} <= set(q.letters[k]) for a, b in parted):
+            continue
+        same = np.array(True)
+        for a, b in parted:
+            at = {c: np.arange(q.shape[q.out.index(c)]) for c in (a, b)}
+            grid = {c: at[c].reshape([-1 if d == c else 1 for d in q.out]) for c in (a, b)}
+            same = same & (grid[a] == grid[b])
+        made[k] = jnp.where(same, aligned[first], aligned[k])
+    return made
 
 
 # ------------------------------------------------------------------------------------------ deterministic arrays

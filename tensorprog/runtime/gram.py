@@ -29,9 +29,7 @@ class Way(Protocol):
 
 def refined(made: Functions) -> Refine | None:
     """What computes near pairs again, where a kernel in float32 needs it."""
-    return (
-        None if made.rows is None or made.shape or not made.kinks else Refine(made.rows, made.pair_entries, made.meets)
-    )
+    return None if made.rows is None or made.shape or not made.kinks else Refine(made.rows, made.pair_entries)
 
 
 class Layers:
@@ -49,10 +47,10 @@ class Layers:
         self._tile = Ahead(self._of_pairs, ("rows", "columns", "get"))
 
     def _of_inputs(self, sides: list[Leaves], hypers: Hypers, own: bool) -> list[Any]:
-        """What pairs read, of one or two sets of inputs; with the first kernel of each input with itself, if `own`."""
+        """What pairs read, of one or two sets of inputs; with the kernels of each input with itself, if `own`."""
         counts = [len(x[0]) for x in sides]
         states = self._steps.states([jnp.concatenate(leaves) for leaves in zip(*sides, strict=True)], hypers)
-        both = states, self._steps.own(states)[0] if own else None
+        both = states, self._steps.own(states) if own else None
         starts = np.cumsum([0, *counts])
         return [jax.tree.map(lambda a: a[k : k + n], both) for k, n in zip(starts, counts, strict=False)]  # noqa: B023
 
@@ -62,7 +60,7 @@ class Layers:
         """One tile."""
         (a, own1), (b, own2) = part(first, i, rows), part(second, j, columns)
         found = self._steps.pairs(a, b)
-        near = None if own1 is None or self.refine is None else self.refine.near(found[0], own1, own2)
+        near = None if own1 is None or self.refine is None else self.refine.near(found[0], own1[0], own2[0])
         marks = None if near is None else jnp.any(near, axis=0)
         return [found[self._names.index(name)] for name in get], marks
 
@@ -79,14 +77,14 @@ class Layers:
 
         if refine is None:
             return Work(names, tile)
-        own1, own2 = (np.asarray(own) for _, own in ends)
+        (own1, ntk), (own2, _) = ([np.asarray(kernel) for kernel in own] for _, own in ends)
 
         def again(kernels: list[np.ndarray], i: int, j: int, columns: np.ndarray) -> Pairs:
             some = kernels[0][:, columns]
             rows, at = np.nonzero(refine.near(some, own1[i : i + len(some)], own2[j + columns], np))
-            return refine.chosen(x1, sides[-1], Pairs(i + rows, j + columns[at]))
+            return Pairs(i + rows, j + columns[at])
 
-        return Work(names, tile, again, lambda pairs: {"ntk": refine.exact(x1, sides[-1], hypers, pairs)})
+        return Work(names, tile, again, lambda pairs: {"ntk": refine.mended(x1, sides[-1], ntk, hypers, pairs)})
 
     def _inputs_at_once(self, x: Leaves, hypers: Hypers) -> int:
         """Of how many inputs what pairs read fits into the bound of memory."""
@@ -135,12 +133,7 @@ class Gram:
         if x[0].shape[0] == 0:
             empty = jnp.zeros((0, *self.shape, *self.shape), float_dtype(x))
             return empty, empty
-        nngp, ntk = self._diagonal(x, hypers)
-        refine = self._layers.refine
-        if refine is not None and refine.meets and float_dtype(x) == np.float32:
-            every = np.arange(len(x[0]))
-            ntk = jnp.asarray(refine.exact(x, x, hypers, Pairs(every, every)))
-        return nngp, ntk
+        return self._diagonal(x, hypers)
 
     def traced(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:
         """Inside jit, grad or vmap: rows in a loop where one block would be too large."""

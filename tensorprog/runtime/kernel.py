@@ -79,8 +79,7 @@ class Functions:
     array of a pair.
     steps: the block in two steps, where it falls into them.
     rows: (x1, x2, hypers) -> (nngp, ntk) of the i-th with the i-th input, where there is such a function. kinks: are there
-    functions with kinks? meets: do positions of one input meet in them? draws: are random points drawn for every block, so that
-    blocks should be large?
+    functions with kinks? draws: are random points drawn for every block, so that blocks should be large?
     """
 
     block: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]]
@@ -90,7 +89,6 @@ class Functions:
     steps: Steps | None = None
     rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]] | None = None
     kinks: bool = False
-    meets: bool = False
     draws: bool = False
 
 
@@ -196,14 +194,8 @@ def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -
         of_one = jax.vmap(lambda leaves: lowered.state(leaves, hypers, live))
         return jax.vmap(lambda a, b: lowered.pair(a, b, live))(of_one(x1), of_one(x2))
 
-    kinked = [q for q in graph.nodes if isinstance(q, Expect) and has_kinks(q.function)]
-    meets = any(_of_two_positions(q) for q in kinked if not q.cross)
-    return Functions(block, diagonal, graph.shape, entries, two, rows, bool(kinked), meets, draws(graph.nodes))
-
-
-def _of_two_positions(q: Expect) -> bool:
-    """Has it an axis that one of its covariances lacks, as K[s, t] has beside K[s, s]?"""
-    return any(set(letters) - {"1"} < set(q.out) for letters in q.letters[: q.n_covariances])
+    kinked = any(isinstance(q, Expect) and has_kinks(q.function) for q in graph.nodes)
+    return Functions(block, diagonal, graph.shape, entries, two, rows, kinked, draws(graph.nodes))
 
 
 def check_get(get: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 A neural tangent kernel with kinked nonlinearities changes like the angle between two inputs where they nearly
 coincide, and a rounded cosine knows an angle only to half its digits. Such pairs are few, so computing them
-again costs little. Where positions of one input meet, an input with itself is one of them: each position meets itself.
+again costs little. Equal inputs have the kernel of an input with itself, which is exact.
 """
 
 from __future__ import annotations
@@ -30,31 +30,23 @@ CHUNK = 1024
 class Refine:
     """The NTK of chosen pairs in float64, by the kernel's function of pairs."""
 
-    def __init__(
-        self, rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]], entries: int, meets: bool
-    ):
-        """rows: the kernels of the i-th with the i-th input. entries: of the largest array of a pair. meets: do positions of one input
-        meet, so that it is not exact with itself?"""
+    def __init__(self, rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]], entries: int):
+        """rows: the kernels of the i-th with the i-th input. entries: of the largest array of a pair."""
         self._rows = Ahead(lambda x1, x2, hypers: rows(x1, x2, hypers)[1])
-        self._entries, self.meets = entries, meets
+        self._entries = entries
         self._angle = ANGLE if entries == 1 else ANGLE_OF_POSITIONS
 
     def near(self, nngp: Any, own1: Any, own2: Any, xp: Any = jnp) -> Any:
         """Which pairs are near, by their nngp and that of each input with itself. xp: NumPy or its equal in JAX."""
         return nngp > (1 - self._angle) * xp.sqrt(own1)[:, None] * xp.sqrt(own2)[None, :]
 
-    def chosen(self, x1: Leaves, x2: Leaves, pairs: Pairs) -> Pairs:
-        """Of near pairs those that are not exact as they are: equal inputs are, unless different positions of theirs nearly coincide."""
-        if self.meets:
-            return pairs
-        keep = np.zeros(len(pairs.i), bool)
-        for a, b in zip(x1, x2, strict=True):
-            first, second = np.asarray(a), np.asarray(b)
-            for start in range(0, len(keep), CHUNK):
-                some = slice(start, start + CHUNK)
-                unlike = first[pairs.i[some]] != second[pairs.j[some]]
-                keep[some] |= unlike.reshape(len(unlike), -1).any(1)
-        return Pairs(pairs.i[keep], pairs.j[keep])
+    def mended(self, x1: Leaves, x2: Leaves, own: np.ndarray, hypers: Hypers, pairs: Pairs) -> np.ndarray:
+        """The NTK of near pairs. own: that of each of the first inputs with itself."""
+        found = own[pairs.i]
+        unlike = np.flatnonzero(_unlike(x1, x2, pairs))
+        if len(unlike):
+            found[unlike] = self.exact(x1, x2, hypers, Pairs(pairs.i[unlike], pairs.j[unlike]))
+        return found
 
     def exact(self, x1: Leaves, x2: Leaves, hypers: Hypers, pairs: Pairs) -> np.ndarray:
         """The NTK of the pairs, rounded to float32."""
@@ -76,6 +68,18 @@ class Refine:
             for start, ntk in at_once(jobs(), workers):
                 found[start : start + size] = ntk[: len(found) - start]
         return found
+
+
+def _unlike(x1: Leaves, x2: Leaves, pairs: Pairs) -> np.ndarray:
+    """Which pairs are of different inputs."""
+    found = np.zeros(len(pairs.i), bool)
+    for a, b in zip(x1, x2, strict=True):
+        first, second = np.asarray(a), np.asarray(b)
+        for start in range(0, len(found), CHUNK):
+            some = slice(start, start + CHUNK)
+            differs = first[pairs.i[some]] != second[pairs.j[some]]
+            found[some] |= differs.reshape(len(differs), -1).any(1)
+    return found
 
 
 def _at(start: int, code: Callable[..., Any], inputs: list[Leaves], hypers: Hypers) -> tuple[int, np.ndarray]:

@@ -61,11 +61,11 @@ class ShardedGram(Gram):
         names = get if refine is None else GET
         found = dict(zip(names, self._rows_of(x1, other, hypers, names), strict=True))
         if refine is not None:
-            own = [self.diagonal(x, hypers)[0] for x in (x1, other)]
-            near = np.asarray(refine.near(found["nngp"], *own))
-            pairs = refine.chosen(x1, other, Pairs(*np.nonzero(near)))
+            (own1, ntk), (own2, _) = (self.diagonal(x, hypers) for x in (x1, other))
+            pairs = Pairs(*np.nonzero(np.asarray(refine.near(found["nngp"], own1, own2))))
             if len(pairs.i):
-                found["ntk"] = found["ntk"].at[pairs.i, pairs.j].set(refine.exact(x1, other, hypers, pairs))
+                mended = refine.mended(x1, other, np.asarray(ntk), hypers, pairs)
+                found["ntk"] = found["ntk"].at[pairs.i, pairs.j].set(mended)
         kernels = [found[name] for name in get]
         return [_mirrored(k) for k in kernels] if x2 is None else kernels
 
