@@ -34,6 +34,7 @@ NEAR = {
 }  # 1 - |cosine| from which a rounded cosine tells an angle to 1e-6
 EQUAL = 1e-6  # range of log-norms that rounding makes
 CHUNK = 2**14  # pairs computed again at once
+COSTLY = 1e5  # operations of a pair by its layers, such as those of a sum over nodes in the plane
 
 
 class Interpolated:
@@ -109,16 +110,33 @@ class Interpolated:
         values = {name: jnp.asarray(np.asarray(value), np.float64) for name, value in hypers.items()}
         first = np.exp(u)[:, None] * np.array([1.0, 0.0])
         second = np.exp(v)[:, None] * np.stack([np.cos(t), np.sin(t)], 1)
-        if self._run is None:  # it runs once or twice: compiled without optimisation
-            place = [jax.ShapeDtypeStruct((AT_ONCE, 2), np.float64)]
-            traced = self._rows.trace(place, place, values)
-            self._cost = operations(traced.jaxpr) / AT_ONCE
-            self._run = traced.lower().compile(compiler_options={"xla_backend_optimization_level": 0})
+        if self._run is None:
+            self._run, self._cost = self._compiled(values)
+        size = _at_once(self._cost)
         found = []
-        for start in range(0, len(u), AT_ONCE):
-            at = np.minimum(np.arange(start, start + AT_ONCE), len(u) - 1)
+        for start in range(0, len(u), size):
+            at = np.minimum(np.arange(start, start + size), len(u) - 1)
             found.append(np.stack(self._run([jnp.asarray(first[at])], [jnp.asarray(second[at])], values)))
         return np.concatenate(found, axis=1)[:, : len(u)]
+
+    def _compiled(self, values: Hypers) -> tuple[Any, float]:
+        """The layers for some places at once, and what one costs. Where that is little they run a few times in no time, and are
+        compiled without optimisation."""
+
+        def traced(size: int) -> Any:
+            place = [jax.ShapeDtypeStruct((size, 2), np.float64)]
+            return self._rows.trace(place, place, values)
+
+        code = traced(AT_ONCE)
+        cost = operations(code.jaxpr) / AT_ONCE
+        if _at_once(cost) == AT_ONCE:
+            return code.lower().compile(compiler_options={"xla_backend_optimization_level": 0}), cost
+        return traced(_at_once(cost)).lower().compile(), cost
+
+
+def _at_once(cost: float) -> int:
+    """At how many places to compute layers of this cost together: of costly ones few are computed only to fill up a batch."""
+    return AT_ONCE if cost < COSTLY else AT_ONCE // 8
 
 
 def _cost(shape: tuple[int, ...]) -> float:

@@ -77,13 +77,16 @@ def make_series(sample: Samples, low: float, high: float, dtype: Any, homogeneou
     if scales is None:
         return None
     while norms <= MOST_NORMS and angles <= MOST_ANGLES:
-        place = [(low + high) / 2 + (high - low) / 2 * _nodes(norms)] * 2 + [(_nodes(angles) + 1) * (math.pi / 2)]
-        u, v, t = (a.ravel() for a in np.meshgrid(*place, indexing="ij"))
+        at, turns = (low + high) / 2 + (high - low) / 2 * _nodes(norms), (_nodes(angles) + 1) * (math.pi / 2)
+        i, j = np.triu_indices(norms)  # k(u, v, t) = k(v, u, t)
+        u, v, t = np.repeat(at[i], angles), np.repeat(at[j], angles), np.tile(turns, len(i))
         whole = Series(low, high, scales, np.ones((2, 1, 1, 1)))
-        values = sample(u, v, t) / (whole.scale(u) * whole.scale(v))
-        if not np.all(np.isfinite(values)):
+        half = (sample(u, v, t) / (whole.scale(u) * whole.scale(v))).reshape(2, len(i), angles)
+        if not np.all(np.isfinite(half)):
             return None
-        found = _transformed(values.reshape(2, norms, norms, angles))
+        values = np.empty((2, norms, norms, angles))
+        values[:, i, j] = values[:, j, i] = half
+        found = _transformed(values)
         size = np.abs(found)
         more_angles = size[..., -3:].max() > tolerance
         more_norms = norms > 1 and max(size[:, -1].max(), size[:, :, -1].max()) > tolerance
