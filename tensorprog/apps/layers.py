@@ -184,7 +184,8 @@ class Layers:
         assert self._tolerance is not None
         if not math.isfinite(late) or late > (1 + 5 * self._tolerance) * early:
             return Phase(math.nan, math.nan, math.nan, "divergent", math.inf, math.inf, math.inf)
-        chi, slope = (float((run[-1, 1] / run[2 * SAMPLED, 1]) ** (1 / (SAMPLED - 1))) for run in (own, pair))
+        growth = [run[-1, 1] / run[2 * SAMPLED, 1] if run[2 * SAMPLED, 1] else 0.0 for run in (own, pair)]
+        chi, slope = (float(max(0.0, g)) ** (1 / (SAMPLED - 1)) for g in growth)
         c = pair[2 * SAMPLED :, 0].mean() / math.sqrt(late * other[2 * SAMPLED :, 0].mean())
         name = "critical" if abs(chi - 1) < self._tolerance else "ordered" if chi < 1 else "chaotic"
         return Phase(late, min(1.0, c), chi, name, math.nan, scale_of(slope), scale_of(chi))

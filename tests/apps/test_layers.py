@@ -85,7 +85,7 @@ def layers(name: str, depth: int = 4) -> apps.Layers:
     return apps.Layers(lambda x: net(x, depth), jnp.zeros(shape))
 
 
-SLOW = ("perceptron", "pooled", "recurrent", "normed")
+SLOW = ("perceptron", "two streams", "pooled", "recurrent", "normed")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NETS])
