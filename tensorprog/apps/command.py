@@ -11,6 +11,7 @@ import os
 import runpy
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -235,7 +236,14 @@ def _kernel(name: str, shape: tuple[int, ...] | None) -> Any:
     if attribute not in found:
         names = ", ".join(k for k, v in found.items() if callable(v) and not k.startswith("_")) or "none"
         raise InputError(f"{file} has no {attribute!r}; functions in it: {names}")
-    return tp.compile(found[attribute], np.zeros(shape))
+    try:
+        return tp.compile(found[attribute], np.zeros(shape))
+    except (TensorprogError, MemoryError):
+        raise
+    except Exception as error:  # of the network's own code, of which a line is enough
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        where = f" at line {frames[-1].lineno}" if frames else ""
+        raise InputError(f"{name} fails{where}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

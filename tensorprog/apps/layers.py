@@ -69,7 +69,7 @@ class Layers:
         >>> layers.phase(x[0], x[1], weight_var=1.0).name
         'ordered'
         >>> round(layers.critical("weight_var", (1.0, 4.0), x[0]), 2)
-        2.14
+        1.29
     """
 
     def __init__(self, net: Any, example: Any = None, *, tolerance: float | None = None):
