@@ -57,9 +57,14 @@ class Phase:
         if self.name == "divergent":
             return "divergent: the variance grows without bound"
         return (
-            f"{self.name}: variance {self.q:.4g}, correlations go to {self.c:.4g}, chi = {self.chi:.6g}; depth scales: variance "
+            f"{self.name}: variance {_shown(self.q)}, correlations go to {_shown(self.c)}, chi = {self.chi:.6g}; depth scales: variance "
             f"{self.scale_q:.3g}, correlation {self.scale_c:.3g}, gradient {self.scale_gradient:.3g} layers"
         )
+
+
+def _shown(value: Any) -> str:
+    """A number, or an array of an output with axes."""
+    return f"{value:.4g}" if np.ndim(value) == 0 else np.array2string(np.asarray(value), precision=4, threshold=8)
 
 
 class Block:

@@ -40,6 +40,8 @@ __all__ = ["Layers"]
 
 TINY = 1e-10  # of what it was, a state that has decayed
 STEPS = 3000  # of plain iteration, which stays among covariances
+UNSETTLED = 1e-9  # a change per block, of the state, that is left after all these
+NEARLY = 1e-2  # |chi - 1| at such a state
 SAMPLED = 16  # blocks over which populations are averaged, after twice as many
 WHOLE = 200  # entries up to which all eigenvalues are computed
 
@@ -83,7 +85,7 @@ class Layers:
         tolerance = net.tolerance if tolerance is None else tolerance
         remake = not isinstance(net, tp.Kernel) or tolerance != net.tolerance
         self._tolerance, self._tree = tolerance, net._tree
-        self._kernel = tp.Kernel(net.program, net._tree, tolerance, net.method) if remake else net
+        self._kernel = tp.Kernel(net.program, net._tree, tolerance, getattr(net, "method", "auto")) if remake else net
         self._runs = _Runs(self._kernel)
         self.blocks = self._runs.blocks
 
@@ -143,7 +145,8 @@ class Layers:
 
         x1, x2: like the example input. Returns a `Phase`. Its q and c are of the network's output, after any number of blocks more: the
         variance of f(x1), and the correlation of f(x1) and f(x2); arrays where the output has axes. chi is the spectral radius of the
-        derivative of the map at the kernel of x1 with itself; the depth scales come from the map's slopes in the same way.
+        derivative of the map at the kernel of x1 with itself; the depth scales come from the map's slopes in the same way. Where the
+        state is a population they are means over blocks, with the error of sampling (scale_q is nan then, and c that after 48 blocks).
         """
         with precision():
             read = self._read(x1, x2, hypers)
@@ -161,7 +164,8 @@ class Layers:
         size = np.sqrt(q * q2)
         c = np.where(size > 0, np.minimum(1.0, covariance / np.where(size > 0, size, 1.0)), 1.0)
         number = lambda array: float(array) if np.ndim(array) == 0 else array
-        name = "critical" if abs(chi - 1) < CRITICAL else "ordered" if chi < 1 else "chaotic"
+        margin = NEARLY if own.slow else CRITICAL
+        name = "critical" if abs(chi - 1) < margin else "ordered" if chi < 1 else "chaotic"
         return Phase(number(q), number(c), chi, name, scale_of(own.slope()), scale_of(pair.chi()), scale_of(chi))
 
     def _sampled_phase(self, leaves1: Any, leaves2: Any, values: Any) -> Phase:
@@ -271,6 +275,11 @@ def _trained(program: Program, *, first: bool) -> Program:
         products = [node for node in program.nodes if isinstance(node, MatMul)]
         reads = {node.root.name for node in products if node.x.type.kind == "scalar"}
         moved &= reads - {node.root.name for node in products if node.x.type.kind == "vector"}
+        if not moved:
+            raise InputError(
+                "Layers: chi of a state that is a population is the growth of what the first layer's parameters move, and no parameter "
+                "reads the inputs alone\n  to mend: begin with a layer of weights of its own, nn.dense(x)"
+            )
     if all(bool(w.tangent_std) == (w.name in moved) for w in program.weights):
         return program
     new: dict[Any, Any] = {}
@@ -288,9 +297,8 @@ class _Settled:
     def __init__(self, run: Unrolled, leaves1: Any, leaves2: Any, values: Any):
         self._run = run
         state, self._known = run.begin(leaves1, leaves2, values)
-        self._count = run.found.blocks + len(
-            run.found.given[0]
-        )  # then what is read of the block before is the same too
+        # after some more blocks what they read of the block before is what they read themselves
+        self._count = run.found.blocks + len(run.found.given[0])
         for k in range(self._count):
             state, _ = run.advance(state, self._known, k)
         self._shapes = [np.shape(a) for a in state]
@@ -298,9 +306,17 @@ class _Settled:
         state, _ = run.repeat(state, self._known, STEPS, LARGEST, TINY)
         kept = [np.asarray(a) for a, moved in zip(state, run.tangent, strict=True) if not moved]
         self._zero = np.zeros(sum(math.prod(s) for s, moved in zip(self._shapes, run.tangent, strict=True) if moved))
-        self.at, self.diverges = _flat(kept), False
+        self.at, self.gap, self.diverges = _flat(kept), 0.0, False
         if self._size(state) > TINY * begun:
-            self.at, self.diverges = _settle(lambda v: self._step(v, self._zero)[0], self.at)
+            self.at, self.gap = _settle(lambda v: self._step(v, self._zero)[0], self.at)
+            size = np.abs(self.at).max()
+            grows = self.gap > UNSETTLED * size and np.abs(self._step(self.at, self._zero)[0]).max() > size
+            self.diverges = bool(not size < LARGEST or grows)
+
+    @property
+    def slow(self) -> bool:
+        """Does it still change, like a power of the depth, as at criticality?"""
+        return self.gap > UNSETTLED * float(np.abs(self.at).max(initial=0.0))
 
     def _size(self, state: list[Any]) -> float:
         kernels = [np.abs(a).max() for a, moved in zip(state, self._run.tangent, strict=True) if not moved]
@@ -341,9 +357,8 @@ class _Settled:
         step = 1e-4 * size
 
         def slope(v: np.ndarray) -> np.ndarray:
-            return (self._step(self.at + step * v, self._zero)[0] - self._step(self.at - step * v, self._zero)[0]) / (
-                2 * step
-            )
+            up, down = (self._step(self.at + sign * step * v, self._zero)[0] for sign in (1, -1))
+            return (up - down) / (2 * step)
 
         return _power(slope, self.at / size)
 
@@ -362,7 +377,7 @@ def _radius(linear: Callable[[np.ndarray], np.ndarray], start: np.ndarray) -> fl
 
 def _power(linear: Callable[[np.ndarray], np.ndarray], v: np.ndarray) -> float:
     """The largest eigenvalue that repeating a map from v shows."""
-    before = math.inf
+    before = size = math.inf
     for _ in range(500):
         v = linear(v)
         size = float(np.abs(v).max())
@@ -374,20 +389,18 @@ def _power(linear: Callable[[np.ndarray], np.ndarray], v: np.ndarray) -> float:
     return size
 
 
-def _settle(step: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The limit of iteration from near it, sped up along the slowest direction (Irons and Tuck 1969), and whether there is none."""
+def _settle(step: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> tuple[np.ndarray, float]:
+    """The limit of iteration from near it, sped up along the slowest direction (Irons and Tuck 1969), and the last change."""
     gap = math.inf
     for _ in range(STEPS // 30):
         one = step(x)
         two = step(one)
         first, second = one - x, two - one
         size, gap = float(np.abs(two).max(initial=0.0)), float(np.abs(second).max(initial=0.0))
-        if not math.isfinite(size) or size > LARGEST:
-            return two, True
-        if gap <= 1e-13 * size:
-            return two, False
+        if not size < LARGEST or gap <= 1e-13 * size:
+            return two, gap
         bend = second - first
         jump = two - second * float(second @ bend) / max(float(bend @ bend), 1e-300)
         closer = np.linalg.norm(second) < np.linalg.norm(first) and np.abs(jump - two).max() < 1e3 * gap
         x = jump if closer and np.abs(step(jump) - jump).max() < gap else two
-    return x, gap > 1e-9 * float(np.abs(x).max())
+    return x, gap

@@ -18,7 +18,8 @@ from itertools import chain
 
 import numpy as np
 
-from tensorprog.kernel.graph import Average, Combine, Expect, Quantity, Sampled, Tilted
+from tensorprog.ir import Input
+from tensorprog.kernel.graph import Average, Combine, Data, Expect, Quantity, Sampled, Tilted
 from tensorprog.lower.schedule import operands_of, signature
 
 __all__ = ["Place", "Recursion", "Vertex", "operands_at", "recursion", "vertices"]
@@ -139,13 +140,16 @@ class _Search:
         self.roots = roots
         order = vertices(roots)
         self.kinds = {v: (signature(v[0]), v[1]) for v in order}
-        self.plain: set[Vertex] = set()  # made of the inputs alone
+        self.plain: set[Vertex] = set()  # without layers: made of the inputs alone, or of no input at all
+        constant: set[Vertex] = set()
         self._levels: dict[Vertex, int] = {}
         self._alike: dict[object, list[Vertex]] = {}
         for v in order:
             below = operands_at(v)
             self._levels[v] = 1 + max((self._levels[o] for o in below), default=0)
-            if not isinstance(v[0], _COSTLY) and all(o in self.plain for o in below):
+            if all(o in constant for o in below) and not (isinstance(v[0], Data) and isinstance(v[0].node, Input)):
+                constant.add(v)
+            if v in constant or (not isinstance(v[0], _COSTLY) and all(o in self.plain for o in below)):
                 self.plain.add(v)
             if below:
                 self._alike.setdefault(self.kinds[v], []).append(v)
@@ -259,7 +263,9 @@ class _Builder:
             return None
         ended = self._ended()
         begun = set(vertices(self.starts.values()))
-        if ended is None or not all(v in self.search.plain or v in begun or not _layered(v, begun) for v in self.fixed):
+        if ended is None or not all(
+            v in self.search.plain or v in begun or not self._layered(v, begun) for v in self.fixed
+        ):
             return None
         before = {slot: n for n, slot in enumerate(slots)}
         after = tuple(
@@ -294,12 +300,17 @@ class _Builder:
                 if not self._follows(slot, seen):
                     return None
                 found.append(Place("state", list(self.starts).index(slot)))
-            elif any(_layered(v) for v in seen):
+            elif any(self._layered(v) for v in seen):
                 return None  # neither the state nor what stands in the inputs
             else:
                 found.append(Place("given", len(self.given)))
                 self.given.append(tuple(reversed(seen)))
         return tuple(found)
+
+    def _layered(self, vertex: Vertex, known: Collection[Vertex] = ()) -> bool:
+        """Has it layers in it that are not among those known?"""
+        inside = vertices([vertex], known.__contains__)
+        return any(isinstance(v[0], _COSTLY) and v not in self.search.plain for v in inside if v not in known)
 
     def _follows(self, slot: Slot, seen: Sequence[Vertex]) -> bool:
         """Do all blocks read an entry of the state where it is said to be? What the lowest reads is where it starts."""
@@ -313,7 +324,8 @@ class _Builder:
         slots = {slot: n for n, slot in enumerate(self.starts)}
         in_state = lambda v: v in self.below and self.below[v] in slots
         made: dict[Vertex, Place] = {}
-        ends, reads = [], []
+        ends: list[Vertex] = []
+        reads = []
         order = vertices(self.search.roots, lambda v: v in self.here or in_state(v))
         for v in order:
             if v in self.here:
@@ -331,11 +343,6 @@ class _Builder:
             tuple(reads),
             tuple(made[v] if v in made else self._place_of(v, last=True) for v in self.search.roots),
         )
-
-
-def _layered(vertex: Vertex, known: Collection[Vertex] = ()) -> bool:
-    """Has it layers in it that are not among those known?"""
-    return any(isinstance(v[0], _COSTLY) for v in vertices([vertex], known.__contains__) if v not in known)
 
 
 def _shape(vertex: Vertex) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from jax import lax
 
 from tensorprog.apps.recursion import Places, Recursion, operands_at, vertices
 from tensorprog.errors import InputError, explain
-from tensorprog.ir import Const, Input
+from tensorprog.ir import Const, Input, Node
 from tensorprog.kernel.graph import Data, Normals
 from tensorprog.lower.emit import Context, emit, real_dtype
 from tensorprog.lower.population import AllNormals, further_normals
@@ -41,7 +41,7 @@ class Unrolled:
         self._varies = [len({row[i] for row in rows}) > 1 for i in slots]
         self._emit_first = jax.jit(self._begin)
         self._step = jax.jit(self._one_step)
-        self.end = jax.jit(self._end)
+        self._finish = jax.jit(self._end)
         self._many_steps = jax.jit(self._repeated)
 
     def _contexts(
@@ -49,7 +49,7 @@ class Unrolled:
     ) -> dict[int | None, Context]:
         """What emitting reads, of either input and of the pair."""
         drawn = AllNormals(normals, dtype, None)
-        leaves = [dict(zip(self._inputs, x, strict=True)) for x in both] if both else [{}, {}]
+        leaves: list[dict[Node, Any]] = [dict(zip(self._inputs, x, strict=True)) for x in both] if both else [{}, {}]
         made: dict[int | None, Context] = {
             side: Context(leaves[side], hypers or {}, dtype, None, drawn) for side in (0, 1)
         }
@@ -94,8 +94,8 @@ class Unrolled:
                 raise InputError(
                     explain(
                         f"Layers: the kernels of more than {len(self.found.given)} blocks of this network",
-                        reason="what its blocks remember grows from one to the next (a weight that all steps share, in a state that gates carry "
-                        "on), so that no map takes one into the other",
+                        reason="what its blocks remember grows from one to the next (a weight that all steps share, in a state "
+                        "that gates carry on), so that no map takes one into the other",
                         mend="compile the network of more steps",
                     )
                 )
@@ -110,7 +110,7 @@ class Unrolled:
         values = {"here": here, "state": state, "fixed": fixed}
         return [values[p.kind][p.at] for p in self.found.state], (here, state, given)
 
-    def repeat(self, state: Arrays, known: Any, most: int, largest: float, tiny: float) -> tuple[Arrays, float]:
+    def repeat(self, state: Arrays, known: Any, most: int, largest: float, tiny: float) -> tuple[Arrays, jax.Array]:
         """Up to so many times the last block, until nothing changes any more, or all is larger or (than it was) smaller by so much; tangent
         kernels are left out. With it the last change."""
         fixed, rows = known
@@ -137,8 +137,12 @@ class Unrolled:
         _, state, gap = lax.while_loop(goes_on, step, (0, state, jnp.asarray(jnp.inf, begun.dtype)))
         return state, gap
 
-    def _end(self, known: Any, last: Any) -> Arrays:
-        values = {"here": last[0], "state": last[1], "given": last[2], "fixed": known[0]}
+    def end(self, known: Any, last: Any) -> Arrays:
+        """The roots, after the block that left `last`."""
+        return self._finish(known[0], last)
+
+    def _end(self, fixed: Arrays, last: Any) -> Arrays:
+        values = {"here": last[0], "state": last[1], "given": last[2], "fixed": fixed}
         values["end"] = self._emitted(self.found.ends, self.found.end_reads, values, "end")
         return [values[p.kind][p.at] for p in self.found.roots]
 

@@ -163,6 +163,40 @@ def test_growing_and_frozen_networks() -> None:
     assert not found.trajectory(*inputs((3,))).ntk.any()
 
 
+def test_outputs_with_axes_and_dropout() -> None:
+    """Noise enters variances, not covariances: the map of one vector has its formulas tested (Schoenholz et al. 2017, section 5)."""
+
+    def pixels(x: jax.Array) -> jax.Array:
+        for _ in range(3):
+            x = erf(nn.conv(x, 3, weight_var=2.0))
+        return nn.dense(x, features=1)
+
+    found = apps.Layers(pixels, jnp.zeros((4, 2))).phase(*inputs((4, 2)))
+    assert found.q.shape == found.c.shape == (4,) and str(found).startswith("chaotic: variance [")
+    np.testing.assert_allclose(found.q, found.q[::-1], rtol=1e-9)  # the fixed point has the symmetry of the padding
+
+    def dropped(x: jax.Array) -> jax.Array:
+        h = nn.dense(x)
+        for _ in range(4):
+            h = nn.dense(nn.dropout(erf(h), 0.2), weight_var=W, bias_var=0.05)
+        return nn.dense(h, features=1)
+
+    found, block = apps.Layers(dropped, jnp.zeros(3)).phase(*inputs((3,))), apps.Block(dropped, jnp.zeros(3)).phase()
+    for field in ("q", "c", "chi", "scale_q", "scale_c", "scale_gradient"):
+        np.testing.assert_allclose(getattr(found, field), getattr(block, field), rtol=1e-6)
+
+
+def test_critical_networks_settle_like_a_power() -> None:
+    """tanh with weights of variance 1 and no bias: the variance falls like 1 over the depth, and chi goes to 1."""
+
+    def critical(x: jax.Array) -> jax.Array:
+        for _ in range(4):
+            x = jnp.tanh(nn.dense(x))
+        return nn.dense(x, features=1)
+
+    assert apps.Layers(critical, jnp.zeros(3)).phase(*inputs((3,))).name == "critical"
+
+
 def carried(x: jax.Array, depth: int) -> jax.Array:
     """Nonlinear after the sum: the next state takes the whole law of this one."""
     h = nn.dense(x)
