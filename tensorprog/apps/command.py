@@ -90,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         "derive", _derive, "print the derivation of a network's kernels, as Markdown with LaTeX", "net", "shape", "text"
     )
     command("gram", _gram, "compute a kernel matrix", "net", "x", "x2", "get", "set", "float32", "quiet", "out")
-    command("predict", _predict, "predict by Gaussian-process regression, or with --get ntk by networks trained to the end (--noise penalises the way "
-            "of their parameters)",
+    command("predict", _predict, "predict by Gaussian-process regression, or with --get ntk by networks trained to the end (--noise "
+            "penalises the way of their parameters)",
             "net", "x", "y", "test", "noise", "diag_reg", "get", "set", "std", "out")  # fmt: skip
     command("check", _check, "sample networks of growing width and say whether they agree with the kernel",
             "net", "x", "widths", "samples", "set", "plot")  # fmt: skip

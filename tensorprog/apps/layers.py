@@ -52,7 +52,8 @@ class Layers:
     net: the kernel of a network (`tp.compile`, `tp.load`) with at least two equal layers or blocks before its readout, or a network, with an
     example input. tolerance: as for `tp.compile`; that of the kernel unless it is given.
 
-    blocks: how many equal blocks were found in a row; a network of one block more has one more. What comes before and after them, as the
+    blocks: how many equal blocks were found in a row; a network of one block more has one more. (A block may be several layers, where their
+    kernels repeat only after as many, as with skip connections over two.) What comes before and after them, as the
     first layer and the readout, is kept. What blocks read of the inputs again is, past the last one, what the last one read.
 
     Raises InputError where no step repeats.
@@ -263,7 +264,10 @@ def _refusal(graph: KernelGraph) -> InputError:
     if any(isinstance(q, (Sampled, Tilted)) for q in graph.nodes):
         reason = "an expectation over whole fields (batch norm, a softmax over positions) stands in it, which is not compared between layers"
     else:
-        reason = "no two layers in a row compute their kernels by the same operations, from the same of the inputs"
+        reason = (
+            "no two layers in a row compute their kernels by the same operations, from the same of the inputs, before an output that "
+            "reads the last of them alone"
+        )
     mend = "give a network of three equal layers or more before its readout; or the block itself, apps.Block(lambda h: nn.dense(jnp.tanh(h)))"
     return InputError(explain("Layers: no step of this network's kernels repeats", reason=reason, mend=mend))
 

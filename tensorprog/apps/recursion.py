@@ -12,6 +12,7 @@ their positions, means, tangent kernels, values of a population of neurons.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -117,11 +118,14 @@ def recursion(roots: Sequence[Vertex]) -> Recursion | None:
     search = _Search(roots)
     best: Recursion | None = None
     pairs: list[tuple[Vertex, Vertex]] = []
+    others = [(roots[0], v) for v in search.partners(roots[0])[:2]]  # one root may stand beside the layers of the other
     for above in search.tops:
         for below in search.partners(above):
-            found = search.recursion([(above, below)])
-            if found is not None and (best is None or found.size < best.size):
-                best, pairs = found, [(above, below)]
+            first = [(above, below)]
+            for tried in (first, *([*first, other] for other in others)):
+                found = search.recursion(tried)
+                if found is not None and (best is None or found.size < best.size):
+                    best, pairs = found, tried
     rest = None if best is None else list(reversed(best.ends))
     while best is not None and rest:  # what comes after the last block may be of the same kind as what is in it
         above = rest.pop(0)
@@ -157,7 +161,7 @@ class _Search:
 
     def partners(self, above: Vertex) -> list[Vertex]:
         """Quantities of the same kind from lower layers, the nearest first."""
-        lower = [v for v in self._alike[self.kinds[above]] if self._levels[v] < self._levels[above]]
+        lower = [v for v in self._alike.get(self.kinds[above], []) if self._levels[v] < self._levels[above]]
         return sorted(lower, key=lambda v: -self._levels[v])[:PARTNERS]
 
     def recursion(self, pairs: Sequence[tuple[Vertex, Vertex]]) -> Recursion | None:
@@ -312,6 +316,15 @@ class _Builder:
         inside = vertices([vertex], known.__contains__)
         return any(isinstance(v[0], _COSTLY) and v not in self.search.plain for v in inside if v not in known)
 
+    def _holds_layers(self, ends: Sequence[Vertex]) -> bool:
+        """Are there blocks after the last one, or read from before the first? A network of one more block would have one more of these
+        too, as where an output adds up readouts of all layers; then this is not its recursion."""
+        costly = lambda order: Counter(self.search.kinds[v] for v in order if isinstance(v[0], _COSTLY))
+        own = costly(self.block)
+        read = {o for v in ends for o in operands_at(v) if o not in self.search.plain and o not in self.here}
+        before = costly(o for o in read if o not in self.below and o not in ends)
+        return any(count > own[kind] > 0 for kind, count in costly(ends).items()) or any(own[kind] for kind in before)
+
     def _follows(self, slot: Slot, seen: Sequence[Vertex]) -> bool:
         """Do all blocks read an entry of the state where it is said to be? What the lowest reads is where it starts."""
         head, depth = slot
@@ -338,6 +351,8 @@ class _Builder:
                 reads.append(tuple(made[o] if o in made else self._place_of(o, last=True) for o in operands_at(v)))
             if v in self.below and not in_state(v):
                 return None
+        if self._holds_layers(ends):
+            return None
         return (
             tuple(ends),
             tuple(reads),

@@ -66,9 +66,18 @@ def normed(x: jax.Array, depth: int) -> jax.Array:
     return nn.dense(nn.global_avg_pool(h), features=1)
 
 
+def every_layer_read(x: jax.Array, depth: int) -> jax.Array:
+    h, out = nn.dense(x), jnp.zeros(())
+    for _ in range(depth):
+        h = nn.dense(erf(h), weight_var=W)
+        out = out + nn.dense(h, features=1)
+    return out
+
+
 NETS = {
     "perceptron": (perceptron, (3,)), "padded": (padded, (4, 2)), "pooled": (pooled, (4, 2)), "read again": (read_again, (3,)),
     "recurrent": (recurrent, (3,)), "two streams": (two_streams, (3,)), "short": (short, (3,)), "normed": (normed, (4, 2)),
+    "every layer read": (every_layer_read, (3,)),
 }  # fmt: skip
 
 
@@ -85,7 +94,7 @@ def layers(name: str, depth: int = 4) -> apps.Layers:
     return apps.Layers(lambda x: net(x, depth), jnp.zeros(shape))
 
 
-SLOW = ("perceptron", "two streams", "pooled", "recurrent", "normed")
+SLOW = ("perceptron", "read again", "two streams", "pooled", "recurrent", "normed")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NETS])
