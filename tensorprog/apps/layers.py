@@ -49,7 +49,7 @@ WHOLE = 200  # entries up to which all eigenvalues are computed
 class Layers:
     """The layers of a deep network, as a map of its kernels.
 
-    net: the kernel of a network (`tp.compile`, `tp.load`) with at least two equal layers or blocks before its readout, or a network, with an
+    net: the kernel of a network (`tp.compile`, `tp.load`) of three equal layers or more before its readout, or such a network with an
     example input. tolerance: as for `tp.compile`; that of the kernel unless it is given.
 
     blocks: how many equal blocks were found in a row; a network of one block more has one more. (A block may be several layers, where their
