@@ -17,6 +17,7 @@ from jax.scipy import special as jsp
 
 from ntk_rules import special
 from ntk_rules.detection import kinks_of
+from ntk_rules.heads import powered
 
 
 class _Elementary(sp.Function):
@@ -87,8 +88,8 @@ class logistic(_Elementary):
     def fdiff(self, argindex: int = 1) -> sp.Expr:
         return logistic(self.args[0]) * logistic(-self.args[0])
 
-    def _latex(self, printer: Any) -> str:
-        return rf"\operatorname{{sigmoid}}\left({printer.doprint(self.args[0])}\right)"
+    def _latex(self, printer: Any, exp: str | None = None) -> str:
+        return powered(rf"\operatorname{{sigmoid}}\left({printer.doprint(self.args[0])}\right)", exp)
 
 
 class softplus(_Elementary):

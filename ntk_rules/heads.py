@@ -11,14 +11,19 @@ from typing import Any
 import sympy as sp
 
 
+def powered(text: str, exponent: str | None) -> str:
+    """LaTeX of a function, or of a power of it: SymPy hands the exponent of a function to what prints the function."""
+    return text if exponent is None else rf"\left({text}\right)^{{{exponent}}}"
+
+
 class NormalCdf(sp.Function):
     """P(mean + std x > 0) for standard Gaussian x."""
 
     nargs = 2
 
-    def _latex(self, printer: Any) -> str:
+    def _latex(self, printer: Any, exp: str | None = None) -> str:
         mean, std = self.args
-        return rf"\Phi\left({printer.doprint(mean / std)}\right)"
+        return powered(rf"\Phi\left({printer.doprint(mean / std)}\right)", exp)
 
 
 class ScaledCdf(sp.Function):
@@ -26,9 +31,9 @@ class ScaledCdf(sp.Function):
 
     nargs = 4
 
-    def _latex(self, printer: Any) -> str:
+    def _latex(self, printer: Any, exp: str | None = None) -> str:
         k, mean, std, _ = self.args
-        return rf"e^{{{printer.doprint(k)}}} \Phi\left({printer.doprint(mean / std)}\right)"
+        return powered(rf"e^{{{printer.doprint(k)}}} \Phi\left({printer.doprint(mean / std)}\right)", exp)
 
 
 class Arcsine(sp.Function):
@@ -36,8 +41,8 @@ class Arcsine(sp.Function):
 
     nargs = 2
 
-    def _latex(self, printer: Any) -> str:
-        return rf"\arcsin\left({printer.doprint(self.args[0])}\right)"
+    def _latex(self, printer: Any, exp: str | None = None) -> str:
+        return powered(rf"\arcsin\left({printer.doprint(self.args[0])}\right)", exp)
 
 
 class BivariateCdf(sp.Function):
@@ -46,11 +51,11 @@ class BivariateCdf(sp.Function):
 
     nargs = 8
 
-    def _latex(self, printer: Any) -> str:
+    def _latex(self, printer: Any, exp: str | None = None) -> str:
         m1, s1, m2, s2, r, _, k, _ = self.args
         scale = rf"e^{{{printer.doprint(k)}}} " if k != 0 else ""
         inside = ", ".join(printer.doprint(x) for x in (m1 / s1, m2 / s2, r))
-        return rf"{scale}\Phi_2\left({inside}\right)"
+        return powered(rf"{scale}\Phi_2\left({inside}\right)", exp)
 
 
 class WaveCdf(sp.Function):
@@ -59,10 +64,10 @@ class WaveCdf(sp.Function):
 
     nargs = 6
 
-    def _latex(self, printer: Any) -> str:
+    def _latex(self, printer: Any, exp: str | None = None) -> str:
         k, phase, mean, shift, std, _ = self.args
         turn, inside = printer.doprint(k + sp.I * phase), printer.doprint((mean + sp.I * shift) / std)
-        return rf"\operatorname{{Re}}\left[e^{{{turn}}} \Phi\left({inside}\right)\right]"
+        return powered(rf"\operatorname{{Re}}\left[e^{{{turn}}} \Phi\left({inside}\right)\right]", exp)
 
 
 class ExpDifference(sp.Function):
@@ -103,8 +108,8 @@ class Residue(sp.Function):
     At correlation 1 a mean such as a - a C_01/C_00 decides between 0, 1/2 and 1, and must not be a unit of rounding.
     """
 
-    def _latex(self, printer: Any) -> str:
-        return printer.doprint(sp.Add(*self.args[1:]))
+    def _latex(self, printer: Any, exp: str | None = None) -> str:
+        return powered(printer.doprint(sp.Add(*self.args[1:])), exp)
 
 
 def residue(mean: sp.Expr, std: sp.Expr) -> sp.Expr:

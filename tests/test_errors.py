@@ -272,6 +272,7 @@ CALLS: list[tuple[Callable[[tp.Kernel], Any], str]] = [
     (lambda k: k(np.ones((2, 3), complex)), r"dtype complex128, expected real numbers"),
     (lambda k: k(np.array([["a", "b", "c"]])), r"dtype <U1, expected real numbers"),
     (lambda k: k([np.ones((2, 3))]), r"x1 has the structure"),
+    (lambda k: k([[1.0, 2.0, 3.0]]), r"a list of numbers is no array here, give np.asarray\(x1\)"),
     (lambda k: k(np.ones((2, 3)), w3=1.0), r"unknown argument 'w3'; this kernel's hyperparameters are: w2"),
     (lambda k: k(np.ones((2, 3)), w2=-1.0), r"hyperparameter 'w2' is -1.0"),
     (lambda k: k(np.ones((2, 3)), w2=np.nan), r"hyperparameter 'w2' is nan"),

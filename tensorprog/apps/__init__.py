@@ -10,6 +10,7 @@ from tensorprog.apps.depth import Block, Phase
 from tensorprog.apps.empirical import Empirical
 from tensorprog.apps.expansion import linearised, taylor
 from tensorprog.apps.functional import FunctionalDescent, Path, cross_entropy, square_loss
+from tensorprog.apps.layers import Layers
 from tensorprog.apps.learnability import Learnability, learnability
 from tensorprog.apps.posterior import (
     GaussianProcess,
@@ -24,7 +25,7 @@ from tensorprog.apps.sweeps import Spectra, spectra
 from tensorprog.apps.training import EarlyStop, Trained, Training
 
 __all__ = [
-    "Agreement", "Block", "Certificate", "EarlyStop", "Empirical", "FunctionalDescent", "GaussianProcess", "Learnability",
+    "Agreement", "Block", "Certificate", "EarlyStop", "Empirical", "FunctionalDescent", "GaussianProcess", "Layers", "Learnability",
     "MonteCarlo", "Path", "Phase", "Posterior", "Shaped", "Spectra", "Trained", "Training", "certify", "check", "cross_entropy",
     "learnability", "linearised", "log_marginal_likelihood", "marginal_likelihood_gradient", "monte_carlo",
     "shape_activation", "spectra", "speeds", "square_loss", "taylor",

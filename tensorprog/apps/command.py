@@ -11,6 +11,7 @@ import os
 import runpy
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         "derive", _derive, "print the derivation of a network's kernels, as Markdown with LaTeX", "net", "shape", "text"
     )
     command("gram", _gram, "compute a kernel matrix", "net", "x", "x2", "get", "set", "float32", "quiet", "out")
-    command("predict", _predict, "predict by Gaussian-process regression, or with --get ntk by the trained network's mean",
+    command("predict", _predict, "predict by Gaussian-process regression, or with --get ntk by networks trained to the end (--noise "
+            "penalises the way of their parameters)",
             "net", "x", "y", "test", "noise", "diag_reg", "get", "set", "std", "out")  # fmt: skip
     command("check", _check, "sample networks of growing width and say whether they agree with the kernel",
             "net", "x", "widths", "samples", "set", "plot")  # fmt: skip
@@ -112,7 +114,8 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "quiet": (("--quiet",), dict(action="store_true", help="no progress bar")),
     "noise": (("--noise",), dict(type=float, required=True, help="the variance of the noise in y")),
     "diag_reg": (("--diag-reg",), dict(type=float, default=0.0, help="added to the diagonal, as a multiple of its mean")),
-    "std": (("--std",), dict(metavar="FILE", help="also write the posterior's standard deviations here")),
+    "std": (("--std",), dict(metavar="FILE", help="also write standard deviations here: of the posterior, or with --get ntk "
+                "of trained networks over their initialisations")),
     "widths": (("--widths",), dict(nargs="+", type=int, help="growing (default: up to 512, as far as the work allows)")),
     "samples": (("--samples",), dict(type=int, default=256, help="networks at the largest width (default: 256)")),
     "plot": (("--plot",), dict(metavar="FILE.png", help="also draw the distances over the width")),
@@ -162,7 +165,7 @@ def _predict(given: Any) -> int:
     if given.std is None:
         _write(given.out, process.mean(test))
         return 0
-    found = process.predict(test)
+    found = process.trained(test) if given.get == "ntk" else process.predict(test)
     covariance = Grams(lambda *_, **__: [found.covariance], {})("", test)
     _write(given.out, found.mean)
     _write(given.std, np.sqrt(np.clip(np.diagonal(covariance), 0, None)))
@@ -233,7 +236,14 @@ def _kernel(name: str, shape: tuple[int, ...] | None) -> Any:
     if attribute not in found:
         names = ", ".join(k for k, v in found.items() if callable(v) and not k.startswith("_")) or "none"
         raise InputError(f"{file} has no {attribute!r}; functions in it: {names}")
-    return tp.compile(found[attribute], np.zeros(shape))
+    try:
+        return tp.compile(found[attribute], np.zeros(shape))
+    except (TensorprogError, MemoryError):
+        raise
+    except Exception as error:  # of the network's own code, of which a line is enough
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        where = f" at line {frames[-1].lineno}" if frames else ""
+        raise InputError(f"{name} fails{where}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

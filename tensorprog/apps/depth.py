@@ -29,7 +29,7 @@ from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.joint import JointKernel
 from tensorprog.runtime.call import KernelFunction
 
-__all__ = ["Block", "Phase"]
+__all__ = ["Block", "Phase", "bisected", "scale_of"]
 
 LARGEST = 1e12  # a variance beyond it diverges
 CRITICAL = 1e-6  # |chi - 1| below which a phase is called critical
@@ -57,9 +57,14 @@ class Phase:
         if self.name == "divergent":
             return "divergent: the variance grows without bound"
         return (
-            f"{self.name}: variance {self.q:.4g}, correlations go to {self.c:.4g}, chi = {self.chi:.6g}; depth scales: variance "
+            f"{self.name}: variance {_shown(self.q)}, correlations go to {_shown(self.c)}, chi = {self.chi:.6g}; depth scales: variance "
             f"{self.scale_q:.3g}, correlation {self.scale_c:.3g}, gradient {self.scale_gradient:.3g} layers"
         )
+
+
+def _shown(value: Any) -> str:
+    """A number, or an array of an output with axes."""
+    return f"{value:.4g}" if np.ndim(value) == 0 else np.array2string(np.asarray(value), precision=4, threshold=8)
 
 
 class Block:
@@ -171,7 +176,7 @@ class Block:
                     f"Block: positions that were alike are not so after the block: their covariances are from {low:.3g} to {high:.3g}",
                     reason="variance and correlation are then not two numbers: padding with zeros, pooling and masks treat positions "
                     "differently",
-                    mend='pad in a circle, nn.conv(.., padding="CIRCULAR"), or follow the network\'s kernels layer by layer with tp.joint',
+                    mend='pad in a circle, nn.conv(.., padding="CIRCULAR"), or follow the kernels of all positions, apps.Layers(net, example)',
                 )
             )
         return float(array.mean())
@@ -271,7 +276,7 @@ class Block:
         step = 1e-4 * q
         slope = (self.variance(q + step, **hypers) - self.variance(q - step, **hypers)) / (2 * step)
         slope_c = chi if c == 1.0 else self._slope(q, c, hypers)
-        return Phase(q, c, chi, name, _scale(slope), _scale(slope_c), _scale(chi))
+        return Phase(q, c, chi, name, scale_of(slope), scale_of(slope_c), scale_of(chi))
 
     def critical(self, name: str, between: tuple[float, float], *, start: float = 1.0, **hypers: float) -> float:
         """The value of the hyperparameter `name` at which chi = 1 at the fixed variance: a point of the critical line.
@@ -282,32 +287,36 @@ class Block:
             raise InputError(
                 f"critical: {name!r} is no hyperparameter; the block has: {', '.join(sorted(self.hypers))}"
             )
-        excess = lambda value: self._excess(start, {**hypers, name: value})
-        try:
-            low, high = (check_number(v, "between") for v in between)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"critical: between is {between!r}, expected two numbers") from None
-        at_low, at_high = excess(low), excess(high)
-        if at_low * at_high > 0:
-            raise InputError(
-                f"critical: chi - 1 is {at_low:.3g} at {name} = {low} and {at_high:.3g} at {high}, expected one of each sign"
-            )
-        for _ in range(60):
-            middle = (low + high) / 2
-            value = excess(middle)
-            if value * at_low > 0:
-                low = middle
-            else:
-                high = middle
-            if high - low < 1e-10 * max(1.0, abs(high)):
-                break
-        return (low + high) / 2
+        return bisected(lambda value: self._excess(start, {**hypers, name: value}), name, between)
 
     def _excess(self, start: float, hypers: dict[str, float]) -> float:
         q = self.fixed_variance(start, **hypers)
         return self.chi(max(q, 1e-10), **hypers) - 1 if math.isfinite(q) else math.inf
+
+
+def bisected(excess: Callable[[float], float], name: str, between: Any) -> float:
+    """Where chi - 1 changes its sign between two values of a hyperparameter."""
+    try:
+        low, high = (check_number(v, "between") for v in between)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"critical: between is {between!r}, expected two numbers") from None
+    at_low, at_high = excess(low), excess(high)
+    if at_low * at_high > 0:
+        raise InputError(
+            f"critical: chi - 1 is {at_low:.3g} at {name} = {low} and {at_high:.3g} at {high}, expected one of each sign"
+        )
+    for _ in range(60):
+        middle = (low + high) / 2
+        value = excess(middle)
+        if value * at_low > 0:
+            low = middle
+        else:
+            high = middle
+        if high - low < 1e-10 * max(1.0, abs(high)):
+            break
+    return (low + high) / 2
 
 
 def _first_crossing(step: Callable[[float], float], x: float) -> float:
@@ -338,7 +347,7 @@ def _check_correlation(c: Any) -> float:
     return number
 
 
-def _scale(slope: float) -> float:
+def scale_of(slope: float) -> float:
     """1 / |log slope|: after so many layers a perturbation has changed by e."""
     if slope <= 0:
         return 0.0

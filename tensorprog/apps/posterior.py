@@ -76,6 +76,26 @@ class GaussianProcess:
             self._targets.shaped(cross @ self._weights), self._grams.unflat(self._covariance(x, cross, noisy))
         )
 
+    def trained(self, x: Any) -> Posterior:
+        """Mean and covariance over initialisations of wide networks that were trained, of a process with get="ntk".
+
+        x: (M, *example). Each network is trained to the end on the sum of squared errors plus `noise` times the squared distance of
+        its parameters from where they began, which in the limit is regression with the NTK on what is left of y
+        (Hu, Li and Yu 2020, theorem 5.1); with noise towards 0 it is training on the square loss (Lee et al. 2019, equations 14 and 15 at t
+        = infinity). The spread needs both kernels, and is not the posterior covariance of `predict`. diag_reg counts as noise.
+
+        Raises InputError where get is not "ntk".
+        """
+        if self._get != "ntk":
+            raise InputError(
+                f"trained: get is {self._get!r}, expected GaussianProcess(.., get='ntk'): networks in training move by it"
+            )
+        cross, (nngp, prior) = self._grams("ntk", x, self._x), (self._grams("nngp", at) for at in (self._x, x))
+        weights = self._factor.solve(cross.T).T
+        once = weights @ self._grams("nngp", self._x, x)
+        spread = prior + weights @ nngp @ weights.T - once - once.T
+        return Posterior(self._targets.shaped(cross @ self._weights), self._grams.unflat(spread))
+
     def _covariance(self, x: Any, cross: np.ndarray, noisy: bool) -> np.ndarray:
         half = self._factor.half(cross.T)
         found = self._grams(self._get, x) - half.T @ half

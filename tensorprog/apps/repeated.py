@@ -112,7 +112,8 @@ def _refusal(reason: str) -> InputError:
         explain(
             "Block: the network has no block that repeats",
             reason=reason,
-            mend="give the block itself, as a function of a wide vector, apps.Block(lambda h: nn.dense(jnp.tanh(h)))",
+            mend="follow the kernels themselves, apps.Layers(net, example); or give the block itself, as a function of a wide vector, "
+            "apps.Block(lambda h: nn.dense(jnp.tanh(h)))",
         )
     )
 

@@ -17,7 +17,7 @@ from ntk_rules.sampling import SEED, SHIFTS, factor
 from tensorprog.kernel.graph import Average, Drawn, Factored, Normals, Recorded
 from tensorprog.lower.einsum import contract
 
-__all__ = ["AllNormals", "average", "drawn", "factored", "recorded"]
+__all__ = ["AllNormals", "average", "drawn", "factored", "further_normals", "recorded"]
 
 LEAST_SPARE = 4  # neurons for each dimension, below which whitening would tie them to each other
 MATMUL = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -46,6 +46,15 @@ class AllNormals:
             every = lax.optimization_barrier(jnp.stack(keys))  # or XLA works out all normals while it compiles
             self._made[q.shape] = lax.map(lambda key: _normals(key, shape, self._dtype), every)
         return self._made[q.shape][streams.index(q.stream)]
+
+
+@partial(jax.jit, static_argnames=("shape", "dtype"))
+def further_normals(stream: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
+    """The normals of a law that is no part of the graph, of the number `stream`; one compilation for all of them."""
+    key = jnp.stack(
+        [jnp.asarray(SEED * (SHIFTS + 1) + SHIFTS, jnp.uint32), stream.astype(jnp.uint32), *jnp.zeros(2, jnp.uint32)]
+    )
+    return _normals(key, shape, dtype)
 
 
 def _normals(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:

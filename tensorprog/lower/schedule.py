@@ -16,7 +16,7 @@ import numpy as np
 from tensorprog.ir import ArrayOp, LinComb, Moment, Node, Nonlin, PositionMap
 from tensorprog.kernel.graph import Data, Expect, Factored, Operand, Quantity, Ran, Shifts, Zero, quantities
 
-__all__ = ["Loop", "Read", "Step", "operands_of", "schedule"]
+__all__ = ["Loop", "Read", "Step", "operands_of", "schedule", "signature"]
 
 LEAST_GROUPS = 2  # a loop keeps XLA from computing one layer again inside the next, which two layers already repay
 LEAST_SHIELDED = 4  # shifts and sums over many orders do that by themselves; then a loop only saves code
@@ -97,7 +97,7 @@ def _in_levels(ordered: Sequence[Quantity], *, early: bool) -> list[Quantity]:
     """Sorted by level; equal operations keep one order in every level."""
     level = _levels(ordered, early=early)
     kinds: dict[Any, int] = {}
-    keys = {q: (level[q], kinds.setdefault(_signature(q), len(kinds)), i) for i, q in enumerate(ordered)}
+    keys = {q: (level[q], kinds.setdefault(signature(q), len(kinds)), i) for i, q in enumerate(ordered)}
     return sorted(ordered, key=keys.__getitem__)
 
 
@@ -149,7 +149,7 @@ class _Sequence:
         self.quantities = quantities
         places = {q: i for i, q in enumerate(quantities)}
         numbers: dict[Any, int] = {}
-        self.kinds = np.array([numbers.setdefault(_signature(q), len(numbers)) for q in quantities], int)
+        self.kinds = np.array([numbers.setdefault(signature(q), len(numbers)) for q in quantities], int)
         self.wires: list[list[Wire]] = [
             [(o, places.get(o.quantity) if o.side is None else None) for o in operands_of(q)] for q in quantities
         ]
@@ -295,7 +295,7 @@ def _shape(quantity: Quantity) -> tuple[int, ...]:
     return quantity.shape  # type: ignore[attr-defined]
 
 
-def _signature(quantity: Quantity) -> Any:
+def signature(quantity: Quantity) -> Any:
     """What an operation is, apart from which operands it reads."""
     skipped = ("operands", "node", "asked")
     own = tuple(getattr(quantity, f.name) for f in fields(quantity) if f.name not in skipped)

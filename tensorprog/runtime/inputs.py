@@ -28,8 +28,11 @@ def check_inputs(value: Any, argument: str, inputs: Sequence[Input], tree: Any) 
     """
     leaves, found = jax.tree.flatten(value)
     if found != tree:
+        shown = str(found) if len(str(found)) < 200 else f"{str(found)[:160]}.. of {len(leaves)} leaves"
+        numbers = isinstance(value, list) and all(np.ndim(leaf) == 0 for leaf in leaves)
         raise InputError(
-            f"kernel: {argument} has the structure {found}, expected {tree}, that of the example input the kernel was compiled with"
+            f"kernel: {argument} has the structure {shown}, expected {tree}, that of the example input the kernel was compiled with"
+            + (f"\n  to mend: a list of numbers is no array here, give np.asarray({argument})" if numbers else "")
         )
     arrays = [_leaf(leaf, argument, spec) for leaf, spec in zip(leaves, inputs, strict=True)]
     counts = {a.shape[0] for a in arrays}

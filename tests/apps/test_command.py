@@ -29,6 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "broken.py").write_text("1 / 0")
     np.save(tmp_path / "x.npy", x)
     (tmp_path / "exits.py").write_text("raise SystemExit(3)")
+    (tmp_path / "words.py").write_text("def net(x):\n    return 'a'\ndef divides(x):\n    return x / (1 // 0)\n")
     (tmp_path / "folder.npy").mkdir()
     (tmp_path / "cut.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:150])
     (tmp_path / "cut.tpk").write_bytes(b"PK")
@@ -51,6 +52,9 @@ def test_gram_and_predict(folder: Path) -> None:
     assert main([*given, "--out", "mean.csv", "--std", "std.npy"]) == 0
     expected = GaussianProcess(kernel(), x, y, noise=0.1).predict(test)
     np.testing.assert_allclose(np.loadtxt("mean.csv"), expected.mean, atol=1e-12)
+    np.testing.assert_allclose(np.load("std.npy"), np.sqrt(np.diagonal(expected.covariance)), atol=1e-12)
+    assert main([*given, "--get", "ntk", "--out", "mean.csv", "--std", "std.npy"]) == 0
+    expected = GaussianProcess(kernel(), x, y, noise=0.1, get="ntk").trained(test)  # of networks, not of a process
     np.testing.assert_allclose(np.load("std.npy"), np.sqrt(np.diagonal(expected.covariance)), atol=1e-12)
     assert not list(folder.glob(".tensorprog-*"))
 
@@ -96,6 +100,8 @@ def test_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("predict net.py:net x.npy test.csv test.csv --noise 1 --out m.npy", "y has shape (5, 3), expected (12,)"),
         ("info x.npy", "load:"),
         ("derive exits.py:net --shape 3", "exits.py cannot be run: SystemExit: 3"),
+        ("derive words.py:net --shape 3", "words.py:net fails: TypeError"),
+        ("derive words.py:divides --shape 3", "words.py:divides fails at line 4: ZeroDivisionError"),
         ("gram net.py:net x.npy --out folder.npy", "--out is 'folder.npy', which is a folder"),
         ("gram net.py:net cut.npy --out gram.npy", "'cut.npy' cannot be read"),
         ("gram net.py:net words.npy --out gram.npy", "has dtype <U1, expected an array of real numbers"),

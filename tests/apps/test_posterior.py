@@ -149,3 +149,21 @@ def test_singular_matrix_has_a_mend() -> None:
     with pytest.raises(tp.InputError, match="smallest eigenvalue"):
         apps.GaussianProcess(linear, x, np.ones(4), noise=0.0)
     apps.GaussianProcess(linear, x, np.ones(4), noise=0.0, diag_reg=1e-6)
+
+
+def test_spread_of_trained_networks() -> None:
+    """f0(x) + NTK(x, X) (NTK + noise)^-1 (y - f0(X)), a linear map of the Gaussian f0 at all points; without noise that of `Training`."""
+    x, y, test = data()
+    found = apps.GaussianProcess(kernel(), x, y, noise=0.3, get="ntk").trained(test)
+    with jax.enable_x64(True):
+        every = kernel()(np.concatenate([x, test]))
+    k, t = np.asarray(every.nngp), np.asarray(every.ntk)
+    n = len(x)
+    moves = np.hstack([-t[n:, :n] @ np.linalg.inv(t[:n, :n] + 0.3 * np.eye(n)), np.eye(len(test))])
+    np.testing.assert_allclose(found.covariance, moves @ k @ moves.T, atol=1e-12)
+    np.testing.assert_allclose(found.mean, -moves[:, :n] @ y, atol=1e-12)
+    end = apps.Training(kernel(), x, y).flow(np.inf, test)
+    found = apps.GaussianProcess(kernel(), x, y, noise=1e-11, get="ntk").trained(test)
+    np.testing.assert_allclose(found.covariance, end.covariance, atol=1e-8)
+    with pytest.raises(tp.InputError, match="get is 'nngp', expected GaussianProcess"):
+        apps.GaussianProcess(kernel(), x, y, noise=0.1).trained(test)

@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 import pytest
+import sympy
 
-from ntk_rules import faddeeva, special
+from ntk_rules import faddeeva, heads, special
+from ntk_rules.functions import logistic
 
 from . import references
 
+X, Y = sympy.symbols("x y")
 DTYPES = [np.float64, np.float32]
 EPS = {np.float64: 1e-15, np.float32: 3e-7}  # a few units in the last place of numbers of order one
 
@@ -158,3 +161,15 @@ def test_the_exponent_of_a_pair_keeps_its_digits() -> None:
                 got = float(special.pair_exponent(x, y, r, w))
                 assert abs(got - want) <= 1e-14 * (1 + abs(want)), (x, y, r)
     assert float(special.pair_exponent(1.0, 2.0, 1.0, 0.0)) == 0.0
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        logistic(X), heads.NormalCdf(X, Y), heads.ScaledCdf(X, Y, Y, X), heads.Arcsine(X, Y), heads.Residue(X, Y),
+        heads.BivariateCdf(X, Y, X, Y, X, Y, X, Y), heads.WaveCdf(X, Y, X, Y, X, Y),
+    ],
+)  # fmt: skip
+def test_latex_of_powers(head: sympy.Expr) -> None:
+    """SymPy asks a function to print its own exponent."""
+    assert sympy.latex(head) in sympy.latex(head**2) and sympy.latex(head**2).endswith("^{2}")
