@@ -80,9 +80,9 @@ class GaussianProcess:
         """Mean and covariance over initialisations of wide networks that were trained, of a process with get="ntk".
 
         x: (M, *example). Each network is trained to the end on the sum of squared errors plus `noise` times the squared distance of
-        its parameters from where they began, which in the limit is regression with the NTK on what is left of y
-        (Hu, Li and Yu 2020, arXiv:1905.11368); with noise towards 0 it is training on the square loss (Lee et al. 2019, equations 14 and 15 at t
-        = infinity). The spread needs both kernels, and is not the posterior covariance of `predict`. diag_reg counts as noise.
+        its parameters from where they began, which in the limit is regression with the NTK on what is left of y (Hu, Li and Yu 2020,
+        arXiv:1905.11368); with noise towards 0 it is training on the square loss (Lee et al. 2019, equations 14 and 15 at t = infinity).
+        The spread needs both kernels, and is not the posterior covariance of `predict`. diag_reg counts as noise.
 
         Raises InputError where get is not "ntk".
         """

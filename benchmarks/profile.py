@@ -1,0 +1,143 @@
+"""Where the time of a matrix goes: benchmarks/results/profile.md, the parts of warm calls beside what alone cannot be saved.
+
+    python -m benchmarks.profile                    # all cases, some minutes
+    python -m benchmarks.profile fc                 # those whose name begins so, printed only
+
+Of the cases whose targets are hardest. One thread, so that parts add up.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import tensorprog as tp
+from benchmarks import cases, study
+from benchmarks.worker_ours import network
+from tensorprog.runtime import pieces
+from tensorprog.runtime.assembly import HostMatrices
+
+OUT = study.RESULTS / "profile"
+NAMES = (
+    "fc-relu-d3", "fc-relu-d3-bias", "fc-relu-d20", "fc-relu-d20-bias", "fc-relu-d3-gram4000", "fc-relu-d20-gram4000", "fc-erf-d5",
+    "fc-erf-d5-gram4000", "cnn-flatten-8x8x1-gram100", "cnn-pool-8x8x1-gram40", "cnn-pool-16x16x3-gram16",
+)  # fmt: skip
+ROUNDS = 9
+PARTS = ("tiles", "other halves", "writing", "computed again", "the rest")
+
+
+@contextmanager
+def parts_of(seconds: dict[str, float]) -> Iterator[None]:
+    """Adds to `seconds` what the parts of every matrix take that is assembled within."""
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            made = jax.block_until_ready(function(*args, **kwargs))
+            seconds[name] += time.perf_counter() - start
+            return made
+
+        return call
+
+    fill = pieces._fill
+
+    def filled(made: Any, piece: Any, work: Any, code: Any, halves: Any, *rest: Any) -> Any:
+        return fill(made, piece, work, timed("tiles", code), halves and timed("other halves", halves), *rest)
+
+    with (
+        mock.patch.object(pieces, "_fill", filled),
+        mock.patch.object(pieces, "_mend", timed("computed again", pieces._mend)),
+        mock.patch.object(HostMatrices, "put", timed("writing", HostMatrices.put)),
+    ):
+        yield
+
+
+def measured(case: cases.Case) -> dict[str, Any]:
+    """Median seconds of a call in one thread and of its parts; and of one product of the inputs, tile by tile, and of copying two arrays
+    of the result's size into fresh memory."""
+    random = np.random.default_rng(case.seed)
+    inputs = [jnp.asarray(random.standard_normal((n, *case.shape)), jnp.float32) for n in (case.n1, case.n2) if n]
+    kernel = tp.compile(network(case), jax.ShapeDtypeStruct(case.shape, np.float32)).without("threads")
+    jax.block_until_ready(kernel(*inputs))
+    found: dict[str, list[float]] = defaultdict(list)
+    product, copy = _product(inputs), _copy(len(inputs[0]), len(inputs[-1]))
+    for _ in range(ROUNDS):
+        seconds: dict[str, float] = defaultdict(float)
+        start = time.perf_counter()
+        with parts_of(seconds):
+            jax.block_until_ready(kernel(*inputs))
+        whole = time.perf_counter() - start
+        for name in PARTS[:-1]:
+            found[name].append(seconds[name])
+        found["whole"].append(whole)
+        found["the rest"].append(whole - sum(seconds.values()))
+        for name, step in (("product", product), ("copy", copy)):
+            start = time.perf_counter()
+            step()
+            found[name].append(time.perf_counter() - start)
+    return {"case": case.title, **{name: float(np.median(values)) for name, values in found.items()}}
+
+
+def _product(inputs: list[jax.Array]) -> Callable[[], None]:
+    """The inner products of the inputs, in tiles that stay in the cache."""
+    x, y = (a.reshape(len(a), -1) for a in (inputs[0], inputs[-1]))
+    tile = jax.jit(partial(jnp.matmul, precision="highest"))
+    rows = [x[i : i + 512] for i in range(0, len(x), 512)]
+    columns = [y[i : i + 512].T for i in range(0, len(y), 512)]
+    half = len(inputs) == 1
+
+    def run() -> None:
+        for i, a in enumerate(rows):
+            for b in columns[i if half else 0 :]:
+                jax.block_until_ready(tile(a, b))
+
+    run()
+    return run
+
+
+def _copy(n1: int, n2: int) -> Callable[[], None]:
+    source = np.ones((n1, n2), np.float32)
+    return lambda: [source.copy() for _ in range(2)] and None
+
+
+def row(found: dict[str, Any]) -> str:
+    """A line of the table, in milliseconds."""
+    numbers = (found[name] for name in ("whole", *PARTS, "product", "copy"))
+    return f"| {found['case']} | {' | '.join(f'{1e3 * n:.3g}' for n in numbers)} |"
+
+
+def main(prefixes: list[str]) -> None:
+    """Measure the cases whose names begin so, or all, which replaces the results kept."""
+    chosen = [c for c in cases.CASES if c.name in NAMES and c.name.startswith(tuple(prefixes) or "")]
+    if not chosen:
+        sys.exit(f"no case begins with {' or '.join(prefixes)}; there are {', '.join(NAMES)}")
+    result = study.provenance()
+    result["cases"] = []
+    for case in chosen:
+        result["cases"].append(measured(case))
+        print(row(result["cases"][-1]), flush=True)
+    if prefixes:
+        return
+    body = [
+        "Milliseconds of warm calls for NNGP and NTK, float32, one thread, medians; parts of the whole, and beside them one product of the "
+        "inputs",
+        "alone and two copies of the result into fresh memory, which no way to compute it can save. What binds: docs/speed.md.",
+        "",
+        f"| case | whole | {' | '.join(PARTS)} | product alone | two copies |",
+        f"|---|---|{'---|' * (len(PARTS) + 2)}",
+    ]
+    study.write(OUT, "Where the time goes", result, [*body, *map(row, result["cases"])])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
