@@ -72,23 +72,42 @@ class ExpDifference(sp.Function):
 
 
 def differences_joined(formula: sp.Expr) -> sp.Expr:
-    """`formula` with addends a exp(x) - a exp(y) joined: at small variances x and y are nearly equal."""
+    """`formula` with addends a exp(x) - a exp(y) joined, a - a exp(x) too: at small variances, and densities at huge ones, nearly cancel."""
     first: dict[sp.Expr, list[sp.Expr]] = {}
     out = []
-    for addend in sp.Add.make_args(formula):
+    for addend in _addends(formula):
         factors = sp.Mul.make_args(addend)
         exponentials = [f for f in factors if isinstance(f, sp.exp)]
-        if len(exponentials) != 1:
+        if len(exponentials) > 1:
             out.append(addend)
             continue
         factor = sp.Mul(*(f for f in factors if not isinstance(f, sp.exp)))
-        (exponent,) = exponentials[0].args
+        exponent = exponentials[0].args[0] if exponentials else sp.S.Zero
         if first.get(-factor):
             other = first[-factor].pop()
             out.append(factor * ExpDifference(exponent, other, sp.expand(exponent - other)))
         else:
             first.setdefault(factor, []).append(exponent)
     return sp.Add(*out, *(f * sp.exp(x) for f, exponents in first.items() for x in exponents))
+
+
+def _addends(formula: sp.Expr) -> list[sp.Expr]:
+    """The addends of `formula`, products multiplied out over the sums that have exponentials in them, and over no others."""
+    out: list[sp.Expr] = []
+    work = [formula]
+    while work:
+        part = work.pop()
+        if part.is_Add:
+            work += reversed(part.args)
+            continue
+        factors = sp.Mul.make_args(part)
+        inner = next((f for f in factors if f.is_Add and f.has(sp.exp)), None)
+        if inner is None:
+            out.append(part)
+        else:
+            rest = sp.Mul(*(f for f in factors if f is not inner))
+            work += [rest * a for a in reversed(inner.args)]
+    return out
 
 
 class PairExponent(sp.Function):
@@ -133,7 +152,7 @@ def _parted(std: sp.Expr, *addends: sp.Expr) -> sp.Expr:
 
 def densities_parted(formula: sp.Expr) -> sp.Expr:
     """`formula` with the exponents of normal densities of two Gaussians, -(x^2 + y^2 - 2 rho x y)/(2 w^2), as `PairExponent`."""
-    swap = {part: sp.exp(_square_parted(part.args[0])) for part in formula.atoms(sp.exp)}
+    swap = {part: part.func(*map(_square_parted, part.args)) for part in formula.atoms(sp.exp, ExpDifference)}
     return formula.xreplace({old: new for old, new in swap.items() if old != new})
 
 

@@ -35,6 +35,7 @@ class Rule:
 LINE64, LINE32 = Rule(320, 13.0, 768), Rule(128, 9.0, 256)
 PLANE64, PLANE32 = Rule(64, 9.0, 0), Rule(24, 6.0, 0)
 SHELL = 0.5  # the depth of the outermost shells, see `beyond`
+_OVER = 32  # exp(-32) is beyond working precision
 
 
 def line_rule(x: jax.Array) -> Rule:
@@ -59,6 +60,20 @@ class Piecewise:
         out.kinks, out.roundings = self.kinks, self.roundings
         out.functions = [change(f) for f in self.functions]
         return out
+
+    def resolved(self) -> Piecewise:
+        """The same with the outermost pieces cut once more: at huge variances an exponential is over close to its kink."""
+        inner = [p for p in self.pieces if sp.oo not in (p.high, -p.low)]
+        first, last = self.pieces[0], self.pieces[-1]
+        if first is last or self.parameters:
+            return self
+        left, right = first.high - _OVER, last.low + _OVER
+        low, high = [first], [last]
+        if not first.expr.is_polynomial():
+            low = [Piece(-sp.oo, left, first.expr), Piece(left, first.high, first.expr)]
+        if not last.expr.is_polynomial():
+            high = [Piece(last.low, right, last.expr), Piece(right, sp.oo, last.expr)]
+        return Piecewise((*low, *inner, *high), self.z, ())
 
     def rounded(self) -> Piecewise:
         """How far the values of the formula are off by its own rounding, as a function with the same kinks."""

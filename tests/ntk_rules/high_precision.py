@@ -192,7 +192,13 @@ def _on_line(f: Distribution, g: Distribution, std: mp.mpf, gain: mp.mpf) -> mp.
 
 
 def price(f: Distribution, g: Distribution, orders: tuple[int, int], law: tuple[float, float, float]) -> mp.mpf:
-    """E[f^(m)(u) g^(n)(v)], orders = (m, n): d/dC_01 is (1, 1), d/dC_00 half of (2, 0), and so on."""
+    """E[f^(m)(u) g^(n)(v)], orders = (m, n): d/dC_01 is (1, 1), d/dC_00 half of (2, 0), and so on.
+
+    The one differentiated more often goes first: of its delta functions nothing has to be integrated, where the other order would
+    integrate a fourth derivative of what is steep near correlation 1.
+    """
+    if orders[1] > orders[0]:
+        return price(g, f, (orders[1], orders[0]), (law[1], law[0], law[2]))
     for _ in range(orders[0]):
         f = f.derivative()
     for _ in range(orders[1]):
