@@ -198,7 +198,8 @@ FOLDED: dict[type, Callable[..., jax.Array]] = {
 def _evaluate_power(base: Any, exponent: sp.Expr, value: Any, guarded: bool) -> Any:
     base = jnp.asarray(base)
     if guarded and exponent.is_number and exponent.is_negative:
-        return special.reciprocal(_evaluate_power(base, -exponent, None, False))
+        inverse = special.reciprocal(_evaluate_power(base, -exponent, None, False))
+        return inverse if exponent >= -2 else jnp.minimum(inverse, jnp.finfo(inverse.dtype).max)
     if exponent.is_Integer:
         return jax.lax.integer_pow(special.as_floats(base)[0], int(exponent))
     if exponent.is_Rational and exponent.q == 2:
@@ -211,11 +212,20 @@ def _base_and_exponent(node: sp.Pow, children: list[Any]) -> tuple[Any, sp.Expr,
     return children[0], node.exp, children[1]
 
 
+def _urgency(factor: sp.Expr) -> int:
+    """The place of a factor of a closed form: densities first, and divisions last, so that 0 and not 0 * inf is what is left of
+    exp(-1/s^2)/s^9 far out.
+    """
+    return 0 if isinstance(factor, sp.Function) else 2 if factor.is_Pow and factor.exp.is_negative else 1
+
+
 def _apply(node: sp.Expr, children: list[Any], guarded: bool) -> Any:
     head = node.func
     if head is sp.Pow:
         return _evaluate_power(*_base_and_exponent(node, children), guarded)
     if head in FOLDED:
+        if head is sp.Mul and guarded:
+            children = [c for _, c in sorted(zip(node.args, children, strict=True), key=lambda pair: _urgency(pair[0]))]
         total = children[0]
         for child in children[1:]:
             total = FOLDED[head](total, child)

@@ -62,18 +62,16 @@ class Piecewise:
         return out
 
     def resolved(self) -> Piecewise:
-        """The same with the outermost pieces cut once more: at huge variances an exponential is over close to its kink."""
-        inner = [p for p in self.pieces if sp.oo not in (p.high, -p.low)]
+        """The same with the outermost pieces cut where their exponentials are over, which at huge variances is close to the kink."""
         first, last = self.pieces[0], self.pieces[-1]
         if first is last or self.parameters:
             return self
-        left, right = first.high - _OVER, last.low + _OVER
-        low, high = [first], [last]
-        if not first.expr.is_polynomial():
-            low = [Piece(-sp.oo, left, first.expr), Piece(left, first.high, first.expr)]
-        if not last.expr.is_polynomial():
-            high = [Piece(last.low, right, last.expr), Piece(right, sp.oo, last.expr)]
-        return Piecewise((*low, *inner, *high), self.z, ())
+        low = [first.high - x for x in reversed(_ends(first.expr, self.z))]
+        high = [last.low + x for x in _ends(last.expr, self.z)]
+        cuts = [*low, *(p.low for p in self.pieces[1:]), *high]
+        exprs = [*[first.expr] * len(low), *(p.expr for p in self.pieces), *[last.expr] * len(high)]
+        ends = [-sp.oo, *cuts, sp.oo]
+        return Piecewise(tuple(map(Piece, ends[:-1], ends[1:], exprs)), self.z, ())
 
     def rounded(self) -> Piecewise:
         """How far the values of the formula are off by its own rounding, as a function with the same kinks."""
@@ -113,6 +111,13 @@ class Piecewise:
             xs.append(x)
             values.append(weights * f(jnp.clip(mean[..., None] + std[..., None] * x, ends[k], ends[k + 1]), *inner))
         return jnp.concatenate(xs, -1), jnp.concatenate(values, -1)
+
+
+def _ends(expr: sp.Expr, z: sp.Symbol) -> list[sp.Expr]:
+    """How far from the kink the fastest and the slowest function of `expr` have run their course."""
+    slopes = {sp.diff(f.args[0], z) for f in expr.atoms(sp.Function) if f.has(z)}
+    ends = sorted({_OVER / abs(a) if a.is_number and a != 0 else sp.Integer(_OVER) for a in slopes}, key=float)
+    return [ends[0], ends[-1]] if len(ends) > 1 else ends
 
 
 def panel(low: jax.Array, high: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
