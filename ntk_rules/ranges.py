@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sympy as sp
 
 from ntk_rules import heads, panels, special
 from ntk_rules.chunks import broadcasting, elementwise
