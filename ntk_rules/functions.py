@@ -6,6 +6,7 @@ A new function is one row of `MEANING` (and, when SymPy has no such function, on
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -212,11 +213,30 @@ def _base_and_exponent(node: sp.Pow, children: list[Any]) -> tuple[Any, sp.Expr,
     return children[0], node.exp, children[1]
 
 
-def _urgency(factor: sp.Expr) -> int:
-    """The place of a factor of a closed form: densities first, and divisions last, so that 0 and not 0 * inf is what is left of
-    exp(-1/s^2)/s^9 far out.
+def _guarded_product(node: sp.Mul, children: list[Any]) -> Any:
+    """A product in a closed form: densities first, and divisions last. Where several divisions may overflow, a factor that is zero,
+    a density far out or 1/w at correlation 1, makes all of it zero.
     """
+    order = sorted(range(len(children)), key=lambda k: _urgency(node.args[k]))
+    total = functools.reduce(jnp.multiply, (children[k] for k in order))
+    if _steepness(node) < 4:
+        return total
+    zero = functools.reduce(jnp.logical_or, (jnp.equal(c, 0) for c in children))
+    return jnp.where(zero, 0, total)
+
+
+def _urgency(factor: sp.Expr) -> int:
     return 0 if isinstance(factor, sp.Function) else 2 if factor.is_Pow and factor.exp.is_negative else 1
+
+
+@functools.lru_cache(maxsize=4096)
+def _steepness(expr: sp.Expr) -> int:
+    """By how many factors it is divided."""
+    if expr.is_Mul:
+        return sum(map(_steepness, expr.args))
+    if expr.is_Add:
+        return max(map(_steepness, expr.args))
+    return int(-expr.exp) if expr.is_Pow and expr.exp.is_Integer and expr.exp < 0 else 0
 
 
 def _apply(node: sp.Expr, children: list[Any], guarded: bool) -> Any:
@@ -225,7 +245,7 @@ def _apply(node: sp.Expr, children: list[Any], guarded: bool) -> Any:
         return _evaluate_power(*_base_and_exponent(node, children), guarded)
     if head in FOLDED:
         if head is sp.Mul and guarded:
-            children = [c for _, c in sorted(zip(node.args, children, strict=True), key=lambda pair: _urgency(pair[0]))]
+            return _guarded_product(node, children)
         total = children[0]
         for child in children[1:]:
             total = FOLDED[head](total, child)
