@@ -6,7 +6,6 @@ A new function is one row of `MEANING` (and, when SymPy has no such function, on
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from jax.scipy import special as jsp
 
 from ntk_rules import special
 from ntk_rules.detection import kinks_of
+from ntk_rules.products import guarded_product
 
 
 class _Elementary(sp.Function):
@@ -213,39 +213,11 @@ def _base_and_exponent(node: sp.Pow, children: list[Any]) -> tuple[Any, sp.Expr,
     return children[0], node.exp, children[1]
 
 
-def _guarded_product(node: sp.Mul, children: list[Any]) -> Any:
-    """A product in a closed form: densities first, and divisions last. Where several divisions may overflow, a factor that is zero,
-    a density far out or 1/w at correlation 1, makes all of it zero.
-    """
-    order = sorted(range(len(children)), key=lambda k: _urgency(node.args[k]))
-    total = functools.reduce(jnp.multiply, (children[k] for k in order))
-    if _steepness(node) < 4:
-        return total
-    zero = functools.reduce(jnp.logical_or, (jnp.equal(c, 0) for c in children))
-    return jnp.where(zero, 0, total)
-
-
-def _urgency(factor: sp.Expr) -> int:
-    return 0 if isinstance(factor, sp.Function) else 2 if factor.is_Pow and factor.exp.is_negative else 1
-
-
-@functools.lru_cache(maxsize=4096)
-def _steepness(expr: sp.Expr) -> int:
-    """By how many factors it is divided."""
-    if expr.is_Mul:
-        return sum(map(_steepness, expr.args))
-    if expr.is_Add:
-        return max(map(_steepness, expr.args))
-    return int(-expr.exp) if expr.is_Pow and expr.exp.is_Integer and expr.exp < 0 else 0
-
-
 def _apply(node: sp.Expr, children: list[Any], guarded: bool) -> Any:
     head = node.func
     if head is sp.Pow:
         return _evaluate_power(*_base_and_exponent(node, children), guarded)
     if head in FOLDED:
-        if head is sp.Mul and guarded:
-            return _guarded_product(node, children)
         total = children[0]
         for child in children[1:]:
             total = FOLDED[head](total, child)
@@ -296,6 +268,8 @@ def node_value(node: sp.Expr, known: dict[Any, Any], guarded: bool) -> Any:
         return int(node) if node.is_Integer else float(node)
     if isinstance(node, sp.Piecewise):
         return _piecewise(node, known)
+    if guarded and node.is_Mul:
+        return guarded_product(node, known)
     return _apply(node, [known[a] for a in node.args], guarded)
 
 

@@ -106,7 +106,7 @@ def _by_quadrature(question: Question) -> tuple[tuple[Entry, ...], Value, Value]
 
     def scale(*arrays: jax.Array) -> jax.Array:
         known = dict(zip(entries, arrays, strict=True))
-        return math.prod(size(known[(i, i)]) for size, i in zip(sizes, order, strict=True))
+        return math.prod((size(known[(i, i)]) for size, i in zip(sizes, order, strict=True)), start=jnp.ones(()))
 
     return entries, value, scale
 
