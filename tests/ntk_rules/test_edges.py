@@ -124,6 +124,20 @@ def test_relu_at_the_edges(dtype: type) -> None:
             assert abs(got - want) <= (1e-12 if dtype is np.float64 else 1e-6) * size, (law, path)
 
 
+@pytest.mark.parametrize("name", ["shifted erf", pytest.param("gabor", marks=pytest.mark.slow)])
+def test_high_powers_neither_overflow_nor_underflow(name: str) -> None:
+    """Second derivatives at variances 1e8 and 1e-12: powers beyond single precision's range in both halves of a fraction.
+
+    In double precision they are within range; the scale is the largest of them over the correlations, which is that at 1 or -1.
+    """
+    f = ACTIVATIONS[name]
+    slope = expectation(f(u) * f(v), (u, v))._core.derivative((0, 1)).derivative((0, 1))
+    for q in (HUGE, TINY):
+        laws = [(q, q, rho * q) for rho in (1.0, -1.0, 0.5, 0.0)]
+        single, double = (at(slope, laws, dtype) for dtype in (np.float32, np.float64))
+        np.testing.assert_allclose(single, double, rtol=0, atol=1e-6 * np.abs(double).max())
+
+
 @pytest.mark.slow
 def test_kinks_that_coincide_count_half_on_either_side() -> None:
     """d/dC_00 of hard tanh's dual at correlation 1: E[(delta(u + 1) - delta(u - 1)) f(v)]/2 = -p(1), compiled or not, at any variance."""
