@@ -38,13 +38,15 @@ def _urgency(factor: sp.Expr) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _steepness(expr: sp.Expr) -> int:
-    """By how many factors it is divided."""
+def _steepness(expr: sp.Expr) -> float:
+    """By how many factors, such as standard deviations near zero, it is divided."""
     if expr.is_Mul:
         return sum(map(_steepness, expr.args))
     if expr.is_Add:
         return max(map(_steepness, expr.args))
-    return int(-expr.exp) if expr.is_Pow and expr.exp.is_Integer and expr.exp < 0 else 0
+    if expr.is_Pow and expr.exp.is_Rational and expr.exp < 0:
+        return -float(expr.exp) * max(1.0, _power(expr.base, False))
+    return 0.0
 
 
 def _out_of_range(node: sp.Mul) -> bool:
@@ -75,7 +77,8 @@ def _scaled(node: sp.Mul, known: dict[Any, Any]) -> jax.Array:
     halves = [(a.base, int(2 * a.exp)) if _is_root(a) else (a, 2) for a in node.args]
     values = special.as_floats(*(known[base] for base, _ in halves))
     mantissas, exponents = zip(*(_raised(x, n) for x, (_, n) in zip(values, halves, strict=True)), strict=True)
-    return jnp.ldexp(functools.reduce(jnp.multiply, mantissas), sum(exponents))
+    zero = functools.reduce(jnp.logical_or, (x == 0 for x in values))
+    return jnp.where(zero, 0, jnp.ldexp(functools.reduce(jnp.multiply, mantissas), sum(exponents)))
 
 
 def _is_root(factor: sp.Expr) -> bool:
