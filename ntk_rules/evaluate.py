@@ -42,6 +42,7 @@ HEAD_MEANING: dict[type, Callable[..., jax.Array]] = {
     heads.WaveCdf: faddeeva.wave_cdf,
     heads.Residue: special.residue,
     heads.ExpDifference: special.exp_difference,
+    heads.ExpDifferences: special.exp_differences,
     heads.PairExponent: special.pair_exponent,
 }
 MEANING.update(HEAD_MEANING)

@@ -82,21 +82,27 @@ def _deltas(delta: sp.DiracDelta, weight: sp.Expr, z: sp.Symbol) -> list[Delta]:
         return [Delta(place, order, weight)]
     out = []
     for k in range(order + 1):
-        out.append(Delta(place, order - k, (-1) ** k * sp.binomial(order, k) * weight.xreplace({z: place})))
+        there = _sum_of([addend.xreplace({z: place}) for addend in sp.Add.make_args(sp.expand(weight))])
+        out.append(Delta(place, order - k, (-1) ** k * sp.binomial(order, k) * there))
         weight = sp.diff(weight, z) if k < order else weight
     return out
 
 
 def _merged(deltas: list[Delta]) -> tuple[Delta, ...]:
     """Those of one place and order added up, and what vanishes left out."""
-    sums: dict[tuple[sp.Expr, int], sp.Expr] = {}
+    weights: dict[tuple[sp.Expr, int], list[sp.Expr]] = {}
     for d in deltas:
-        sums[(d.place, d.order)] = sums.get((d.place, d.order), sp.S.Zero) + d.weight
-    return tuple(
-        Delta(place, order, weight)
-        for (place, order), weight in sums.items()
-        if not (weight == 0 or (weight.is_number and abs(float(weight)) < 1e-14))
-    )
+        weights.setdefault((d.place, d.order), []).append(d.weight)
+    sums = {key: _sum_of(addends) for key, addends in weights.items()}
+    return tuple(Delta(place, order, weight) for (place, order), weight in sums.items() if weight != 0)
+
+
+def _sum_of(addends: list[sp.Expr]) -> sp.Expr:
+    """The sum; 0 where numbers cancel up to their rounding."""
+    total = sp.Add(*addends)
+    if total.is_number and abs(float(total)) <= 1e-14 * sum(abs(float(a)) for a in addends):
+        return sp.S.Zero
+    return total
 
 
 def collected(question: Question) -> Question:

@@ -18,6 +18,7 @@ from jax.scipy import special as jsp
 from ntk_rules import special
 from ntk_rules.detection import kinks_of
 from ntk_rules.heads import powered
+from ntk_rules.products import guarded_product
 
 
 class _Elementary(sp.Function):
@@ -233,7 +234,8 @@ FOLDED: dict[type, Callable[..., jax.Array]] = {
 def _evaluate_power(base: Any, exponent: sp.Expr, value: Any, guarded: bool) -> Any:
     base = jnp.asarray(base)
     if guarded and exponent.is_number and exponent.is_negative:
-        return special.reciprocal(_evaluate_power(base, -exponent, None, False))
+        inverse = special.reciprocal(_evaluate_power(base, -exponent, None, False))
+        return inverse if exponent >= -2 else jnp.minimum(inverse, jnp.finfo(inverse.dtype).max)
     if exponent.is_Integer:
         return jax.lax.integer_pow(special.as_floats(base)[0], int(exponent))
     if exponent.is_Rational and exponent.q == 2:
@@ -301,6 +303,8 @@ def node_value(node: sp.Expr, known: dict[Any, Any], guarded: bool) -> Any:
         return int(node) if node.is_Integer else float(node)
     if isinstance(node, sp.Piecewise):
         return _piecewise(node, known)
+    if guarded and node.is_Mul:
+        return guarded_product(node, known)
     return _apply(node, [known[a] for a in node.args], guarded)
 
 

@@ -76,24 +76,73 @@ class ExpDifference(sp.Function):
     nargs = 3
 
 
+class ExpDifferences(sp.Function):
+    """exp(x) - exp(y) + exp(z) - exp(t); arguments (x, y, z, t, x - y, z - t, x - t, z - y), the differences simplified."""
+
+    nargs = 8
+
+
 def differences_joined(formula: sp.Expr) -> sp.Expr:
-    """`formula` with addends a exp(x) - a exp(y) joined: at small variances x and y are nearly equal."""
-    first: dict[sp.Expr, list[sp.Expr]] = {}
+    """`formula` with addends a exp(x) - a exp(y) joined, a - a exp(x) too, as x and y are nearly equal at small variances, or at
+    huge ones. Four of one factor are joined together: which of them nearly cancel, only run time knows.
+    """
+    sums: dict[sp.Expr, dict[sp.Expr, sp.Expr]] = {}
     out = []
-    for addend in sp.Add.make_args(formula):
-        factors = sp.Mul.make_args(addend)
+    for addend in _addends(formula):
+        coefficient, rest = addend.as_coeff_Mul()
+        factors = sp.Mul.make_args(rest)
         exponentials = [f for f in factors if isinstance(f, sp.exp)]
-        if len(exponentials) != 1:
+        if len(exponentials) > 1:
             out.append(addend)
             continue
-        factor = sp.Mul(*(f for f in factors if not isinstance(f, sp.exp)))
-        (exponent,) = exponentials[0].args
-        if first.get(-factor):
-            other = first[-factor].pop()
-            out.append(factor * ExpDifference(exponent, other, sp.expand(exponent - other)))
+        exponent = exponentials[0].args[0] if exponentials else sp.S.Zero
+        same = sums.setdefault(sp.Mul(*(f for f in factors if not isinstance(f, sp.exp))), {})
+        same[exponent] = same.get(exponent, sp.S.Zero) + coefficient
+    for factor, exponents in sums.items():
+        out += [factor * joined for joined in _differences(exponents)]
+    return sp.Add(*out)
+
+
+def _differences(exponents: dict[sp.Expr, sp.Expr]) -> list[sp.Expr]:
+    """sum_k c_k exp(x_k) for {x_k: c_k}: as much of it as can be in differences."""
+    positive, negative = ({x: c for x, c in exponents.items() if sign * c > 0} for sign in (1, -1))
+    pairs: dict[sp.Expr, list[tuple[sp.Expr, sp.Expr]]] = {}
+    while positive and negative:
+        (x, c), (y, d) = next(iter(positive.items())), next(iter(negative.items()))
+        common = min(c, -d)
+        pairs.setdefault(common, []).append((x, y))
+        for side, e, left in ((positive, x, c - common), (negative, y, d + common)):
+            side.pop(e)
+            if left != 0:
+                side[e] = left
+    out = [c * sp.exp(x) for x, c in (*positive.items(), *negative.items())]
+    for common, found in pairs.items():
+        for (x, y), (z, t) in zip(found[::2], found[1::2], strict=False):
+            apart = (sp.expand(e) for e in (x - y, z - t, x - t, z - y))
+            out.append(common * ExpDifferences(x, y, z, t, *apart))
+        if len(found) % 2:
+            x, y = found[-1]
+            out.append(common * ExpDifference(x, y, sp.expand(x - y)))
+    return out
+
+
+def _addends(formula: sp.Expr) -> list[sp.Expr]:
+    """The addends of `formula`, products multiplied out over the sums that have exponentials in them, and over no others."""
+    out: list[sp.Expr] = []
+    work = [formula]
+    while work:
+        part = work.pop()
+        if part.is_Add:
+            work += reversed(part.args)
+            continue
+        factors = sp.Mul.make_args(part)
+        inner = next((f for f in factors if f.is_Add and f.has(sp.exp)), None)
+        if inner is None:
+            out.append(part)
         else:
-            first.setdefault(factor, []).append(exponent)
-    return sp.Add(*out, *(f * sp.exp(x) for f, exponents in first.items() for x in exponents))
+            rest = sp.Mul(*(f for f in factors if f is not inner))
+            work += [rest * a for a in reversed(inner.args)]
+    return out
 
 
 class PairExponent(sp.Function):
@@ -138,7 +187,10 @@ def _parted(std: sp.Expr, *addends: sp.Expr) -> sp.Expr:
 
 def densities_parted(formula: sp.Expr) -> sp.Expr:
     """`formula` with the exponents of normal densities of two Gaussians, -(x^2 + y^2 - 2 rho x y)/(2 w^2), as `PairExponent`."""
-    swap = {part: sp.exp(_square_parted(part.args[0])) for part in formula.atoms(sp.exp)}
+    swap = {
+        part: part.func(*map(_square_parted, part.args))
+        for part in formula.atoms(sp.exp, ExpDifference, ExpDifferences)
+    }
     return formula.xreplace({old: new for old, new in swap.items() if old != new})
 
 

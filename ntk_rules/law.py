@@ -68,6 +68,26 @@ def in_correlations(expr: sp.Expr) -> sp.Expr:
     return sp.Add(*(term / bottom for term in sp.Add.make_args(top))).xreplace(back)
 
 
+def minors_exposed(formula: sp.Expr) -> sp.Expr:
+    """`formula` with sums such as s_0^2 - C_01^2/s_1^2 that are one term, s_0^2 w_01^2, written as that: near correlation 1 nothing
+    is left of the difference, and what it multiplies is large.
+
+    >>> s0, s1, c = std_symbol(0), std_symbol(1), covariance_symbol(0, 1)
+    >>> minors_exposed((s0**2 - c**2 / s1**2) / s0)
+    s_0*w_01**2
+    """
+    swap = {}
+    for part in formula.atoms(sp.Add):
+        covariances = [c for c in part.free_symbols if c.name.startswith("C_")]
+        if len(covariances) != 1 or part.has(sp.Function):
+            continue
+        short = in_correlations(part)
+        if not short.is_Add:
+            i, j = map(int, covariances[0].name[2:])
+            swap[part] = short.xreplace({correlation_symbol(i, j): covariances[0] / (std_symbol(i) * std_symbol(j))})
+    return formula.xreplace(swap)
+
+
 def _shorter(expr: sp.Expr, rho: sp.Symbol, w: sp.Symbol) -> sp.Expr:
     """`expr` expanded, as it is or with 1 - w^2 for rho^2, whichever has fewer terms and so less to cancel."""
     whole = sp.expand(expr)

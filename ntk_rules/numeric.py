@@ -142,7 +142,7 @@ def line_parts(f: Factor, question: Question) -> list[Part]:
     i = f.index
     parts = []
     if f.regular != 0:
-        pieces = piecewise(f.regular, i, question)
+        pieces = piecewise(f.regular, i, question).resolved()
         mean = _line_mean(pieces)
 
         def compute(covariances, parameters):
@@ -331,7 +331,7 @@ def _at_kink(weight: sp.Expr, place: sp.Expr, i: int, g: Factor, question: Quest
         parts.append(exact_part(joint_density(weight * d.weight, place, d.place, i, j), question))
     if g.regular == 0:
         return parts
-    pieces = piecewise(g.regular, j, question)
+    pieces = piecewise(g.regular, j, question).resolved()
     outside = compile_formula(density, question.parameter_symbols())
     where = compile_formula(place, question.parameter_symbols())
     squared = pieces.mapped(_squared)

@@ -35,6 +35,7 @@ class Rule:
 LINE64, LINE32 = Rule(320, 13.0, 768), Rule(128, 9.0, 256)
 PLANE64, PLANE32 = Rule(64, 9.0, 0), Rule(24, 6.0, 0)
 SHELL = 0.5  # the depth of the outermost shells, see `beyond`
+_OVER = 32  # exp(-32) is beyond working precision
 
 
 def line_rule(x: jax.Array) -> Rule:
@@ -59,6 +60,18 @@ class Piecewise:
         out.kinks, out.roundings = self.kinks, self.roundings
         out.functions = [change(f) for f in self.functions]
         return out
+
+    def resolved(self) -> Piecewise:
+        """The same with the outermost pieces cut where their exponentials are over, which at huge variances is close to the kink."""
+        first, last = self.pieces[0], self.pieces[-1]
+        if first is last or self.parameters:
+            return self
+        low = [first.high - x for x in reversed(_ends(first.expr, self.z))]
+        high = [last.low + x for x in _ends(last.expr, self.z)]
+        cuts = [*low, *(p.low for p in self.pieces[1:]), *high]
+        exprs = [*[first.expr] * len(low), *(p.expr for p in self.pieces), *[last.expr] * len(high)]
+        ends = [-sp.oo, *cuts, sp.oo]
+        return Piecewise(tuple(map(Piece, ends[:-1], ends[1:], exprs)), self.z, ())
 
     def rounded(self) -> Piecewise:
         """How far the values of the formula are off by its own rounding, as a function with the same kinks."""
@@ -98,6 +111,13 @@ class Piecewise:
             xs.append(x)
             values.append(weights * f(jnp.clip(mean[..., None] + std[..., None] * x, ends[k], ends[k + 1]), *inner))
         return jnp.concatenate(xs, -1), jnp.concatenate(values, -1)
+
+
+def _ends(expr: sp.Expr, z: sp.Symbol) -> list[sp.Expr]:
+    """How far from the kink the fastest and the slowest function of `expr` have run their course."""
+    slopes = {sp.diff(f.args[0], z) for f in expr.atoms(sp.Function) if f.has(z)}
+    ends = sorted({_OVER / abs(a) if a.is_number and a != 0 else sp.Integer(_OVER) for a in slopes}, key=float)
+    return [ends[0], ends[-1]] if len(ends) > 1 else ends
 
 
 def panel(low: jax.Array, high: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:

@@ -183,6 +183,21 @@ def exp_difference(x: jax.Array, y: jax.Array, difference: jax.Array) -> jax.Arr
     return -jnp.sign(difference) * jnp.exp(jnp.maximum(x, y)) * jnp.expm1(-jnp.abs(difference))
 
 
+def exp_differences(
+    x: jax.Array, y: jax.Array, z: jax.Array, t: jax.Array, xy: jax.Array, zt: jax.Array, xt: jax.Array, zy: jax.Array
+) -> jax.Array:
+    """exp(x) - exp(y) + exp(z) - exp(t), where the differences x - y, z - t, x - t, z - y are known better than from these.
+
+    >>> float(exp_differences(0.0, -99.0, -99.0, -1e-20, 99.0, -99.0, 1e-20, 0.0))
+    1e-20
+    """
+    x, y, z, t, xy, zt, xt, zy = as_floats(x, y, z, t, xy, zt, xt, zy)
+    straight = jnp.abs(xy) + jnp.abs(zt) <= jnp.abs(xt) + jnp.abs(zy)  # pairs of what is nearly equal
+    near, far = jnp.where(straight, y, t), jnp.where(straight, t, y)
+    first = exp_difference(x, near, jnp.where(straight, xy, xt))
+    return first + exp_difference(z, far, jnp.where(straight, zt, zy))
+
+
 def pair_exponent(x: jax.Array, y: jax.Array, r: jax.Array, w: jax.Array) -> jax.Array:
     """-(x^2 + y^2 - 2 r x y)/(2 w^2) with w = sqrt(1 - r^2); 0 where w is 0.
 

@@ -18,7 +18,7 @@ from ntk_rules.errors import NoRule
 from ntk_rules.evaluate import compile_formula, entries_read
 from ntk_rules.heads import densities_parted, differences_joined, means_parted
 from ntk_rules.kinked_plane import kinked_plane
-from ntk_rules.law import base_law
+from ntk_rules.law import base_law, minors_exposed
 from ntk_rules.many import plane, quasi_monte_carlo
 from ntk_rules.method import Declined, Method
 from ntk_rules.numeric import one_gaussian, two_separable
@@ -50,7 +50,7 @@ def _rewritten(question: Question) -> Method:
     formula = total(list(terms), base_law(question.gaussians, question.independent), work)
     if formula is None:
         raise Declined("no base case for what is left of the normal form")
-    joined = densities_parted(means_parted(tidy_formula(differences_joined(formula))))
+    joined = densities_parted(means_parted(tidy_formula(differences_joined(minors_exposed(formula)))))
     evaluate, once = (compile_formula(joined, question.parameter_symbols(), together) for together in (False, True))
     formula = tidy_formula(formula)
     return Method("closed form", entries_read(formula), evaluate, tuple(work.steps), formula, once=once, terms=terms)

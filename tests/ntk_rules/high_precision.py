@@ -25,7 +25,7 @@ class Part:
     low: float
     high: float
     poly: tuple[mp.mpf, ...]
-    rate: int = 0
+    rate: float = 0
 
     def at(self, z: mp.mpf) -> mp.mpf:
         return mp.polyval(self.poly[::-1], z) * (mp.exp(self.rate * z) if self.rate else 1)
@@ -63,7 +63,7 @@ class Distribution:
         return Distribution(tuple(parts), tuple((a, n, c) for (a, n), c in sums.items() if abs(c) > mp.mpf(10) ** -30))
 
 
-def pieces(*parts: tuple[float, float, Sequence[float], int]) -> Distribution:
+def pieces(*parts: tuple[float, float, Sequence[float], float]) -> Distribution:
     """A function from (low, high, polynomial, rate)."""
     with mp.workdps(DIGITS):
         return Distribution(tuple(Part(a, b, tuple(map(mp.mpf, poly)), rate) for a, b, poly, rate in parts))
@@ -192,7 +192,13 @@ def _on_line(f: Distribution, g: Distribution, std: mp.mpf, gain: mp.mpf) -> mp.
 
 
 def price(f: Distribution, g: Distribution, orders: tuple[int, int], law: tuple[float, float, float]) -> mp.mpf:
-    """E[f^(m)(u) g^(n)(v)], orders = (m, n): d/dC_01 is (1, 1), d/dC_00 half of (2, 0), and so on."""
+    """E[f^(m)(u) g^(n)(v)], orders = (m, n): d/dC_01 is (1, 1), d/dC_00 half of (2, 0), and so on.
+
+    The one differentiated more often goes first: of its delta functions nothing has to be integrated, where the other order would
+    integrate a fourth derivative of what is steep near correlation 1.
+    """
+    if orders[1] > orders[0]:
+        return price(g, f, (orders[1], orders[0]), (law[1], law[0], law[2]))
     for _ in range(orders[0]):
         f = f.derivative()
     for _ in range(orders[1]):
@@ -210,4 +216,6 @@ PIECES = {
     "hard tanh": pieces((-_INF, -1, (-1,), 0), (-1, 1, (0, 1), 0), (1, _INF, (1,), 0)),
     "hard sigmoid": pieces((-3, 3, (0.5, 1 / mp.mpf(6)), 0), (3, _INF, (1,), 0)),
     "hard swish": pieces((-3, 3, (0, 0.5, 1 / mp.mpf(6)), 0), (3, _INF, (0, 1), 0)),
+    "celu": pieces((0, _INF, (0, 1), 0), (-_INF, 0, (2,), 0.5), (-_INF, 0, (-2,), 0)),
+    "threshold": pieces((1, _INF, (0, 1), 0), (-_INF, 1, (20,), 0)),
 }

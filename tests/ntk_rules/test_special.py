@@ -173,3 +173,12 @@ def test_the_exponent_of_a_pair_keeps_its_digits() -> None:
 def test_latex_of_powers(head: sympy.Expr) -> None:
     """SymPy asks a function to print its own exponent."""
     assert sympy.latex(head) in sympy.latex(head**2) and sympy.latex(head**2).endswith("^{2}")
+
+
+def test_differences_of_exponentials_keep_their_digits() -> None:
+    """1 - exp(-a) - exp(-b) + exp(c - a - b) for small and large a, b, whichever pair is the one that nearly cancels."""
+    for a, b, c in ((1e-9, 50.0, 0.0), (50.0, 1e-9, 0.0), (1e-9, 2e-9, 1e-10), (0.0, 0.0, 1e-20), (1e5, 2e5, 1.0)):
+        got = float(special.exp_differences(0.0, -a, c - a - b, -b, a, c - a, b, c - b))
+        with mp.workdps(50):
+            want = 1 - mp.exp(-mp.mpf(a)) - mp.exp(-mp.mpf(b)) + mp.exp(mp.mpf(c) - a - b)
+        assert abs(got - want) <= 1e-15 * max(abs(want), min(a, b)), (a, b, c)
