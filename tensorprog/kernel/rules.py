@@ -237,7 +237,6 @@ class Rules:
             parts.append(Operand((yield Value(operand))))
         return Data(node, tuple(parts), node.type.shape)
 
-
     def _either(self, node: ArrayOp) -> Answer:
         """The first of two forms of one number for which there are rules."""
         first, second = node.args

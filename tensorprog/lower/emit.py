@@ -42,7 +42,9 @@ from tensorprog.lower.tilted import tilted
 __all__ = ["SHIFT", "Context", "emit", "is_cross", "real_dtype", "value"]
 
 Hypers = dict[str, jax.Array]
-LEAST_VARIANCE = 1e-6  # of the largest, below which that of a direction is rounding; b is sampled, to three digits or so
+LEAST_VARIANCE = (
+    1e-6  # of the largest, below which that of a direction is rounding; b is sampled, to three digits or so
+)
 SHIFT = "random shift"  # the hyperparameter, no name that a user can give, that has sampling take the points of one shift alone
 
 

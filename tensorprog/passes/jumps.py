@@ -58,9 +58,9 @@ def _placed(u: MatMul, links: Sequence[int | None], x: Node) -> Node:
     if order == list(range(len(links))) and sizes == shape:
         return u
     whole = (*order, *(i for i in range(len(links)) if i not in kept))
-    turned = Type("vector", tuple(u.type.shape[i] for i in whole), whole.index(u.type.axis), width)  # type: ignore[arg-type]
+    turned = Type("vector", tuple(u.type.shape[i] for i in whole), whole.index(u.type.axis), width)
     moved = PositionMap(position("transpose", permutation=whole), (u,), turned, source=u.source)
     thin = Type("vector", sizes, order.index(u.type.axis), width)  # type: ignore[arg-type]
     flat = PositionMap(position("reshape", to=sizes), (moved,), thin, source=u.source)
-    spread = position("broadcast", to=shape, axes=tuple(at[i] for i in order))  # type: ignore[arg-type]
+    spread = position("broadcast", to=shape, axes=tuple(at[i] for i in order))
     return PositionMap(spread, (flat,), Type("vector", shape, axis, width), source=u.source)

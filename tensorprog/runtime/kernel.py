@@ -196,9 +196,14 @@ def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -
         of_one = jax.vmap(lambda leaves: lowered.state(leaves, hypers, live))
         return jax.vmap(lambda a, b: lowered.pair(a, b, live))(of_one(x1), of_one(x2))
 
-    kinked = [q for q in graph.nodes if isinstance(q, Expect) and has_kinks(q.function)]
-    meets = any(_of_two_positions(q) for q in kinked if not q.cross)
-    return Functions(block, diagonal, graph.shape, entries, two, rows, bool(kinked), meets, draws(graph.nodes))
+    kinks, meets = kinked(graph.nodes)
+    return Functions(block, diagonal, graph.shape, entries, two, rows, kinks, meets, draws(graph.nodes))
+
+
+def kinked(nodes: Iterable[Quantity]) -> tuple[bool, bool]:
+    """Are there functions with kinks? And do positions of one input meet in them?"""
+    found = [q for q in nodes if isinstance(q, Expect) and has_kinks(q.function)]
+    return bool(found), any(_of_two_positions(q) for q in found if not q.cross)
 
 
 def _of_two_positions(q: Expect) -> bool:
