@@ -16,6 +16,7 @@ from tensorprog.errors import InternalError, UnsupportedError
 from tensorprog.ir import ArrayOp, Const, LinComb, Literal, MatMul, Moment, Node, Nonlin, PositionMap, Weight, operands
 from tensorprog.kernel.expectations import expectation_of
 from tensorprog.kernel.graph import Data, Operand, Quantity, Zero
+from tensorprog.kernel.linear import linear_of
 from tensorprog.kernel.population import Uses, neurons, population_of
 from tensorprog.kernel.positions import map_mean, map_second
 from tensorprog.kernel.questions import (
@@ -72,6 +73,8 @@ class Rules:
         if self.facts.independent(q.u, q.v, q.cross):  # functions of independent Gaussians: E[u v] = E[u] E[v]
             return (yield from self._product_of_means(q, shape))
         if (a.carried or b.carried) and not (a.gaussian or b.gaussian):
+            if (found := (yield from linear_of(q, self.facts))) is not None:
+                return found
             return (yield from population_of(q, self.tolerance))
         kinds = (q.u, a.gaussian), (q.v, b.gaussian)
         if any(isinstance(node, Nonlin) for node, _ in kinds) and all(g or isinstance(n, Nonlin) for n, g in kinds):
