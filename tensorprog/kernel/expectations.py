@@ -90,7 +90,7 @@ def expectation_of(
             return exact
     if carried or wide:
         _check_sampled(node for node, _, _ in sides)
-        if isinstance(asked, Second) and (found := (yield from linear_of(asked, facts))) is not None:
+        if isinstance(asked, Second) and (found := (yield from linear_of(asked, facts, tolerance))) is not None:
             return found
     if carried:
         return (yield from population_of(asked, tolerance))

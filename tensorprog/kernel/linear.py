@@ -14,21 +14,38 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import sympy
 
-from tensorprog.ir import Const, Literal, MatMul, Node, Phi, PositionMap, Type, Weight, operands, position, topological
+from tensorprog.ir import (
+    Const,
+    Literal,
+    MatMul,
+    Node,
+    Nonlin,
+    Phi,
+    PositionMap,
+    Type,
+    Weight,
+    operands,
+    position,
+    topological,
+)
+from tensorprog.ir.phi import identity
 from tensorprog.kernel.graph import Operand, Quantity, is_zero
+from tensorprog.kernel.population import population_of
 from tensorprog.kernel.questions import Second, Work, ask, combine, contract, sizes_of
+from tensorprog.passes.fuse import fuse_nodes
 from tensorprog.passes.layouts import links_of
 from tensorprog.passes.slopes import Slopes, is_leaf
 from tensorprog.passes.structure import Structure
 
 __all__ = ["linear_of"]
 
-MOST_PAIRS = 512  # of Gaussians, each with an expectation of its own
+MOST_PAIRS = 64  # of Gaussians, each with an expectation of its own: of five steps of a GRU
+FEW = 2  # Gaussians of a slope that is written out in them
 MOST_PLACES = 16  # positions of a Gaussian that are mixed
 
 
@@ -41,7 +58,7 @@ class _Part:
     letters: str
 
 
-def linear_of(q: Second, facts: Structure) -> Work[Quantity | None]:
+def linear_of(q: Second, facts: Structure, tolerance: float | None) -> Work[Quantity | None]:
     """E[u v] by the slopes; None where it is no such question, or one of too many parts."""
     if not (facts[q.u].odd and facts[q.v].odd):
         return None
@@ -60,11 +77,51 @@ def linear_of(q: Second, facts: Structure) -> Work[Quantity | None]:
         covariance = yield from ask(g.gaussian, g.letters, h.gaussian, h.letters, own, q.cross)
         if is_zero(covariance):
             continue
-        slopes = yield from ask(g.slope, q.lu, h.slope, q.lv, every, q.cross)
+        slopes = yield from _of_slopes(g.slope, h.slope, replace(q, out=every), facts, tolerance)
         out = "".join(c for c in q.out if sizes[c] > 1)
         made = contract(f"{every},{own}->{out}", [Operand(slopes), Operand(covariance)], shape, q.cross)
         terms.append((1.0, made))
     return combine(terms, shape, q.cross)
+
+
+def _of_slopes(s: Node, t: Node, q: Second, facts: Structure, tolerance: float | None) -> Work[Quantity]:
+    """E[s t], in a form that does not depend on the order in which the chain rule was applied: as functions of their Gaussians, of few
+    of them; by the population, of many, where no positions are mixed."""
+    kinds = [_Kind.of(x) for x in (s, t)]
+    if not any(kind.mixes for kind in kinds):
+        if all(kind.count <= FEW for kind in kinds):
+            s, t = (_fused(x) for x in (s, t))
+        elif s.type.kind == t.type.kind == "vector":
+            return (yield from population_of(replace(q, u=s, v=t), tolerance))
+    return (yield from ask(s, q.lu, t, q.lv, q.out, q.cross))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How many Gaussians a slope is a function of, and whether it mixes their positions."""
+
+    count: int
+    mixes: bool
+
+    @classmethod
+    def of(cls, slope: Node) -> _Kind:
+        read = (o for node in topological([slope], skip=is_leaf) for o in operands(node) if o.type.kind == "vector")
+        gaussians = list(dict.fromkeys(o for o in read if is_leaf(o)))
+        links = [links_of(slope, g) or () for g in gaussians]
+        mixes = any(
+            k is None and n > 1
+            for g, own in zip(gaussians, links, strict=True)
+            for k, n in zip(own, g.type.shape, strict=False)
+        )
+        return cls(len(gaussians), mixes)
+
+
+def _fused(slope: Node) -> Node:
+    """One function of Gaussians."""
+    if slope.type.kind != "vector" or is_leaf(slope):
+        return slope
+    whole = Nonlin(identity, (slope,), (), source=slope.source)
+    return fuse_nodes([whole], frozenset(), True, keep_states=False)[whole]
 
 
 def _parts(u: Node, letters: str, facts: Structure) -> list[_Part] | None:
@@ -108,6 +165,9 @@ def _cut(g: Node, at: dict[int, int]) -> Node:
     if not at:
         return g
     shape = g.type.shape
-    start, stop = tuple(at.get(i, 0) for i in range(len(shape))), tuple(at[i] + 1 if i in at else n for i, n in enumerate(shape))
+    start, stop = (
+        tuple(at.get(i, 0) for i in range(len(shape))),
+        tuple(at[i] + 1 if i in at else n for i, n in enumerate(shape)),
+    )
     op = position("slice", start=start, stop=stop, stride=(1,) * len(shape))
     return PositionMap(op, (g,), Type("vector", op.shape(shape), g.type.axis, g.type.width), source=g.source)

@@ -73,7 +73,7 @@ class Rules:
         if self.facts.independent(q.u, q.v, q.cross):  # functions of independent Gaussians: E[u v] = E[u] E[v]
             return (yield from self._product_of_means(q, shape))
         if (a.carried or b.carried) and not (a.gaussian or b.gaussian):
-            if (found := (yield from linear_of(q, self.facts))) is not None:
+            if (found := (yield from linear_of(q, self.facts, self.tolerance))) is not None:
                 return found
             return (yield from population_of(q, self.tolerance))
         kinds = (q.u, a.gaussian), (q.v, b.gaussian)
