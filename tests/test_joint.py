@@ -200,6 +200,34 @@ def test_averages() -> None:
     close(found["square"], half**2)
 
 
+def test_a_readout_and_averages_that_read_its_weight() -> None:
+    """sqrt(n) times the product of gradients: of v.relu / sqrt(n) with itself over sqrt(n), with (1/n) v.u and (1/n) v^2 u: E v^2 = 1,
+    E v^3 = 0; a frozen readout leaves the part of the layer below; a weight that the average does not read leaves nothing."""
+
+    def net(x: jax.Array, train: bool = True) -> dict[str, jax.Array]:
+        n = nn.width()
+        v, u, w = nn.weight((n,), train=train, name="v"), nn.dense(x), nn.weight((n,))
+        return {
+            "f": v @ relu(u) / jnp.sqrt(n), "g": v @ relu(u) / n, "line": jnp.mean(v * u), "even": jnp.mean(v**2 * u),
+            "other": w @ relu(u) / n,
+        }  # fmt: skip
+
+    kernel = tp.joint(net, X[0])
+    k, parts = kernel(X), kernel.by_parameter(X)
+    first, step = relu_kernel(Q)
+    close(k.ntk["f"]["g"], first + step * Q)
+    close(k.ntk["g"]["f"], k.ntk["f"]["f"])
+    close(k.ntk["f"]["line"], Q / 2 + Q / 2)  # E[relu(u) u'] by Stein's lemma, and E[v^2] E[step] x.x'
+    close(parts["v"]["f"]["line"], Q / 2)
+    close(k.ntk["line"]["f"], k.ntk["f"]["line"].T)
+    assert not np.any(k.nngp["f"]["line"]) and not np.any(k.ntk["f"]["other"])
+    np.testing.assert_allclose(k.ntk["f"]["even"], 0, atol=1e-15)
+    frozen = tp.joint(lambda x: net(x, train=False), X[0])(X)
+    close(frozen.ntk["f"]["line"], Q / 2)
+    page = kernel.derivation()
+    assert "The tangent kernel of f beside an average is a sum over parameters" in page and "= ?" not in page
+
+
 def test_average_of_random_features() -> None:
     """Below the trained layer all is frozen: the coordinates move apart."""
 
@@ -350,13 +378,6 @@ def test_refusals() -> None:
     with pytest.raises(tp.InputError, match="returns no array"):
         tp.joint(lambda x: {}, X[0])
 
-    def shared(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        n = nn.width()
-        w, h = nn.weight((n,)), relu(nn.dense(x))
-        return w @ h / n, w @ h / jnp.sqrt(n)
-
-    with pytest.raises(tp.UnsupportedError, match="used in two ways|share the readout weight"):
-        tp.joint(shared, X[0])(X)
     normed = tp.joint(lambda x: jnp.mean(relu(nn.layer_norm(nn.dense(x)))), X[0])
     close(normed.mean(X), np.full(4, np.sqrt(1 / 2 / np.pi)) * np.sqrt(D / (D + 1e-6)))
 

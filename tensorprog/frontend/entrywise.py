@@ -30,7 +30,6 @@ from tensorprog.ir import (
     Type,
     Weight,
     position,
-    topological,
 )
 from tensorprog.ir.phi import vector
 
@@ -88,7 +87,7 @@ def _factors_of_product(node: Nonlin) -> list[Factor] | None:
         if terms is None:
             continue
         rest = sympy.cancel(node.phi.expr / vector(i))
-        if rest.has(vector(i)) and not _is_odd(node, i):
+        if rest.has(vector(i)):  # not linear in it
             continue
         used = [k for k in range(len(node.xs)) if rest.has(vector(k))]
         if len(used) == 1 and not node.thetas and rest == vector(used[0]):
@@ -98,18 +97,6 @@ def _factors_of_product(node: Nonlin) -> list[Factor] | None:
         made = Nonlin(phi, tuple(node.xs[k] for k in used), node.thetas, source=node.source)
         return [(*term, made) for term in terms]
     return None
-
-
-def _is_odd(node: Nonlin, i: int) -> bool:
-    """Is it a polynomial in a parameter that is odd, so of mean zero? What else it reads must not be made of the parameter."""
-    if not node.phi.expr.is_polynomial(vector(i)):
-        return False
-    own = {n.name for n in topological([node.xs[i]]) if isinstance(n, Weight)}
-    others = (x for k, x in enumerate(node.xs) if k != i)
-    if any(isinstance(n, Weight) and n.name in own for n in topological(others)):
-        return False
-    flipped = node.phi.expr.xreplace({vector(i): -vector(i)})
-    return sympy.expand(flipped + node.phi.expr) == 0
 
 
 def _linear(node: Node) -> list[Term] | None:

@@ -90,8 +90,8 @@ def expectation_of(
             return exact
     if carried or wide:
         _check_sampled(node for node, _, _ in sides)
-        if isinstance(asked, Second) and (found := (yield from linear_of(asked, facts, tolerance))) is not None:
-            return found
+        if isinstance(asked, Second) and (apart := (yield from linear_of(asked, facts, tolerance))) is not None:
+            return apart
     if carried:
         return (yield from population_of(asked, tolerance))
     if wide:

@@ -44,7 +44,8 @@ from tensorprog.passes.structure import Structure
 
 __all__ = ["linear_of"]
 
-MOST_PAIRS = 64  # of Gaussians, each with an expectation of its own: of five steps of a GRU
+MOST_PAIRS = 512  # of Gaussians at their places, each with an expectation of its own
+MOST_GAUSSIANS = 40  # of a tangent: four steps of a GRU, each with three gates of three products
 FEW = 2  # Gaussians of a slope that is written out in them
 MOST_PLACES = 16  # positions of a Gaussian that are mixed
 
@@ -125,8 +126,10 @@ def _fused(slope: Node) -> Node:
 
 
 def _parts(u: Node, letters: str, facts: Structure) -> list[_Part] | None:
-    found = []
-    for g in _gaussians(u, facts):
+    found, gaussians = [], list(_gaussians(u, facts))
+    if len(gaussians) > MOST_GAUSSIANS:
+        return None
+    for g in gaussians:
         links = links_of(u, g)  # type: ignore[arg-type]
         if links is None:
             continue
