@@ -34,6 +34,7 @@ from tensorprog.ir import (
     topological,
 )
 from tensorprog.ir.phi import identity
+from tensorprog.kernel.fields import LEAST_TOLERANCE
 from tensorprog.kernel.graph import Operand, Quantity, is_zero
 from tensorprog.kernel.population import population_of
 from tensorprog.kernel.questions import Second, Work, ask, combine, contract, sizes_of
@@ -60,8 +61,8 @@ class _Part:
 
 
 def linear_of(q: Second, facts: Structure, tolerance: float | None) -> Work[Quantity | None]:
-    """E[u v] by the slopes; None where it is no such question, or one of too many parts."""
-    if not (facts[q.u].odd and facts[q.v].odd):
+    """E[u v] by the slopes; None where it is no such question, one of too many parts, or where nothing may be sampled."""
+    if tolerance is None or tolerance < LEAST_TOLERANCE or not (facts[q.u].odd and facts[q.v].odd):
         return None
     first, second = _parts(q.u, q.lu, facts), _parts(q.v, q.lv, facts)
     if first is None or second is None:
@@ -130,7 +131,7 @@ def _parts(u: Node, letters: str, facts: Structure) -> list[_Part] | None:
     if len(gaussians) > MOST_GAUSSIANS:
         return None
     for g in gaussians:
-        links = links_of(u, g)  # type: ignore[arg-type]
+        links = links_of(u, g)
         if links is None:
             continue
         mixed = [i for i, (link, n) in enumerate(zip(links, g.type.shape, strict=True)) if link is None and n > 1]
@@ -141,7 +142,7 @@ def _parts(u: Node, letters: str, facts: Structure) -> list[_Part] | None:
             at = dict(zip(mixed, place, strict=True))
             seed = np.zeros(g.type.shape)
             seed[tuple(at.get(i, slice(None)) for i in range(seed.ndim))] = 1.0
-            slope = Slopes(g, Const(Literal.of(seed)), _plain)[u]  # type: ignore[arg-type]
+            slope = Slopes(g, Const(Literal.of(seed)), _plain)[u]
             if slope is None:
                 continue
             if slope.type.kind == "vector" and facts[slope].odd is not False:

@@ -266,7 +266,7 @@ def test_a_jump_that_has_to_be_sampled() -> None:
     assert kernel.sampled
     exact = q * (2 * q * gaussian_mean(shifted)) ** 2
     found, error = kernel(ONE * np.sqrt(q)).nngp[0, 0], kernel.standard_error(ONE * np.sqrt(q)).nngp[0, 0]
-    assert 0 < error < 5e-3 * exact and abs(found - exact) < 5 * error
+    assert 0 < error < 2e-2 * exact and abs(found - exact) < 5 * error  # the coefficient's error, twice
 
 
 def test_a_jump_at_positions_that_mix_is_refused() -> None:
@@ -275,7 +275,7 @@ def test_a_jump_at_positions_that_mix_is_refused() -> None:
         u, g = times_rows(h, w), times_rows(h, v)
         return nn.dense(times_rows(jnp.sign(u + jnp.tanh(u[::-1]) + jnp.tanh(g)), w.T), features=1, train=False)
 
-    with pytest.raises(tp.UnsupportedError, match="a function with a jump between a weight and its transpose"):
+    with pytest.raises(tp.UnsupportedError, match="a kinked function between a weight and its transpose"):
         tp.compile(net, jnp.zeros((2, 2)), tolerance=1e-2)
 
 
