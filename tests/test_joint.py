@@ -394,6 +394,31 @@ def test_average_of_normed_coordinates() -> None:
     assert "another average over the width" in kernel.outputs[0].method_reason
 
 
+@pytest.mark.parametrize("average", [False, True])
+def test_nearly_equal_inputs_in_float32(average: bool) -> None:
+    """Kinks make a tangent kernel change like the angle between inputs: near pairs, scaled ones too, are computed in float64."""
+
+    def net(x: jax.Array) -> dict[str, jax.Array]:
+        h = nn.dense(relu(nn.dense(x, bias_var=0.1)), weight_var=2.0, bias_var=0.1)
+        found = {"a": nn.dense(relu(h), features=1), "h": h}
+        return found | ({"m": nn.weight((nn.width(),)) @ relu(h) / nn.width()} if average else {})
+
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((4, 3)).astype(np.float32)
+    moved = [base + np.float32(e) * rng.standard_normal(base.shape).astype(np.float32) for e in (1e-6, 1e-4, 1e-2)]
+    x = np.concatenate([base, *moved, 2 * moved[1]])
+    kernel = tp.joint(net, x[0])
+    for found, wanted in (
+        (kernel(x), kernel(x.astype(float))),
+        (kernel(x[:5], x), kernel(x[:5].astype(float), x.astype(float))),
+    ):
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            assert a.dtype == np.float32 and b.dtype == np.float64
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(1.0, float(np.abs(b).max())))
+    gram = kernel(x).ntk["a"]["h"]
+    assert np.array_equal(gram, np.swapaxes(kernel(x).ntk["h"]["a"], 0, 1))
+
+
 def test_transposes() -> None:
     """The parts of one readout add up; of several, the kernel of their sum is the sum of all blocks."""
     from examples.transposes import autoencoder
