@@ -88,9 +88,9 @@ def linear_of(q: Second, facts: Structure, tolerance: float | None) -> Work[Quan
 
 def _of_slopes(s: Node, t: Node, q: Second, facts: Structure, tolerance: float | None) -> Work[Quantity]:
     """E[s t], in a form that does not depend on the order in which the chain rule was applied: as functions of their Gaussians, of few
-    of them; by the population, of many, where no positions are mixed."""
+    of them; by the population, of many. Where there are positions, they are asked for as they are."""
     kinds = [_Kind.of(x) for x in (s, t)]
-    if not any(kind.mixes for kind in kinds):
+    if not q.out and not any(kind.mixes for kind in kinds):
         if all(kind.count <= FEW for kind in kinds):
             s, t = (_fused(x) for x in (s, t))
         elif s.type.kind == t.type.kind == "vector":
