@@ -85,7 +85,7 @@ class Kernel(KernelFunction):
 
     @cached_property
     def _gram(self) -> Gram:  # type: ignore[override]
-        return Gram(self.functions, self._interpolated, self._off)
+        return Gram(self.functions, self._interpolated, self._off, is_average(self.program))
 
     @cached_property
     def _interpolated(self) -> Interpolated | None:

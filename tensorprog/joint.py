@@ -4,6 +4,11 @@ Readouts of one network, or of several that share weights, are jointly Gaussian 
 the same rules as the kernel of one output (Yang, Tensor Programs I, corollary 5.5, for several output vectors). The neural tangent
 kernel between two outputs is that of their two tangent programs. Primed weights of different parameters are independent, so that
 the kernel is a sum over parameters of the covariances of the tangent programs in which one parameter moves.
+
+A readout f = v.x / sqrt(n) and an average g = (1/n) sum_a psi_a have gradients of the norms 1 and 1/sqrt(n), so that sqrt(n) times
+their product has a limit: with sqrt(n) df/dh and n dg/dh, as the adjoint programs have them, it is the same sum over weights and pairs of
+uses (Tensor Programs II, theorem 2.1), for those gradients are vectors of one program, to which the master theorem applies. All
+gradients of f are odd in v, which therefore vanishes unless g reads v.
 """
 
 from __future__ import annotations
@@ -17,23 +22,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ntk_rules.sampling import SHIFTS
-from tensorprog.errors import UnsupportedError, explain
 from tensorprog.frontend.outputs import Output
 from tensorprog.ir import Hyper, Input, Node, Program, Weight, topological
 from tensorprog.kernel.joint import BlockGraph, Gradients, NoBlock, Pair, Side, derive_blocks, same_copies
 from tensorprog.kernel.report import Shown, joint_derivation
 from tensorprog.lower import SHIFT, lower_blocks
 from tensorprog.passes.adjoint import Adjoint
-from tensorprog.passes.conditions import check_uses
+from tensorprog.passes.conditions import check_layouts, check_uses
 from tensorprog.passes.dots import Exposed, expose
 from tensorprog.passes.fuse import fuse
 from tensorprog.passes.methods import Method, Moved, choose, is_average, moved_by, prepared
 from tensorprog.runtime.blocks import BlockFunctions, Blocks, block_functions, partners_of
+from tensorprog.runtime.inputs import is_traced
 from tensorprog.runtime.joint_call import JointFunction
-from tensorprog.runtime.kernel import GET
+from tensorprog.runtime.kernel import GET, float_dtype
 from tensorprog.runtime.loaded_joint import save_joint
+from tensorprog.runtime.refine import in_float64, near_pairs
 
 __all__ = ["JointKernel", "Part", "of_program", "outputs_joined", "parts_of_parameters"]
 
@@ -84,8 +91,9 @@ def outputs_joined(inputs: tuple[Input, ...], outputs: Sequence[Output], method:
     """The outputs with their programs, checked together. method: as for `tp.joint`."""
     traced = [Program(inputs, output.node, output.mirrored) for output in outputs]
     programs = [fuse(program) for program in traced]
-    check_uses(dict.fromkeys(node for program in programs for node in program))
     gaussian = [i for i, output in enumerate(outputs) if output.kind == "gaussian"]
+    check_layouts(dict.fromkeys(node for program in programs for node in program))
+    check_uses(dict.fromkeys(node for i in gaussian for node in programs[i]))
     copies = dict(
         zip(gaussian, same_copies([(programs[i].output, programs[i].mirrored) for i in gaussian]), strict=True)
     )
@@ -111,10 +119,11 @@ def _exposed(program: Program) -> Exposed:
 # ------------------------------------------------------------------------------------------ tangents
 
 
-def _moved(part: Part, method: str, only: str | None) -> Moved | None:
-    """The tangent of an output, of which `only` one parameter moves, or its gradients; None where nothing moves it."""
+def _moved(key: Movement) -> Moved | None:
+    """The tangent of an output, of which one parameter or all move, or its gradients; None where nothing moves it."""
+    part, method, only, shared = key
     program = part.traced if part.kind == "average" else part.program
-    return moved_by(program, method, only, part.copies)
+    return moved_by(program, method, only, part.copies, shared)
 
 
 def _side_of(part: Part, moved: Moved | None) -> Side | Adjoint | None:
@@ -125,40 +134,35 @@ def _side_of(part: Part, moved: Moved | None) -> Side | Adjoint | None:
     return Side(moved.exposed.output, part.copies, part.kind == "gaussian")
 
 
-# What moves an output: of a part, by a method, with one parameter or all.
-Movements = dict[tuple[Part, str, str | None], Moved | None]
+# Which movement of an output: of a part, by a method, with one parameter or all, beside one that reads these weights of the readout.
+Movement = tuple[Part, str, str | None, tuple[str, ...]]
+Movements = dict[Movement, Moved | None]
 
 
 def _tangent_pair(a: Part, b: Part, only: str | None, known: Movements) -> Pair:
     """The two sides of a tangent kernel between outputs; none where it is zero in the limit."""
+    shared: tuple[str, ...] = ()
     if {a.kind, b.kind} == {"average", "gaussian"}:
-        _check_apart(*((a, b) if a.kind == "average" else (b, a)))
-    if a.kind != b.kind:
+        shared = _readout_weights(*((b, a) if a.kind == "average" else (a, b)))
+    if a.kind != b.kind and not shared:
         return NoBlock(a.shape, b.shape)
-    method = "adjoint" if "adjoint" in (a.method, b.method) else "tangent"
-    which = None if method == "adjoint" else only
+    method = "adjoint" if shared or "adjoint" in (a.method, b.method) else "tangent"
+    sides = []
     for part in (a, b):
-        if (part, method, which) not in known:
-            known[part, method, which] = _moved(part, method, which)
-    u, v = (_side_of(part, known[part, method, which]) for part in (a, b))
+        key = part, method, None if method == "adjoint" else only, shared if part.kind == "gaussian" else ()
+        if key not in known:
+            known[key] = _moved(key)
+        sides.append(_side_of(part, known[key]))
+    u, v = sides
     if u is None or v is None:
         return NoBlock(a.shape, b.shape)
     return Gradients(u, v, only) if isinstance(u, Adjoint) else (u, v)  # type: ignore[arg-type, return-value]
 
 
-def _check_apart(average: Part, readout: Part) -> None:
-    """The kernel between an average and a readout is zero where the readout's weights have no part in the average."""
-    surface = {w.name for w in readout.program.weights if w.tangent_std and _at_surface(w, readout.program.output)}
-    shared = sorted(surface & {w.name for w in average.traced.weights})
-    if shared:
-        raise UnsupportedError(
-            explain(
-                f"the outputs {average.label!r} and {readout.label!r} share the readout weight {shared[0]!r}",
-                reason="one divides by n and one by sqrt(n), and the tangent kernel between them, times sqrt(n), is not that of their "
-                "tangent programs",
-                mend="compile them one by one",
-            )
-        )
+def _readout_weights(readout: Part, average: Part) -> tuple[str, ...]:
+    """The weights of a readout that an average reads as well."""
+    surface = {w.name for w in readout.program.weights if _at_surface(w, readout.program.output)}
+    return tuple(sorted(surface & {w.name for w in average.traced.weights}))
 
 
 def _at_surface(weight: Weight, output: Node) -> bool:
@@ -200,7 +204,7 @@ class JointKernel(JointFunction):
         """The tangent kernels' parts of every trained parameter, by its name; they add up to `ntk`."""
         leaves1, leaves2, values = self._checked(x1, x2, hypers)
         names, count = parts_of_parameters(self.outputs), len(self.outputs) ** 2
-        found = self._blocks(("parameters",))(leaves1, leaves2, values)
+        found = self._matrices(("parameters",), leaves1, leaves2, values)
         return {name: self._nested(found[k * count : (k + 1) * count]) for k, name in enumerate(names)}
 
     def standard_error(self, x1: Any, x2: Any = None, *, get: str | Sequence[str] | None = None, **hypers: Any) -> Any:
@@ -211,6 +215,24 @@ class JointKernel(JointFunction):
             shifted._more_hypers = {SHIFT: jnp.asarray(k)}
             found.append(shifted(x1, x2, get=get, **hypers))
         return jax.tree.map(lambda *values: jnp.std(jnp.stack(values), axis=0, ddof=1) / SHIFTS**0.5, *found)
+
+    def _matrices(self, names: tuple[str, ...], x1: Any, x2: Any, hypers: dict[str, Any]) -> list[jax.Array]:
+        """The matrices of all blocks; in float32, with pairs of nearly equal inputs in float64."""
+        blocks = self._blocks(names)
+        narrow = float_dtype(x1) == np.float32 and not is_traced((x1, x2, hypers)) and names != ("nngp",)
+        if not narrow or blocks.refine is None:
+            return blocks(x1, x2, hypers)
+        if any(part.kind == "average" for part in self.outputs):
+            return in_float64(blocks, x1, x2, hypers)
+        found, count = blocks(x1, x2, hypers), len(self.outputs)
+        first = self._blocks(("nngp",))
+        nngp = found[: count**2] if names[0] == "nngp" else first(x1, x2, hypers)
+        own1 = first.diagonal(x1, hypers)
+        own2 = own1 if x2 is None else first.diagonal(x2, hypers)
+        which = [place * (count + 1) for place in range(count)]
+        kernels = [(nngp[k], own1[k], own2[k]) for k in which]
+        near = near_pairs(blocks.refine, kernels, x1, x1 if x2 is None else x2)
+        return blocks.mended(found, near, x1, x2, hypers)
 
     def _blocks(self, names: tuple[str, ...]) -> Blocks:
         if names not in self._made:
@@ -260,7 +282,11 @@ class JointKernel(JointFunction):
         Raises UnsupportedError for a tangent kernel that neither program gives.
         """
         graph, count = self.graph, len(self.outputs)
-        moved = [(part.label, found) for (part, _, only), found in self._moved.items() if found and only is None]
+        moved = [
+            (f"{part.label} beside an average" if shared else part.label, found)
+            for (part, _, only, shared), found in self._moved.items()
+            if found and only is None
+        ]
         shown = [
             Shown(p.label, p.kind, p.shape, p.exposed.program.output, p.method_reason, p.method) for p in self.outputs
         ]

@@ -200,6 +200,34 @@ def test_averages() -> None:
     close(found["square"], half**2)
 
 
+def test_a_readout_and_averages_that_read_its_weight() -> None:
+    """sqrt(n) times the product of gradients: of v.relu / sqrt(n) with itself over sqrt(n), with (1/n) v.u and (1/n) v^2 u: E v^2 = 1,
+    E v^3 = 0; a frozen readout leaves the part of the layer below; a weight that the average does not read leaves nothing."""
+
+    def net(x: jax.Array, train: bool = True) -> dict[str, jax.Array]:
+        n = nn.width()
+        v, u, w = nn.weight((n,), train=train, name="v"), nn.dense(x), nn.weight((n,))
+        return {
+            "f": v @ relu(u) / jnp.sqrt(n), "g": v @ relu(u) / n, "line": jnp.mean(v * u), "even": jnp.mean(v**2 * u),
+            "other": w @ relu(u) / n,
+        }  # fmt: skip
+
+    kernel = tp.joint(net, X[0])
+    k, parts = kernel(X), kernel.by_parameter(X)
+    first, step = relu_kernel(Q)
+    close(k.ntk["f"]["g"], first + step * Q)
+    close(k.ntk["g"]["f"], k.ntk["f"]["f"])
+    close(k.ntk["f"]["line"], Q / 2 + Q / 2)  # E[relu(u) u'] by Stein's lemma, and E[v^2] E[step] x.x'
+    close(parts["v"]["f"]["line"], Q / 2)
+    close(k.ntk["line"]["f"], k.ntk["f"]["line"].T)
+    assert not np.any(k.nngp["f"]["line"]) and not np.any(k.ntk["f"]["other"])
+    np.testing.assert_allclose(k.ntk["f"]["even"], 0, atol=1e-15)
+    frozen = tp.joint(lambda x: net(x, train=False), X[0])(X)
+    close(frozen.ntk["f"]["line"], Q / 2)
+    page = kernel.derivation()
+    assert "The tangent kernel of f beside an average is a sum over parameters" in page and "= ?" not in page
+
+
 def test_average_of_random_features() -> None:
     """Below the trained layer all is frozen: the coordinates move apart."""
 
@@ -350,13 +378,6 @@ def test_refusals() -> None:
     with pytest.raises(tp.InputError, match="returns no array"):
         tp.joint(lambda x: {}, X[0])
 
-    def shared(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        n = nn.width()
-        w, h = nn.weight((n,)), relu(nn.dense(x))
-        return w @ h / n, w @ h / jnp.sqrt(n)
-
-    with pytest.raises(tp.UnsupportedError, match="used in two ways|share the readout weight"):
-        tp.joint(shared, X[0])(X)
     normed = tp.joint(lambda x: jnp.mean(relu(nn.layer_norm(nn.dense(x)))), X[0])
     close(normed.mean(X), np.full(4, np.sqrt(1 / 2 / np.pi)) * np.sqrt(D / (D + 1e-6)))
 
@@ -371,6 +392,31 @@ def test_average_of_normed_coordinates() -> None:
     both = (step - 1 / 4 - mixed - mixed.T + slope[:, None] * slope * Q / s[:, None] / s) / s[:, None] / s
     close(kernel(X).ntk, both * Q)
     assert "another average over the width" in kernel.outputs[0].method_reason
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_nearly_equal_inputs_in_float32(average: bool) -> None:
+    """Kinks make a tangent kernel change like the angle between inputs: near pairs, scaled ones too, are computed in float64."""
+
+    def net(x: jax.Array) -> dict[str, jax.Array]:
+        h = nn.dense(relu(nn.dense(x, bias_var=0.1)), weight_var=2.0, bias_var=0.1)
+        found = {"a": nn.dense(relu(h), features=1), "h": h}
+        return found | ({"m": nn.weight((nn.width(),)) @ relu(h) / nn.width()} if average else {})
+
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((4, 3)).astype(np.float32)
+    moved = [base + np.float32(e) * rng.standard_normal(base.shape).astype(np.float32) for e in (1e-6, 1e-4, 1e-2)]
+    x = np.concatenate([base, *moved, 2 * moved[1]])
+    kernel = tp.joint(net, x[0])
+    for found, wanted in (
+        (kernel(x), kernel(x.astype(float))),
+        (kernel(x[:5], x), kernel(x[:5].astype(float), x.astype(float))),
+    ):
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            assert a.dtype == np.float32 and b.dtype == np.float64
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(1.0, float(np.abs(b).max())))
+    gram = kernel(x).ntk["a"]["h"]
+    assert np.array_equal(gram, np.swapaxes(kernel(x).ntk["h"]["a"], 0, 1))
 
 
 def test_transposes() -> None:

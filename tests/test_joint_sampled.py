@@ -108,6 +108,36 @@ def test_sampled_averages() -> None:
     sampling.check(SampledAverages(averages, x), limit, (32, 64, 128), (3000, 2000, 1000), resolution=0.03)  # type: ignore[arg-type]
 
 
+class SampledBoth(Sampled):
+    """A readout and averages: products of gradients, times sqrt(n) for each average."""
+
+    def kernels(self, width: int, params: dict) -> tuple[jax.Array, jax.Array]:
+        names = sorted(tp.apply(self.net, params, self.x[0]))
+        scale = jnp.repeat(jnp.asarray([1.0 if name == "f" else width**0.5 for name in names]), len(self.x))
+        values = lambda p: jnp.stack([jnp.stack(self.net_values(p, x)) for x in self.x], 1).reshape(-1)
+        flat = [g.reshape(len(scale), -1) for g in jax.tree.leaves(jax.jacrev(values)(params))]
+        ntk = scale[:, None] * scale * sum(g @ g.T for g in flat)
+        return ntk, ntk
+
+
+def readout_and_averages(x: jax.Array) -> dict[str, jax.Array]:
+    """The readout's weight meets the transpose of a matrix, beside a deep readout: Zdots on the way back."""
+    n = nn.width()
+    v, w = nn.weight((n,)), nn.weight((n, n)) / jnp.sqrt(n)
+    u = nn.dense(x)
+    h = relu(w @ u)
+    return {"f": v @ h / jnp.sqrt(n), "m": jnp.mean((w.T @ (v * h)) * u), "s": v @ jnp.abs(u) / n}
+
+
+def test_sampled_readout_and_averages() -> None:
+    x = X[:2].astype(np.float32)
+    k = tp.joint(readout_and_averages, x[0])(x.astype(float)).ntk
+    limit = joint_matrix(k)
+    assert np.all(np.abs(limit[:2, 2:]) > 0.01)
+    draws = SampledBoth(readout_and_averages, x)
+    sampling.check(draws, (limit, limit), (32, 64, 128), (8000, 4000, 2000), resolution=0.03)  # type: ignore[arg-type]
+
+
 # ------------------------------------------------------------------------------------------ slow to compile
 
 

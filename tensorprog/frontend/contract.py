@@ -27,15 +27,16 @@ from tensorprog.frontend.build import (
     to_var,
     weight_node,
 )
+from tensorprog.frontend.entrywise import readout_of
 from tensorprog.frontend.moves import beside, parts_along
 from tensorprog.frontend.values import WIDTHS, Axis, Layout, Param, Value, Var, aval, axis_of, unit_shape, width_axis
-from tensorprog.ir import LinComb, MatMul, Node, Nonlin, Phi, PositionMap, Weight, position
+from tensorprog.ir import MatMul, Node, Phi, Weight, position
 from tensorprog.ir.phi import parameter, vector
 
 if TYPE_CHECKING:
     from tensorprog.frontend.interpret import Equation
 
-__all__ = ["Dims", "check_concentrates", "convolution", "dot_general", "products", "sum_of_squares", "sum_over"]
+__all__ = ["Dims", "convolution", "dot_general", "products", "sum_of_squares", "sum_over"]
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HALF = Fraction(1, 2)
@@ -157,7 +158,7 @@ def _product(x: Var, y: Var) -> Var:
 
 
 def sum_over(var: Var, axes: tuple[int, ...]) -> Var:
-    """A sum over positions is a map of positions; over the width it is n times a Moment."""
+    """A sum over positions is a map of positions; over the width it is n times a Moment, or a readout by a parameter."""
     axis = width_axis(var.layout)
     if axis is not None and axis in axes:
         finite = tuple(f for f in var.layout[axis] if isinstance(f, int))
@@ -167,8 +168,8 @@ def sum_over(var: Var, axes: tuple[int, ...]) -> Var:
             times = parameter(0) * sympy.Rational(size.numerator, size.denominator)
             counted = nonlin(Phi(times, 0, 1), [], [var])
             return sum_over(Var.of(counted.node, layout, var.power + 1), axes)
-        check_concentrates(var)
-        return sum_over(moment(var, layout), axes)
+        readout = readout_of(var, axes)
+        return sum_over(moment(var, layout), axes) if readout is None else readout
     layout = tuple(a for i, a in enumerate(var.layout) if i not in axes)
     return map_positions(var, position("sum", axes=axes), layout)
 
@@ -195,33 +196,6 @@ def sum_of_squares(param: Param, axes: tuple[int, ...]) -> Var:
 def scaled_scalar(x: Var, factor: Var) -> Var:
     """A product of deterministic arrays."""
     return nonlin(Phi(parameter(0) * parameter(1), 0, 2), [], [x, factor], x.power + factor.power)
-
-
-def check_concentrates(var: Var) -> None:
-    """Refuse a sum over the width that is a weight in disguise: linear in one parameter, so of mean zero."""
-    for _, node in var.blocks:
-        factors = node.xs if isinstance(node, Nonlin) else (node,)
-        if any(_only_weights(x) for x in factors):
-            raise Refusal(
-                "it sums a parameter times hidden coordinates, but the parameter was changed entry by entry before",
-                "use the parameter itself in the product (dot, matmul, einsum), scaled by a number at most",
-            )
-
-
-def _only_weights(node: Node) -> bool:
-    stack, found = [node], False
-    while stack:
-        current = stack.pop()
-        match current:
-            case Weight():
-                found = True
-            case LinComb(terms=terms):
-                stack.extend(x for _, x in terms if x.type.kind == "vector")
-            case PositionMap(args=args):
-                stack.append(args[0])
-            case _:
-                return False
-    return found
 
 
 # ------------------------------------------------------------------------------------------ weights

@@ -209,8 +209,11 @@ def _relative(pair: tuple[int, int]) -> Fraction:
     place = Fraction(pair[1] - pair[0], WIDTHS[1] - WIDTHS[0])
     if place * WIDTHS[0] != pair[0]:
         raise Refusal(
-            f"it cuts the width at {pair[0]} of {WIDTHS[0]} and {pair[1]} of {WIDTHS[1]}: not at a fixed fraction",
-            "cut the width only into parts that grow with it; single coordinates have no limit of their own",
+            f"it cuts the width at {pair[0]} of {WIDTHS[0]} and {pair[1]} of {WIDTHS[1]}: not at a fixed fraction. A fixed number of "
+            "coordinates are neurons of a hidden layer, or rows of a weight that give such neurons: no sum over the width, and with the "
+            "law of the layer, which need not be Gaussian",
+            "for the law of a neuron return the whole layer to tp.joint, as an output of the kind hidden; for a readout take weights of "
+            "its own, nn.dense(h, features=1); else cut the width into parts that grow with it",
         )
     return place
 

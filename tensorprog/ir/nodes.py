@@ -9,6 +9,11 @@ operation on positions is the user's own array operation at unit width, whatever
 Equal nodes are the same object (so comparing and hashing are by identity and never walk the graph). Where a
 node came from is remembered in `source`, outside equality: the first maker's line is kept.
 
+Weights after steps of training are matrix expressions: W - (eta/n) sum_k u_k v_k', with vectors u_k, v_k of the program (the gradient and
+the input of a use). They need no instruction of their own, for a product distributes: (W - (eta/n) u v') x = MatMul(W, x) - eta theta u, with
+theta = Moment(v x), and its transpose likewise. That is a LinComb with a deterministic coefficient, which every pass and rule knows,
+Zdots included (tests/kernel/test_transposes.py takes such a step). What is missing is a front end that reads W - u v' as one matrix.
+
 Sources: Trsp, MatMul, Nonlin and Moment are the instructions of NETSOR-T+ (Yang, Tensor Programs III, section 2);
 LinComb and PositionMap are its linear sugar; Input, Hyper, Const and ArrayOp compute deterministic arrays.
 """

@@ -21,6 +21,7 @@ from tensorprog.ir import Moment, Node, Nonlin
 from tensorprog.ir.phi import parameter, vector
 from tensorprog.kernel.fields import LEAST_TOLERANCE, field_of
 from tensorprog.kernel.graph import Expect, Operand, Zero, is_zero
+from tensorprog.kernel.linear import linear_of
 from tensorprog.kernel.population import population_of
 from tensorprog.kernel.positions import original
 from tensorprog.kernel.questions import (
@@ -89,6 +90,8 @@ def expectation_of(
             return exact
     if carried or wide:
         _check_sampled(node for node, _, _ in sides)
+        if isinstance(asked, Second) and (apart := (yield from linear_of(asked, facts, tolerance))) is not None:
+            return apart
     if carried:
         return (yield from population_of(asked, tolerance))
     if wide:

@@ -174,7 +174,7 @@ def _leaves(roots: Sequence[Root], side: int, facts: Structure, opened: Opened) 
             "1" if n == 1 else c if c in kept else MIXED for c, n in zip(own, node.type.shape, strict=True)
         )
         leaves.append(Leaf(node, side, letters, bool(linear and facts[node].odd)))
-    return iter(sorted(leaves, key=lambda leaf: leaf.linear))
+    return iter(sorted(leaves, key=lambda leaf: (leaf.linear, facts.place(leaf.node))))
 
 
 def _labels(roots: Sequence[Root], opened: Opened) -> dict[Node, str]:

@@ -10,6 +10,7 @@ for sampling). A step of the program is a step of the graph, alike for all steps
 from __future__ import annotations
 
 import math
+import zlib
 
 import numpy as np
 
@@ -37,7 +38,6 @@ class Uses:
     def __init__(self, facts: Structure):
         self._facts = facts
         self._chains: dict[Key, list[MatMul]] = {}
-        self._streams: dict[Key, int] = {}
         for node in facts.variables():
             if isinstance(node, MatMul):
                 self._chains.setdefault(self._key(node), []).append(node)
@@ -53,9 +53,11 @@ class Uses:
         return chain
 
     def stream(self, node: Weight | MatMul, side: int = 0) -> int:
-        """A number of its own for each law, for its random numbers. side: of noise that is drawn for every input, whose."""
-        key = (node, side, None) if isinstance(node, Weight) else self._key(node)
-        return self._streams.setdefault(key, len(self._streams))
+        """A number of its own for each law, for its random numbers: the same in every program with this law, so that what is
+        sampled in two ways is sampled with the same points. side: of noise that is drawn for every input, whose."""
+        weight, summed, odd = (node, side, None) if isinstance(node, Weight) else self._key(node)
+        name = (weight.name, weight.primed, weight.region, weight.shape, isinstance(node, Weight), summed, odd)
+        return zlib.crc32(repr(name).encode())
 
 
 def population_of(asked: Second | Node, tolerance: float | None) -> Answer:

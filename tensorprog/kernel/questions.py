@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tensorprog.errors import UnsupportedError
 from tensorprog.ir import Moment, Node, Nonlin
 from tensorprog.kernel.graph import Combine, Contract, Operand, Quantity, Zero, is_zero
 
@@ -83,19 +84,28 @@ Answer = Work[Quantity]
 
 
 def answer(question: Question, rule: Callable[[Question], Answer], memo: dict[Question, Quantity]) -> Quantity:
-    """Answer a question by the rules, with all that it needs."""
+    """Answer a question by the rules, with all that it needs. A refusal goes to the rule that asked, which may ask otherwise."""
     if question in memo:
         return memo[question]
     stack = [(question, rule(question))]
     given: Quantity | None = None
+    refused: UnsupportedError | None = None
     while stack:
         current, work = stack[-1]
         try:
-            needed = work.send(given)  # type: ignore[arg-type]
+            needed = work.send(given) if refused is None else work.throw(refused)  # type: ignore[arg-type]
         except StopIteration as stop:
             memo[current] = given = stop.value
+            refused = None
             stack.pop()
             continue
+        except UnsupportedError as error:
+            refused, given = error, None
+            stack.pop()
+            if not stack:
+                raise
+            continue
+        refused = None
         given = memo.get(needed)
         if given is None:
             stack.append((needed, rule(needed)))

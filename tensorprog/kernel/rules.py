@@ -12,10 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from tensorprog.errors import InternalError
-from tensorprog.ir import Const, LinComb, Literal, MatMul, Moment, Node, Nonlin, PositionMap, Weight, operands
+from tensorprog.errors import InternalError, UnsupportedError
+from tensorprog.ir import ArrayOp, Const, LinComb, Literal, MatMul, Moment, Node, Nonlin, PositionMap, Weight, operands
 from tensorprog.kernel.expectations import expectation_of
 from tensorprog.kernel.graph import Data, Operand, Quantity, Zero
+from tensorprog.kernel.linear import linear_of
 from tensorprog.kernel.population import Uses, neurons, population_of
 from tensorprog.kernel.positions import map_mean, map_second
 from tensorprog.kernel.questions import (
@@ -33,6 +34,7 @@ from tensorprog.kernel.questions import (
     fresh,
     sizes_of,
 )
+from tensorprog.passes.jumps import EITHER
 from tensorprog.passes.structure import Structure, opposite
 
 __all__ = ["Rules"]
@@ -71,6 +73,8 @@ class Rules:
         if self.facts.independent(q.u, q.v, q.cross):  # functions of independent Gaussians: E[u v] = E[u] E[v]
             return (yield from self._product_of_means(q, shape))
         if (a.carried or b.carried) and not (a.gaussian or b.gaussian):
+            if (found := (yield from linear_of(q, self.facts, self.tolerance))) is not None:
+                return found
             return (yield from population_of(q, self.tolerance))
         kinds = (q.u, a.gaussian), (q.v, b.gaussian)
         if any(isinstance(node, Nonlin) for node, _ in kinds) and all(g or isinstance(n, Nonlin) for n, g in kinds):
@@ -229,10 +233,20 @@ class Rules:
         if isinstance(node, Moment):
             found = yield from expectation_of(node, self.facts, self.tolerance, Rules)
             return Data(node, (Operand(found),), node.type.shape)
+        if isinstance(node, ArrayOp) and node.primitive == EITHER:
+            return (yield from self._either(node))
         parts = []
         for operand in operands(node):
             parts.append(Operand((yield Value(operand))))
         return Data(node, tuple(parts), node.type.shape)
+
+    def _either(self, node: ArrayOp) -> Answer:
+        """The first of two forms of one number for which there are rules."""
+        first, second = node.args
+        try:
+            return (yield Value(first))
+        except UnsupportedError:
+            return (yield Value(second))
 
 
 def _as_product(node: Node) -> Node:

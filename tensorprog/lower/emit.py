@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,9 @@ from tensorprog.lower.tilted import tilted
 __all__ = ["SHIFT", "Context", "emit", "is_cross", "real_dtype", "value"]
 
 Hypers = dict[str, jax.Array]
+LEAST_VARIANCE = (
+    1e-6  # of the largest, below which that of a direction is rounding; b is sampled, to three digits or so
+)
 SHIFT = "random shift"  # the hyperparameter, no name that a user can give, that has sampling take the points of one shift alone
 
 
@@ -243,6 +247,8 @@ def _run(node: ArrayOp, args: list[jax.Array], context: Context) -> jax.Array:
             return args[0].astype(int)
         case "to_boolean":
             return args[0].astype(bool)
+        case "stein":
+            return _solved(args, dict(node.params)["place"])
     whole = [a.dtype for a in args if jnp.issubdtype(a.dtype, jnp.integer)]
     if whole:  # whole numbers of the input and of constants may differ in size
         kind = jnp.result_type(*whole)
@@ -253,6 +259,15 @@ def _run(node: ArrayOp, args: list[jax.Array], context: Context) -> jax.Array:
         params["new_dtype"] = context.dtype
     result = primitive.bind(*args, **params)
     return result[0] if primitive.multiple_results else result
+
+
+def _solved(args: list[jax.Array], place: int) -> jax.Array:
+    """(C^+ b) at one place, with b the first arguments and the rows of C the rest."""
+    count = math.isqrt(len(args))
+    b, rows = jnp.stack(args[:count], -1), jnp.stack(args[count:], -1)
+    c = rows.reshape((*rows.shape[:-1], count, count))
+    inverse = jnp.linalg.pinv(c, rtol=LEAST_VARIANCE, hermitian=True)
+    return jnp.einsum("...i,...i->...", inverse[..., place, :], b)
 
 
 def _ran(q: Ran, args: list[jax.Array], context: Context) -> jax.Array:

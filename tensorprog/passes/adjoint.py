@@ -14,20 +14,22 @@ with the sums over positions that the instructions make. It asks nothing of the 
 (`passes.tangent`) it holds for averages over the width and for readouts that are tied to other weights.
 
 A readout whose weights are used for nothing else is independent of all that its gradients meet. It stands as a fresh copy
-(primed) in this program, so that its sign tells what vanishes: Moments and Zdots of what is odd in it.
+(primed) in this program, so that its sign tells what vanishes: Moments and Zdots of what is odd in it. Beside the gradients of
+another output that reads those weights it is no copy (`beside`); what vanished by its sign vanishes all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tensorprog.ir import Const, Literal, Node, Program
+from tensorprog.ir import Const, Literal, Node, Program, Weight, operands, topological
+from tensorprog.ir.rebuild import rebuild
 from tensorprog.passes.backward import Backward, Use
 
-__all__ = ["Adjoint", "Use", "adjoint"]
+__all__ = ["Adjoint", "Use", "adjoint", "beside"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,18 @@ def adjoint(program: Program, copies: tuple[int, ...] | None = None) -> Adjoint:
     own = [i for i, n in enumerate(shape) if n > 1 and i not in first]
     back = Backward(program, tuple(shape[i] for i in own))
     return Adjoint(program.output, back.lead, tuple(back.run(_seed(shape, own))))
+
+
+def beside(found: Adjoint, names: Iterable[str]) -> Adjoint:
+    """The gradients of a readout beside those of an output that reads its weights too: `names` are no fresh copies here."""
+    chosen = frozenset(names)
+    new: dict[Node, Node] = {}
+    for node in topological([found.output, *found.nodes]):
+        if isinstance(node, Weight) and node.primed and node.name in chosen:
+            new[node] = replace(node, primed=False)
+        else:
+            new[node] = rebuild(node, [new[o] for o in operands(node)])
+    return found.renamed(new.__getitem__)
 
 
 def _seed(shape: tuple[int, ...], own: list[int]) -> Const:

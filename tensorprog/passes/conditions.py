@@ -19,7 +19,7 @@ from tensorprog.ir import MatMul, Node, Program, Weight, operands
 from tensorprog.passes.structure import Structure, tied_weights
 from tensorprog.passes.tied import symmetric_law
 
-__all__ = ["check_conditions", "check_readouts", "check_uses"]
+__all__ = ["check_conditions", "check_layouts", "check_readouts", "check_uses"]
 
 
 def check_conditions(program: Program) -> Program:
@@ -37,8 +37,13 @@ def check_readouts(program: Program) -> None:
     if program.output.type.kind == "vector" and not symmetric_law(program):
         check_uses(program.nodes)
         return
+    check_layouts(program.nodes)
+
+
+def check_layouts(nodes: Iterable[Node]) -> None:
+    """Refuse parts of a weight that overlap."""
     parts: dict[str, list[Weight]] = {}
-    for node in program.nodes:
+    for node in nodes:
         for weight in (w for w in operands(node) if isinstance(w, Weight)):
             _parts_agree(weight, parts.setdefault(weight.name, []), node)
 
@@ -46,12 +51,11 @@ def check_readouts(program: Program) -> None:
 def check_uses(nodes: Iterable[Node]) -> None:
     """The same for the instructions of several programs together."""
     nodes = tuple(nodes)
+    check_layouts(nodes)
     uses: dict[str, tuple[str, Node]] = {}
-    parts: dict[str, list[Weight]] = {}
     facts, transposed = Structure([]), tied_weights(nodes)
     for node in nodes:
         for weight in (w for w in operands(node) if isinstance(w, Weight)):
-            _parts_agree(weight, parts.setdefault(weight.name, []), node)
             tied = not transposed and _tied_readout(node, weight, facts)
             use = HIDDEN if tied else _use(node, weight)
             first, where = uses.setdefault(weight.name, (use, node))

@@ -16,7 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from tensorprog.errors import UnsupportedError
 from tensorprog.ir import (
+    ArrayOp,
     Const,
     LinComb,
     Literal,
@@ -32,6 +34,7 @@ from tensorprog.ir import (
 from tensorprog.ir.rebuild import rebuild
 from tensorprog.passes.cancel import cancelled, joined
 from tensorprog.passes.fuse import fuse_nodes
+from tensorprog.passes.jumps import EITHER, by_stein, has_delta
 from tensorprog.passes.layouts import Layout, links_of
 from tensorprog.passes.slopes import Slopes, is_leaf, mean_of
 from tensorprog.passes.structure import Structure, opposite, parity_of, tied_weights
@@ -132,11 +135,32 @@ class _Work:
             return
         layout = Layout(made, by, links)
         for places in layout.places():
-            slope = self._slope(made.x, by, layout.seed(places))
-            if slope is None or (slope.type.kind == "vector" and _mean_vanishes(slope)):
-                continue
-            if (mean := mean_of(slope)) is not None:
+            if (mean := self._mean_slope(made, by, layout.seed(places))) is not None:
                 yield from (Dot(made, by, a, y) for a, y in layout.term(mean, places))
+
+    def _mean_slope(self, made: MatMul, by: MatMul, seed: Const) -> Node | None:
+        """E[dx / d by]; where a jump makes delta functions, with the form that has none beside it."""
+        try:
+            slope = self._slope(made.x, by, seed)
+        except UnsupportedError:
+            if (found := self._without_derivatives(made, by)) is None:
+                raise
+            return found
+        if slope is None or (slope.type.kind == "vector" and _mean_vanishes(slope)):
+            return None
+        mean = mean_of(slope)
+        if mean is None or not has_delta(slope) or (other := self._without_derivatives(made, by)) is None:
+            return mean
+        return ArrayOp(EITHER, (), (mean, other), mean.type.shape, source=made.source)
+
+    def _without_derivatives(self, made: MatMul, by: MatMul) -> Node | None:
+        family = [
+            other
+            for other in self._earlier[made.root]
+            if (other.summed == by.summed or made.root.symmetric)
+            and not opposite(self.facts[other].odd, self.facts[by].odd)
+        ]
+        return by_stein(made.x, by, family)
 
     def _slope(self, x: Node, by: MatMul, seed: Const) -> Node | None:
         key = (by, seed.value)

@@ -62,10 +62,12 @@ def fuse_gradients(roots: Sequence[Node]) -> dict[Node, Node]:
     return fuse_nodes(list(dict.fromkeys(roots)), names, True)
 
 
-def fuse_nodes(roots: Sequence[Node], tied: frozenset[str], drop_zeros: bool) -> dict[Node, Node]:
+def fuse_nodes(
+    roots: Sequence[Node], tied: frozenset[str], drop_zeros: bool, keep_states: bool = True
+) -> dict[Node, Node]:
     """What each variable becomes. roots: the output, and more variables to go through. tied: names of weights whose products have
-    Zdots that are not written out."""
-    states = carried_states(roots)
+    Zdots that are not written out. keep_states: do states that are carried through many layers stay variables?"""
+    states = carried_states(roots) if keep_states else frozenset()
     known = _Known(Structure([], tied), drop_zeros)
     new: dict[Node, Node] = {}
     for node in topological(roots):

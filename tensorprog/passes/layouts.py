@@ -25,7 +25,7 @@ __all__ = ["Layout", "links_of"]
 MOST_PLACES = 64  # positions that are mixed on the way from a product to one with the transpose, each with a derivative of its own
 
 
-def links_of(x: Node, by: MatMul) -> tuple[int | None, ...] | None:
+def links_of(x: Node, by: Node) -> tuple[int | None, ...] | None:
     """For each axis of `by` the axis of x that carries it along; None for one that is mixed on the way, or of size one. None
     in all where x does not depend on it."""
     known: dict[Node, tuple[int | None, ...]] = {by: tuple(i if n > 1 else None for i, n in enumerate(by.type.shape))}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from tensorprog.errors import InputError, UnsupportedError
 from tensorprog.ir import Program
-from tensorprog.passes.adjoint import Adjoint, adjoint
+from tensorprog.passes.adjoint import Adjoint, adjoint, beside
 from tensorprog.passes.averages import average_of, average_refusal, refusal
 from tensorprog.passes.conditions import check_conditions, check_readouts
 from tensorprog.passes.dots import Dot, expose_nodes
@@ -117,12 +117,12 @@ def output_program(program: Program) -> Program:
 
 
 def moved_by(
-    program: Program, method: str, only: str | None = None, copies: tuple[int, ...] | None = None
-) -> Moved | None:
+    program: Program, method: str, only: str | None = None, copies: tuple[int, ...] | None = None, shared: tuple[str, ...] = ()
+) -> Moved | None:  # fmt: skip
     """The tangent program, or the gradients, of a prepared program; None where nothing is trained. only: the one parameter that
-    moves in a tangent program. copies: as for `passes.adjoint.adjoint`."""
+    moves in a tangent program. copies: as for `passes.adjoint.adjoint`. shared: as for `passes.adjoint.beside`."""
     if method == "adjoint":
-        return _gradients(program, copies)
+        return _gradients(program, copies, shared)
     source: Program | None = program
     if is_average(program):
         source = average_of(program)
@@ -134,10 +134,12 @@ def moved_by(
     return Moved(replace(made, output=new[made.output]), made, dots)
 
 
-def _gradients(program: Program, copies: tuple[int, ...] | None) -> Moved | None:
+def _gradients(program: Program, copies: tuple[int, ...] | None, shared: tuple[str, ...]) -> Moved | None:
     found = adjoint(program, copies)
     if not found.uses:
         return None
+    if shared:
+        found = beside(found, shared)
     fused = fuse_gradients([found.output, *found.nodes])
     made = found.renamed(fused.__getitem__)
     new, dots = expose_nodes(list(dict.fromkeys([made.output, *made.nodes])))

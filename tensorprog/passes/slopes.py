@@ -10,7 +10,7 @@ where the derivative does not exist. Unlike the pseudo-inverse of C it stays exa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -46,8 +46,10 @@ __all__ = ["Slopes", "is_leaf", "mapped", "mean_of", "number_of", "scalar_sum"]
 class Slopes:
     """The derivatives of variables in one Zhat. `seed` is that of the Zhat itself: ones, or ones at some of its positions."""
 
-    def __init__(self, of: MatMul, seed: Const):
+    def __init__(self, of: Node, seed: Const, derivative: Callable[[Phi, int, str], sympy.Expr] | None = None):
+        """derivative: (function, which argument, where) -> that of a function, if not in the sense of distributions."""
         self._known: dict[Node, Node | None] = {of: seed}
+        self._derivative = derivative or _derivative
 
     def __getitem__(self, x: Node) -> Node | None:
         """A vector of the type of x, a deterministic array of its shape where x is linear, None where it is zero."""
@@ -73,7 +75,7 @@ class Slopes:
         xs, thetas, terms = list(node.xs), list(node.thetas), []
         for i, x in enumerate(node.xs):
             t = self._known.get(x)
-            if t is None or (slope := _derivative(node.phi, i, str(node.source or ""))) == 0:
+            if t is None or (slope := self._derivative(node.phi, i, str(node.source or ""))) == 0:
                 continue
             if (number := number_of(t)) is not None:
                 terms.append(snap(number) * slope)

@@ -72,10 +72,14 @@ class Structure:
             other._order[leaf] = len(other._order)
         return other
 
+    def place(self, u: Node) -> int:
+        """Its place in the order of the program."""
+        self[u]
+        return self._order[u]
+
     def later(self, u: Node, v: Node) -> bool:
         """Was u made after v? Opening the later of two variables first meets the fewest new pairs."""
-        self[u], self[v]
-        return self._order[u] > self._order[v]
+        return self.place(u) > self.place(v)
 
     def __getitem__(self, node: Node) -> Facts:
         if node not in self._facts:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.kernel.joint import BlockGraph
-from tensorprog.runtime.assembly import turned, upper
+from tensorprog.runtime.assembly import Pairs, turned, upper
 from tensorprog.runtime.gram import Layers
 from tensorprog.runtime.inputs import is_traced
 from tensorprog.runtime.kernel import (
@@ -23,13 +23,17 @@ from tensorprog.runtime.kernel import (
     by_inputs,
     draws,
     float_dtype,
+    kinked,
     pair_entries,
     steps,
     whole,
 )
 from tensorprog.runtime.pieces import assemble, matrices
+from tensorprog.runtime.refine import ANGLE_OF_OUTPUTS, ANGLE_OF_POSITIONS, Refine, unlike
 
 __all__ = ["BlockFunctions", "Blocks", "block_functions", "partners_of"]
+
+MANY = 2**16  # pairs that are computed again at once
 
 
 class OfBlocks(OfPairs, Protocol):
@@ -46,7 +50,8 @@ class BlockFunctions:
     block: (x1, x2, hypers) -> every block, of every pair. diagonal: (x, hypers) -> the blocks of every input with itself. means:
     (x, hypers) -> the means. shapes: the blocks' own axes, of which the last `rights` belong to the second side. entries: of all
     arrays of a pair. noise: is anything drawn anew for every input? steps: the block in two steps, where it falls into them. draws: are
-    random points drawn for every block?
+    random points drawn for every block? rows: (x1, x2, hypers) -> the blocks of the i-th with the i-th input, where there is such a
+    function. kinks: as of `Functions`. positions: has a pair arrays of them?
     """
 
     block: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, ...]]
@@ -58,24 +63,31 @@ class BlockFunctions:
     noise: bool
     steps: Steps | None = None
     draws: bool = False
+    rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, ...]] | None = None
+    kinks: bool = False
+    positions: bool = False
 
     def some(self, which: Sequence[int]) -> BlockFunctions:
         """Of these blocks alone."""
         chosen = lambda found: tuple(found[k] for k in which)
         block = lambda x1, x2, hypers: chosen(self.block(x1, x2, hypers))
         diagonal = lambda x, hypers: chosen(self.diagonal(x, hypers))
-        two = self.steps
+        two, rows = self.steps, self.rows
+        if rows is not None:
+            every = rows
+            rows = lambda x1, x2, hypers: chosen(every(x1, x2, hypers))
         if two is not None:
             pairs, own = two.pairs, two.own
             two = Steps(two.states, lambda a, b: chosen(pairs(a, b)), lambda a: chosen(own(a)))
         shapes, rights = chosen(self.shapes), chosen(self.rights)
-        return replace(self, block=block, diagonal=diagonal, shapes=shapes, rights=rights, steps=two)
+        return replace(self, block=block, diagonal=diagonal, shapes=shapes, rights=rights, steps=two, rows=rows)
 
 
 def block_functions(graph: BlockGraph, lowered: OfBlocks) -> BlockFunctions:
     """Pairs into blocks: `jax.vmap` over both inputs."""
     shapes, rights = tuple(b.shape for b in graph.blocks), tuple(b.right for b in graph.blocks)
-    entries = max(sum(map(math.prod, shapes)), pair_entries(graph.nodes))
+    largest = pair_entries(graph.nodes)
+    entries = max(sum(map(math.prod, shapes)), largest)
     two = steps(lowered, entries)
 
     def block(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
@@ -84,8 +96,13 @@ def block_functions(graph: BlockGraph, lowered: OfBlocks) -> BlockFunctions:
     def own(which: Callable[..., Any]) -> Callable[[Leaves, Hypers], tuple[jax.Array, ...]]:
         return lambda x, hypers: by_inputs(lambda leaves: which(lowered.state(leaves, hypers)), x, entries)
 
+    def rows(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
+        return jax.vmap(lowered.pair)(two.states(x1, hypers), two.states(x2, hypers))
+
     diagonal, means = own(lowered.diagonal), own(lowered.means)
-    return BlockFunctions(block, diagonal, means, shapes, rights, entries, graph.noise, two, draws(graph.nodes))
+    return BlockFunctions(
+        block, diagonal, means, shapes, rights, entries, graph.noise, two, draws(graph.nodes), rows, kinked(graph.nodes), largest > 1
+    )  # fmt: skip
 
 
 class Blocks:
@@ -97,6 +114,7 @@ class Blocks:
         self._names = tuple(map(str, range(len(made.shapes))))
         self._layers = Layers(made.steps or whole(made), self._names, made.entries, cached=not made.draws)
         self._block, self._diagonal, self._means = jax.jit(made.block), jax.jit(made.diagonal), jax.jit(made.means)
+        self.refine = _refined(made)
 
     def means(self, x: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
         """The means of every input, (N, ..)."""
@@ -126,6 +144,42 @@ class Blocks:
             at = jnp.arange(n1)
             found = [k.at[at, at].set(own) for k, own in zip(found, self._diagonal(x1, hypers), strict=True)]
         return found
+
+    def mended(
+        self, found: Sequence[jax.Array], near: np.ndarray, x1: Leaves, x2: Leaves | None, hypers: Hypers
+    ) -> list[jax.Array]:
+        """The blocks with those pairs that are near, and not of equal inputs, computed again in float64."""
+        assert self.refine is not None
+        every = Pairs(*np.nonzero(np.triu(near) if x2 is None else near))
+        keep = unlike(x1, x1 if x2 is None else x2, every)
+        pairs = Pairs(every.i[keep], every.j[keep])
+        whole = list(found)
+        sizes = [math.prod(shape) for shape in self._shapes]
+        for start in range(0, len(pairs.i), MANY):
+            i, j = pairs.i[start : start + MANY], pairs.j[start : start + MANY]
+            flat = self.refine.exact(x1, x1 if x2 is None else x2, hypers, Pairs(i, j))
+            values = [
+                part.reshape(-1, *shape)
+                for part, shape in zip(np.split(flat, np.cumsum(sizes)[:-1], 1), self._shapes, strict=True)
+            ]
+            whole = [k.at[i, j].set(value) for k, value in zip(whole, values, strict=True)]
+            if x2 is None:
+                for k, (partner, right) in enumerate(self._partners):
+                    whole[k] = whole[k].at[j, i].set(turned(values[partner][None], right)[:, 0])
+        return whole
+
+
+def _refined(made: BlockFunctions) -> Refine | None:
+    """What computes near pairs again, where kernels in float32 need it."""
+    if made.rows is None or made.draws or not made.kinks:
+        return None
+    rows, count = made.rows, lambda a: (len(a), -1)
+
+    def flat(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[None, jax.Array]:
+        return None, jnp.concatenate([a.reshape(count(a)) for a in rows(x1, x2, hypers)], 1)
+
+    angle = ANGLE_OF_POSITIONS if made.positions else ANGLE_OF_OUTPUTS
+    return Refine(flat, made.entries, angle)  # type: ignore[arg-type]
 
 
 def partners_of(outputs: int, kernels: int) -> list[int]:

@@ -14,7 +14,7 @@ from jax import lax
 from tensorprog.runtime.assembly import Ahead, Pairs
 from tensorprog.runtime.kernel import GET, Functions, Hypers, Leaves, Steps, float_dtype, whole
 from tensorprog.runtime.pieces import Code, Piece, Progress, Work, assemble, matrices, part
-from tensorprog.runtime.refine import Refine
+from tensorprog.runtime.refine import Refine, in_float64
 from tensorprog.runtime.tiles import TILE_BYTES, Tiling, pairs_in_memory
 
 __all__ = ["Gram", "Layers", "Way", "refined"]
@@ -110,10 +110,12 @@ class Gram:
     """Whole kernel matrices out of tiles.
 
     All arrays carry a leading batch axis; hyperparameters are scalars. `get` chooses what is computed. shortcut: a way that is asked
-    first; the layers can always be computed. off: optimisations that are switched off.
+    first; the layers can always be computed. off: optimisations that are switched off. average: is the output an average over the
+    width, whose nngp does not say which inputs are near?
     """
 
-    def __init__(self, made: Functions, shortcut: Way | None = None, off: Collection[str] = ()):
+    def __init__(self, made: Functions, shortcut: Way | None = None, off: Collection[str] = (), average: bool = False):
+        self._wide = average and made.kinks and not made.draws
         self.shape, self.pair_entries = made.shape, made.pair_entries
         self._layers = Layers(
             made.steps or whole(made), GET, made.pair_entries, not ("rows" in off or made.draws), refined(made)
@@ -165,6 +167,8 @@ class Gram:
         n1, n2 = len(x1[0]), len((x1 if x2 is None else x2)[0])
         if n1 == 0 or n2 == 0:
             return self._empty(n1, n2, dtype, get)
+        if self._wide and "ntk" in get and dtype == np.float32:
+            return in_float64(lambda a, b, values: self(a, b, values, get, progress), x1, x2, hypers)
         if x2 is None and not self._symmetry:
             x2 = x1
         pieces = self._pieces(x1, x2, hypers, get)

@@ -38,6 +38,10 @@ class JointFunction(KernelFunction):
     def _mean_blocks(self) -> Blocks:
         raise NotImplementedError
 
+    def _matrices(self, names: tuple[str, ...], x1: Any, x2: Any, hypers: dict[str, Any]) -> list[jax.Array]:
+        """The matrices of all blocks."""
+        return self._blocks(names)(x1, x2, hypers)
+
     def __call__(
         self, x1: Any, x2: Any = None, *, get: str | Sequence[str] | None = None, progress: bool = False, **hypers: Any
     ) -> Any:
@@ -45,15 +49,16 @@ class JointFunction(KernelFunction):
 
         x1, x2, get, hypers: as for `tp.Kernel`; progress shows nothing here. For outputs in a dict,
         `nngp["a"]["b"]` has E[a(x1) b(x2)], of shape (N1, N2, *A, *B) with A and B the shapes of `outputs`: a tree, as the network
-        returns it, of trees. Features of readouts that are independent copies are given once. In float32 the tangent kernels of nearly
-        equal inputs keep half their digits where nonlinearities have kinks (`tp.compile` computes such pairs in float64).
+        returns it, of trees. Features of readouts that are independent copies are given once. In float32, nearly equal inputs are
+        computed in float64 where nonlinearities have kinks, and everything where an average over the width is among the outputs; but
+        not inside `jax.jit` or `jax.grad`, nor by a loaded kernel, which keep half the digits of such tangent kernels.
 
         Raises InputError for bad inputs, UnsupportedError for a tangent kernel that neither program gives (get="nngp" leaves it
         out).
         """
         names = check_get(get)
         leaves1, leaves2, values = self._checked(x1, x2, hypers)
-        found = self._blocks(names)(leaves1, leaves2, values)
+        found = self._matrices(names, leaves1, leaves2, values)
         count = len(self.outputs) ** 2
         trees = [self._nested(found[k * count : (k + 1) * count]) for k in range(len(names))]
         if get is None:

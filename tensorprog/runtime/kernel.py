@@ -194,8 +194,12 @@ def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -
         of_one = jax.vmap(lambda leaves: lowered.state(leaves, hypers, live))
         return jax.vmap(lambda a, b: lowered.pair(a, b, live))(of_one(x1), of_one(x2))
 
-    kinked = any(isinstance(q, Expect) and has_kinks(q.function) for q in graph.nodes)
-    return Functions(block, diagonal, graph.shape, entries, two, rows, kinked, draws(graph.nodes))
+    return Functions(block, diagonal, graph.shape, entries, two, rows, kinked(graph.nodes), draws(graph.nodes))
+
+
+def kinked(nodes: Iterable[Quantity]) -> bool:
+    """Are there functions with kinks?"""
+    return any(isinstance(q, Expect) and has_kinks(q.function) for q in nodes)
 
 
 def check_get(get: str | Sequence[str] | None) -> tuple[str, ...]:

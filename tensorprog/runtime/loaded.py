@@ -19,7 +19,7 @@ from tensorprog.runtime.exported import check_platforms, deserialise, serialise,
 from tensorprog.runtime.gram import Gram
 from tensorprog.runtime.kernel import Functions
 
-__all__ = ["MALFORMED", "Described", "LoadedKernel", "described", "malformed", "read_description", "save"]
+__all__ = ["MALFORMED", "Described", "LoadedKernel", "Serialised", "described", "malformed", "read_description", "save"]
 
 _PROGRAM, _DERIVATION = "program.txt", "derivation.md"
 
@@ -106,7 +106,19 @@ def _version() -> str:
         return "unknown"
 
 
-class LoadedKernel(KernelFunction):
+class Serialised:
+    """What is run of an archive: its own functions, or, where they cannot run here, the kernel derived anew from its text."""
+
+    source, note = "serialised", ""
+    _serialised: Any = None
+
+    def _fall_back(self, error: Exception) -> None:
+        reason = (str(error).splitlines() or [""])[0][:300]
+        self.source, self._serialised = "recompiled", None
+        self.note = f"the serialised functions cannot run here ({type(error).__name__}: {reason})"
+
+
+class LoadedKernel(Serialised, KernelFunction):
     """A kernel read from an archive: called like the one that was exported, with the same checks.
 
     source: "serialised" while the archive's own functions run; "recompiled" where JAX refuses them (they have
@@ -131,7 +143,6 @@ class LoadedKernel(KernelFunction):
         except MALFORMED as error:
             raise malformed(path, error) from error
         super().__init__(inputs, tree, hypers, nonnegative, noise)
-        self.source, self.note, self._serialised = "serialised", "", None
         try:
             made = deserialise(self._members, inputs, tree, hypers, shape, entries)
         except Exception as error:  # JAX names no exception for an artefact that it refuses
@@ -144,11 +155,6 @@ class LoadedKernel(KernelFunction):
                 ) from unread
         else:
             self._serialised = _SerialisedGram(made if m["gradients"] else _with_derivatives(made, self), self)
-
-    def _fall_back(self, error: Exception) -> None:
-        reason = (str(error).splitlines() or [""])[0][:300]
-        self.source, self._serialised = "recompiled", None
-        self.note = f"the serialised functions cannot run here ({type(error).__name__}: {reason})"
 
     @cached_property
     def program(self) -> Program:

@@ -18,7 +18,7 @@ from tensorprog.runtime.exported import check_platforms, deserialise_blocks, ser
 from tensorprog.runtime.inputs import is_traced
 from tensorprog.runtime.joint_call import JointFunction
 from tensorprog.runtime.kernel import GET
-from tensorprog.runtime.loaded import MALFORMED, described, malformed, read_description
+from tensorprog.runtime.loaded import MALFORMED, Serialised, described, malformed, read_description
 
 __all__ = ["LoadedJoint", "LoadedOutput", "save_joint"]
 
@@ -92,7 +92,7 @@ def save_joint(
     write_archive(path, manifest, members | artefacts)
 
 
-class LoadedJoint(JointFunction):
+class LoadedJoint(Serialised, JointFunction):
     """A kernel of several outputs read from an archive: called like the one that was exported.
 
     outputs, source, note, manifest: as in `JointKernel` and `LoadedKernel`. Serialised functions can be jitted and differentiated
@@ -118,7 +118,6 @@ class LoadedJoint(JointFunction):
         except MALFORMED as error:
             raise malformed(path, error) from error
         super().__init__(inputs, tree, hypers, nonnegative, noise)
-        self.source, self.note, self._serialised = "serialised", "", None
         pairs = [(a.shape, b.shape) for a in self.outputs for b in self.outputs] * 2
         shapes, rights = [(*a, *b) for a, b in pairs], [len(b) for _, b in pairs]
         try:
@@ -134,11 +133,6 @@ class LoadedJoint(JointFunction):
             raise ValueError(f"an output of the kind {kind!r}")
         program = verify(parse_program(self._members[_program(place)].decode()))
         return LoadedOutput(label, kind, shape, full, copies, method, reason, program)
-
-    def _fall_back(self, error: Exception) -> None:
-        reason = (str(error).splitlines() or [""])[0][:300]
-        self.source, self._serialised = "recompiled", None
-        self.note = f"the serialised functions cannot run here ({type(error).__name__}: {reason})"
 
     def derivation(self) -> str:
         """How the kernels come about, as Markdown with LaTeX, as it was written when the kernel was exported."""

@@ -3,12 +3,15 @@
 A neural tangent kernel with kinked nonlinearities changes like the angle between two inputs where they nearly
 coincide, and a rounded cosine knows an angle only to half its digits. Such pairs are few, so computing them
 again costs little. Equal inputs have the kernel of an input with itself, which is exact.
+
+How near two inputs are is read off the nngp. That of an average over the width, a product of two numbers, says nothing of it: with
+such an output all is computed in float64.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,9 +23,10 @@ from tensorprog.runtime.assembly import Ahead, Pairs, at_once, cores
 from tensorprog.runtime.kernel import Hypers, Leaves
 from tensorprog.runtime.tiles import pairs_in_memory
 
-__all__ = ["Refine"]
+__all__ = ["ANGLE_OF_OUTPUTS", "ANGLE_OF_POSITIONS", "Refine", "in_float64", "near_pairs", "unlike"]
 
 ANGLE = 1e-3  # 1 - cosine below which a pair is near; above, float32 keeps the NTK to 1e-5 at depth 20
+ANGLE_OF_OUTPUTS = 1e-2  # the same for several outputs, of which one may stand many layers above another
 ANGLE_OF_POSITIONS = 1e-4  # the same where a kernel is an average over positions, whose errors average as well
 CHUNK = 1024
 
@@ -30,11 +34,17 @@ CHUNK = 1024
 class Refine:
     """The NTK of chosen pairs in float64, by the kernel's function of pairs."""
 
-    def __init__(self, rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]], entries: int):
-        """rows: the kernels of the i-th with the i-th input. entries: of the largest array of a pair."""
+    def __init__(
+        self,
+        rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]],
+        entries: int,
+        angle: float | None = None,
+    ):
+        """rows: (nngp, what is computed again) of the i-th with the i-th input. entries: of the largest array of a pair. angle: 1 - cosine
+        below which a pair is near."""
         self._rows = Ahead(lambda x1, x2, hypers: rows(x1, x2, hypers)[1])
         self._entries = entries
-        self._angle = ANGLE if entries == 1 else ANGLE_OF_POSITIONS
+        self._angle = angle or (ANGLE if entries == 1 else ANGLE_OF_POSITIONS)
 
     def near(self, nngp: Any, own1: Any, own2: Any, xp: Any = jnp) -> Any:
         """Which pairs are near, by their nngp and that of each input with itself. xp: NumPy or its equal in JAX."""
@@ -43,34 +53,36 @@ class Refine:
     def mended(self, x1: Leaves, x2: Leaves, own: np.ndarray, hypers: Hypers, pairs: Pairs) -> np.ndarray:
         """The NTK of near pairs. own: that of each of the first inputs with itself."""
         found = own[pairs.i]
-        unlike = np.flatnonzero(_unlike(x1, x2, pairs))
-        if len(unlike):
-            found[unlike] = self.exact(x1, x2, hypers, Pairs(pairs.i[unlike], pairs.j[unlike]))
+        parted = np.flatnonzero(unlike(x1, x2, pairs))
+        if len(parted):
+            found[parted] = self.exact(x1, x2, hypers, Pairs(pairs.i[parted], pairs.j[parted]))
         return found
 
     def exact(self, x1: Leaves, x2: Leaves, hypers: Hypers, pairs: Pairs) -> np.ndarray:
-        """The NTK of the pairs, rounded to float32."""
-        found = np.empty(len(pairs.i), np.float32)
+        """The NTK of the pairs, one at least, rounded to float32."""
+        count, found = len(pairs.i), np.empty(0, np.float32)
         workers = cores()
-        share = 2 ** math.ceil(math.log2(math.ceil(len(found) / workers)))  # few sizes are compiled
+        share = 2 ** math.ceil(math.log2(math.ceil(count / workers)))  # few sizes are compiled
         size = min(CHUNK, pairs_in_memory(8 * self._entries * workers), share)
         with jax.enable_x64(True):
             wide = [[_widened(np.asarray(leaf)) for leaf in x] for x in (x1, x2)]
             values = {name: jnp.asarray(np.asarray(value), np.float64) for name, value in hypers.items()}
 
             def jobs() -> Iterator[Callable[[], tuple[int, np.ndarray]]]:
-                for start in range(0, len(found), size):
-                    chosen = np.minimum(np.arange(start, start + size), len(found) - 1)
+                for start in range(0, count, size):
+                    chosen = np.minimum(np.arange(start, start + size), count - 1)
                     inputs = [[jnp.asarray(leaf[k[chosen]]) for leaf in x] for x, k in zip(wide, pairs, strict=True)]
                     code = self._rows(*inputs, values)
                     yield partial(_at, start, code, inputs, values)
 
             for start, ntk in at_once(jobs(), workers):
-                found[start : start + size] = ntk[: len(found) - start]
+                if not len(found):
+                    found = np.empty((count, *ntk.shape[1:]), np.float32)
+                found[start : start + size] = ntk[: count - start]
         return found
 
 
-def _unlike(x1: Leaves, x2: Leaves, pairs: Pairs) -> np.ndarray:
+def unlike(x1: Leaves, x2: Leaves, pairs: Pairs) -> np.ndarray:
     """Which pairs are of different inputs."""
     found = np.zeros(len(pairs.i), bool)
     for a, b in zip(x1, x2, strict=True):
@@ -80,6 +92,54 @@ def _unlike(x1: Leaves, x2: Leaves, pairs: Pairs) -> np.ndarray:
             differs = first[pairs.i[some]] != second[pairs.j[some]]
             found[some] |= differs.reshape(len(differs), -1).any(1)
     return found
+
+
+Own = tuple[Any, Any, Any]  # the nngp of an output, of all pairs, of the first and of the second inputs with themselves
+
+
+def near_pairs(refine: Refine, outputs: Sequence[Own], x1: Leaves, x2: Leaves) -> np.ndarray:
+    """Which pairs of inputs are near, in some output or by themselves; some rows at a time, for the sake of memory."""
+    parts = []
+    for start in range(0, len(x1[0]), CHUNK):
+        rows = slice(start, start + CHUNK)
+        near = _near_inputs([leaf[rows] for leaf in x1], x2)
+        for nngp, own1, own2 in outputs:
+            near |= _near_outputs(refine, nngp[rows], own1[rows], own2)
+        parts.append(near)
+    return np.concatenate(parts)
+
+
+def _near_outputs(refine: Refine, nngp: Any, own1: Any, own2: Any) -> np.ndarray:
+    """Which pairs are near at some positions of an output. nngp: (N1, N2, *A, *A) of an output with axes A; own1, own2: (N, *A, *A)."""
+    n1, n2 = nngp.shape[:2]
+    places = math.isqrt(math.prod(nngp.shape[2:]))
+    kernels = np.asarray(nngp).reshape(n1, n2, places, places)
+    variances = [np.diagonal(np.asarray(own).reshape(-1, places, places), 0, 1, 2) for own in (own1, own2)]
+    found = np.zeros((n1, n2), bool)
+    for a in range(places):
+        for b in range(places):
+            found |= refine.near(kernels[:, :, a, b], variances[0][:, a], variances[1][:, b], np)
+    return found
+
+
+def _near_inputs(x1: Leaves, x2: Leaves) -> np.ndarray:
+    """Which pairs have nearly one direction: that is what a first layer sees, also where later ones, after biases, see more."""
+    flat = lambda x: np.concatenate([np.asarray(leaf, np.float64).reshape(len(leaf), -1) for leaf in x], 1)
+    a, b = flat(x1), flat(x2)
+    sizes = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
+    return np.abs(a @ b.T) >= (1 - ANGLE_OF_OUTPUTS) * sizes
+
+
+def in_float64(
+    function: Callable[[Leaves, Leaves | None, Hypers], list[jax.Array]], x1: Leaves, x2: Leaves | None, hypers: Hypers
+) -> list[jax.Array]:
+    """The same, computed in float64, in float32."""
+    widened = lambda x: [jnp.asarray(_widened(np.asarray(leaf))) for leaf in x]
+    with jax.enable_x64(True):
+        values = {name: jnp.asarray(_widened(np.asarray(value))) for name, value in hypers.items()}
+        found = function(widened(x1), None if x2 is None else widened(x2), values)
+        narrow = [np.asarray(k).astype(np.float32) for k in found]
+    return [jnp.asarray(k) for k in narrow]
 
 
 def _at(start: int, code: Callable[..., Any], inputs: list[Leaves], hypers: Hypers) -> tuple[int, np.ndarray]:

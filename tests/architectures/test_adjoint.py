@@ -1,4 +1,7 @@
-"""The tangent program and the adjoint program give one kernel, over the whole table of architectures."""
+"""The tangent program and the adjoint program give one kernel, over the whole table of architectures.
+
+Those that are sampled too: both ways sample the same functions at the same points (`tensorprog.kernel.linear`).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,6 @@ import tensorprog as tp
 from examples import architectures as zoo
 
 QUICK = ("tied_layers", "rms_norm", "weight_norm", "maxout")
-
-# Both ways sample, the adjoint program other Gaussians than the tangent program: a tolerance of 1e-2 was asked for.
-SAMPLED = ("residual_after", "many_small_heads", "many_large_heads", "gru", "lstm")
 
 
 def both(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -27,8 +27,7 @@ def both(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def check(name: str) -> None:
     tangent, adjoint = both(name)
-    tolerance = 1e-2 if name in SAMPLED else 1e-12
-    np.testing.assert_allclose(adjoint, tangent, rtol=0, atol=tolerance * np.abs(tangent).max())
+    np.testing.assert_allclose(adjoint, tangent, rtol=0, atol=1e-12 * np.abs(tangent).max())
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -42,4 +41,4 @@ def test_all_others(name: str) -> None:
 
 
 def test_no_stale_exemption() -> None:
-    assert {*QUICK, *SAMPLED} <= set(zoo.ARCHITECTURES)
+    assert set(QUICK) <= set(zoo.ARCHITECTURES)

@@ -251,10 +251,68 @@ def test_a_jump_of_two_variables() -> None:
     close(kernels(net, ONE * np.sqrt(q))[0], [[q * overlap**2]])
 
 
-def test_a_jump_that_would_be_sampled() -> None:
-    net = recurrent(jnp.sign, 5)
-    with pytest.raises(tp.UnsupportedError, match="a function with a jump between a weight and its transpose"):
-        tp.compile(net, jnp.zeros((5, 2)), tolerance=1e-2)
+def test_a_jump_that_has_to_be_sampled() -> None:
+    """E[u sign(u + t)] = 2 q N(t; 0, q), with t = tanh(g) + tanh(k) of two more Gaussians."""
+
+    def net(x: jax.Array) -> jax.Array:
+        h, (w, v, u) = nn.dense(x, train=False), (nn.weight((nn.width(), nn.width()), train=False) for _ in range(3))
+        back = times(w.T, jnp.sign(times(w, h) + jnp.tanh(times(v, h)) + jnp.tanh(times(u, h))))
+        return nn.dense(h, features=1, train=False) * jnp.mean(h * back)
+
+    q = 0.7
+    density = lambda t: np.exp(-(t**2) / (2 * q)) / np.sqrt(2 * np.pi * q)
+    shifted = lambda g: gaussian_mean(lambda z: density(np.tanh(np.sqrt(q) * g)[:, None] + np.tanh(np.sqrt(q) * z)))
+    kernel = tp.compile(net, ONE[0], tolerance=1e-2)
+    assert kernel.sampled
+    exact = q * (2 * q * gaussian_mean(shifted)) ** 2
+    found, error = kernel(ONE * np.sqrt(q)).nngp[0, 0], kernel.standard_error(ONE * np.sqrt(q)).nngp[0, 0]
+    assert 0 < error < 2e-2 * exact and abs(found - exact) < 5 * error  # the coefficient's error, twice
+
+
+def test_a_jump_at_positions_that_mix_is_refused() -> None:
+    def net(x: jax.Array) -> jax.Array:
+        h, (w, v) = nn.dense(x, train=False), (nn.weight((nn.width(), nn.width()), train=False) for _ in range(2))
+        u, g = times_rows(h, w), times_rows(h, v)
+        return nn.dense(times_rows(jnp.sign(u + jnp.tanh(u[::-1]) + jnp.tanh(g)), w.T), features=1, train=False)
+
+    with pytest.raises(tp.UnsupportedError, match="a kinked function between a weight and its transpose"):
+        tp.compile(net, jnp.zeros((2, 2)), tolerance=1e-2)
+
+
+def test_a_step_of_training_written_out() -> None:
+    """W1 = W - (c/n) e z', e = v phi'(W z), z of another input: W1' tanh(W1 y) against networks with that very matrix."""
+    rate, other = 0.7, jnp.array([0.3, -0.8])
+
+    def net(x: jax.Array, matrix: bool) -> jax.Array:
+        n = nn.width()
+        w, v, a = nn.weight((n, n), name="W"), nn.weight((n,), name="v"), nn.weight((n, 2), name="in")
+        z, y = jnp.tanh(a @ other), jnp.tanh(a @ x)
+        e = v * (1 - jnp.tanh(times(w, z)) ** 2)
+        if matrix:
+            moved = w / jnp.sqrt(n) - rate / n * jnp.outer(e, z)
+            last = moved.T @ jnp.tanh(moved @ y)
+        else:
+            up = jnp.tanh(times(w, y) - rate * e * jnp.mean(z * y))
+            last = times(w.T, up) - rate * z * jnp.mean(e * up)
+        return nn.dense(last, features=1, name="out")
+
+    x = X[:2]
+    kernel = tp.compile(lambda x: net(x, False), x[0], tolerance=1e-2)
+    found, error = kernel(x).nngp, kernel.standard_error(x).nngp
+    width, draws = 512, 40
+
+    def sampled(key: jax.Array) -> jax.Array:
+        p = tp.init(lambda x: net(x, True), x[0], width, key)
+        hidden = jax.vmap(lambda y: jax.grad(lambda p: tp.apply(lambda x: net(x, True), p, y)[0])(p)["out.weight"][0])(
+            x
+        )
+        return hidden @ hidden.T
+
+    values = np.asarray(jax.lax.map(jax.jit(sampled), jax.random.split(jax.random.key(0), draws)))
+    noise = values.std(0) / np.sqrt(draws)
+    # one draw strays by 1/sqrt(n), the mean of many by 1/n besides
+    assert np.all(np.abs(values.mean(0) - found) < 4 * noise + 5 * np.asarray(error) + 5 / width * np.abs(found).max())
+    assert np.all(noise < 0.02 * np.abs(found).max())
 
 
 # ------------------------------------------------------------------------------------ recurrences

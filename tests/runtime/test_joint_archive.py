@@ -37,9 +37,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[tp.JointKernel, P
 
 def same(found: Any, wanted: Any, rtol: float = 1e-12) -> None:
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    largest = max((float(np.abs(b).max()) for b in jax.tree.leaves(wanted)), default=0.0)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape
-        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * (1e-300 + float(np.abs(b).max())))
+        # a block that vanishes is rounding of the others: in float32 averages are computed in float64, but for loaded kernels
+        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * max(1e-2 * largest, float(np.abs(b).max())))
 
 
 def test_what_comes_back(written: tuple[tp.JointKernel, Path]) -> None:
