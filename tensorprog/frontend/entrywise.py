@@ -123,6 +123,11 @@ def _summed(chain: tuple[PositionMap, ...], weight: Weight, x: Node, var: Var, a
     shape, axis = var.shape, width_axis(var.layout)
     assert axis is not None
     along = weight.type.axis
+    if weight.per_input:
+        raise Refusal(
+            "it sums a parameter times hidden coordinates, and the parameter is drawn anew for every input",
+            "drop coordinates of hidden layers (nn.dropout), whose masks average out over the width; let readouts be ordinary parameters",
+        )
     if along is None or weight.shape[along] != 1 or shape[axis] != 1:
         raise _refusal()
     places = [i for i in range(len(weight.shape)) if i != along]  # the positions of the weight

@@ -124,7 +124,7 @@ def test_noise_as_a_weight_is_refused() -> None:
         recorder = current()
         assert recorder is not None
         noise = recorder.parameter("mine", tp.Gaussian((nn.width(),), per_input=True))
-        return nn.dense(h, features=1) + noise @ h
+        return nn.dense(h, features=1) + noise @ h / nn.width() ** 0.5
 
     with pytest.raises(tp.UnsupportedError, match="sums a parameter times hidden coordinates"):
         tp.compile(net, X[0])
