@@ -3,7 +3,7 @@
     python -m benchmarks.profile                    # all cases, some minutes
     python -m benchmarks.profile fc                 # those whose name begins so, printed only
 
-Of the cases whose targets are hardest. One thread, so that parts add up.
+Of the cases whose targets are hardest. Tile after tile, so that parts add up (XLA still spreads a large operation over the cores).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def parts_of(seconds: dict[str, float]) -> Iterator[None]:
 
 
 def measured(case: cases.Case) -> dict[str, Any]:
-    """Median seconds of a call in one thread and of its parts; and of one product of the inputs, tile by tile, and of copying two arrays
+    """Median seconds of a call, tile after tile, and of its parts; and of one product of the inputs, tile by tile, and of copying two arrays
     of the result's size into fresh memory."""
     random = np.random.default_rng(case.seed)
     inputs = [jnp.asarray(random.standard_normal((n, *case.shape)), jnp.float32) for n in (case.n1, case.n2) if n]
@@ -129,9 +129,8 @@ def main(prefixes: list[str]) -> None:
     if prefixes:
         return
     body = [
-        "Milliseconds of warm calls for NNGP and NTK, float32, one thread, medians; parts of the whole, and beside them one product of the "
-        "inputs",
-        "alone and two copies of the result into fresh memory, which no way to compute it can save. What binds: docs/speed.md.",
+        "Milliseconds of warm calls for NNGP and NTK, float32, tile after tile, medians; parts of the whole, and beside them one product of",
+        "the inputs alone and two copies of the result into fresh memory, which no way to compute it can save. What binds: docs/speed.md.",
         "",
         f"| case | whole | {' | '.join(PARTS)} | product alone | two copies |",
         f"|---|---|{'---|' * (len(PARTS) + 2)}",
