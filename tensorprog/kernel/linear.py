@@ -45,8 +45,8 @@ from tensorprog.passes.structure import Structure
 
 __all__ = ["linear_of"]
 
-MOST_PAIRS = 64  # of Gaussians at their places: each has an expectation of its own, and code of its own; more are sampled together
-MOST_GAUSSIANS = 40  # of a tangent; four steps of a GRU have 23
+MOST_PAIRS = 100  # of Gaussians at their places: each has an expectation of its own, and code of its own; more are sampled together
+MOST_GAUSSIANS = 40  # of a tangent; four steps of an LSTM have 32
 FEW = 2  # Gaussians of a slope that is written out in them
 MOST_PLACES = 16  # positions of a Gaussian that are mixed
 
