@@ -55,24 +55,14 @@ def row(found: dict[str, Any]) -> str:
 
 def main(prefixes: list[str]) -> None:
     """Measure the cases whose names begin so, or all, which replaces the results kept."""
-    chosen = [c for c in cases.CASES if c.name in NAMES and c.name.startswith(tuple(prefixes) or "")]
-    if not chosen:
-        sys.exit(f"no case begins with {' or '.join(prefixes)}; there are {', '.join(NAMES)}")
-    result = study.provenance()
-    result["cases"] = []
-    for case in chosen:
-        result["cases"].append(measured(case))
-        print(row(result["cases"][-1]), flush=True)
-    if prefixes:
-        return
-    body = [
+    head = [
         "Seconds: NNGP and NTK, float32, warm. Then how many times as long the kernel takes without each optimisation (docs/speed.md);",
         "medians of runs in turns.",
         "",
         f"| case | seconds | {' | '.join(OPTIMISATIONS)} |",
         f"|---|---|{'---|' * len(OPTIMISATIONS)}",
     ]
-    study.write(OUT, "What each optimisation gains", result, [*body, *map(row, result["cases"])])
+    study.of_cases(OUT, "What each optimisation gains", NAMES, prefixes, measured, row, head)
 
 
 if __name__ == "__main__":

@@ -118,24 +118,14 @@ def row(found: dict[str, Any]) -> str:
 
 def main(prefixes: list[str]) -> None:
     """Measure the cases whose names begin so, or all, which replaces the results kept."""
-    chosen = [c for c in cases.CASES if c.name in NAMES and c.name.startswith(tuple(prefixes) or "")]
-    if not chosen:
-        sys.exit(f"no case begins with {' or '.join(prefixes)}; there are {', '.join(NAMES)}")
-    result = study.provenance()
-    result["cases"] = []
-    for case in chosen:
-        result["cases"].append(measured(case))
-        print(row(result["cases"][-1]), flush=True)
-    if prefixes:
-        return
-    body = [
+    head = [
         "Milliseconds of warm calls for NNGP and NTK, float32, tile after tile, medians; parts of the whole, and beside them one product of",
         "the inputs alone and two copies of the result into fresh memory, which no way to compute it can save. What binds: docs/speed.md.",
         "",
         f"| case | whole | {' | '.join(PARTS)} | product alone | two copies |",
         f"|---|---|{'---|' * (len(PARTS) + 2)}",
     ]
-    study.write(OUT, "Where the time goes", result, [*body, *map(row, result["cases"])])
+    study.of_cases(OUT, "Where the time goes", NAMES, prefixes, measured, row, head)
 
 
 if __name__ == "__main__":

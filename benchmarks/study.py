@@ -7,12 +7,13 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.cases import CASES, Case
 from benchmarks.environment import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -38,6 +39,31 @@ def timed(times: dict[str, float], what: str) -> Iterator[None]:
     yield
     times[what] = time.perf_counter() - start
     print(f"{times[what]:8.1f} s  {what}", flush=True)
+
+
+def of_cases(
+    out: Path,
+    title: str,
+    names: Sequence[str],
+    prefixes: Sequence[str],
+    measured: Callable[[Case], dict[str, Any]],
+    row: Callable[[dict[str, Any]], str],
+    head: Sequence[str],
+) -> None:
+    """Measure the named cases that begin with a prefix, a line each; or all of them, which replaces the results kept.
+
+    head: what stands above the lines. Raises SystemExit where no case begins so.
+    """
+    chosen = [case for case in CASES if case.name in names and case.name.startswith(tuple(prefixes) or "")]
+    if not chosen:
+        raise SystemExit(f"no case begins with {' or '.join(prefixes)}; there are {', '.join(names)}")
+    result = provenance()
+    result["cases"] = []
+    for case in chosen:
+        result["cases"].append(measured(case))
+        print(row(result["cases"][-1]), flush=True)
+    if not prefixes:
+        write(out, title, result, [*head, *map(row, result["cases"])])
 
 
 def provenance() -> dict[str, Any]:

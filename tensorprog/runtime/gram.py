@@ -42,7 +42,7 @@ class Layers:
         self, steps: Steps, names: Sequence[str], entries: int, cached: bool = True, refine: Refine | None = None
     ):
         self._steps, self._names, self._entries = steps, tuple(names), entries
-        self._cached, self.refine = cached, refine
+        self._cached, self._refine = cached, refine
         self._states = jax.jit(self._of_inputs, static_argnames="own")
         self._tile = Ahead(self._of_pairs, ("rows", "columns", "get"))
 
@@ -60,14 +60,14 @@ class Layers:
         """One tile."""
         (a, own1), (b, own2) = part(first, i, rows), part(second, j, columns)
         found = self._steps.pairs(a, b)
-        near = None if own1 is None or self.refine is None else self.refine.near(found[0], own1[0], own2[0])
+        near = None if own1 is None or self._refine is None else self._refine.near(found[0], own1[0], own2[0])
         marks = None if near is None else jnp.any(near, axis=0)
         return [found[self._names.index(name)] for name in get], marks
 
     def work(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> Work:
         """The matrices named by `get`."""
         sides = [x1] if x2 is None else [x1, x2]
-        refine = self.refine if "ntk" in get and float_dtype(x1) == np.float32 else None
+        refine = self._refine if "ntk" in get and float_dtype(x1) == np.float32 else None
         states = self._states(sides, hypers, own=refine is not None)
         names, at, ends = get if refine is None else self._names, np.int32(0), (states[0], states[-1])
 

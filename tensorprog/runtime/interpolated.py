@@ -191,9 +191,8 @@ def _tile(
         itself = i + np.arange(rows)[:, None] == j + np.arange(columns)
         cosine, near = jnp.where(itself, 1, cosine), jnp.where(itself, 0, near)
     cosine = lax.optimization_barrier(cosine)
-    place = signed_angle(cosine, jnp.sqrt((1 - cosine) * (1 + cosine))) * (
-        -2 / math.pi
-    )  # from the angle's [0, pi] to [-1, 1]
+    # 2 acos(c)/pi - 1, from the angle's [0, pi] to [-1, 1]
+    place = signed_angle(cosine, jnp.sqrt((1 - cosine) * (1 + cosine))) * (-2 / math.pi)
     place = lax.optimization_barrier(place)
     kernels = [
         scale1[:, k, None] * scale2[:, k] * _sum(_terms(coefficients[k], basis1, basis2), place, in_powers)
