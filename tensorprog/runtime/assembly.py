@@ -37,6 +37,10 @@ __all__ = [
 ]
 
 ALIGNED = 64  # bytes, at which XLA wants its arrays to begin
+LARGE_PAGE = 2**21  # bytes; memory that begins at another place has small pages at both ends
+STRIP = (
+    16  # columns of a turned tile that are written together: so many of its rows, read side by side, stay in the cache
+)
 
 T = TypeVar("T")
 Partner = tuple[int, int]  # which matrix has the other half of one, and how many of its own output axes are of x'
@@ -163,6 +167,12 @@ class HostMatrices(Matrices):
         super().__init__([_empty(shape, np.dtype(dtype)) for shape in shapes], partners)
         self._device = device
 
+    def halves(self, rows: int, columns: int) -> Callable[[Sequence[Any]], list[Any]]:
+        """Code for the other halves of tiles. Without output axes they are views, and turned as they are written."""
+        if any(a.ndim > 2 for a in self.arrays):
+            return super().halves(rows, columns)
+        return lambda parts: [np.asarray(parts[other]).T for other, _ in self._partners]
+
     def put(self, place: Place, parts: Sequence[Any], halves: Sequence[Any] | None) -> None:
         """Write a tile of each."""
         for k, whole in enumerate(self.arrays):
@@ -172,7 +182,9 @@ class HostMatrices(Matrices):
                 whole[place.rows, place.columns] = np.where(self._upper(parts[k], k), parts[k], halves[k])
             else:
                 whole[place.rows, place.columns] = parts[k]
-                whole[place.columns, place.rows] = halves[k]
+                target = whole[place.columns, place.rows]
+                for start in range(0, target.shape[1], STRIP):
+                    target[:, start : start + STRIP] = halves[k][:, start : start + STRIP]
 
     def change(self, index: int, pairs: Pairs, values: np.ndarray, mirror: bool) -> None:
         """Write single entries of one of them."""
@@ -236,6 +248,7 @@ def upper(shape: tuple[int, ...], own: int, other: int) -> np.ndarray:
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Fresh memory that JAX can take over."""
     size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + ALIGNED, np.uint8)
-    start = -raw.ctypes.data % ALIGNED
+    to = LARGE_PAGE if size >= LARGE_PAGE else ALIGNED
+    raw = np.empty(size + to, np.uint8)
+    start = -raw.ctypes.data % to
     return raw[start : start + size].view(dtype).reshape(shape)

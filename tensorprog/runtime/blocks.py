@@ -112,7 +112,7 @@ class Blocks:
         self._shapes, self._noise = made.shapes, made.noise
         self._partners = [(k, made.rights[k]) for k in partners]
         self._names = tuple(map(str, range(len(made.shapes))))
-        self._layers = Layers(made.steps or whole(made), self._names, made.entries, cached=not made.draws)
+        self._layers = Layers(made.steps or whole(made), self._names, made.entries, cached=int(not made.draws))
         self._block, self._diagonal, self._means = jax.jit(made.block), jax.jit(made.diagonal), jax.jit(made.means)
         self.refine = _refined(made)
 

@@ -19,6 +19,8 @@ from tensorprog.runtime.tiles import TILE_BYTES, Tiling, pairs_in_memory
 
 __all__ = ["Gram", "Layers", "Way", "refined"]
 
+FEW = 2  # see `Piece.cached`: tiles of a series are passed over four times
+
 
 class Way(Protocol):
     """A way to compute matrices."""
@@ -35,12 +37,10 @@ def refined(made: Functions) -> Refine | None:
 class Layers:
     """Pair by pair, one layer after the other: for every kernel there is.
 
-    names: of what a pair has. entries: of the largest array of a pair. cached: should tiles stay in the cache? refine: for near pairs.
+    names: of what a pair has. entries: of the largest array of a pair. cached: of `Piece`. refine: for near pairs.
     """
 
-    def __init__(
-        self, steps: Steps, names: Sequence[str], entries: int, cached: bool = True, refine: Refine | None = None
-    ):
+    def __init__(self, steps: Steps, names: Sequence[str], entries: int, cached: int = 1, refine: Refine | None = None):
         self._steps, self._names, self._entries = steps, tuple(names), entries
         self._cached, self._refine = cached, refine
         self._states = jax.jit(self._of_inputs, static_argnames="own")
@@ -118,7 +118,7 @@ class Gram:
         self._wide = average and made.kinks and not made.draws
         self.shape, self.pair_entries = made.shape, made.pair_entries
         self._layers = Layers(
-            made.steps or whole(made), GET, made.pair_entries, not ("rows" in off or made.draws), refined(made)
+            made.steps or whole(made), GET, made.pair_entries, int(not ("rows" in off or made.draws)), refined(made)
         )
         self._shortcut, self._symmetry, self._threads = shortcut, "symmetry" not in off, "threads" not in off
 
@@ -181,4 +181,4 @@ class Gram:
         work = None if self._shortcut is None else self._shortcut.work(x1, x2, hypers, get)
         if work is None:
             return self._layers.pieces(x1, x2, hypers, get)
-        return [Piece(0, 0, len(x1[0]), len((x1 if x2 is None else x2)[0]), x2 is None, 1, True, lambda: work)]
+        return [Piece(0, 0, len(x1[0]), len((x1 if x2 is None else x2)[0]), x2 is None, 1, FEW, lambda: work)]

@@ -75,9 +75,9 @@ class Interpolated:
 
     def _tiles(self, sides: list[_Side], series: Series, dtype: np.dtype, get: tuple[str, ...]) -> Work:
         which = [GET.index(name) for name in get]
-        powers, in_powers = _in_powers(series.coefficients[which])
+        halves, in_powers = _in_powers(_by_parity(series.coefficients[which]))
         states = [_state(side, series, dtype, which) for side in sides]
-        args = (states[0], states[-1], jax.device_put(powers.astype(dtype), sides[0].device))
+        args = (states[0], states[-1], *jax.device_put((halves.astype(dtype), np.array(True)), sides[0].device))
         options = dict(in_powers=in_powers, gram=len(sides) == 1)
 
         def tile(rows: int, columns: int) -> Code:
@@ -167,10 +167,26 @@ def _state(side: _Side, series: Series, dtype: np.dtype, which: list[int]) -> li
     return [jax.device_put(a.astype(dtype), side.device) for a in found]
 
 
+def _by_parity(coefficients: np.ndarray) -> np.ndarray:
+    """A series in T_d(t), d the last axis, as E(y) + t O(y) with y = 2 t^2 - 1: E and O, along a new axis before the last, in T_d(y).
+
+    Each is half as long, so that its powers hardly cancel, and the two are summed side by side. T_2d(t) = T_d(y), and
+    2 t T_d(y) = T_(2d+1)(t) + T_|2d-1|(t).
+    """
+    even, odd = coefficients[..., 0::2], coefficients[..., 1::2]
+    halves = np.zeros((*even.shape[:-1], 2, even.shape[-1]))
+    halves[..., 0, :] = even
+    after = np.zeros(odd.shape[:-1])
+    for d in range(odd.shape[-1] - 1, -1, -1):
+        after = (2 if d else 1) * odd[..., d] - (after if d else after / 2)
+        halves[..., 1, d] = after
+    return halves
+
+
 def _in_powers(coefficients: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The series in powers of the angle's place, which cost half as much, where its terms do not cancel; and whether it is."""
+    """The series in powers, which cost half as much, where its terms do not cancel; and whether it is."""
     powers = coefficients @ _powers(coefficients.shape[-1])
-    return (powers, True) if np.abs(powers).sum((1, 2, 3)).max() < 4 else (coefficients, False)
+    return (powers, True) if np.abs(powers).sum((1, 2, 3, 4)).max() < 4 else (coefficients, False)
 
 
 @functools.cache
@@ -180,20 +196,18 @@ def _powers(n: int) -> np.ndarray:
 
 
 def _tile(
-    first: Any, second: Any, coefficients: jax.Array, i: Any, j: Any, *, rows: int, columns: int, in_powers: bool, gram: bool
+    first: Any, second: Any, coefficients: jax.Array, live: jax.Array, i: Any, j: Any,
+    *, rows: int, columns: int, in_powers: bool, gram: bool,
 ) -> tuple[list[jax.Array], jax.Array]:  # fmt: skip
-    """The kernels of a tile that begins at i, j; and which columns have a near pair. gram: are both sides one? Then an input with itself
-    is not near: its cosine is 1."""
+    """The kernels of a tile that begins at i, j; and which columns have a near pair. live: true, but XLA does not know that: what stands in
+    a branch is not computed anew for each kernel. gram: are both sides one? Then an input with itself is not near: its cosine is 1."""
     (unit1, basis1, scale1), (unit2, basis2, scale2) = part(first, i, rows), part(second, j, columns)
-    cosine = jnp.clip(jnp.matmul(unit1, unit2.T, precision="highest"), -1, 1)
+    cosine = jnp.matmul(unit1, unit2.T, precision="highest")
     near = jnp.abs(cosine)
     if gram:
         itself = i + np.arange(rows)[:, None] == j + np.arange(columns)
         cosine, near = jnp.where(itself, 1, cosine), jnp.where(itself, 0, near)
-    cosine = lax.optimization_barrier(cosine)
-    # 2 acos(c)/pi - 1, from the angle's [0, pi] to [-1, 1]
-    place = signed_angle(cosine, jnp.sqrt((1 - cosine) * (1 + cosine))) * (-2 / math.pi)
-    place = lax.optimization_barrier(place)
+    place = lax.cond(live, _place, jnp.zeros_like, cosine)
     kernels = [
         scale1[:, k, None] * scale2[:, k] * _sum(_terms(coefficients[k], basis1, basis2), place, in_powers)
         for k in range(len(coefficients))
@@ -201,26 +215,38 @@ def _tile(
     return kernels, jnp.max(near, axis=0) > 1 - NEAR[np.dtype(near.dtype)]
 
 
+def _place(cosine: jax.Array) -> jax.Array:
+    """2 acos(c)/pi - 1: from the angle's [0, pi] to [-1, 1]."""
+    cosine = jnp.clip(cosine, -1, 1)
+    return signed_angle(cosine, jnp.sqrt((1 - cosine) * (1 + cosine))) * (-2 / math.pi)
+
+
 _TILE = Ahead(_tile, ("rows", "columns", "in_powers", "gram"))
 
 
 def _terms(coefficients: jax.Array, basis1: jax.Array, basis2: jax.Array) -> jax.Array:
-    """The coefficients by the angle: numbers, or for each pair (n, N1, N2)."""
-    norms, _, angles = coefficients.shape
+    """The coefficients of both halves by the angle: numbers, or for each pair (2, n, N1, N2)."""
+    norms, _, *angles = coefficients.shape
     if norms == 1:
         return coefficients[0, 0]
     rows, columns = len(basis1), len(basis2)
-    left = jnp.matmul(basis1, coefficients.reshape(norms, -1), precision="highest").reshape(rows, norms, angles)
+    left = jnp.matmul(basis1, coefficients.reshape(norms, -1), precision="highest").reshape(rows, norms, -1)
     left = left.transpose(2, 0, 1).reshape(-1, norms)  # one product of matrices for all
-    return lax.optimization_barrier(jnp.matmul(left, basis2.T, precision="highest")).reshape(angles, rows, columns)
+    return lax.optimization_barrier(jnp.matmul(left, basis2.T, precision="highest")).reshape(*angles, rows, columns)
 
 
-def _sum(terms: jax.Array, x: jax.Array, in_powers: bool) -> jax.Array:
-    """sum_d terms[d] x^d by Horner's rule, or sum_d terms[d] T_d(x) by Clenshaw's."""
+def _sum(terms: jax.Array, t: jax.Array, in_powers: bool) -> jax.Array:
+    """E(y) + t O(y), y = 2 t^2 - 1, each in powers of y by Horner's rule, or in T_d(y) by Clenshaw's."""
+    y = 2 * t * t - 1
+    even, odd = (_polynomial(half, y, in_powers) for half in terms)
+    return even + t * odd
+
+
+def _polynomial(terms: jax.Array, x: jax.Array, in_powers: bool) -> jax.Array:
     after = now = jnp.zeros_like(x)
     for d in range(len(terms) - 1, 0, -1):
-        after, now = now, (x * (now + terms[d]) if in_powers else 2 * x * now - after + terms[d])
-    return now + terms[0] if in_powers else x * now - after + terms[0]
+        after, now = now, (x * now + terms[d] if in_powers else 2 * x * now - after + terms[d])
+    return now * x + terms[0] if in_powers else x * now - after + terms[0]
 
 
 def _near_pairs(first: _Side, second: _Side, rows: slice, columns: np.ndarray, dtype: np.dtype) -> Pairs:

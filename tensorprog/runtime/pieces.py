@@ -41,7 +41,8 @@ class Work:
 class Piece:
     """A part of a matrix, which begins at i, j.
 
-    entries: of the largest array of a pair. cached: should tiles stay in a core's cache? work: begins to make it.
+    entries: of the largest array of a pair. cached: 1 where tiles are to stay in a core's cache; more where they are passed over so few
+    times that starting them costs as much; 0 for the largest that memory allows. work: begins to make it.
     """
 
     i: int
@@ -50,11 +51,11 @@ class Piece:
     n2: int
     symmetric: bool
     entries: int
-    cached: bool
+    cached: int
     work: Callable[[], Work]
 
     def tiling(self, itemsize: int, workers: int, host: bool) -> Tiling:
-        pairs = pairs_at_once(self.n1, self.n2, self.entries, itemsize, workers, self.cached and host)
+        pairs = pairs_at_once(self.n1, self.n2, self.entries, itemsize, workers, self.cached if host else 0)
         return tiling(self.n1, self.n2, pairs, symmetric=self.symmetric)
 
 

@@ -17,6 +17,7 @@ TILE_BYTES = 256 * 2**20
 CACHED = 2**18  # entries of an array that stays in a core's cache
 _LEAST = 2**14  # entries of a tile that repays being started
 _SHARES = 4  # tiles for each worker, at least, so that all end at about one time
+_ROWS = 64  # enough of a tile, which is as wide as may be: rows are written in long pieces
 _LIVE = 8  # arrays of a pair's size that are alive at once, at most, in the kernels measured
 
 
@@ -45,14 +46,14 @@ def pairs_in_memory(one_bytes: int) -> int:
     return max(1, TILE_BYTES // (_LIVE * max(1, one_bytes)))
 
 
-def pairs_at_once(n1: int, n2: int, entries: int, itemsize: int, workers: int, cached: bool) -> int:
-    """How many pairs a tile of an n1 x n2 matrix has, where a pair's arrays have `entries` entries. cached: a tile is to stay in the
-    cache."""
+def pairs_at_once(n1: int, n2: int, entries: int, itemsize: int, workers: int, cached: int) -> int:
+    """How many pairs a tile of an n1 x n2 matrix has, where a pair's arrays have `entries` entries. cached: how many
+    times `CACHED` they may have; 0: as many as memory allows."""
     most = pairs_in_memory(entries * itemsize * workers)
     if not cached:
         return most
     share = n1 * n2 * entries // (_SHARES * workers)
-    return max(1, min(most, min(CACHED, max(_LEAST, share)) // entries))
+    return max(1, min(most, min(cached * CACHED, max(_LEAST, share)) // entries))
 
 
 def tiling(n1: int, n2: int, pairs: int, *, symmetric: bool) -> Tiling:
@@ -61,7 +62,7 @@ def tiling(n1: int, n2: int, pairs: int, *, symmetric: bool) -> Tiling:
     if symmetric:
         size = _balanced(n1, side)
         return Tiling(n1, n2, size, size, True)
-    columns = _balanced(n2, max(side, pairs // max(1, min(n1, side))))
+    columns = _balanced(n2, max(side, pairs // max(1, min(n1, side, _ROWS))))
     rows = _balanced(n1, max(1, pairs // columns))
     return Tiling(n1, n2, rows, columns, False)
 
