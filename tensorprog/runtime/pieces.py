@@ -55,7 +55,8 @@ class Piece:
     work: Callable[[], Work]
 
     def tiling(self, itemsize: int, workers: int, host: bool) -> Tiling:
-        pairs = pairs_at_once(self.n1, self.n2, self.entries, itemsize, workers, self.cached if host else 0)
+        count = self.n1 * self.n2 // (2 if self.symmetric else 1)
+        pairs = pairs_at_once(count, self.entries, itemsize, workers, self.cached if host else 0)
         return tiling(self.n1, self.n2, pairs, symmetric=self.symmetric)
 
 

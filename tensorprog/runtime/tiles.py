@@ -46,13 +46,13 @@ def pairs_in_memory(one_bytes: int) -> int:
     return max(1, TILE_BYTES // (_LIVE * max(1, one_bytes)))
 
 
-def pairs_at_once(n1: int, n2: int, entries: int, itemsize: int, workers: int, cached: int) -> int:
-    """How many pairs a tile of an n1 x n2 matrix has, where a pair's arrays have `entries` entries. cached: how many
+def pairs_at_once(count: int, entries: int, itemsize: int, workers: int, cached: int) -> int:
+    """How many pairs a tile has, of `count` that are to be computed, where a pair's arrays have `entries` entries. cached: how many
     times `CACHED` they may have; 0: as many as memory allows."""
     most = pairs_in_memory(entries * itemsize * workers)
     if not cached:
         return most
-    share = n1 * n2 * entries // (_SHARES * workers)
+    share = count * entries // (_SHARES * workers)
     return max(1, min(most, min(cached * CACHED, max(_LEAST, share)) // entries))
 
 

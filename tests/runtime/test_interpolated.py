@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.special import erf
+from numpy.polynomial.chebyshev import chebval
 
 import tensorprog as tp
 from tensorprog import nn
@@ -83,6 +84,21 @@ def test_agrees_with_the_layers(net: Net, equal_norms: bool, always: list[bool])
         np.testing.assert_allclose(np.diag(k), own, rtol=1e-12)
         np.testing.assert_allclose(k[0, 1], own[0], rtol=1e-12)
     assert kernel(x, get="ntk").shape == (40, 40)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 5, 6, 13, 25])
+@pytest.mark.parametrize("in_powers", [True, False])
+def test_an_even_and_an_odd_half(degree: int, in_powers: bool) -> None:
+    """E(2 t^2 - 1) + t O(2 t^2 - 1) is the series, in powers and in Chebyshev's polynomials."""
+    random = np.random.default_rng(degree)
+    coefficients = random.standard_normal((2, 1, 1, degree + 1)) * 0.5 ** np.arange(degree + 1)
+    t = np.cos(np.linspace(0, np.pi, 41))
+    halves = interpolated._by_parity(coefficients)
+    if in_powers:
+        halves = halves @ interpolated._powers(halves.shape[-1])
+    for k in range(2):
+        found = interpolated._sum(jnp.asarray(halves[k, 0, 0]), jnp.asarray(t), in_powers)
+        np.testing.assert_allclose(found, chebval(t, coefficients[k, 0, 0]), atol=1e-14)
 
 
 def test_near_inputs_keep_their_digits_in_float32(always: list[bool]) -> None:
