@@ -97,7 +97,9 @@ class Kernel(KernelFunction):
         made = functions(lower(plane, (PLANE,)), plane)
         assert made.rows is not None
         scales = homogeneous(self.graph, vector)
-        return Interpolated(value(vector, self.program.inputs), made.rows, homogeneous=scales, kinks=made.kinks)
+        return Interpolated(
+            value(vector, self.program.inputs), made.rows, homogeneous=scales, kinks=made.kinks, off=self._off
+        )
 
     def without(self, *names: str) -> Kernel:
         """The same kernel with optimisations switched off, to measure them or to check them: docs/speed.md says what each does.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.polynomial.chebyshev import cheb2poly
 
 from ntk_rules.special import signed_angle
 from tensorprog.runtime.assembly import Ahead, Pairs
-from tensorprog.runtime.kernel import GET, Hypers, Leaves, float_dtype
+from tensorprog.runtime.kernel import GET, Hypers, Leaves, float_dtype, without_branches
 from tensorprog.runtime.operations import operations
 from tensorprog.runtime.pieces import Code, Work, part
 from tensorprog.runtime.series import AT_ONCE, TOLERANCE, Series, make_series
@@ -47,12 +47,15 @@ class Interpolated:
         *,
         homogeneous: bool,
         kinks: bool,
+        off: Collection[str] = (),
     ):
         """features: phi of one input. rows: the kernels of pairs of points in the plane. homogeneous: does k depend on the angle alone?
-        kinks: has a nonlinearity kinks? If so, and k depends on the norms, it has a corner at equal inputs and no short series."""
+        kinks: has a nonlinearity kinks? If so, and k depends on the norms, it has a corner at equal inputs and no short series. off:
+        optimisations that are switched off."""
         self._homogeneous, self._corner = homogeneous, kinks and not homogeneous
         self._features = jax.jit(lambda x, hypers: jax.vmap(lambda leaves: features(leaves, hypers))(x))
         self._rows = jax.jit(rows)
+        self._live = None if without_branches(off) else np.array(True)
         self._run: Any = None
         self._cost = math.inf  # of a pair by its layers, in operations
         self._made: tuple[Any, float, float, Series | None] | None = None
@@ -77,7 +80,7 @@ class Interpolated:
         which = [GET.index(name) for name in get]
         halves, in_powers = _in_powers(_by_parity(series.coefficients[which]))
         states = [_state(side, series, dtype, which) for side in sides]
-        args = (states[0], states[-1], *jax.device_put((halves.astype(dtype), np.array(True)), sides[0].device))
+        args = (states[0], states[-1], *jax.device_put((halves.astype(dtype), self._live), sides[0].device))
         options = dict(in_powers=in_powers, gram=len(sides) == 1)
 
         def tile(rows: int, columns: int) -> Code:
@@ -196,18 +199,21 @@ def _powers(n: int) -> np.ndarray:
 
 
 def _tile(
-    first: Any, second: Any, coefficients: jax.Array, live: jax.Array, i: Any, j: Any,
+    first: Any, second: Any, coefficients: jax.Array, live: jax.Array | None, i: Any, j: Any,
     *, rows: int, columns: int, in_powers: bool, gram: bool,
 ) -> tuple[list[jax.Array], jax.Array]:  # fmt: skip
-    """The kernels of a tile that begins at i, j; and which columns have a near pair. live: true, but XLA does not know that: what stands in
-    a branch is not computed anew for each kernel. gram: are both sides one? Then an input with itself is not near: its cosine is 1."""
+    """The kernels of a tile that begins at i, j; and which columns have a near pair.
+
+    live: true, but XLA does not know that: what stands in a branch is not computed anew for each kernel; None where a barrier does.
+    gram: are both sides one? Then an input with itself is not near: its cosine is 1.
+    """
     (unit1, basis1, scale1), (unit2, basis2, scale2) = part(first, i, rows), part(second, j, columns)
     cosine = jnp.matmul(unit1, unit2.T, precision="highest")
     near = jnp.abs(cosine)
     if gram:
         itself = i + np.arange(rows)[:, None] == j + np.arange(columns)
         cosine, near = jnp.where(itself, 1, cosine), jnp.where(itself, 0, near)
-    place = lax.cond(live, _place, jnp.zeros_like, cosine)
+    place = lax.optimization_barrier(_place(cosine)) if live is None else lax.cond(live, _place, jnp.zeros_like, cosine)
     kernels = [
         scale1[:, k, None] * scale2[:, k] * _sum(_terms(coefficients[k], basis1, basis2), place, in_powers)
         for k in range(len(coefficients))

@@ -129,9 +129,14 @@ def by_inputs(one: Callable[[Leaves], Any], x: Leaves, entries: int) -> Any:
     return lax.map(one, x, batch_size=at_once)
 
 
+def without_branches(off: Collection[str]) -> bool:
+    """Are barriers enough to shield costly quantities from fusion, or is that not wanted?"""
+    return "branches" in off or jax.default_backend() != "cpu"
+
+
 def live_flag(x: Leaves, off: Collection[str] = ()) -> jax.Array | None:
     """True, but only when it runs: what shields costly quantities from fusion on a CPU (`tensorprog.lower.emit`)."""
-    if "branches" in off or jax.default_backend() != "cpu":
+    if without_branches(off):
         return None
     some = lax.stop_gradient(x[0]).ravel()[0].astype(jnp.float32)
     return some == some
