@@ -66,10 +66,11 @@ def compile_formula(
 ) -> Callable[..., jax.Array]:  # fmt: skip
     """A function of ({(i, j): covariance}, parameters) evaluating the closed form.
 
-    together: costly heads of one kind as one array, which compiles in half the time and runs in twice.
+    Bivariate integrals of one kind go through one loop, so that their long code is compiled once.
+    together: the other costly heads too, which compiles in less time and runs in more.
     """
     symbols = sorted(formula.free_symbols - set(parameters), key=str)
-    groups = _alike(formula) if together else []
+    groups = _alike(formula, _COSTLY if together else _LONG)
     first = in_order(sp.Tuple(*(argument for group in groups for node in group for argument in node.args)))[:-1]
     order = in_order(formula)
 
@@ -89,20 +90,28 @@ def compile_formula(
     return value
 
 
-_COSTLY = (heads.BivariateCdf, heads.ScaledCdf, heads.NormalCdf, heads.WaveCdf)
+_LONG = (heads.BivariateCdf,)
+_COSTLY = (*_LONG, heads.ScaledCdf, heads.NormalCdf, heads.WaveCdf)
 
 
-def _alike(formula: sp.Expr) -> list[list[sp.Expr]]:
-    """The costly heads of a formula in groups of one kind, but for those with another one among their arguments."""
+def _alike(formula: sp.Expr, kinds: tuple[type, ...]) -> list[list[sp.Expr]]:
+    """The heads of these kinds in groups of one kind, but for those with a costly one among their arguments."""
     groups: dict[tuple[type, bool], list[sp.Expr]] = {}
-    for node in sorted(formula.atoms(*_COSTLY), key=str):
+    for node in sorted(formula.atoms(*kinds), key=str):
         if not any(argument.has(*_COSTLY) for argument in node.args):
-            groups.setdefault((node.func, isinstance(node, heads.BivariateCdf) and node.args[6] == 0), []).append(node)
+            groups.setdefault((node.func, _is_plain(node)), []).append(node)
     return [group for group in groups.values() if len(group) > 1]
 
 
+def _is_plain(node: sp.Expr) -> bool:
+    """Whether it is a bivariate integral without a scale."""
+    return isinstance(node, heads.BivariateCdf) and node.args[6] == 0
+
+
 def _together(group: list[sp.Expr], known: dict[Any, Any]) -> dict[Any, jax.Array]:
-    """The values of heads of one kind; those of one shape are stacked."""
+    """The values of heads of one kind; those of one shape are stacked, and taken one after the other where an array of all would have
+    to go through memory once for every node of a quadrature.
+    """
     rows: dict[tuple[int, ...], list[tuple[sp.Expr, list[jax.Array]]]] = {}
     for node in group:
         arrays = special.as_floats(*(known[argument] for argument in node.args))
@@ -110,10 +119,14 @@ def _together(group: list[sp.Expr], known: dict[Any, Any]) -> dict[Any, jax.Arra
     out: dict[Any, jax.Array] = {}
     for shape, members in rows.items():
         columns = zip(*(arrays for _, arrays in members), strict=True)
-        stacked: list[Any] = [jnp.stack([jnp.broadcast_to(a, shape) for a in column]) for column in columns]
-        if isinstance(group[0], heads.BivariateCdf) and group[0].args[6] == 0:
-            stacked[6] = 0.0
-        values = HEAD_MEANING[group[0].func](*stacked)
+        stacked = [jnp.stack([jnp.broadcast_to(a, shape) for a in column]) for column in columns]
+        meaning = HEAD_MEANING[group[0].func]
+        if isinstance(group[0], _LONG):
+            scale = [0.0] if _is_plain(group[0]) else []  # 0 as a number is what tells the two kinds apart
+            rest = stacked[7:] if scale else stacked[6:]
+            values = jax.lax.map(lambda a, scale=scale: _bivariate(*a[:6], *scale, *a[6:]), (*stacked[:6], *rest))
+        else:
+            values = meaning(*stacked)
         out |= {node: values[k] for k, (node, _) in enumerate(members)}
     return out
 

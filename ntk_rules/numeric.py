@@ -28,6 +28,7 @@ from ntk_rules.functions import Opaque
 from ntk_rules.law import covariance_symbol, std_symbol
 from ntk_rules.method import Compute, Declined, Method
 from ntk_rules.question import Question, gaussian_symbols
+from ntk_rules.wedges import preferred, wedges
 
 DEFAULT_TOLERANCE = 1e-12
 _VARIANCES = (16.0, 8.0, 4.0, 2.0, 1.0)
@@ -142,7 +143,8 @@ def line_parts(f: Factor, question: Question) -> list[Part]:
     i = f.index
     parts = []
     if f.regular != 0:
-        pieces = piecewise(f.regular, i, question).resolved()
+        plain = piecewise(f.regular, i, question)
+        pieces = plain.resolved() if plain.kinks else plain
         mean = _line_mean(pieces)
 
         def compute(covariances, parameters):
@@ -255,22 +257,35 @@ def _coefficient_error(runs: list[jax.Array], size: jax.Array) -> jax.Array:
 
 def _plane_pair(left: panels.Piecewise, right: panels.Piecewise, i: int, j: int) -> Part:
     rules = {thin: elementwise(panels.mean_two(left, right, thin), _PLANE_CHUNK) for thin in THIN}
+    found = wedges(left, right)
 
-    def value(covariances, parameters, thin):
+    def law(covariances):
         q1, c, q2 = covariances[(i, i)], covariances[(i, j)], covariances[(j, j)]
         rho, w = special.correlation(q1, q2, c)
-        return rules[thin](standard_deviation(q1), standard_deviation(q2), rho, w, *parameters)
+        return standard_deviation(q1), standard_deviation(q2), rho, w
+
+    if found is None:
+        best = rules[1]
+    else:
+        hold = lambda s_u, s_v, *_: found.hold(jnp.maximum(s_u, s_v) ** 2)
+        best = elementwise(preferred(hold, found.value, panels.mean_two(left, right)), _PLANE_CHUNK)
+
+    def compute(covariances, parameters):
+        return best(*law(covariances), *parameters)
 
     def error(covariances, parameters):
-        fine, coarse, coarser = (value(covariances, parameters, thin) for thin in THIN)
+        fine, coarse, coarser = (rules[thin](*law(covariances), *parameters) for thin in THIN)
         stds = [(p, standard_deviation(covariances[(k, k)])) for p, k in ((left, i), (right, j))]
         size, more = ([each(p)(s, parameters) for p, s in stds] for each in (_size, _unseen))
         scale = size[0] * size[1]
         off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
-        return off + more[0] * size[1] + more[1] * size[0], scale
+        apart = 0 if found is None else jnp.abs(compute(covariances, parameters) - fine)
+        return off + apart + more[0] * size[1] + more[1] * size[0], scale
 
     step = "both factors have kinks: panels between the kinks, Gauss-Legendre on each"
-    return Part(lambda c, p: value(c, p, 1), error, step)
+    if found is not None:
+        step += f"; up to variances {found.single:g} (float32), {found.double:g} (float64) wedges of the plane in polar coordinates"
+    return Part(compute, error, step)
 
 
 def _independent_pair(f: Factor, g: Factor, left: sp.Expr, right: sp.Expr, question: Question) -> Method:

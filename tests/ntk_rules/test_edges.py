@@ -35,6 +35,8 @@ NAMES = {
     "relu": relu, "abs": sp.Abs, "step": ACTIVATIONS["step"], "elu": ACTIVATIONS["elu"], "relu6": ACTIVATIONS["relu6"],
     "hard tanh": ACTIVATIONS["hard tanh"], "hard sigmoid": ACTIVATIONS["hard sigmoid"], "hard swish": ACTIVATIONS["hard swish"],
     "celu": ACTIVATIONS["celu"], "threshold": lambda z: sp.Piecewise((z, z > 1), (20, True)),
+    "erf": sp.erf, "offset erf": lambda z: sp.erf(2 * z + sp.Rational(3, 4)), "sigmoid-like": ACTIVATIONS["sigmoid-like"],
+    "squared relu": ACTIVATIONS["squared relu"], "offset relu": lambda z: relu(z + sp.Rational(1, 2)),
 }  # fmt: skip
 
 
@@ -58,9 +60,10 @@ def scale(
     return max(*map(abs, plain), factor * math.prod(sizes))
 
 
-def _size(f: high_precision.Distribution, q: float) -> float:
+def _size(f: high_precision.Function, q: float) -> float:
     """E[f^2]^(1/2) of the smooth parts; of each delta function of order n the density there over std^n."""
-    smooth, std = high_precision.Distribution(f.parts), mp.sqrt(q)
+    smooth = high_precision.Distribution(f.parts) if isinstance(f, high_precision.Distribution) else f
+    std = mp.sqrt(q)
     square = high_precision.pair(smooth, smooth, q, q, q) if f.parts else 0
     return float(mp.sqrt(square) + sum(abs(c) * mp.npdf(a / std) / std ** (n + 1) for a, n, c in f.deltas))
 
