@@ -22,13 +22,13 @@ Entry = tuple[int, int]
 
 
 def _bivariate(m1, s1, m2, s2, r, w, k, rest):
-    h, j = _limit(m1, s1), _limit(m2, s2)
+    h, j = limit(m1, s1), limit(m2, s2)
     if isinstance(k, (int, float)) and k == 0:
         return special.bivariate_cdf(h, j, r, w)
     return special.scaled_bivariate_cdf(h, j, r, w, k, rest)
 
 
-def _limit(mean: jax.Array, std: jax.Array) -> jax.Array:
+def limit(mean: jax.Array, std: jax.Array) -> jax.Array:
     mean, std = special.as_floats(mean, std)
     zero = std == 0
     return jnp.where(zero, jnp.sign(mean) * 40, mean / jnp.where(zero, 1, std))
@@ -36,6 +36,7 @@ def _limit(mean: jax.Array, std: jax.Array) -> jax.Array:
 
 HEAD_MEANING: dict[type, Callable[..., jax.Array]] = {
     heads.NormalCdf: special.normal_cdf,
+    heads.CentredCdf: special.centred_cdf,
     heads.ScaledCdf: special.scaled_cdf,
     heads.Arcsine: special.signed_angle,
     heads.BivariateCdf: _bivariate,
@@ -75,7 +76,7 @@ def compile_formula(
     order = in_order(formula)
 
     def value(covariances: dict[Entry, jax.Array], values: Sequence[jax.Array]) -> jax.Array:
-        given = {s: _symbol_value(s, covariances) for s in symbols} | dict(zip(parameters, values, strict=True))
+        given = {s: symbol_value(s, covariances) for s in symbols} | dict(zip(parameters, values, strict=True))
         known: dict[Any, Any] = dict(given)
         for node in first:
             if node not in known:
@@ -131,7 +132,7 @@ def _together(group: list[sp.Expr], known: dict[Any, Any]) -> dict[Any, jax.Arra
     return out
 
 
-def _symbol_value(symbol: sp.Symbol, covariances: dict[Entry, jax.Array]) -> jax.Array:
+def symbol_value(symbol: sp.Symbol, covariances: dict[Entry, jax.Array]) -> jax.Array:
     kind, _, index = symbol.name.partition("_")
     if kind == "s":
         i = int(index)

@@ -216,7 +216,7 @@ def _hermite(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
 def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
     left, right = (piecewise(h.regular, h.index, question) for h in (f, g))
     if left.kinks and right.kinks:
-        return _plane_pair(left, right, f.index, g.index), "quadrature split at the kinks"
+        return plane_pair(left, right, f.index, g.index), "quadrature split at the kinks"
     i, j = f.index, g.index
     series = (_hermite(left), _hermite(right))
     sizes_of, unseen = [_size(h) for h in (left, right)], [_unseen(h) for h in (left, right)]
@@ -255,7 +255,7 @@ def _coefficient_error(runs: list[jax.Array], size: jax.Array) -> jax.Array:
     return smooth.refined_error(first, second, size)
 
 
-def _plane_pair(left: panels.Piecewise, right: panels.Piecewise, i: int, j: int) -> Part:
+def plane_pair(left: panels.Piecewise, right: panels.Piecewise, i: int, j: int) -> Part:
     rules = {thin: elementwise(panels.mean_two(left, right, thin), _PLANE_CHUNK) for thin in THIN}
     found = wedges(left, right)
 

@@ -7,6 +7,7 @@ quadrature between the kinks, on which nothing cancels; beyond the variances whe
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,8 +19,8 @@ import numpy as np
 from ntk_rules import heads, panels, special
 from ntk_rules.chunks import broadcasting, elementwise, once
 from ntk_rules.factors import Factor, factor_of, piecewise, separated
-from ntk_rules.method import Declined, Entry, Method
-from ntk_rules.numeric import Part, conditioned, line_parts, standard_deviation
+from ntk_rules.method import Compute, Declined, Entry, Method
+from ntk_rules.numeric import Part, conditioned, line_parts, plane_pair, standard_deviation
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.wedges import AGREED, ORDERS, Value, Wedges, mean_wedges, meets, preferred, reach
 
@@ -77,7 +78,54 @@ def kept_accurate(question: Question, method: Method) -> Method:
         f"variances beyond {low:g} .. {high:g} (float32), {lower:g} .. {higher:g} (float64): "
         "the closed form loses digits, Gauss-Legendre between the kinks does not"
     )
-    return replace(method, compute=compute, steps=(*method.steps, step))
+    return replace(method, compute=compute, steps=(*method.steps, step), estimate=_estimate(method, question, entries, found))
+
+
+def _estimate(method: Method, question: Question, entries: tuple[Entry, ...], where: Range) -> Compute:
+    """The error of the closed form where it holds, that of the quadrature elsewhere."""
+
+    @functools.cache
+    def parts() -> list[Part]:
+        return _all_parts(question)
+
+    @jax.jit
+    def estimate(covariances: dict[Entry, jax.Array], parameters: tuple[jax.Array, ...]) -> jax.Array:
+        good = where.holds(covariances[entries[0]]) & where.holds(covariances[entries[-1]])
+        usual = method.error(covariances, parameters)
+        arrays = jnp.broadcast_arrays(*(covariances[e] for e in entries))
+        known = {e: x.reshape(-1) for e, x in zip(entries, arrays, strict=True)}
+        other = sum(part.error(known, parameters)[0] for part in parts())
+        return jnp.where(good, usual, jnp.reshape(jnp.broadcast_to(other, (arrays[0].size,)), arrays[0].shape))
+
+    return estimate
+
+
+def _all_parts(question: Question) -> list[Part]:
+    """The quadrature of `_by_quadrature` with its errors."""
+    factors = _factors(question)
+    parts = _off_the_plane(factors, question)
+    if len(factors) == 2 and all(f.regular != 0 for f in factors):
+        left, right = (piecewise(f.regular, f.index, question).resolved() for f in factors)
+        parts.append(plane_pair(left, right, *(f.index for f in factors)))
+    return parts
+
+
+def _factors(question: Question) -> list[Factor]:
+    """One or two functions of one Gaussian each, or Declined."""
+    coefficient, groups = separated(question)
+    if not 1 <= len(groups) <= 2:
+        raise Declined(f"{len(groups)} Gaussians occur")
+    order = sorted(groups)
+    return [factor_of(groups[i] * (coefficient if i == order[0] else 1), i, question) for i in order]
+
+
+def _off_the_plane(factors: list[Factor], question: Question) -> list[Part]:
+    """What is no integral in the plane: all of one Gaussian, or the delta functions of two."""
+    if len(factors) == 1:
+        return line_parts(factors[0], question)
+    f, g = factors
+    parts = [part for d in f.deltas for part in conditioned(d, f.index, g, question)]
+    return parts + [part for d in g.deltas for part in conditioned(d, g.index, replace(f, deltas=()), question)]
 
 
 @dataclass(frozen=True)
@@ -95,21 +143,15 @@ class Quadrature:
 
 def _by_quadrature(question: Question) -> Quadrature:
     """The expectation by quadrature between the kinks, or Declined."""
-    coefficient, groups = separated(question)
-    if not 1 <= len(groups) <= 2:
-        raise Declined(f"{len(groups)} Gaussians occur")
-    order = sorted(groups)
-    factors = [factor_of(groups[i] * (coefficient if i == order[0] else 1), i, question) for i in order]
+    factors = _factors(question)
+    order = [f.index for f in factors]
     sizes = [_size(f, question) for f in factors]
     planes: list[Value] = []
-    if len(order) == 1:
-        entries: tuple[Entry, ...] = ((order[0], order[0]),)
-        parts = line_parts(factors[0], question)
-    else:
+    parts = _off_the_plane(factors, question)
+    entries: tuple[Entry, ...] = ((order[0], order[0]),)
+    if len(order) == 2:
         (i, j), (f, g) = order, factors
         entries = ((i, i), (i, j), (j, j))
-        parts = [part for d in f.deltas for part in conditioned(d, i, g, question)]
-        parts += [part for d in g.deltas for part in conditioned(d, j, replace(f, deltas=()), question)]
         if f.regular != 0 and g.regular != 0:
             left, right = (piecewise(h.regular, h.index, question) for h in (f, g))
             planes = [panels.mean_two(left.resolved(), right.resolved())]
