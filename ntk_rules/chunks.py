@@ -54,4 +54,8 @@ def elementwise(function: Callable[..., jax.Array], size: int) -> Callable[..., 
 
 def once(function: Callable[..., Any], *arguments: Any) -> Any:
     """Its values, compiled for a single use: quickly, to slow code."""
-    return jax.jit(function).lower(*arguments).compile(compiler_options={"xla_backend_optimization_level": "0"})(*arguments)
+    return (
+        jax.jit(function)
+        .lower(*arguments)
+        .compile(compiler_options={"xla_backend_optimization_level": "0"})(*arguments)
+    )

@@ -64,7 +64,9 @@ def in_forms(question: Question, closed_form: Callable[[Question], Method]) -> M
             if len(rows[e[0]]) * len(rows[e[1]]) == 1:
                 continue
             size = jnp.abs(known[e]) + sum(
-                abs(a * b) * jnp.abs(jnp.asarray(covariances.get((min(k, m), max(k, m)), 0.0))) for k, a in rows[e[0]] for m, b in rows[e[1]]
+                abs(a * b) * jnp.abs(jnp.asarray(covariances.get((min(k, m), max(k, m)), 0.0)))
+                for k, a in rows[e[0]]
+                for m, b in rows[e[1]]
             )
             step = 4 * jnp.finfo(size.dtype).eps * size
             moved = [inner.compute({**known, e: known[e] + sign * step}, parameters) for sign in (-1, 1)]

@@ -71,13 +71,23 @@ def compile_formula(
     together: the other costly heads too, which compiles in less time and runs in more.
     """
     symbols = sorted(formula.free_symbols - set(parameters), key=str)
+    evaluate = evaluation(formula, together)
+
+    def value(covariances: dict[Entry, jax.Array], values: Sequence[jax.Array]) -> jax.Array:
+        given = {s: symbol_value(s, covariances) for s in symbols} | dict(zip(parameters, values, strict=True))
+        return jnp.asarray(evaluate(given)[formula], jnp.result_type(*given.values(), 0.0) if given else None)
+
+    return value
+
+
+def evaluation(formula: sp.Expr, together: bool = False) -> Callable[[dict[Any, Any]], dict[Any, Any]]:
+    """From the values of the symbols of `formula` to those of all its subexpressions."""
     groups = _alike(formula, _COSTLY if together else _LONG)
     first = in_order(sp.Tuple(*(argument for group in groups for node in group for argument in node.args)))[:-1]
     order = in_order(formula)
 
-    def value(covariances: dict[Entry, jax.Array], values: Sequence[jax.Array]) -> jax.Array:
-        given = {s: symbol_value(s, covariances) for s in symbols} | dict(zip(parameters, values, strict=True))
-        known: dict[Any, Any] = dict(given)
+    def values(given: dict[Any, Any]) -> dict[Any, Any]:
+        known = dict(given)
         for node in first:
             if node not in known:
                 known[node] = node_value(node, known, True)
@@ -86,9 +96,9 @@ def compile_formula(
         for node in order:
             if node not in known:
                 known[node] = node_value(node, known, True)
-        return jnp.asarray(known[formula], jnp.result_type(*given.values(), 0.0) if given else None)
+        return known
 
-    return value
+    return values
 
 
 _LONG = (heads.BivariateCdf,)

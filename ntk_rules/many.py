@@ -24,7 +24,7 @@ from jax.scipy.special import ndtri
 from ntk_rules import special
 from ntk_rules.chunks import elementwise
 from ntk_rules.functions import to_jax
-from ntk_rules.method import Declined, Entry, Method
+from ntk_rules.method import Declined, Entry, Method, by_correlations
 from ntk_rules.numeric import DEFAULT_TOLERANCE, admissible, unknown_functions
 from ntk_rules.panels import SHELL, beyond
 from ntk_rules.pieces import has_kinks
@@ -121,10 +121,11 @@ def plane(question: Question) -> Method:
         return off + rounding(*arrays) + beyond(*(shell(*arrays) for shell in shells)), scale
 
     bound, reach = admissible(error, needs, question)
+    moves = by_correlations(lambda c, p: plain(*arrays_of(c, p)), needs)
     step = "smooth function of two Gaussians: trapezoidal rule in the whitened plane"
     return Method(
         "plane quadrature", needs, lambda c, p: plain(*arrays_of(c, p)), (step, *unknown_functions(question)), None, bound, reach,
-        lambda c, p: error(c, p)[0],
+        lambda c, p: error(c, p)[0] + moves(c, p),
     )  # fmt: skip
 
 

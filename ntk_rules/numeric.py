@@ -26,7 +26,7 @@ from ntk_rules.evaluate import compile_formula
 from ntk_rules.factors import Delta, Factor, factor_of, piecewise, separated
 from ntk_rules.functions import Opaque
 from ntk_rules.law import covariance_symbol, std_symbol
-from ntk_rules.method import Compute, Declined, Method
+from ntk_rules.method import Compute, Declined, Method, by_correlations
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.wedges import preferred, wedges
 
@@ -97,8 +97,10 @@ def assemble(
     bound, reach = admissible(error_and_scale, needs, question, correlations)
     steps = tuple(dict.fromkeys(p.step for p in parts)) + unknown_functions(question)
 
+    moves = by_correlations(compute, needs)
+
     def estimate(covariances, parameters):
-        return error_and_scale(covariances, parameters)[0]
+        return error_and_scale(covariances, parameters)[0] + moves(covariances, parameters)
 
     return Method(tier, needs, compute, steps, None, bound, reach, estimate)
 

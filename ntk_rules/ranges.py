@@ -19,7 +19,7 @@ import numpy as np
 from ntk_rules import heads, panels, special
 from ntk_rules.chunks import broadcasting, elementwise, once
 from ntk_rules.factors import Factor, factor_of, piecewise, separated
-from ntk_rules.method import Compute, Declined, Entry, Method
+from ntk_rules.method import Compute, Declined, Entry, Method, by_correlations
 from ntk_rules.numeric import Part, conditioned, line_parts, plane_pair, standard_deviation
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.wedges import AGREED, ORDERS, Value, Wedges, mean_wedges, meets, preferred, reach
@@ -78,15 +78,24 @@ def kept_accurate(question: Question, method: Method) -> Method:
         f"variances beyond {low:g} .. {high:g} (float32), {lower:g} .. {higher:g} (float64): "
         "the closed form loses digits, Gauss-Legendre between the kinks does not"
     )
-    return replace(method, compute=compute, steps=(*method.steps, step), estimate=_estimate(method, question, entries, found))
+    return replace(
+        method,
+        compute=compute,
+        steps=(*method.steps, step),
+        estimate=_estimate(method, question, entries, found, compute),
+    )
 
 
-def _estimate(method: Method, question: Question, entries: tuple[Entry, ...], where: Range) -> Compute:
+def _estimate(
+    method: Method, question: Question, entries: tuple[Entry, ...], where: Range, compute: Compute
+) -> Compute:  # fmt: skip
     """The error of the closed form where it holds, that of the quadrature elsewhere."""
 
     @functools.cache
     def parts() -> list[Part]:
         return _all_parts(question)
+
+    moves = by_correlations(compute, entries)
 
     @jax.jit
     def estimate(covariances: dict[Entry, jax.Array], parameters: tuple[jax.Array, ...]) -> jax.Array:
@@ -95,7 +104,8 @@ def _estimate(method: Method, question: Question, entries: tuple[Entry, ...], wh
         arrays = jnp.broadcast_arrays(*(covariances[e] for e in entries))
         known = {e: x.reshape(-1) for e, x in zip(entries, arrays, strict=True)}
         other = sum(part.error(known, parameters)[0] for part in parts())
-        return jnp.where(good, usual, jnp.reshape(jnp.broadcast_to(other, (arrays[0].size,)), arrays[0].shape))
+        other = jnp.reshape(jnp.broadcast_to(other, (arrays[0].size,)), arrays[0].shape)
+        return jnp.where(good, usual, other + moves(covariances, parameters))
 
     return estimate
 
@@ -222,7 +232,9 @@ def _range(closed: Value, quadrature: Quadrature) -> tuple[Range | None, Value]:
         return None, quadrature.value
     limits = [0.0, 0.0]
     if wedges:
-        small = slice(_ONE + 3, None, -1)  # variances falling from about 30: those far below lose what single precision cannot hold
+        small = slice(
+            _ONE + 3, None, -1
+        )  # variances falling from about 30: those far below lose what single precision cannot hold
         tables = [x.reshape(shape)[small] for x in (*wedges, exact, size)]
         limits = [reach(t, *tables[2:], a, _VARIANCES[small]) for t, a in zip(tables[:2], AGREED, strict=True)]
     return Range(single_range, double_range), _with_wedges(quadrature, *limits)

@@ -321,7 +321,7 @@ def bivariate_value(h: jax.Array, k: jax.Array, r: jax.Array, w: jax.Array) -> j
     h, k = jnp.where(centre, tiny, h), jnp.where(centre, tiny, k)
     degenerate = w == 0
     safe = jnp.where(degenerate, 1, w)
-    y_h, y_k = _beyond(k, h, r, w) / safe, _beyond(h, k, r, w) / safe
+    y_h, y_k = beyond(k, h, r, w) / safe, beyond(h, k, r, w) / safe
     side_h, side_k = jnp.where(h < 0, -1, 1), jnp.where(k < 0, -1, 1)
     wedges = owen_t(jnp.abs(h), side_h * y_h) + owen_t(jnp.abs(k), side_k * y_k)
     value = (ndtr(h) + ndtr(k)) / 2 - wedges - jnp.where(side_h * side_k < 0, 0.5, 0.0)
@@ -330,7 +330,7 @@ def bivariate_value(h: jax.Array, k: jax.Array, r: jax.Array, w: jax.Array) -> j
     return jnp.where(degenerate, jnp.where(r >= 0, together, apart), jnp.clip(value, 0, 1))
 
 
-def _beyond(k: jax.Array, h: jax.Array, r: jax.Array, w: jax.Array) -> jax.Array:
+def beyond(k: jax.Array, h: jax.Array, r: jax.Array, w: jax.Array) -> jax.Array:
     """k - r h without cancellation near |r| = 1: there 1 - |r| = w^2/(1 + |r|)."""
     sign = jnp.where(r < 0, -1, 1)
     return (k - sign * h) + sign * (w * w / (1 + jnp.abs(r))) * h
@@ -392,7 +392,7 @@ def scaled_bivariate_cdf(
     h, k, r, w, log_scale, rest = as_floats(h, k, r, w, log_scale, rest)
     degenerate = w == 0
     safe = jnp.where(degenerate, 1, w)
-    y_h, y_k = (_beyond(*pair, r, w) / safe for pair in ((k, h), (h, k)))
+    y_h, y_k = (beyond(*pair, r, w) / safe for pair in ((k, h), (h, k)))
     one_point = degenerate & (jnp.abs(h - jnp.sign(r) * k) <= 8 * jnp.finfo(h.dtype).eps * jnp.abs(h))
     rest_h = jnp.where(degenerate & ~one_point, log_scale - h * h / 2, rest + jnp.where(degenerate, 0, y_h * y_h / 2))
     rest_k = jnp.where(degenerate & ~one_point, log_scale - k * k / 2, rest + jnp.where(degenerate, 0, y_k * y_k / 2))

@@ -40,7 +40,10 @@ class Order:
     double: tuple[int, int]
 
 
-ORDERS = (Order((10, 8), (32, 24)), Order((20, 16), (60, 60)))  # for entire functions, and for those with poles beside the kink
+ORDERS = (
+    Order((10, 8), (32, 24)),
+    Order((20, 16), (60, 60)),
+)  # for entire functions, and for those with poles beside the kink
 
 
 def meets(f: Piecewise, g: Piecewise) -> bool:
@@ -131,7 +134,9 @@ def wedges(f: Piecewise, g: Piecewise) -> Wedges | None:
 
     def exact(*law: jax.Array) -> tuple[jax.Array, ...]:
         square = (h.mapped(lambda k: lambda z: k(z) ** 2) for h in (left, right))
-        return mean_two(left, right)(*law), *(mean_one(h, jnp.zeros_like(s), s, ()) for h, s in zip(square, law, strict=False))
+        return mean_two(left, right)(*law), *(
+            mean_one(h, jnp.zeros_like(s), s, ()) for h, s in zip(square, law, strict=False)
+        )
 
     with jax.enable_x64(True):
         want, *squares = map(np.asarray, once(exact, *law))
