@@ -143,7 +143,7 @@ def _slopes(node: sp.Expr, known: Known) -> list[Any]:
 
 def _of_scaled(node: sp.Expr, known: Known) -> list[Any]:
     """Those of exp(k) P(mean + std x > 0), which in the tail is exp(rest) times a function of mean/std, and elsewhere knows no `rest`."""
-    k, mean, std, rest = special.as_floats(*(known[a] for a in node.args))
+    _, mean, std, rest = special.as_floats(*(known[a] for a in node.args))
     x, value, inverse = limit(mean, std), known[node], special.reciprocal(std)
     tail = x < 0
     by_x = jnp.exp(rest) / math.sqrt(2 * math.pi) + jnp.where(tail, x * value, 0)

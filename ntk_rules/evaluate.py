@@ -29,6 +29,7 @@ def _bivariate(m1, s1, m2, s2, r, w, k, rest):
 
 
 def limit(mean: jax.Array, std: jax.Array) -> jax.Array:
+    """mean/std; 40, which is as good as infinite, with its sign where std = 0."""
     mean, std = special.as_floats(mean, std)
     zero = std == 0
     return jnp.where(zero, jnp.sign(mean) * 40, mean / jnp.where(zero, 1, std))
@@ -143,6 +144,7 @@ def _together(group: list[sp.Expr], known: dict[Any, Any]) -> dict[Any, jax.Arra
 
 
 def symbol_value(symbol: sp.Symbol, covariances: dict[Entry, jax.Array]) -> jax.Array:
+    """What a symbol of `law.py` stands for: a standard deviation, a covariance, a correlation or its sine."""
     kind, _, index = symbol.name.partition("_")
     if kind == "s":
         i = int(index)

@@ -258,6 +258,7 @@ def _coefficient_error(runs: list[jax.Array], size: jax.Array) -> jax.Array:
 
 
 def plane_pair(left: panels.Piecewise, right: panels.Piecewise, i: int, j: int) -> Part:
+    """E[f(z_i) g(z_j)] for two factors with kinks."""
     rules = {thin: elementwise(panels.mean_two(left, right, thin), _PLANE_CHUNK) for thin in THIN}
     found = wedges(left, right)
 

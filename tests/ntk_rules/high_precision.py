@@ -76,7 +76,7 @@ class Bell:
     slope: mp.mpf
     shift: mp.mpf
     factor: mp.mpf
-    constant: mp.mpf = mp.mpf(0)
+    constant: mp.mpf
     order: int = 0
     deltas: tuple[tuple[float, int, mp.mpf], ...] = ()
 
