@@ -75,7 +75,8 @@ def test_against_mpmath(name: str, path: tuple[tuple[int, int], ...]) -> None:
     check((name, name), path)
 
 
-# An exponential slower than exp(z); a jump far out at tiny variances; second derivatives in which large terms must cancel.
+# An exponential slower than exp(z); a jump far out at tiny variances; second derivatives in which large terms must cancel; a steep smooth
+# factor beside a kinked one; a Gaussian off its centre at huge variances; an error function of a tiny argument.
 @pytest.mark.parametrize(
     "names, path",
     [
@@ -85,6 +86,18 @@ def test_against_mpmath(name: str, path: tuple[tuple[int, int], ...]) -> None:
         pytest.param(("celu", "celu"), ((0, 1), (0, 1)), marks=pytest.mark.slow),
         pytest.param(("elu", "relu"), ((1, 1), (1, 1)), marks=pytest.mark.slow),
         pytest.param(("hard tanh", "relu"), ((0, 0), (0, 1)), marks=pytest.mark.slow),
+        (("offset relu", "offset erf"), ((0, 1), (0, 1))),
+        *(
+            pytest.param(names, path, marks=pytest.mark.slow)
+            for names, path in (
+                (("elu", "erf"), ()),
+                (("elu", "erf"), ((0, 0),)),
+                (("threshold", "erf"), ((0, 0),)),
+                (("sigmoid-like", "sigmoid-like"), ((0, 1),)),
+                (("squared relu", "hard swish"), ((0, 0), (1, 1))),
+                (("offset relu", "offset relu"), ((0, 1), (1, 1))),
+            )
+        ),
     ],
     ids=str,
 )
@@ -98,7 +111,7 @@ def check(names: tuple[str, str], path: tuple[tuple[int, int], ...]) -> None:
     core = expectation(NAMES[names[0]](u) * NAMES[names[1]](v), (u, v))._core
     for entry in path:
         core = core.derivative(entry)
-    for q1, q2 in VARIANCES:
+    for q1, q2 in [*VARIANCES, *([(HUGE, TINY)] if f is not g else [])]:
         laws = [(q1, q2, rho * (q1 * q2) ** 0.5) for rho in CORRELATIONS]
         want = [factor * float(high_precision.price(f, g, orders, law)) for law in laws]
         size = scale(names, orders, factor, q1, q2, want[-2:])
