@@ -236,7 +236,7 @@ def _range(closed: Value, quadrature: Quadrature) -> tuple[Range | None, Value]:
             _ONE + 3, None, -1
         )  # variances falling from about 30: those far below lose what single precision cannot hold
         *tables, want, scale = (x.reshape(shape)[small] for x in (*wedges, exact, size))
-        limits = [reach(t, want, scale, a, _VARIANCES[small]) for t, a in zip(tables, AGREED, strict=True)]
+        limits = [reach(t, want, scale, a, _VARIANCES[small].tolist()) for t, a in zip(tables, AGREED, strict=True)]
     return Range(single_range, double_range), _with_wedges(quadrature, *limits)
 
 

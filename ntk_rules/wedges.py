@@ -40,10 +40,8 @@ class Order:
     double: tuple[int, int]
 
 
-ORDERS = (
-    Order((10, 8), (32, 24)),
-    Order((20, 16), (60, 60)),
-)  # for entire functions, and for those with poles beside the kink
+# For entire functions, and for those with poles beside the kink.
+ORDERS = (Order((10, 8), (32, 24)), Order((20, 16), (60, 60)))
 
 
 def meets(f: Piecewise, g: Piecewise) -> bool:
@@ -84,16 +82,15 @@ def mean_wedges(f: Piecewise, g: Piecewise, order: Order) -> Value:
         rules = (*special.gauss_legendre(angles), *radial_rule(radii, _REACH))
         nodes, weights, r, radial = (jnp.asarray(x, s_u.dtype) for x in rules)
         phi = special.angle(rho, w)
-        alike = alternate = jnp.zeros_like(s_u)
+        total = jnp.zeros_like(s_u)
         for angle, same in ((math.pi - phi, True), (phi, False)):
             t = angle[:, None] * nodes
             u = (s_u[:, None] * jnp.sin(t))[..., None] * r
             v = (s_v[:, None] * jnp.sin(angle[:, None] - t))[..., None] * r
             g_with, g_against = (g_right(v), g_left(-v)) if same else (g_left(-v), g_right(v))
             both = f_right(u) * g_with + f_left(-u) * g_against
-            total = angle * jnp.sum(weights * jnp.sum(radial * both, axis=-1), axis=-1)
-            alike, alternate = (total, alternate) if same else (alike, total)
-        return (alike + alternate) / (2 * math.pi)
+            total = total + angle * jnp.sum(weights * jnp.sum(radial * both, axis=-1), axis=-1)
+        return total / (2 * math.pi)
 
     return value
 
