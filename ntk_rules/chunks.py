@@ -9,6 +9,7 @@ slice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,3 +50,12 @@ def elementwise(function: Callable[..., jax.Array], size: int) -> Callable[..., 
         return jax.lax.map(lambda rows: function(*rows), tuple(padded)).reshape(-1)[:count].reshape(shape)
 
     return broadcasting(sliced)
+
+
+def once(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Its values, compiled for a single use: quickly, to slow code."""
+    return (
+        jax.jit(function)
+        .lower(*arguments)
+        .compile(compiler_options={"xla_backend_optimization_level": "0"})(*arguments)
+    )

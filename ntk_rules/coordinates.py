@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations_with_replacement
 
+import jax
+import jax.numpy as jnp
 import sympy as sp
 
 from ntk_rules.evaluate import in_covariances
@@ -47,12 +49,29 @@ def in_forms(question: Question, closed_form: Callable[[Question], Method]) -> M
     read = sorted({k for entry in inner.needs for i in entry for k in _used(matrix, i)})
     needs = tuple(p for p in combinations_with_replacement(read, 2) if p not in question.independent)
 
-    def compute(covariances, parameters):
-        def entry(i, j):
-            terms = (a * b * covariances.get((min(k, m), max(k, m)), 0.0) for k, a in rows[i] for m, b in rows[j])
-            return sum(terms)
+    def entry(covariances, i, j):
+        return sum(a * b * covariances.get((min(k, m), max(k, m)), 0.0) for k, a in rows[i] for m, b in rows[j])
 
-        return inner.compute({(i, j): entry(i, j) for i, j in inner.needs}, parameters)
+    def compute(covariances, parameters):
+        return inner.compute({(i, j): entry(covariances, i, j) for i, j in inner.needs}, parameters)
+
+    def estimate(covariances, parameters):
+        """The rounding of the inner formula, and what that of the new covariances does to it: each moved by its own."""
+        known = {(i, j): entry(covariances, i, j) for i, j in inner.needs}
+        value = inner.compute(known, parameters)
+        total = inner.error(known, parameters)
+        for e in inner.needs:
+            if len(rows[e[0]]) * len(rows[e[1]]) == 1:
+                continue
+            size = jnp.abs(known[e]) + sum(
+                abs(a * b) * jnp.abs(jnp.asarray(covariances.get((min(k, m), max(k, m)), 0.0)))
+                for k, a in rows[e[0]]
+                for m, b in rows[e[1]]
+            )
+            step = 4 * jnp.finfo(size.dtype).eps * size
+            moved = [inner.compute({**known, e: known[e] + sign * step}, parameters) for sign in (-1, 1)]
+            total = total + jnp.maximum(*(jnp.abs(m - value) for m in moved))
+        return total
 
     names = ", ".join(
         f"{z} for {sum(c * y for c, y in zip(matrix.row(i), zs, strict=True))}"
@@ -60,7 +79,8 @@ def in_forms(question: Question, closed_form: Callable[[Question], Method]) -> M
         if len(rows[i]) > 1
     )
     step = f"coordinates of the kinks: {names}"
-    return Method("closed form", needs, compute, (step, *inner.steps), _in_old(inner.formula, matrix))
+    formula = _in_old(inner.formula, matrix)
+    return Method("closed form", needs, compute, (step, *inner.steps), formula, estimate=jax.jit(estimate))
 
 
 def _in_old(formula: sp.Expr | None, matrix: sp.Matrix) -> sp.Expr | None:

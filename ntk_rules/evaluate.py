@@ -22,13 +22,14 @@ Entry = tuple[int, int]
 
 
 def _bivariate(m1, s1, m2, s2, r, w, k, rest):
-    h, j = _limit(m1, s1), _limit(m2, s2)
+    h, j = limit(m1, s1), limit(m2, s2)
     if isinstance(k, (int, float)) and k == 0:
         return special.bivariate_cdf(h, j, r, w)
     return special.scaled_bivariate_cdf(h, j, r, w, k, rest)
 
 
-def _limit(mean: jax.Array, std: jax.Array) -> jax.Array:
+def limit(mean: jax.Array, std: jax.Array) -> jax.Array:
+    """mean/std; 40, which is as good as infinite, with its sign where std = 0."""
     mean, std = special.as_floats(mean, std)
     zero = std == 0
     return jnp.where(zero, jnp.sign(mean) * 40, mean / jnp.where(zero, 1, std))
@@ -36,6 +37,7 @@ def _limit(mean: jax.Array, std: jax.Array) -> jax.Array:
 
 HEAD_MEANING: dict[type, Callable[..., jax.Array]] = {
     heads.NormalCdf: special.normal_cdf,
+    heads.CentredCdf: special.centred_cdf,
     heads.ScaledCdf: special.scaled_cdf,
     heads.Arcsine: special.signed_angle,
     heads.BivariateCdf: _bivariate,
@@ -66,16 +68,27 @@ def compile_formula(
 ) -> Callable[..., jax.Array]:  # fmt: skip
     """A function of ({(i, j): covariance}, parameters) evaluating the closed form.
 
-    together: costly heads of one kind as one array, which compiles in half the time and runs in twice.
+    Bivariate integrals of one kind go through one loop, so that their long code is compiled once.
+    together: the other costly heads too, which compiles in less time and runs in more.
     """
     symbols = sorted(formula.free_symbols - set(parameters), key=str)
-    groups = _alike(formula) if together else []
+    evaluate = evaluation(formula, together)
+
+    def value(covariances: dict[Entry, jax.Array], values: Sequence[jax.Array]) -> jax.Array:
+        given = {s: symbol_value(s, covariances) for s in symbols} | dict(zip(parameters, values, strict=True))
+        return jnp.asarray(evaluate(given)[formula], jnp.result_type(*given.values(), 0.0) if given else None)
+
+    return value
+
+
+def evaluation(formula: sp.Expr, together: bool = False) -> Callable[[dict[Any, Any]], dict[Any, Any]]:
+    """From the values of the symbols of `formula` to those of all its subexpressions."""
+    groups = _alike(formula, _COSTLY if together else _LONG)
     first = in_order(sp.Tuple(*(argument for group in groups for node in group for argument in node.args)))[:-1]
     order = in_order(formula)
 
-    def value(covariances: dict[Entry, jax.Array], values: Sequence[jax.Array]) -> jax.Array:
-        given = {s: _symbol_value(s, covariances) for s in symbols} | dict(zip(parameters, values, strict=True))
-        known: dict[Any, Any] = dict(given)
+    def values(given: dict[Any, Any]) -> dict[Any, Any]:
+        known = dict(given)
         for node in first:
             if node not in known:
                 known[node] = node_value(node, known, True)
@@ -84,25 +97,33 @@ def compile_formula(
         for node in order:
             if node not in known:
                 known[node] = node_value(node, known, True)
-        return jnp.asarray(known[formula], jnp.result_type(*given.values(), 0.0) if given else None)
+        return known
 
-    return value
-
-
-_COSTLY = (heads.BivariateCdf, heads.ScaledCdf, heads.NormalCdf, heads.WaveCdf)
+    return values
 
 
-def _alike(formula: sp.Expr) -> list[list[sp.Expr]]:
-    """The costly heads of a formula in groups of one kind, but for those with another one among their arguments."""
+_LONG = (heads.BivariateCdf,)
+_COSTLY = (*_LONG, heads.ScaledCdf, heads.NormalCdf, heads.WaveCdf)
+
+
+def _alike(formula: sp.Expr, kinds: tuple[type, ...]) -> list[list[sp.Expr]]:
+    """The heads of these kinds in groups of one kind, but for those with a costly one among their arguments."""
     groups: dict[tuple[type, bool], list[sp.Expr]] = {}
-    for node in sorted(formula.atoms(*_COSTLY), key=str):
+    for node in sorted(formula.atoms(*kinds), key=str):
         if not any(argument.has(*_COSTLY) for argument in node.args):
-            groups.setdefault((node.func, isinstance(node, heads.BivariateCdf) and node.args[6] == 0), []).append(node)
+            groups.setdefault((node.func, _is_plain(node)), []).append(node)
     return [group for group in groups.values() if len(group) > 1]
 
 
+def _is_plain(node: sp.Expr) -> bool:
+    """Whether it is a bivariate integral without a scale."""
+    return isinstance(node, heads.BivariateCdf) and node.args[6] == 0
+
+
 def _together(group: list[sp.Expr], known: dict[Any, Any]) -> dict[Any, jax.Array]:
-    """The values of heads of one kind; those of one shape are stacked."""
+    """The values of heads of one kind; those of one shape are stacked, and taken one after the other where an array of all would have
+    to go through memory once for every node of a quadrature.
+    """
     rows: dict[tuple[int, ...], list[tuple[sp.Expr, list[jax.Array]]]] = {}
     for node in group:
         arrays = special.as_floats(*(known[argument] for argument in node.args))
@@ -110,15 +131,20 @@ def _together(group: list[sp.Expr], known: dict[Any, Any]) -> dict[Any, jax.Arra
     out: dict[Any, jax.Array] = {}
     for shape, members in rows.items():
         columns = zip(*(arrays for _, arrays in members), strict=True)
-        stacked: list[Any] = [jnp.stack([jnp.broadcast_to(a, shape) for a in column]) for column in columns]
-        if isinstance(group[0], heads.BivariateCdf) and group[0].args[6] == 0:
-            stacked[6] = 0.0
-        values = HEAD_MEANING[group[0].func](*stacked)
+        stacked = [jnp.stack([jnp.broadcast_to(a, shape) for a in column]) for column in columns]
+        meaning = HEAD_MEANING[group[0].func]
+        if isinstance(group[0], _LONG):
+            scale = [0.0] if _is_plain(group[0]) else []  # 0 as a number is what tells the two kinds apart
+            rest = stacked[7:] if scale else stacked[6:]
+            values = jax.lax.map(lambda a, scale=scale: _bivariate(*a[:6], *scale, *a[6:]), (*stacked[:6], *rest))
+        else:
+            values = meaning(*stacked)
         out |= {node: values[k] for k, (node, _) in enumerate(members)}
     return out
 
 
-def _symbol_value(symbol: sp.Symbol, covariances: dict[Entry, jax.Array]) -> jax.Array:
+def symbol_value(symbol: sp.Symbol, covariances: dict[Entry, jax.Array]) -> jax.Array:
+    """What a symbol of `law.py` stands for: a standard deviation, a covariance, a correlation or its sine."""
     kind, _, index = symbol.name.partition("_")
     if kind == "s":
         i = int(index)

@@ -133,7 +133,9 @@ class Expectation:
         return self._core.value(*self._arrays(covariances, parameters))
 
     def error(self, covariances: Sequence[jax.Array], parameters: Sequence[jax.Array] = ()) -> jax.Array:
-        """An estimate of the absolute error of `value` there, rounding excepted; 0 for closed forms."""
+        """A bound of the absolute error of `value` there, its rounding included (`conditioning.py`, which is all that closed forms have);
+        of sampled values three standard errors.
+        """
         self._check(covariances, parameters)
         entries, values = self._arrays(covariances, parameters)
         return self._core.method.error(dict(zip(self.needs, entries, strict=True)), values)

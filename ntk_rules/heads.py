@@ -26,6 +26,16 @@ class NormalCdf(sp.Function):
         return powered(rf"\Phi\left({printer.doprint(mean / std)}\right)", exp)
 
 
+class CentredCdf(sp.Function):
+    """2 P(mean + std x > 0) - 1, which is small where the mean is."""
+
+    nargs = 2
+
+    def _latex(self, printer: Any, exp: str | None = None) -> str:
+        mean, std = self.args
+        return powered(rf"\operatorname{{erf}}\left({printer.doprint(mean / std / sp.sqrt(2))}\right)", exp)
+
+
 class ScaledCdf(sp.Function):
     """exp(k) P(mean + std x > 0); the fourth argument is k - mean^2/(2 std^2), simplified."""
 
@@ -101,6 +111,27 @@ def differences_joined(formula: sp.Expr) -> sp.Expr:
     for factor, exponents in sums.items():
         out += [factor * joined for joined in _differences(exponents)]
     return sp.Add(*out)
+
+
+def centred(formula: sp.Expr) -> sp.Expr:
+    """`formula` with 2 Phi - 1 as one function: of an error function of a small argument the difference has no digits.
+
+    >>> m, s, x = sp.symbols("m s x")
+    >>> centred(x - 2 * x * NormalCdf(m, s) + 1)
+    -x*CentredCdf(m, s) + 1
+    """
+    return formula.replace(lambda part: part.is_Add and part.has(NormalCdf), _centred)
+
+
+def _centred(total: sp.Add) -> sp.Expr:
+    addends = list(total.args)
+    for addend in total.args:
+        found = [f for f in sp.Mul.make_args(addend) if isinstance(f, NormalCdf)]
+        if len(found) == 1 and (half := -addend / found[0] / 2) in addends:
+            addends.remove(addend)
+            addends.remove(half)
+            addends.append(-half * CentredCdf(*found[0].args))
+    return sp.Add(*addends)
 
 
 def _differences(exponents: dict[sp.Expr, sp.Expr]) -> list[sp.Expr]:

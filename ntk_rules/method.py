@@ -12,6 +12,7 @@ import sympy as sp
 from ntk_rules.terms import Term
 
 Entry = tuple[int, int]
+MOVED = 6.0  # units of rounding of a correlation: two roots, two products, and what counts as 1
 Compute = Callable[[dict[Entry, jax.Array], tuple[jax.Array, ...]], jax.Array]
 
 
@@ -40,3 +41,21 @@ class Method:
         if self.estimate is None:
             return jnp.zeros_like(self.compute(covariances, parameters))
         return self.estimate(covariances, parameters)
+
+
+def by_correlations(compute: Compute, needs: tuple[Entry, ...]) -> Compute:
+    """How much a value changes when its correlations move by their rounding: near 1 and -1, where they snap to that, by more than
+    any quadrature is off.
+    """
+
+    def change(covariances: dict[Entry, jax.Array], parameters: tuple[jax.Array, ...]) -> jax.Array:
+        value = jnp.asarray(compute(covariances, parameters))
+        total = jnp.zeros_like(value)
+        for entry in (e for e in needs if e[0] != e[1]):
+            c = jnp.asarray(covariances[entry])
+            step = MOVED * jnp.finfo(value.dtype).eps * c
+            moved = [compute({**covariances, entry: c + side * step}, parameters) for side in (-1, 1)]
+            total = total + jnp.maximum(*(jnp.abs(m - value) for m in moved))
+        return total
+
+    return change

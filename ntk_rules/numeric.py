@@ -26,8 +26,9 @@ from ntk_rules.evaluate import compile_formula
 from ntk_rules.factors import Delta, Factor, factor_of, piecewise, separated
 from ntk_rules.functions import Opaque
 from ntk_rules.law import covariance_symbol, std_symbol
-from ntk_rules.method import Compute, Declined, Method
+from ntk_rules.method import Compute, Declined, Method, by_correlations
 from ntk_rules.question import Question, gaussian_symbols
+from ntk_rules.wedges import preferred, wedges
 
 DEFAULT_TOLERANCE = 1e-12
 _VARIANCES = (16.0, 8.0, 4.0, 2.0, 1.0)
@@ -96,8 +97,10 @@ def assemble(
     bound, reach = admissible(error_and_scale, needs, question, correlations)
     steps = tuple(dict.fromkeys(p.step for p in parts)) + unknown_functions(question)
 
+    moves = by_correlations(compute, needs)
+
     def estimate(covariances, parameters):
-        return error_and_scale(covariances, parameters)[0]
+        return error_and_scale(covariances, parameters)[0] + moves(covariances, parameters)
 
     return Method(tier, needs, compute, steps, None, bound, reach, estimate)
 
@@ -142,7 +145,8 @@ def line_parts(f: Factor, question: Question) -> list[Part]:
     i = f.index
     parts = []
     if f.regular != 0:
-        pieces = piecewise(f.regular, i, question).resolved()
+        plain = piecewise(f.regular, i, question)
+        pieces = plain.resolved() if plain.kinks else plain
         mean = _line_mean(pieces)
 
         def compute(covariances, parameters):
@@ -214,7 +218,7 @@ def _hermite(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
 def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
     left, right = (piecewise(h.regular, h.index, question) for h in (f, g))
     if left.kinks and right.kinks:
-        return _plane_pair(left, right, f.index, g.index), "quadrature split at the kinks"
+        return plane_pair(left, right, f.index, g.index), "quadrature split at the kinks"
     i, j = f.index, g.index
     series = (_hermite(left), _hermite(right))
     sizes_of, unseen = [_size(h) for h in (left, right)], [_unseen(h) for h in (left, right)]
@@ -253,24 +257,38 @@ def _coefficient_error(runs: list[jax.Array], size: jax.Array) -> jax.Array:
     return smooth.refined_error(first, second, size)
 
 
-def _plane_pair(left: panels.Piecewise, right: panels.Piecewise, i: int, j: int) -> Part:
+def plane_pair(left: panels.Piecewise, right: panels.Piecewise, i: int, j: int) -> Part:
+    """E[f(z_i) g(z_j)] for two factors with kinks."""
     rules = {thin: elementwise(panels.mean_two(left, right, thin), _PLANE_CHUNK) for thin in THIN}
+    found = wedges(left, right)
 
-    def value(covariances, parameters, thin):
+    def law(covariances):
         q1, c, q2 = covariances[(i, i)], covariances[(i, j)], covariances[(j, j)]
         rho, w = special.correlation(q1, q2, c)
-        return rules[thin](standard_deviation(q1), standard_deviation(q2), rho, w, *parameters)
+        return standard_deviation(q1), standard_deviation(q2), rho, w
+
+    if found is None:
+        best = rules[1]
+    else:
+        hold = lambda s_u, s_v, *_: found.hold(jnp.maximum(s_u, s_v) ** 2)
+        best = elementwise(preferred(hold, found.value, panels.mean_two(left, right)), _PLANE_CHUNK)
+
+    def compute(covariances, parameters):
+        return best(*law(covariances), *parameters)
 
     def error(covariances, parameters):
-        fine, coarse, coarser = (value(covariances, parameters, thin) for thin in THIN)
+        fine, coarse, coarser = (rules[thin](*law(covariances), *parameters) for thin in THIN)
         stds = [(p, standard_deviation(covariances[(k, k)])) for p, k in ((left, i), (right, j))]
         size, more = ([each(p)(s, parameters) for p, s in stds] for each in (_size, _unseen))
         scale = size[0] * size[1]
         off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
-        return off + more[0] * size[1] + more[1] * size[0], scale
+        apart = 0 if found is None else jnp.abs(compute(covariances, parameters) - fine)
+        return off + apart + more[0] * size[1] + more[1] * size[0], scale
 
     step = "both factors have kinks: panels between the kinks, Gauss-Legendre on each"
-    return Part(lambda c, p: value(c, p, 1), error, step)
+    if found is not None:
+        step += f"; up to variances {found.single:g} (float32), {found.double:g} (float64) wedges of the plane in polar coordinates"
+    return Part(compute, error, step)
 
 
 def _independent_pair(f: Factor, g: Factor, left: sp.Expr, right: sp.Expr, question: Question) -> Method:

@@ -7,6 +7,7 @@ On each panel the integrand is analytic, so convergence is geometric in the numb
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Rule:
 LINE64, LINE32 = Rule(320, 13.0, 768), Rule(128, 9.0, 256)
 PLANE64, PLANE32 = Rule(64, 9.0, 0), Rule(24, 6.0, 0)
 SHELL = 0.5  # the depth of the outermost shells, see `beyond`
-_OVER = 32  # exp(-32) is beyond working precision
+_OVER, _BELL = 32, 6  # exp(-32), and exp(-6^2), are beyond working precision
 
 
 def line_rule(x: jax.Array) -> Rule:
@@ -62,16 +63,17 @@ class Piecewise:
         return out
 
     def resolved(self) -> Piecewise:
-        """The same with the outermost pieces cut where their exponentials are over, which at huge variances is close to the kink."""
-        first, last = self.pieces[0], self.pieces[-1]
-        if first is last or self.parameters:
+        """The same cut besides where functions have their transitions, and the outermost pieces where their exponentials are over: at
+        huge variances all of that is close to the kink, where no panel of a few standard deviations sees it.
+        """
+        if self.parameters:
             return self
-        low = [first.high - x for x in reversed(_ends(first.expr, self.z))]
-        high = [last.low + x for x in _ends(last.expr, self.z)]
-        cuts = [*low, *(p.low for p in self.pieces[1:]), *high]
-        exprs = [*[first.expr] * len(low), *(p.expr for p in self.pieces), *[last.expr] * len(high)]
-        ends = [-sp.oo, *cuts, sp.oo]
-        return Piecewise(tuple(map(Piece, ends[:-1], ends[1:], exprs)), self.z, ())
+        first, last = self.pieces[0], self.pieces[-1]
+        cuts = set() if first is last else {first.high - x for x in _ends(first.expr, self.z)}
+        cuts |= set() if first is last else {last.low + x for x in _ends(last.expr, self.z)}
+        cuts |= {place for piece in self.pieces for place in _transitions(piece.expr, self.z)}
+        cut = [part for piece in self.pieces for part in _cut_at(piece, cuts)]
+        return self if len(cut) == len(self.pieces) else Piecewise(tuple(cut), self.z, ())
 
     def rounded(self) -> Piecewise:
         """How far the values of the formula are off by its own rounding, as a function with the same kinks."""
@@ -118,6 +120,29 @@ def _ends(expr: sp.Expr, z: sp.Symbol) -> list[sp.Expr]:
     slopes = {sp.diff(f.args[0], z) for f in expr.atoms(sp.Function) if f.has(z)}
     ends = sorted({_OVER / abs(a) if a.is_number and a != 0 else sp.Integer(_OVER) for a in slopes}, key=float)
     return [ends[0], ends[-1]] if len(ends) > 1 else ends
+
+
+def _transitions(expr: sp.Expr, z: sp.Symbol) -> set[sp.Expr]:
+    """Where its error functions and Gaussians are in their middle, begin and are over."""
+    places: set[sp.Expr] = set()
+    for f in expr.atoms(sp.erf, sp.erfc, sp.exp):
+        if not f.args[0].is_polynomial(z):
+            continue
+        *higher, slope, offset = sp.Poly(f.args[0], z).all_coeffs() if f.has(z) else (sp.S.Zero, sp.S.Zero)
+        if isinstance(f, sp.exp) and len(higher) == 1 and higher[0].is_negative:
+            middle, width = -slope / (2 * higher[0]), 1 / sp.sqrt(-higher[0])
+        elif not isinstance(f, sp.exp) and not higher and slope.is_number and slope != 0:
+            middle, width = -offset / slope, 1 / abs(slope)
+        else:
+            continue
+        places |= {middle + k * width for k in (-_BELL, 0, _BELL)}
+    return places
+
+
+def _cut_at(piece: Piece, cuts: set[sp.Expr]) -> list[Piece]:
+    inside = sorted((c for c in cuts if float(piece.low) < float(c) < float(piece.high)), key=float)
+    ends = [piece.low, *inside, piece.high]
+    return [Piece(low, high, piece.expr) for low, high in itertools.pairwise(ends)]
 
 
 def panel(low: jax.Array, high: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:

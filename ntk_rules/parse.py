@@ -184,7 +184,10 @@ def _exp(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> list[Term]:
 
 
 def _exponential_of(argument: sp.Expr, zs: tuple[sp.Symbol, ...]) -> list[Term]:
-    """exp of a quadratic: a tilt for its linear part, one Gaussian factor per negative square."""
+    """exp of a quadratic: one Gaussian factor per negative square, which takes in the linear part of what it squares; a tilt for the rest.
+
+    exp(-(z + b)^2) as a tilt by -2 b z would be far larger than the result, at a variance of 1e8 by 1e8.
+    """
     if argument.has(*KINKED) or not argument.is_polynomial(*zs):
         raise Unparsed(f"exp({argument})")
     poly = sp.Poly(argument, *zs)
@@ -219,10 +222,12 @@ def _with_squares(term: Term, square: list[list[sp.Expr]], argument: sp.Expr) ->
                 f"E[exp({argument})] is infinite for Gaussians of large variance; "
                 "an exponent may be quadratic only with a negative sign"
             )
-        row = tuple(a / m for a in square[i])
-        form = Form(row, sp.S.Zero, 1 / m, 1)
+        row, linear = tuple(a / m for a in square[i]), term.tilt[i]
+        form = Form(row, -linear / m, 1 / m, 1)
         term = replace(
-            term, coefficient=term.coefficient * sp.sqrt(2 * sp.pi / m), forms=(*term.forms, form)
+            term, coefficient=term.coefficient * sp.sqrt(2 * sp.pi / m), forms=(*term.forms, form),
+            tilt=tuple(sp.S.Zero if j == i else b - linear * a for j, (b, a) in enumerate(zip(term.tilt, row, strict=True))),
+            constant=term.constant + linear**2 / (2 * m),
         )  # fmt: skip
         square = [
             [square[a][b] - m * row[a] * row[b] for b in range(n)] for a in range(n)

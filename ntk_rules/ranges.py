@@ -7,6 +7,7 @@ quadrature between the kinks, on which nothing cancels; beyond the variances whe
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_rules import heads, panels, special
-from ntk_rules.chunks import broadcasting, elementwise
+from ntk_rules.chunks import broadcasting, elementwise, once
 from ntk_rules.factors import Factor, factor_of, piecewise, separated
-from ntk_rules.method import Declined, Entry, Method
-from ntk_rules.numeric import Part, conditioned, line_parts, standard_deviation
+from ntk_rules.method import Compute, Declined, Entry, Method, by_correlations
+from ntk_rules.numeric import Part, conditioned, line_parts, plane_pair, standard_deviation
 from ntk_rules.question import Question, gaussian_symbols
+from ntk_rules.wedges import AGREED, ORDERS, Value, Wedges, mean_wedges, meets, preferred, reach
 
 _CANCELLING = (heads.NormalCdf, heads.ScaledCdf, heads.BivariateCdf)
 _VARIANCES = 10.0 ** (np.arange(-24, 17) / 2)
@@ -30,7 +32,6 @@ _CORRELATIONS = np.array([0.5, -0.9, 1.0, -1.0])
 _LOST32, _LOST64, _AGREED = 1e-6, 5e-4, 2e-6
 _CHUNK = 16
 _UNDERFLOW = 1e-30  # scales below say nothing about rounding: densities far out, which single precision has not
-Value = Callable[..., jax.Array]
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,10 @@ def kept_accurate(question: Question, method: Method) -> Method:
     if question.parameters or method.formula is None or not method.formula.has(*_CANCELLING):
         return method
     try:
-        entries, quadrature, scale = _by_quadrature(question)
+        by_quadrature = _by_quadrature(question)
     except Declined:
         return method
+    entries = by_quadrature.entries
     if method.needs != entries:
         return method
 
@@ -63,7 +65,7 @@ def kept_accurate(question: Question, method: Method) -> Method:
     def closed_once(*arrays: jax.Array) -> jax.Array:
         return (method.once or method.compute)(dict(zip(entries, arrays, strict=True)), ())
 
-    found = _range(closed_once, quadrature, scale, len(entries))
+    found, quadrature = _range(closed_once, by_quadrature)
     if found is None:
         return method
     value = _by_range(closed, quadrature, found)
@@ -76,39 +78,116 @@ def kept_accurate(question: Question, method: Method) -> Method:
         f"variances beyond {low:g} .. {high:g} (float32), {lower:g} .. {higher:g} (float64): "
         "the closed form loses digits, Gauss-Legendre between the kinks does not"
     )
-    return replace(method, compute=compute, steps=(*method.steps, step))
+    return replace(
+        method,
+        compute=compute,
+        steps=(*method.steps, step),
+        estimate=_estimate(method, question, entries, found, compute),
+    )
 
 
-def _by_quadrature(question: Question) -> tuple[tuple[Entry, ...], Value, Value]:
-    """(entries read, the expectation as a function of one-dimensional arrays of them, its scale), or Declined."""
+def _estimate(
+    method: Method, question: Question, entries: tuple[Entry, ...], where: Range, compute: Compute
+) -> Compute:  # fmt: skip
+    """The error of the closed form where it holds, that of the quadrature elsewhere."""
+
+    @functools.cache
+    def parts() -> list[Part]:
+        return _all_parts(question)
+
+    moves = by_correlations(compute, entries)
+
+    @jax.jit
+    def estimate(covariances: dict[Entry, jax.Array], parameters: tuple[jax.Array, ...]) -> jax.Array:
+        good = where.holds(covariances[entries[0]]) & where.holds(covariances[entries[-1]])
+        usual = method.error(covariances, parameters)
+        arrays = jnp.broadcast_arrays(*(covariances[e] for e in entries))
+        known = {e: x.reshape(-1) for e, x in zip(entries, arrays, strict=True)}
+        other = sum(part.error(known, parameters)[0] for part in parts())
+        other = jnp.reshape(jnp.broadcast_to(other, (arrays[0].size,)), arrays[0].shape)
+        return jnp.where(good, usual, other + moves(covariances, parameters))
+
+    return estimate
+
+
+def _all_parts(question: Question) -> list[Part]:
+    """The quadrature of `_by_quadrature` with its errors."""
+    factors = _factors(question)
+    parts = _off_the_plane(factors, question)
+    if len(factors) == 2 and all(f.regular != 0 for f in factors):
+        left, right = (piecewise(f.regular, f.index, question).resolved() for f in factors)
+        parts.append(plane_pair(left, right, *(f.index for f in factors)))
+    return parts
+
+
+def _factors(question: Question) -> list[Factor]:
+    """One or two functions of one Gaussian each, or Declined."""
     coefficient, groups = separated(question)
     if not 1 <= len(groups) <= 2:
         raise Declined(f"{len(groups)} Gaussians occur")
     order = sorted(groups)
-    factors = [factor_of(groups[i] * (coefficient if i == order[0] else 1), i, question) for i in order]
-    if len(order) == 1:
-        entries: tuple[Entry, ...] = ((order[0], order[0]),)
-        parts = line_parts(factors[0], question)
-    else:
+    return [factor_of(groups[i] * (coefficient if i == order[0] else 1), i, question) for i in order]
+
+
+def _off_the_plane(factors: list[Factor], question: Question) -> list[Part]:
+    """What is no integral in the plane: all of one Gaussian, or the delta functions of two."""
+    if len(factors) == 1:
+        return line_parts(factors[0], question)
+    f, g = factors
+    parts = [part for d in f.deltas for part in conditioned(d, f.index, g, question)]
+    return parts + [part for d in g.deltas for part in conditioned(d, g.index, replace(f, deltas=()), question)]
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """The entries read, the expectation as a function of one-dimensional arrays of them, and its scale.
+
+    wedges: another way to the same, for moderate variances, where there is one.
+    """
+
+    entries: tuple[Entry, ...]
+    value: Value
+    scale: Value
+    wedges: Value | None
+
+
+def _by_quadrature(question: Question) -> Quadrature:
+    """The expectation by quadrature between the kinks, or Declined."""
+    factors = _factors(question)
+    order = [f.index for f in factors]
+    sizes = [_size(f, question) for f in factors]
+    planes: list[Value] = []
+    parts = _off_the_plane(factors, question)
+    entries: tuple[Entry, ...] = ((order[0], order[0]),)
+    if len(order) == 2:
         (i, j), (f, g) = order, factors
         entries = ((i, i), (i, j), (j, j))
-        parts = [_plane(f, g, question)] if f.regular != 0 and g.regular != 0 else []
-        parts += [part for d in f.deltas for part in conditioned(d, i, g, question)]
-        parts += [part for d in g.deltas for part in conditioned(d, j, replace(f, deltas=()), question)]
-    if not parts:
+        if f.regular != 0 and g.regular != 0:
+            left, right = (piecewise(h.regular, h.index, question) for h in (f, g))
+            planes = [panels.mean_two(left.resolved(), right.resolved())]
+            planes += [mean_wedges(left, right, ORDERS[0])] if meets(left, right) else []
+    if not parts and not planes:
         raise Declined("nothing is left to integrate")
 
-    sizes = [_size(f, question) for f in factors]
+    def summed(plane: Value | None) -> Value:
+        def value(*arrays: jax.Array) -> jax.Array:
+            known = dict(zip(entries, arrays, strict=True))
+            total = sum((p.compute(known, ()) for p in parts), jnp.zeros_like(arrays[0]))
+            return total if plane is None else total + plane(*_standardised(*arrays))
 
-    def value(*arrays: jax.Array) -> jax.Array:
-        known = dict(zip(entries, arrays, strict=True))
-        return sum((p.compute(known, ()) for p in parts), jnp.zeros_like(arrays[0]))
+        return value
 
     def scale(*arrays: jax.Array) -> jax.Array:
         known = dict(zip(entries, arrays, strict=True))
         return math.prod((size(known[(i, i)]) for size, i in zip(sizes, order, strict=True)), start=jnp.ones(()))
 
-    return entries, value, scale
+    by_wedges = summed(planes[1]) if len(planes) == 2 else None
+    return Quadrature(entries, summed(planes[0] if planes else None), scale, by_wedges)
+
+
+def _standardised(q_u: jax.Array, c: jax.Array, q_v: jax.Array) -> tuple[jax.Array, ...]:
+    """Both standard deviations, the correlation and its sine."""
+    return standard_deviation(q_u), standard_deviation(q_v), *special.correlation(q_u, q_v, c)
 
 
 def _size(f: Factor, question: Question) -> Callable[[jax.Array], jax.Array]:
@@ -131,38 +210,42 @@ def _size(f: Factor, question: Question) -> Callable[[jax.Array], jax.Array]:
     return size
 
 
-def _plane(f: Factor, g: Factor, question: Question) -> Part:
-    """The part without delta functions, split at the kinks in both Gaussians."""
-    (i, left), (j, right) = ((h.index, piecewise(h.regular, h.index, question).resolved()) for h in (f, g))
-    plane = panels.mean_two(left, right)
+def _range(closed: Value, quadrature: Quadrature) -> tuple[Range | None, Value]:
+    """The range of a closed form, None when it is good wherever quadrature is, and the quadrature to be taken outside."""
+    shape = (_VARIANCES.size, _CORRELATIONS.size)
+    q = np.broadcast_to(_VARIANCES[:, None], shape)
+    law = [x.reshape(-1) for x in ([q] if len(quadrature.entries) == 1 else [q, q * _CORRELATIONS, q])]
 
-    def compute(law: dict[Entry, jax.Array], _: tuple[jax.Array, ...]) -> jax.Array:
-        rho, w = special.correlation(law[(i, i)], law[(j, j)], law[(i, j)])
-        return plane(standard_deviation(law[(i, i)]), standard_deviation(law[(j, j)]), rho, w)
+    def probe(single: list[jax.Array], double: list[jax.Array]) -> tuple[jax.Array, ...]:
+        wedges = [quadrature.wedges(*a) for a in (single, double)] if quadrature.wedges else []
+        return quadrature.value(*double), quadrature.scale(*double), closed(*single), quadrature.value(*single), *wedges
 
-    return Part(compute, lambda law, _: (jnp.zeros(()), jnp.zeros(())), "")
-
-
-def _range(closed: Value, quadrature: Value, scale: Value, entries: int) -> Range | None:
-    """The range of a closed form, or None when it is good wherever quadrature is."""
-    laws = [np.broadcast_to(q[:, None], (q.size, _CORRELATIONS.size)) for q in (_VARIANCES,)]
-    law = laws if entries == 1 else [laws[0], laws[0] * _CORRELATIONS, laws[0]]
     with jax.enable_x64(True):
-        single, double = ([jnp.asarray(x.reshape(-1), t) for x in law] for t in (jnp.float32, jnp.float64))
-        exact, size = _once(lambda *a: (quadrature(*a), scale(*a)), *double)
-        ours, theirs = _once(lambda *a: (closed(*a), quadrature(*a)), *single)
+        found = once(probe, [x.astype(np.float32) for x in law], law)
+    exact, size, ours, theirs, *wedges = (np.broadcast_to(np.asarray(x, float), q.size) for x in found)
     # Where two delta functions meet, the answer is larger than the sizes of its factors allow for.
-    size = np.fmax(np.asarray(size), np.abs(np.asarray(exact)))
-    lost, apart = (_worst(np.asarray(x, float), np.asarray(exact), size) for x in (ours, theirs))
+    size = np.fmax(size, np.abs(exact))
+    lost, apart = (_worst(x, exact, size) for x in (ours, theirs))
     usable = apart <= np.maximum(_AGREED, lost)
     single_range, double_range = (_around_one(lost <= limit, usable) for limit in (_LOST32, _LOST64))
-    everywhere = (0.0, np.inf)
-    return None if single_range == double_range == everywhere else Range(single_range, double_range)
+    if single_range == double_range == (0.0, np.inf):
+        return None, quadrature.value
+    limits = [0.0, 0.0]
+    if wedges:
+        small = slice(
+            _ONE + 3, None, -1
+        )  # variances falling from about 30: those far below lose what single precision cannot hold
+        *tables, want, scale = (x.reshape(shape)[small] for x in (*wedges, exact, size))
+        limits = [reach(t, want, scale, a, _VARIANCES[small].tolist()) for t, a in zip(tables, AGREED, strict=True)]
+    return Range(single_range, double_range), _with_wedges(quadrature, *limits)
 
 
-def _once(function: Callable[..., tuple[jax.Array, jax.Array]], *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Its values, compiled for a single use: quickly, to slow code."""
-    return jax.jit(function).lower(*arrays).compile(compiler_options={"xla_backend_optimization_level": "0"})(*arrays)
+def _with_wedges(quadrature: Quadrature, single: float, double: float) -> Value:
+    """Quadrature by wedges up to these variances, by panels beyond."""
+    if quadrature.wedges is None or max(single, double) == 0:
+        return quadrature.value
+    rule = Wedges(quadrature.wedges, single, double)
+    return preferred(lambda *a: rule.hold(jnp.maximum(a[0], a[-1])), quadrature.wedges, quadrature.value)
 
 
 def _worst(value: np.ndarray, exact: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -195,9 +278,4 @@ def _by_range(closed: Value, quadrature: Value, where: Range) -> Value:
 
     sliced = elementwise(slice_value, _CHUNK)
 
-    def value(*arrays: jax.Array) -> jax.Array:
-        good, usual = inside(*arrays), closed(*arrays)
-        other = jax.lax.cond(jnp.all(good), lambda *a: jnp.zeros_like(usual), sliced, *arrays)
-        return jnp.where(good, usual, other)
-
-    return broadcasting(value)
+    return broadcasting(preferred(inside, closed, sliced))

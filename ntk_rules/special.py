@@ -18,7 +18,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtr
+from jax.scipy.special import erf, ndtr
 
 # acos(x) / sqrt(1 - x^2) = sum_k a_k (2x - 1)^k on [0, 1]; tests compare with mpmath.
 _ACOS_FLOAT32 = (
@@ -232,6 +232,14 @@ def normal_cdf(mean: jax.Array, std: jax.Array) -> jax.Array:
     return jnp.where(zero, (1 + jnp.sign(mean)) / 2, ndtr(mean / jnp.where(zero, 1, std)))
 
 
+@jax.jit
+def centred_cdf(mean: jax.Array, std: jax.Array) -> jax.Array:
+    """2 P(mean + std x > 0) - 1, with all digits where that is small; -1, 0 or 1 where std = 0."""
+    mean, std = as_floats(mean, std)
+    zero = std == 0
+    return jnp.where(zero, jnp.sign(mean), erf(mean / jnp.where(zero, 1, std) * math.sqrt(0.5)))
+
+
 @functools.cache
 def gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights of the n-point Gauss-Legendre rule on [0, 1], float64.
@@ -290,7 +298,6 @@ def quadrature(integrand: Callable[[jax.Array], jax.Array], n: int, like: jax.Ar
 
 
 @jax.custom_jvp
-@jax.jit
 def bivariate_cdf(h: jax.Array, k: jax.Array, r: jax.Array, w: jax.Array) -> jax.Array:
     """P(x < h, y < k) for standard Gaussians of correlation `r`, with w = sqrt(1 - r^2).
 
@@ -300,6 +307,12 @@ def bivariate_cdf(h: jax.Array, k: jax.Array, r: jax.Array, w: jax.Array) -> jax
     >>> round(float(bivariate_cdf(0.0, 0.0, 0.5, 0.75 ** 0.5)), 6)
     0.333333
     """
+    return bivariate_value(h, k, r, w)
+
+
+@jax.jit
+def bivariate_value(h: jax.Array, k: jax.Array, r: jax.Array, w: jax.Array) -> jax.Array:
+    """`bivariate_cdf` with the derivatives of its code, in which `w` does not follow r."""
     h, k, r, w = as_floats(h, k, r, w)
     big = 40.0
     h, k = jnp.clip(h, -big, big), jnp.clip(k, -big, big)
@@ -308,17 +321,19 @@ def bivariate_cdf(h: jax.Array, k: jax.Array, r: jax.Array, w: jax.Array) -> jax
     h, k = jnp.where(centre, tiny, h), jnp.where(centre, tiny, k)
     degenerate = w == 0
     safe = jnp.where(degenerate, 1, w)
-    # y = (k - r h)/w without cancellation: 1 - |r| = w^2/(1 + |r|).
-    sign = jnp.where(r < 0, -1, 1)
-    gap = w * w / (1 + jnp.abs(r))
-    y_h = ((k - sign * h) + sign * gap * h) / safe
-    y_k = ((h - sign * k) + sign * gap * k) / safe
+    y_h, y_k = beyond(k, h, r, w) / safe, beyond(h, k, r, w) / safe
     side_h, side_k = jnp.where(h < 0, -1, 1), jnp.where(k < 0, -1, 1)
     wedges = owen_t(jnp.abs(h), side_h * y_h) + owen_t(jnp.abs(k), side_k * y_k)
     value = (ndtr(h) + ndtr(k)) / 2 - wedges - jnp.where(side_h * side_k < 0, 0.5, 0.0)
     together = ndtr(jnp.minimum(h, k))
     apart = jnp.maximum(jnp.where(h > k, ndtr(k) - ndtr(-h), ndtr(h) - ndtr(-k)), 0)  # the smaller numbers
     return jnp.where(degenerate, jnp.where(r >= 0, together, apart), jnp.clip(value, 0, 1))
+
+
+def beyond(k: jax.Array, h: jax.Array, r: jax.Array, w: jax.Array) -> jax.Array:
+    """k - r h without cancellation near |r| = 1: there 1 - |r| = w^2/(1 + |r|)."""
+    sign = jnp.where(r < 0, -1, 1)
+    return (k - sign * h) + sign * (w * w / (1 + jnp.abs(r))) * h
 
 
 @bivariate_cdf.defjvp
@@ -377,7 +392,7 @@ def scaled_bivariate_cdf(
     h, k, r, w, log_scale, rest = as_floats(h, k, r, w, log_scale, rest)
     degenerate = w == 0
     safe = jnp.where(degenerate, 1, w)
-    y_h, y_k = (k - r * h) / safe, (h - r * k) / safe
+    y_h, y_k = (beyond(*pair, r, w) / safe for pair in ((k, h), (h, k)))
     one_point = degenerate & (jnp.abs(h - jnp.sign(r) * k) <= 8 * jnp.finfo(h.dtype).eps * jnp.abs(h))
     rest_h = jnp.where(degenerate & ~one_point, log_scale - h * h / 2, rest + jnp.where(degenerate, 0, y_h * y_h / 2))
     rest_k = jnp.where(degenerate & ~one_point, log_scale - k * k / 2, rest + jnp.where(degenerate, 0, y_k * y_k / 2))

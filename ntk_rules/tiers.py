@@ -9,14 +9,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import sympy as sp
 
 from ntk_rules.bases import Derivation
+from ntk_rules.conditioning import rounding_bound
 from ntk_rules.coordinates import in_forms
 from ntk_rules.errors import NoRule
 from ntk_rules.evaluate import compile_formula, entries_read
-from ntk_rules.heads import densities_parted, differences_joined, means_parted
+from ntk_rules.heads import centred, densities_parted, differences_joined, means_parted
 from ntk_rules.kinked_plane import kinked_plane
 from ntk_rules.law import base_law, minors_exposed
 from ntk_rules.many import plane, quasi_monte_carlo
@@ -50,10 +52,13 @@ def _rewritten(question: Question) -> Method:
     formula = total(list(terms), base_law(question.gaussians, question.independent), work)
     if formula is None:
         raise Declined("no base case for what is left of the normal form")
-    joined = densities_parted(means_parted(tidy_formula(differences_joined(minors_exposed(formula)))))
+    joined = densities_parted(means_parted(tidy_formula(centred(differences_joined(minors_exposed(formula))))))
     evaluate, once = (compile_formula(joined, question.parameter_symbols(), together) for together in (False, True))
     formula = tidy_formula(formula)
-    return Method("closed form", entries_read(formula), evaluate, tuple(work.steps), formula, once=once, terms=terms)
+    return Method(
+        "closed form", entries_read(formula), evaluate, tuple(work.steps), formula, once=once, terms=terms,
+        estimate=jax.jit(rounding_bound(joined, question.parameter_symbols())),
+    )  # fmt: skip
 
 
 def tidy_formula(formula: sp.Expr) -> sp.Expr:

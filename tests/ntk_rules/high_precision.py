@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mpmath as mp
 
@@ -69,6 +69,48 @@ def pieces(*parts: tuple[float, float, Sequence[float], float]) -> Distribution:
         return Distribution(tuple(Part(a, b, tuple(map(mp.mpf, poly)), rate) for a, b, poly, rate in parts))
 
 
+@dataclass(frozen=True)
+class Bell:
+    """constant + factor times the order-th derivative of erf(slope z + shift)."""
+
+    slope: mp.mpf
+    shift: mp.mpf
+    factor: mp.mpf
+    constant: mp.mpf
+    order: int = 0
+    deltas: tuple[tuple[float, int, mp.mpf], ...] = ()
+
+    @property
+    def parts(self) -> tuple[Bell, ...]:
+        return (self,)
+
+    @property
+    def kinks(self) -> list[mp.mpf]:
+        """None, but panels end about where it is steep."""
+        return [(k - self.shift) / self.slope for k in range(-4, 5)]
+
+    def at(self, z: mp.mpf) -> mp.mpf:
+        return self.given(z, mp.mpf(0))
+
+    def derivative(self) -> Bell:
+        return replace(self, order=self.order + 1, constant=mp.mpf(0))
+
+    def given(self, mean: mp.mpf, std: mp.mpf) -> mp.mpf:
+        """E[f(mean + std x)]: erf((slope mean + shift)/(1 + 2 slope^2 std^2)^(1/2)), and its derivatives in the mean."""
+        width = mp.sqrt(1 + 2 * (self.slope * std) ** 2)
+        t, gain = (self.slope * mean + self.shift) / width, self.slope / width
+        if self.order == 0:
+            return self.constant + self.factor * mp.erf(t)
+        hermite = [mp.mpf(1), 2 * t]
+        for n in range(1, self.order):
+            hermite.append(2 * t * hermite[n] - 2 * n * hermite[n - 1])
+        bell = (-gain) ** (self.order - 1) * hermite[self.order - 1] * mp.exp(-t * t)
+        return self.constant + self.factor * gain * 2 / mp.sqrt(mp.pi) * bell
+
+
+Function = Distribution | Bell
+
+
 def _normal_between(low: mp.mpf, high: mp.mpf) -> mp.mpf:
     """P(low < x < high)."""
     if low > 0:
@@ -102,8 +144,10 @@ def _density_derivative(x: mp.mpf, std: mp.mpf, order: int) -> mp.mpf:
     return (-1) ** order * hermite[order] * mp.npdf(t) / std ** (order + 1)
 
 
-def _given(g: Distribution, mean: mp.mpf, std: mp.mpf) -> mp.mpf:
+def _given(g: Function, mean: mp.mpf, std: mp.mpf) -> mp.mpf:
     """E[g(mean + std x)]."""
+    if isinstance(g, Bell):
+        return g.given(mean, std)
     smooth = mp.fsum(_truncated(p, mean, std) for p in g.parts)
     return smooth + mp.fsum(c * (-1) ** n * _density_derivative(a - mean, std, n) for a, n, c in g.deltas)
 
@@ -140,7 +184,7 @@ def _integral(f, points: Sequence[mp.mpf], finest: Sequence[mp.mpf]) -> mp.mpf:
     return total
 
 
-def pair(f: Distribution, g: Distribution, q1: float, q2: float, c: float) -> mp.mpf:
+def pair(f: Function, g: Function, q1: float, q2: float, c: float) -> mp.mpf:
     """E[f(u) g(v)] for variances q1, q2 > 0 and covariance c, |c| <= sqrt(q1 q2); exact numbers, `DIGITS` digits."""
     with mp.workdps(DIGITS + 10):
         q1, q2, c = map(mp.mpf, (q1, q2, c))
@@ -162,7 +206,7 @@ def pair(f: Distribution, g: Distribution, q1: float, q2: float, c: float) -> mp
         return total
 
 
-def _at_kink(g: Distribution, a: mp.mpf, order: int, s1: mp.mpf, gain: mp.mpf, std: mp.mpf) -> mp.mpf:
+def _at_kink(g: Function, a: mp.mpf, order: int, s1: mp.mpf, gain: mp.mpf, std: mp.mpf) -> mp.mpf:
     """d^order/du^order of p(u) E[g | u] at a."""
     terms = []
     for j in range(order + 1):
@@ -171,7 +215,7 @@ def _at_kink(g: Distribution, a: mp.mpf, order: int, s1: mp.mpf, gain: mp.mpf, s
     return mp.fsum(terms)
 
 
-def _line(f: Distribution, g: Distribution, s1: mp.mpf, gain: mp.mpf) -> mp.mpf:
+def _line(f: Function, g: Function, s1: mp.mpf, gain: mp.mpf) -> mp.mpf:
     """At correlation +-1: v = gain u. The finite part: halfway at jumps, and nothing where two delta functions meet."""
     places = [mp.mpf(k) / s1 for k in f.kinks] + [k / (gain * s1) for k in g.kinks]
     finest = [min(1, 1 / s1, 1 / (abs(gain) * s1)) / 2 for _ in places]
@@ -179,7 +223,7 @@ def _line(f: Distribution, g: Distribution, s1: mp.mpf, gain: mp.mpf) -> mp.mpf:
     return smooth + _on_line(f, g, s1, gain) + _on_line(g, f, abs(gain) * s1, 1 / gain)
 
 
-def _on_line(f: Distribution, g: Distribution, std: mp.mpf, gain: mp.mpf) -> mp.mpf:
+def _on_line(f: Function, g: Function, std: mp.mpf, gain: mp.mpf) -> mp.mpf:
     """The delta functions of f times the smooth parts of g."""
     total = mp.mpf(0)
     for a, n, coefficient in f.deltas:
@@ -191,7 +235,7 @@ def _on_line(f: Distribution, g: Distribution, std: mp.mpf, gain: mp.mpf) -> mp.
     return total
 
 
-def price(f: Distribution, g: Distribution, orders: tuple[int, int], law: tuple[float, float, float]) -> mp.mpf:
+def price(f: Function, g: Function, orders: tuple[int, int], law: tuple[float, float, float]) -> mp.mpf:
     """E[f^(m)(u) g^(n)(v)], orders = (m, n): d/dC_01 is (1, 1), d/dC_00 half of (2, 0), and so on.
 
     The one differentiated more often goes first: of its delta functions nothing has to be integrated, where the other order would
@@ -206,8 +250,14 @@ def price(f: Distribution, g: Distribution, orders: tuple[int, int], law: tuple[
     return pair(f, g, *law)
 
 
+def bell(slope: float, shift: float = 0, factor: float = 1, constant: float = 0) -> Bell:
+    """constant + factor erf(slope z + shift)."""
+    with mp.workdps(DIGITS):
+        return Bell(*map(mp.mpf, (slope, shift, factor, constant)))
+
+
 _INF = math.inf
-PIECES = {
+PIECES: dict[str, Function] = {
     "relu": pieces((0, _INF, (0, 1), 0)),
     "abs": pieces((-_INF, 0, (0, -1), 0), (0, _INF, (0, 1), 0)),
     "step": pieces((0, _INF, (1,), 0)),
@@ -218,4 +268,9 @@ PIECES = {
     "hard swish": pieces((-3, 3, (0, 0.5, 1 / mp.mpf(6)), 0), (3, _INF, (0, 1), 0)),
     "celu": pieces((0, _INF, (0, 1), 0), (-_INF, 0, (2,), 0.5), (-_INF, 0, (-2,), 0)),
     "threshold": pieces((1, _INF, (0, 1), 0), (-_INF, 1, (20,), 0)),
+    "squared relu": pieces((0, _INF, (0, 0, 1), 0)),
+    "offset relu": pieces((-0.5, _INF, (0.5, 1), 0)),
+    "erf": bell(1),
+    "offset erf": bell(2, 0.75),
+    "sigmoid-like": bell(1 / 2.4020563531719796, factor=0.5, constant=0.5),
 }

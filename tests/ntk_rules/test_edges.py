@@ -35,6 +35,8 @@ NAMES = {
     "relu": relu, "abs": sp.Abs, "step": ACTIVATIONS["step"], "elu": ACTIVATIONS["elu"], "relu6": ACTIVATIONS["relu6"],
     "hard tanh": ACTIVATIONS["hard tanh"], "hard sigmoid": ACTIVATIONS["hard sigmoid"], "hard swish": ACTIVATIONS["hard swish"],
     "celu": ACTIVATIONS["celu"], "threshold": lambda z: sp.Piecewise((z, z > 1), (20, True)),
+    "erf": sp.erf, "offset erf": lambda z: sp.erf(2 * z + sp.Rational(3, 4)), "sigmoid-like": ACTIVATIONS["sigmoid-like"],
+    "squared relu": ACTIVATIONS["squared relu"], "offset relu": lambda z: relu(z + sp.Rational(1, 2)),
 }  # fmt: skip
 
 
@@ -58,9 +60,10 @@ def scale(
     return max(*map(abs, plain), factor * math.prod(sizes))
 
 
-def _size(f: high_precision.Distribution, q: float) -> float:
+def _size(f: high_precision.Function, q: float) -> float:
     """E[f^2]^(1/2) of the smooth parts; of each delta function of order n the density there over std^n."""
-    smooth, std = high_precision.Distribution(f.parts), mp.sqrt(q)
+    smooth = high_precision.Distribution(f.parts) if isinstance(f, high_precision.Distribution) else f
+    std = mp.sqrt(q)
     square = high_precision.pair(smooth, smooth, q, q, q) if f.parts else 0
     return float(mp.sqrt(square) + sum(abs(c) * mp.npdf(a / std) / std ** (n + 1) for a, n, c in f.deltas))
 
@@ -72,7 +75,8 @@ def test_against_mpmath(name: str, path: tuple[tuple[int, int], ...]) -> None:
     check((name, name), path)
 
 
-# An exponential slower than exp(z); a jump far out at tiny variances; second derivatives in which large terms must cancel.
+# An exponential slower than exp(z); a jump far out at tiny variances; second derivatives in which large terms must cancel; a steep smooth
+# factor beside a kinked one; a Gaussian off its centre at huge variances; an error function of a tiny argument.
 @pytest.mark.parametrize(
     "names, path",
     [
@@ -82,6 +86,18 @@ def test_against_mpmath(name: str, path: tuple[tuple[int, int], ...]) -> None:
         pytest.param(("celu", "celu"), ((0, 1), (0, 1)), marks=pytest.mark.slow),
         pytest.param(("elu", "relu"), ((1, 1), (1, 1)), marks=pytest.mark.slow),
         pytest.param(("hard tanh", "relu"), ((0, 0), (0, 1)), marks=pytest.mark.slow),
+        (("offset relu", "offset erf"), ((0, 1), (0, 1))),
+        *(
+            pytest.param(names, path, marks=pytest.mark.slow)
+            for names, path in (
+                (("elu", "erf"), ()),
+                (("elu", "erf"), ((0, 0),)),
+                (("threshold", "erf"), ((0, 0),)),
+                (("sigmoid-like", "sigmoid-like"), ((0, 1),)),
+                (("squared relu", "hard swish"), ((0, 0), (1, 1))),
+                (("offset relu", "offset relu"), ((0, 1), (1, 1))),
+            )
+        ),
     ],
     ids=str,
 )
@@ -95,7 +111,7 @@ def check(names: tuple[str, str], path: tuple[tuple[int, int], ...]) -> None:
     core = expectation(NAMES[names[0]](u) * NAMES[names[1]](v), (u, v))._core
     for entry in path:
         core = core.derivative(entry)
-    for q1, q2 in VARIANCES:
+    for q1, q2 in [*VARIANCES, *([(HUGE, TINY)] if f is not g else [])]:
         laws = [(q1, q2, rho * (q1 * q2) ** 0.5) for rho in CORRELATIONS]
         want = [factor * float(high_precision.price(f, g, orders, law)) for law in laws]
         size = scale(names, orders, factor, q1, q2, want[-2:])

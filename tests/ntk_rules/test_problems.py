@@ -80,3 +80,17 @@ def test_what_cannot_be_had_to_the_tolerance_is_refused(name: str) -> None:
     f, g = PAIRS[name]
     with pytest.raises(NoRule, match=r"Hermite series: reaches .* wanted 1\.0e-12"):
         expectation(f(u) * g(v), (u, v))
+
+
+@pytest.mark.parametrize("name", ["soft sign", "relu of tanh"])
+def test_wedges_in_single_precision(name: str) -> None:
+    """Kinks at zero alone: polar coordinates up to moderate variances, panels beyond; both within what they state, and 1e-6."""
+    f, g = PAIRS[name]
+    E = expectation(f(u) * g(v), (u, v))
+    assert "wedges of the plane" in E.steps[0]
+    for q in (2.0**-20, 2.0**-5, 1.0, 4.0, 64.0):
+        scale = float(references.mean(f(u) ** 2, q))
+        for rho in (1, -1):
+            law = [jnp.asarray({(0, 0): q, (0, 1): rho * q, (1, 1): q}[e], jnp.float32) for e in E.needs]
+            off = abs(float(E.value(law)) - float(references.mean(f(u) * g(rho * u), q)))
+            assert off <= min(float(E.error(law)), 1e-6 * scale), (q, rho, off, scale)
