@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import tensorprog as tp
@@ -45,7 +44,16 @@ __all__ = ["Layers"]
 NEARLY = 1e-2  # |chi - 1| at a state that still changes
 SAMPLED = 16  # blocks over which populations are averaged, after twice as many
 FEW = 3  # equal blocks in a kernel graph, fewer than which more are written
-MORE = 3  # how many
+MORE = 4  # how many
+
+
+@dataclass(frozen=True)
+class _Map:
+    """blocks: how many the network has. shift: that of a network of so many blocks, and this number more, is what as many steps lead to."""
+
+    runs: Runs
+    blocks: int
+    shift: int
 
 
 class Layers:
@@ -57,8 +65,8 @@ class Layers:
     blocks: how many equal blocks were found in a row; a network of one block more has one more. (A block may be several layers, where their
     kernels repeat only after as many, as with skip connections over two.) What comes before and after them, as the
     first layer and the readout, is kept. What blocks read of the inputs again is, past the last one, what the last one read.
-    finite: is there a map of a state of fixed size? Where there is none, `trajectory` compiles a network of each depth, and `phase`, `chi` and
-    `critical` say why they cannot.
+    Where there is no map of a state of fixed size, `trajectory` compiles a network of each depth, and `phase`, `chi` and `critical` say why
+    they cannot.
 
     Raises InputError where no block repeats, and where it is not known what one more would be (numbers of each layer's own).
 
@@ -97,9 +105,8 @@ class Layers:
         found = self._mapped(self._longer)
         if found is None and self._growth is None:
             raise _refusal()
-        self._runs = None if found is None else found[0]
-        self.finite = self._runs is not None and not self._runs.grows
-        self.blocks = found[1] if found is not None else self._growth.blocks  # type: ignore[union-attr]
+        self._runs, self._shift = (None, 0) if found is None else (found.runs, found.shift)
+        self.blocks = found.blocks if found is not None else self._growth.blocks  # type: ignore[union-attr]
 
     def _made(self, program: Program, method: str) -> tp.Kernel:
         return tp.Kernel(program, self._tree, self._tolerance, method)
@@ -116,23 +123,27 @@ class Layers:
         assert self._growth is not None
         return prepared(self._growth.of(self._growth.blocks + more))
 
-    def _mapped(self, longer: Callable[[int], Program]) -> tuple[Runs, int] | None:
-        """The map of a network, and how many blocks it has; None where there is none by the tangent program. longer: the network with so
+    def _mapped(self, longer: Callable[[int], Program]) -> _Map | None:
+        """The map of a network; None where there is none by the tangent program. longer: the network with so
         many blocks more. They are taken where it has few itself: what comes first and last is then told from what repeats."""
         own = self._runs_of(longer(0))
         if own is not None and own.blocks >= FEW:
-            return own, own.blocks
+            return _Map(own, own.blocks, 0)
         if self._growth is None:
-            return None if own is None else (own, own.blocks)
-        runs = [self._runs_of(longer(more)) for more in (MORE - 1, MORE)]
-        if runs[0] is None or runs[1] is None:
+            return None if own is None else _Map(own, own.blocks, 0)
+        runs = self._runs_of(longer(MORE))
+        less = None if runs is None else self._runs_of(longer(MORE - 1))
+        if runs is None or less is None:
             return None
-        blocks = runs[1].blocks - MORE * (runs[1].blocks - runs[0].blocks)
-        return (runs[1], blocks) if 0 < blocks < runs[1].blocks else None
+        if runs.blocks == less.blocks + 1:
+            return _Map(runs, self._growth.blocks, runs.blocks - self._growth.blocks - MORE)
+        blocks = runs.blocks - MORE * (runs.blocks - less.blocks)  # of the kernels, which repeat in each block of the program
+        return _Map(runs, blocks, 0) if 0 < blocks < runs.blocks else None
 
     def _runs_of(self, program: Program) -> Runs | None:
         try:
-            return Runs(self._made(program, "tangent"))
+            made = program is self._kernel.program and self._kernel.method == "tangent"
+            return Runs(self._kernel if made else self._made(program, "tangent"))
         except (NoMap, UnsupportedError):
             return None
 
@@ -143,7 +154,7 @@ class Layers:
 
     def __repr__(self) -> str:
         if self._runs is None:
-            return f"<Layers: {self.blocks} blocks, without a state of fixed size>"
+            return f"<Layers: {self.blocks} blocks, compiled at each depth>"
         shapes = [q.shape for q, _ in self._runs.pair.found.entries]
         return f"<Layers: {self.blocks} blocks, a state of {len(shapes)} arrays, {sum(map(math.prod, shapes))} numbers in all>"
 
@@ -154,28 +165,33 @@ class Layers:
         Returns nngp and ntk, each of shape (blocks, *S, *S) for outputs with axes S.
         """
         count = self.blocks if blocks is None else check_whole(blocks, "trajectory: blocks", 1)
-        runs = self._runs
-        mapped = 0 if runs is None else count if not runs.grows or self._growth is None else min(count, self.blocks)
-        found: list[Any] = []
         with precision():
-            if runs is not None:
-                run = runs.own if x2 is None else runs.pair
-                state, known = run.begin(*self._read(x1, x2, hypers))
-                before = run.found.blocks - runs.blocks  # of which the other of the two recursions knows nothing
-                for k in range(before + mapped):
-                    state, last = run.advance(state, known, k)
-                    if k >= before:
-                        found.append(runs.shaped(run.end(known, last)))
-            for k in range(mapped + 1, count + 1):
-                found.append(self._compiled(k - self.blocks, x1, x2, hypers))
+            mapped = self._run(count, x1, x2, hypers)
+            found = [mapped[k] if k in mapped else self._compiled(k, x1, x2, hypers) for k in range(1, count + 1)]
         return KernelResult(*(np.stack(rows) for rows in zip(*found, strict=True)))
 
-    def _compiled(self, more: int, x1: Any, x2: Any, hypers: dict[str, float]) -> list[np.ndarray]:
-        """The kernels of the network with so many blocks more, compiled."""
-        assert self._growth is not None
-        if more not in self._deeper:
-            self._deeper[more] = self._made(prepared(self._growth.of(self._growth.blocks + more)), self._method)
-        kernel = self._deeper[more]
+    def _run(self, count: int, x1: Any, x2: Any, hypers: dict[str, float]) -> dict[int, list[np.ndarray]]:
+        """The kernels of the networks of so many blocks by the map: of those that it reaches."""
+        runs, found = self._runs, dict[int, list[np.ndarray]]()
+        if runs is None:
+            return found
+        if runs.grows and self._growth is not None:
+            count = min(count, runs.blocks - self._shift)
+        run = runs.own if x2 is None else runs.pair
+        state, known = run.begin(*self._read(x1, x2, hypers))
+        before = run.found.blocks - runs.blocks  # of which the other of the two recursions knows nothing
+        for k in range(before + count + self._shift):
+            state, last = run.advance(state, known, k)
+            if k >= before:
+                found[k - before + 1 - self._shift] = runs.shaped(run.end(known, last))
+        return found
+
+    def _compiled(self, blocks: int, x1: Any, x2: Any, hypers: dict[str, float]) -> list[np.ndarray]:
+        """The kernels of the network of so many blocks, compiled."""
+        if blocks not in self._deeper:
+            assert self._growth is not None
+            self._deeper[blocks] = self._made(prepared(self._growth.of(blocks)), self._method)
+        kernel = self._deeper[blocks]
         first, second = (
             None if x is None else jax.tree.map(lambda a: np.asarray(a)[None], widened(x)) for x in (x1, x2)
         )
@@ -203,7 +219,7 @@ class Layers:
             made = self._mapped(lambda more: change(self._longer(more))) or self._mapped(
                 lambda more: change(self._read_out(more))
             )
-            found = None if made is None else made[0]
+            found = None if made is None else made.runs
         if found is None or found.grows:
             raise _endless()
         return found
@@ -306,9 +322,9 @@ def _refusal() -> InputError:
     return InputError(
         explain(
             "Layers: no block of this network repeats",
-            reason="no two layers in a row are the same instructions, with weights of the same shapes and laws and the same numbers (a variance "
-            "or a rate of each layer's own is another number), before an output that reads the last of them, or all of them",
-            mend="give a network of three equal layers or more; or the block itself, apps.Block(lambda h: nn.dense(jnp.tanh(h)))",
+            reason="no two layers in a row are the same instructions, with weights of the same shapes and laws and the same numbers (a variance, "
+            "a rate), before an output that reads the last of them or all of them",
+            mend="give a network of three equal layers or more before its output; or the block itself, apps.Block(lambda h: nn.dense(jnp.tanh(h)))",
         )
     )
 
