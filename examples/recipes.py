@@ -193,7 +193,9 @@ def main() -> None:
     y = np.sin(x.sum(1))
     kernel = tp.compile(net, jnp.zeros(3))
     value, slopes = apps.marginal_likelihood_gradient(kernel, x, y, noise=0.1)
-    print(f"{'tensorprog':>10}: log likelihood {value:.6f}, derivative in w {slopes['w']:.6f}; likeliest w {likeliest(kernel, x, y):.6f}")
+    print(
+        f"{'tensorprog':>10}: log likelihood {value:.6f}, derivative in w {slopes['w']:.6f}; likeliest w {likeliest(kernel, x, y):.6f}"
+    )
     with jax.enable_x64(True):
         for name, recipe in RECIPES.items():
             if importlib.util.find_spec(name) is None:

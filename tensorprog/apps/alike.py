@@ -240,18 +240,20 @@ def rescaled(vertex: Vertex, k: int, like: Vertex) -> Vertex:
 
 def same(u: Vertex, v: Vertex) -> bool:
     """Are they the same, but for the rounding of a factor?"""
-    return u == v or (operands_at(u) == operands_at(v) and _factors_of(u) is not None and _close(u, v))
+    if u == v:
+        return True
+    a, b = _numbers(u), _numbers(v)
+    if a is None or b is None or operands_at(u) != operands_at(v):
+        return False
+    return type(u[0]) is type(v[0]) and u[1] == v[1] and bool(np.allclose(a, b, rtol=1e-12, atol=0))
 
 
-def _factors_of(vertex: Vertex) -> list[float] | None:
+def _numbers(vertex: Vertex) -> list[float] | None:
+    """The factors of a sum, where they are numbers."""
     item = vertex[0]
     if isinstance(item, Combine):
         return list(item.coefficients)
-    if isinstance(item, LinComb) and not any(isinstance(a, Node) for a, _ in item.terms):
-        return [float(a) for a, _ in item.terms]  # type: ignore[arg-type]
+    if isinstance(item, LinComb):
+        factors = [a for a, _ in item.terms if not isinstance(a, Node)]
+        return factors if len(factors) == len(item.terms) else None
     return None
-
-
-def _close(u: Vertex, v: Vertex) -> bool:
-    a, b = _factors_of(u), _factors_of(v)
-    return type(u[0]) is type(v[0]) and u[1] == v[1] and b is not None and bool(np.allclose(a, b, rtol=1e-12, atol=0))

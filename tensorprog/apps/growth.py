@@ -98,7 +98,7 @@ def growth(program: Program) -> Growth | None:
 
 
 def _nameless(program: Program) -> Node:
-    """The output of the program, prepared, over weights that are numbered by where they are first read, and factors without their last digits."""
+    """The output of a program, prepared, over weights numbered by where they are first read; factors without their last digits."""
     output = _rewritten(prepared(program).output, _opened)
     order = list(topological([output]))
     parts: dict[str, list[Weight]] = {}
@@ -132,7 +132,7 @@ def _opened(node: Node) -> Node:
     """A sum whose terms are no multiples."""
     if not isinstance(node, LinComb):
         return node
-    terms = []
+    terms: list[tuple[float | Node, Node]] = []
     for a, x in node.terms:
         if isinstance(x, LinComb) and len(x.terms) == 1 and not isinstance(a, Node):
             b, y = x.terms[0]

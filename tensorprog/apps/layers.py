@@ -6,8 +6,8 @@ pairs of positions, of several hidden vectors, beside inputs that every layer re
 distance of two inputs that are equal is the tangent kernel's own recursion, which is linear: chi is its spectral radius (of one number,
 Schoenholz et al. 2017, equation 5; of positions, Xiao et al. 2018, section 2.2).
 
-Not every network has such a map: where one weight stands in blocks that add to what they read, or that gate it, each block's kernels depend on all
-blocks before. Its kernels of any depth are those of the longer program, derived anew; a fixed point of no finite state is refused.
+Not every network has such a map: where one weight stands in blocks that add to what they read, or that gate it, each block's kernels depend
+on all blocks before. Its kernels of any depth are those of the longer program, derived anew; a fixed point of no finite state is refused.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class Layers:
         found = self._mapped(self._longer)
         if found is None and self._growth is None:
             raise _refusal()
-        self._runs, self._shift = (None, 0) if found is None else (found.runs, found.shift)
+        self._runs: Runs | None = None if found is None else found.runs
+        self._shift = 0 if found is None else found.shift
         self.blocks = found.blocks if found is not None else self._growth.blocks  # type: ignore[union-attr]
 
     def _made(self, program: Program, method: str) -> tp.Kernel:
@@ -137,7 +138,9 @@ class Layers:
             return None
         if runs.blocks == less.blocks + 1:
             return _Map(runs, self._growth.blocks, runs.blocks - self._growth.blocks - MORE)
-        blocks = runs.blocks - MORE * (runs.blocks - less.blocks)  # of the kernels, which repeat in each block of the program
+        blocks = runs.blocks - MORE * (
+            runs.blocks - less.blocks
+        )  # of the kernels, which repeat in each block of the program
         return _Map(runs, blocks, 0) if 0 < blocks < runs.blocks else None
 
     def _runs_of(self, program: Program) -> Runs | None:
@@ -195,7 +198,8 @@ class Layers:
         first, second = (
             None if x is None else jax.tree.map(lambda a: np.asarray(a)[None], widened(x)) for x in (x1, x2)
         )
-        result = kernel.diag(first, **hypers) if second is None else kernel(first, second, **hypers)
+        given: dict[str, Any] = dict(hypers)
+        result = kernel.diag(first, **given) if second is None else kernel(first, second, **given)
         return [np.asarray(k)[0] if second is None else np.asarray(k)[0, 0] for k in (result.nngp, result.ntk)]
 
     def _read(self, x1: Any, x2: Any, hypers: dict[str, float]) -> tuple[Any, Any, Any]:
@@ -207,27 +211,29 @@ class Layers:
 
     # ---- where they lead
 
-    @cached_property
+    @property
     def _moved(self) -> Runs:
+        """The map that phases are read off."""
+        if self._trained is None or self._trained.grows:
+            raise _endless()
+        return self._trained
+
+    @cached_property
+    def _trained(self) -> Runs | None:
         """The map of the network in which every parameter is trained, so that its tangent kernel is there in every layer; in one of
         populations those of the first layer alone, so that it has no other source. Where the tangent kernel of the output is not that of a
         tangent program (an average, a tied readout), the output is a readout of what the last block hands on."""
         change = lambda program: trained(program, first=self._populated)
-        if change(self._kernel.program) is self._kernel.program and self._runs is not None:
-            found = self._runs
-        else:
-            made = self._mapped(lambda more: change(self._longer(more))) or self._mapped(
-                lambda more: change(self._read_out(more))
-            )
-            found = None if made is None else made.runs
-        if found is None or found.grows:
-            raise _endless()
-        return found
+        if self._runs is not None and change(self._kernel.program) is self._kernel.program:
+            return self._runs
+        made = self._mapped(lambda more: change(self._longer(more)))
+        if made is None and self._growth is not None:
+            made = self._mapped(lambda more: change(self._read_out(more)))
+        return None if made is None else made.runs
 
     def _read_out(self, more: int) -> Program:
         """The network with so many blocks more, of which the last block is read out."""
-        if self._growth is None:
-            raise _endless()
+        assert self._growth is not None
         output, state = self._growth.written(self._growth.blocks + more)
         program = replace(self._growth.program, output=output)
         return prepared(read_out(program, [node for node in state if node.type.kind == "vector"]))
@@ -322,9 +328,10 @@ def _refusal() -> InputError:
     return InputError(
         explain(
             "Layers: no block of this network repeats",
-            reason="no two layers in a row are the same instructions, with weights of the same shapes and laws and the same numbers (a variance, "
-            "a rate), before an output that reads the last of them or all of them",
-            mend="give a network of three equal layers or more before its output; or the block itself, apps.Block(lambda h: nn.dense(jnp.tanh(h)))",
+            reason="no two layers in a row are the same instructions, with weights of the same shapes and laws and the same numbers "
+            "(a variance, a rate), before an output that reads the last of them or all of them",
+            mend="give a network of three equal layers or more before its output; or the block itself, "
+            "apps.Block(lambda h: nn.dense(jnp.tanh(h)))",
         )
     )
 

@@ -32,5 +32,7 @@ def test_programs_and_kernels_show_themselves() -> None:
         (program.names[o], program.names[n]) for n in program for o in operands(n)
     }
     assert kernel()._repr_markdown_() == kernel().derivation() == kernel().derivation()._repr_markdown_()
-    outputs = tp.joint(lambda x: {"a": nn.dense(x, features=1), "b": nn.dense(jnp.tanh(nn.dense(x)), features=1)}, jnp.zeros(2))
+    outputs = tp.joint(
+        lambda x: {"a": nn.dense(x, features=1), "b": nn.dense(jnp.tanh(nn.dense(x)), features=1)}, jnp.zeros(2)
+    )
     assert outputs._repr_markdown_() == outputs.derivation()._repr_markdown_() and "NTK" in outputs.derivation()
