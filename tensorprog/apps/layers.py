@@ -63,7 +63,8 @@ class Layers:
     example input. tolerance: as for `tp.compile`; that of the kernel unless it is given.
 
     blocks: how many equal blocks were found in a row; a network of one block more has one more. (A block may be several layers, where their
-    kernels repeat only after as many, as with skip connections over two.) What comes before and after them, as the
+    kernels repeat only after as many, as with skip connections over two. The first may compute its kernels in another way, from the inputs;
+    it is then counted only where a network has few, whose blocks are found in the program.) What comes before and after them, as the
     first layer and the readout, is kept. What blocks read of the inputs again is, past the last one, what the last one read.
     Where there is no map of a state of fixed size, `trajectory` compiles a network of each depth, and `phase`, `chi` and `critical` say why
     they cannot.
@@ -138,9 +139,8 @@ class Layers:
             return None
         if runs.blocks == less.blocks + 1:
             return _Map(runs, self._growth.blocks, runs.blocks - self._growth.blocks - MORE)
-        blocks = runs.blocks - MORE * (
-            runs.blocks - less.blocks
-        )  # of the kernels, which repeat in each block of the program
+        each = runs.blocks - less.blocks  # block of the program has as many of the kernels
+        blocks = runs.blocks - MORE * each
         return _Map(runs, blocks, 0) if 0 < blocks < runs.blocks else None
 
     def _runs_of(self, program: Program) -> Runs | None:
@@ -178,8 +178,8 @@ class Layers:
         runs, found = self._runs, dict[int, list[np.ndarray]]()
         if runs is None:
             return found
-        if runs.grows and self._growth is not None:
-            count = min(count, runs.blocks - self._shift)
+        if count > runs.blocks - self._shift and runs.grows and self._in_step:
+            count = runs.blocks - self._shift
         run = runs.own if x2 is None else runs.pair
         state, known = run.begin(*self._read(x1, x2, hypers))
         before = run.found.blocks - runs.blocks  # of which the other of the two recursions knows nothing
@@ -189,11 +189,22 @@ class Layers:
                 found[k - before + 1 - self._shift] = runs.shaped(run.end(known, last))
         return found
 
+    @cached_property
+    def _in_step(self) -> bool:
+        """Are the blocks that can be written in the program one by one those of the kernels?"""
+        if self._growth is None or self._runs is None:
+            return False
+        if self._runs.graph is not self._kernel.graph:
+            return self.blocks == self._growth.blocks
+        longer = self._runs_of(self._longer(1))
+        return longer is not None and longer.blocks == self._runs.blocks + 1
+
     def _compiled(self, blocks: int, x1: Any, x2: Any, hypers: dict[str, float]) -> list[np.ndarray]:
         """The kernels of the network of so many blocks, compiled."""
         if blocks not in self._deeper:
             assert self._growth is not None
-            self._deeper[blocks] = self._made(prepared(self._growth.of(blocks)), self._method)
+            written = self._growth.of(blocks - self.blocks + self._growth.blocks)
+            self._deeper[blocks] = self._made(prepared(written), self._method)
         kernel = self._deeper[blocks]
         first, second = (
             None if x is None else jax.tree.map(lambda a: np.asarray(a)[None], widened(x)) for x in (x1, x2)
