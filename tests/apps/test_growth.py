@@ -177,31 +177,41 @@ def test_chi_of_normalised_batches() -> None:
 # ------------------------------------------------------------------------------------------ false recursions
 
 
-def layered(layer: Callable[[jax.Array, int], jax.Array], depth: int = 4) -> Callable[[jax.Array], jax.Array]:
+def layered(layer: Callable[..., jax.Array], depth: int = 4) -> Callable[[jax.Array], jax.Array]:
     def net(x: jax.Array) -> jax.Array:
         h = nn.dense(x)
         for k in range(depth):
-            h = layer(h, k)
+            h = layer(h, k, x)
         return nn.dense(h, features=1)
 
     return net
 
 
-def moved_faster(h: jax.Array, k: int) -> jax.Array:
+def moved_faster(h: jax.Array, k: int, x: jax.Array) -> jax.Array:
     return nn.weight((nn.width(), nn.width()), tangent_std=1.0 + k) @ erf(h) / nn.width() ** 0.5
+
+
+def masked(h: jax.Array, k: int, x: jax.Array) -> jax.Array:
+    return nn.dense(erf(h)) + nn.dense(jnp.where(jnp.arange(3) == k % 3, 0.0, x))
 
 
 SCALES = jnp.asarray([1.0, 0.7, 0.5, 0.3])
 FALSE = {
-    "variances": layered(lambda h, k: nn.dense(erf(h), weight_var=1.0 + k)),
-    "hyperparameters": layered(lambda h, k: nn.dense(erf(h), weight_var=tp.hyper(f"w{k}", 1.0))),
+    "variances": layered(lambda h, k, x: nn.dense(erf(h), weight_var=1.0 + k)),
+    "hyperparameters": layered(lambda h, k, x: nn.dense(erf(h), weight_var=tp.hyper(f"w{k}", 1.0))),
     "rates of training": layered(moved_faster),
-    "rates of dropout": layered(lambda h, k: nn.dense(nn.dropout(erf(h), 0.1 + 0.1 * k)), depth=2),
-    "scales": layered(lambda h, k: h + nn.dense(erf(h)) / (k + 1) ** 0.5),
-    "scales in an array": layered(lambda h, k: h + SCALES[k] * nn.dense(erf(h))),
-    "biases": layered(lambda h, k: nn.dense(erf(h), bias_var=0.1 * k)),
-    "functions": layered(lambda h, k: nn.dense((erf, jax.nn.relu, jnp.sin, jnp.cos)[k](h))),
-    "slopes": layered(lambda h, k: nn.dense(jnp.where(h > 0, h, 0.1 * (k + 1) * h))),
+    "rates of dropout": layered(lambda h, k, x: nn.dense(nn.dropout(erf(h), 0.1 + 0.1 * k)), depth=2),
+    "scales": layered(lambda h, k, x: h + nn.dense(erf(h)) / (k + 1) ** 0.5),
+    "scales in an array": layered(lambda h, k, x: h + SCALES[k] * nn.dense(erf(h))),
+    "biases": layered(lambda h, k, x: nn.dense(erf(h), bias_var=0.1 * k)),
+    "functions": layered(lambda h, k, x: nn.dense((erf, jax.nn.relu, jnp.sin, jnp.cos)[k](h))),
+    "epsilons": layered(lambda h, k, x: nn.dense(erf(nn.layer_norm(h, epsilon=10.0 ** -(k + 1))))),
+    "inputs of other sizes": layered(lambda h, k, x: nn.dense(erf(h)) + 0.3 * (k + 1) * nn.dense(x)),
+    "inputs of other variances": layered(
+        lambda h, k, x: nn.dense(erf(h)) + nn.dense(x, weight_var=tp.hyper(f"u{k}", 0.2))
+    ),
+    "inputs behind masks": layered(masked),
+    "slopes": layered(lambda h, k, x: nn.dense(jnp.where(h > 0, h, 0.1 * (k + 1) * h))),
 }
 
 
