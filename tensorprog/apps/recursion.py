@@ -1,4 +1,5 @@
-"""The recursion of a kernel graph: what each layer of a deep network does to the kernels of the layer before.
+"""The recursion of a kernel graph: what each layer of a deep network does to the kernels of the layer before. Or that of a program: what
+each layer does to the vectors of the layer before.
 
 Quantities of one layer are those of the layer below it, computed by the same operations from the same operands but for what the layer
 below them made. So two quantities of one kind are laid on each other, and after them their operands, pair by pair: this shift by
@@ -144,9 +145,7 @@ class _Search:
         order = vertices(roots)
         self.kinds = {v: kind_of(v) for v in order}
         self.plain: set[Vertex] = set()  # without layers: made of the inputs alone, or of no input at all
-        self.numbers: set[Vertex] = (
-            set()
-        )  # of instructions, those that read no input and no weight: they are what blocks are given
+        self.numbers: set[Vertex] = set()  # instructions that read no input and no weight: blocks are given them
         constant: set[Vertex] = set()
         self._levels: dict[Vertex, int] = {}
         self._alike: dict[object, list[Vertex]] = {}
@@ -155,11 +154,8 @@ class _Search:
             self._levels[v] = 1 + max((self._levels[o] for o in below), default=0)
             if all(o in constant for o in below) and not is_input(v):
                 constant.add(v)
-            if (
-                isinstance(v[0], Node)
-                and not isinstance(v[0], (Input, Weight))
-                and all(o in self.numbers for o in below)
-            ):
+            number = isinstance(v[0], Node) and not isinstance(v[0], (Input, Weight))
+            if number and all(o in self.numbers for o in below):
                 self.numbers.add(v)
             if v in constant or (not made_by_layers(v) and all(o in self.plain for o in below)):
                 self.plain.add(v)
