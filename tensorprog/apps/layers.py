@@ -226,7 +226,7 @@ class Layers:
     def _moved(self) -> Runs:
         """The map that phases are read off."""
         if self._trained is None or self._trained.grows:
-            raise _endless()
+            raise _endless(self._populated)
         return self._trained
 
     @cached_property
@@ -347,12 +347,19 @@ def _refusal() -> InputError:
     )
 
 
-def _endless() -> UnsupportedError:
-    return UnsupportedError(
-        explain(
-            "Layers: a fixed point of this network's kernels",
-            reason="no state of fixed size is handed on from block to block: what a block computes depends on all blocks before it (one weight "
-            "in all of them, in a vector that they add to or gate)",
-            mend="follow them as far as you like, Layers.trajectory(x1, x2, blocks=20); or give every block a weight of its own",
+def _endless(populated: bool) -> UnsupportedError:
+    if populated:
+        reason = (
+            "its state is a population of neurons, and no step of fixed size was found for its tangent kernels: terms of all layers before "
+            "go on in it, or a weight that blocks share"
         )
+    else:
+        reason = (
+            "no state of fixed size is handed on from block to block: what a block computes depends on all blocks before it (one weight in "
+            "all of them, in a vector that they add to)"
+        )
+    mend = (
+        "follow them as far as you like, Layers.trajectory(x1, x2, blocks=20); or give every block a weight of its own, which its "
+        "nonlinearity comes before"
     )
+    return UnsupportedError(explain("Layers: a fixed point of this network's kernels", reason=reason, mend=mend))
