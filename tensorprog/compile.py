@@ -22,7 +22,7 @@ from tensorprog.joint import JointKernel, of_program, outputs_joined
 from tensorprog.kernel import KernelGraph, derive
 from tensorprog.kernel.graph import Average, Sampled
 from tensorprog.kernel.invariant import PLANE, features, homogeneous, in_the_plane
-from tensorprog.kernel.report import derivation
+from tensorprog.kernel.report import Derivation, derivation
 from tensorprog.lower import SHIFT, lower, value
 from tensorprog.passes.adjoint import Adjoint
 from tensorprog.passes.dots import expose
@@ -195,7 +195,7 @@ class Kernel(KernelFunction):
         other._more_hypers = {SHIFT: jnp.asarray(shift)}
         return other
 
-    def derivation(self) -> str:
+    def derivation(self) -> Derivation:
         """How the kernels come about, as Markdown with LaTeX: the program, the rule and error bound of every Gaussian
         expectation, the recursion."""
         how = f"The tangent kernel is that of the {self.method} program: {self.method_reason}"
@@ -229,7 +229,7 @@ class Kernel(KernelFunction):
 
     def _repr_markdown_(self) -> str:
         """For Jupyter: the derivation, with its formulas set."""
-        return self.derivation()
+        return str(self.derivation())
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{leaf.name}: {leaf.shape}" for leaf in self.program.inputs)

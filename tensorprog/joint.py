@@ -28,7 +28,7 @@ from ntk_rules.sampling import SHIFTS
 from tensorprog.frontend.outputs import Output
 from tensorprog.ir import Hyper, Input, Node, Program, Weight, topological
 from tensorprog.kernel.joint import BlockGraph, Gradients, NoBlock, Pair, Side, derive_blocks, same_copies
-from tensorprog.kernel.report import Shown, joint_derivation
+from tensorprog.kernel.report import Derivation, Shown, joint_derivation
 from tensorprog.lower import SHIFT, lower_blocks
 from tensorprog.passes.adjoint import Adjoint
 from tensorprog.passes.conditions import check_layouts, check_uses
@@ -275,7 +275,7 @@ class JointKernel(JointFunction):
     def _functions(self, graph: BlockGraph) -> BlockFunctions:
         return block_functions(graph, lower_blocks(graph, self._inputs))
 
-    def derivation(self) -> str:
+    def derivation(self) -> Derivation:
         """How the kernels come about, as Markdown with LaTeX: the program of all outputs, the rule and error bound of every Gaussian
         expectation, the recursion, and each kernel of a pair of outputs.
 
@@ -329,7 +329,7 @@ class JointKernel(JointFunction):
 
     def _repr_markdown_(self) -> str:
         """For Jupyter: the derivation, with its formulas set."""
-        return self.derivation()
+        return str(self.derivation())
 
     def __repr__(self) -> str:
         return f"<JointKernel of {', '.join(map(repr, self.outputs))}>"

@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
             epilog=f"example:{example}\nmore: tensorprog --help",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         for argument in arguments:
             names, options = ARGUMENTS[argument]
@@ -287,6 +288,8 @@ def _read(path: str) -> np.ndarray:
         if isinstance(error, InputError):
             raise
         reason = str(error).split("; use `usecols`")[0]
+        if "pickle" in reason:
+            reason = "it is no file of plain numbers as numpy.save writes them"
         mend = (
             "\n  to mend: keep numbers alone in the file, one example a line, without a header"
             if path.endswith(".csv")

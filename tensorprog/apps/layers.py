@@ -1,62 +1,75 @@
-"""Depth for any network whose kernels repeat a step: kernels of any depth, fixed points, chi, phases, depth scales, critical lines.
+"""Depth for any network whose layers repeat: kernels of any depth, fixed points, chi, phases, depth scales, critical lines.
 
 `tensorprog.apps.depth` follows a variance and a correlation. Here the state is whatever the layers of a network hand on: kernels at all
 pairs of positions, of several hidden vectors, beside inputs that every layer reads again. The map is found in the kernel graph
-(`tensorprog.apps.recursion`). Its derivative in the distance of two inputs that are equal is the tangent kernel's own recursion,
-which is linear: chi is its spectral radius (of one number, Schoenholz et al. 2017, equation 5; of positions, Xiao et al. 2018,
-section 2.2).
+(`tensorprog.apps.recursion`), if need be in that of the same network with more blocks (`tensorprog.apps.growth`). Its derivative in the
+distance of two inputs that are equal is the tangent kernel's own recursion, which is linear: chi is its spectral radius (of one number,
+Schoenholz et al. 2017, equation 5; of positions, Xiao et al. 2018, section 2.2).
+
+Not every network has such a map: where one weight stands in blocks that add to what they read, or that gate it, each block's kernels depend
+on all blocks before. Its kernels of any depth are those of the longer program, derived anew; a fixed point of no finite state is refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import tensorprog as tp
 from tensorprog.apps.checks import check_whole
-from tensorprog.apps.depth import CRITICAL, LARGEST, Phase, bisected, scale_of
+from tensorprog.apps.depth import CRITICAL, Phase, bisected, scale_of
 from tensorprog.apps.grams import precision, widened
-from tensorprog.apps.recursion import Recursion, Vertex, recursion
-from tensorprog.apps.unrolled import Unrolled
+from tensorprog.apps.growth import Growth, growth
+from tensorprog.apps.maps import NoMap, Runs
+from tensorprog.apps.readouts import read_out, trained
+from tensorprog.apps.settled import Settled
 from tensorprog.errors import InputError, UnsupportedError, explain
-from tensorprog.ir import MatMul, Program, Weight, operands, topological
-from tensorprog.ir.rebuild import rebuild
+from tensorprog.frontend.interpret import interpret
+from tensorprog.frontend.trace import trace
+from tensorprog.ir import Program
 from tensorprog.joint import JointKernel
-from tensorprog.kernel import KernelGraph
-from tensorprog.kernel.graph import Normals, Sampled, Tilted
-from tensorprog.kernel.questions import Second
-from tensorprog.passes.structure import Structure
+from tensorprog.kernel.graph import Normals
+from tensorprog.passes.methods import prepared
 from tensorprog.runtime.call import KernelFunction
 from tensorprog.runtime.kernel import KernelResult
 
 __all__ = ["Layers"]
 
-TINY = 1e-10  # of what it was, a state that has decayed
-STEPS = 3000  # of plain iteration, which stays among covariances
-UNSETTLED = 1e-9  # a change per block, of the state, that is left after all these
-NEARLY = 1e-2  # |chi - 1| at such a state
+NEARLY = 1e-2  # |chi - 1| at a state that still changes
 SAMPLED = 16  # blocks over which populations are averaged, after twice as many
-WHOLE = 200  # entries up to which all eigenvalues are computed
+FEW = 3  # equal blocks in a kernel graph, fewer than which more are written
+MORE = 4  # how many
+
+
+@dataclass(frozen=True)
+class _Map:
+    """blocks: how many the network has. shift: that of a network of so many blocks, and this number more, is what as many steps lead to."""
+
+    runs: Runs
+    blocks: int
+    shift: int
 
 
 class Layers:
     """The layers of a deep network, as a map of its kernels.
 
-    net: the kernel of a network (`tp.compile`, `tp.load`) of three equal layers or more before its readout, or such a network with an
+    net: the kernel of a network (`tp.compile`, `tp.load`) of two equal layers or more before its output, or such a network with an
     example input. tolerance: as for `tp.compile`; that of the kernel unless it is given.
 
     blocks: how many equal blocks were found in a row; a network of one block more has one more. (A block may be several layers, where their
-    kernels repeat only after as many, as with skip connections over two.) What comes before and after them, as the
+    kernels repeat only after as many, as with skip connections over two. The first may compute its kernels in another way, from the inputs;
+    it is then counted only where a network has few, whose blocks are found in the program.) What comes before and after them, as the
     first layer and the readout, is kept. What blocks read of the inputs again is, past the last one, what the last one read.
+    Where there is no map of a state of fixed size, `trajectory` compiles a network of each depth, and `phase`, `chi` and `critical` say why
+    they cannot.
 
-    Raises InputError where no step repeats.
+    Raises InputError where no block repeats, and where it is not known what one more would be (numbers of each layer's own).
 
     Example:
         >>> import jax.numpy as jnp, tensorprog as tp
@@ -85,10 +98,57 @@ class Layers:
             )
         tolerance = net.tolerance if tolerance is None else tolerance
         remake = not isinstance(net, tp.Kernel) or tolerance != net.tolerance
-        self._tolerance, self._tree = tolerance, net._tree
-        self._kernel = tp.Kernel(net.program, net._tree, tolerance, getattr(net, "method", "auto")) if remake else net
-        self._runs = _Runs(self._kernel)
-        self.blocks = self._runs.blocks
+        self._tolerance, self._tree, self._method = tolerance, net._tree, getattr(net, "method", "auto")
+        self._kernel = self._made(net.program, self._method) if remake else net
+        self._source = as_written(net)
+        self._populated = any(isinstance(q, Normals) for q in self._kernel.graph.nodes)
+        self._deeper: dict[int, tp.Kernel] = {}
+        found = self._mapped(self._longer)
+        if found is None and self._growth is None:
+            raise _refusal()
+        self._runs: Runs | None = None if found is None else found.runs
+        self._shift = 0 if found is None else found.shift
+        self.blocks = found.blocks if found is not None else self._growth.blocks  # type: ignore[union-attr]
+
+    def _made(self, program: Program, method: str) -> tp.Kernel:
+        return tp.Kernel(program, self._tree, self._tolerance, method)
+
+    @cached_property
+    def _growth(self) -> Growth | None:
+        """The network with more blocks."""
+        return growth(self._source)
+
+    def _longer(self, more: int) -> Program:
+        """The network with so many blocks more."""
+        if not more:
+            return self._kernel.program
+        assert self._growth is not None
+        return prepared(self._growth.of(self._growth.blocks + more))
+
+    def _mapped(self, longer: Callable[[int], Program]) -> _Map | None:
+        """The map of a network; None where there is none by the tangent program. longer: the network with so
+        many blocks more. They are taken where it has few itself: what comes first and last is then told from what repeats."""
+        own = self._runs_of(longer(0))
+        if own is not None and own.blocks >= FEW:
+            return _Map(own, own.blocks, 0)
+        if self._growth is None:
+            return None if own is None else _Map(own, own.blocks, 0)
+        runs = self._runs_of(longer(MORE))
+        less = None if runs is None else self._runs_of(longer(MORE - 1))
+        if runs is None or less is None:
+            return None
+        if runs.blocks == less.blocks + 1:
+            return _Map(runs, self._growth.blocks, runs.blocks - self._growth.blocks - MORE)
+        each = runs.blocks - less.blocks  # block of the program has as many of the kernels
+        blocks = runs.blocks - MORE * each
+        return _Map(runs, blocks, 0) if 0 < blocks < runs.blocks else None
+
+    def _runs_of(self, program: Program) -> Runs | None:
+        try:
+            made = program is self._kernel.program and self._kernel.method == "tangent"
+            return Runs(self._kernel if made else self._made(program, "tangent"))
+        except (NoMap, UnsupportedError):
+            return None
 
     @property
     def hypers(self) -> dict[str, float]:
@@ -96,7 +156,9 @@ class Layers:
         return self._kernel.hypers
 
     def __repr__(self) -> str:
-        shapes = [q.shape for q, _ in self._runs.pair.found.entries]  # type: ignore[attr-defined]
+        if self._runs is None:
+            return f"<Layers: {self.blocks} blocks, compiled at each depth>"
+        shapes = [q.shape for q, _ in self._runs.pair.found.entries]
         return f"<Layers: {self.blocks} blocks, a state of {len(shapes)} arrays, {sum(map(math.prod, shapes))} numbers in all>"
 
     def trajectory(self, x1: Any, x2: Any = None, blocks: int | None = None, **hypers: float) -> KernelResult:
@@ -106,16 +168,50 @@ class Layers:
         Returns nngp and ntk, each of shape (blocks, *S, *S) for outputs with axes S.
         """
         count = self.blocks if blocks is None else check_whole(blocks, "trajectory: blocks", 1)
-        run = self._runs.own if x2 is None else self._runs.pair
         with precision():
-            state, known = run.begin(*self._read(x1, x2, hypers))
-            found = []
-            before = run.found.blocks - self.blocks  # of which the other of the two recursions knows nothing
-            for k in range(before + count):
-                state, last = run.advance(state, known, k)
-                if k >= before:
-                    found.append(self._runs.shaped(run.end(known, last)))
+            mapped = self._run(count, x1, x2, hypers)
+            found = [mapped[k] if k in mapped else self._compiled(k, x1, x2, hypers) for k in range(1, count + 1)]
         return KernelResult(*(np.stack(rows) for rows in zip(*found, strict=True)))
+
+    def _run(self, count: int, x1: Any, x2: Any, hypers: dict[str, float]) -> dict[int, list[np.ndarray]]:
+        """The kernels of the networks of so many blocks by the map: of those that it reaches."""
+        runs, found = self._runs, dict[int, list[np.ndarray]]()
+        if runs is None:
+            return found
+        if count > runs.blocks - self._shift and runs.grows and self._in_step:
+            count = runs.blocks - self._shift
+        run = runs.own if x2 is None else runs.pair
+        state, known = run.begin(*self._read(x1, x2, hypers))
+        before = run.found.blocks - runs.blocks  # of which the other of the two recursions knows nothing
+        for k in range(before + count + self._shift):
+            state, last = run.advance(state, known, k)
+            if k >= before:
+                found[k - before + 1 - self._shift] = runs.shaped(run.end(known, last))
+        return found
+
+    @cached_property
+    def _in_step(self) -> bool:
+        """Are the blocks that can be written in the program one by one those of the kernels?"""
+        if self._growth is None or self._runs is None:
+            return False
+        if self._runs.graph is not self._kernel.graph:
+            return self.blocks == self._growth.blocks
+        longer = self._runs_of(self._longer(1))
+        return longer is not None and longer.blocks == self._runs.blocks + 1
+
+    def _compiled(self, blocks: int, x1: Any, x2: Any, hypers: dict[str, float]) -> list[np.ndarray]:
+        """The kernels of the network of so many blocks, compiled."""
+        if blocks not in self._deeper:
+            assert self._growth is not None
+            written = self._growth.of(blocks - self.blocks + self._growth.blocks)
+            self._deeper[blocks] = self._made(prepared(written), self._method)
+        kernel = self._deeper[blocks]
+        first, second = (
+            None if x is None else jax.tree.map(lambda a: np.asarray(a)[None], widened(x)) for x in (x1, x2)
+        )
+        given: dict[str, Any] = dict(hypers)
+        result = kernel.diag(first, **given) if second is None else kernel(first, second, **given)
+        return [np.asarray(k)[0] if second is None else np.asarray(k)[0, 0] for k in (result.nngp, result.ntk)]
 
     def _read(self, x1: Any, x2: Any, hypers: dict[str, float]) -> tuple[Any, Any, Any]:
         """The leaves of two inputs, and the hyperparameters."""
@@ -126,20 +222,32 @@ class Layers:
 
     # ---- where they lead
 
+    @property
+    def _moved(self) -> Runs:
+        """The map that phases are read off."""
+        if self._trained is None or self._trained.grows:
+            raise _endless(self._populated)
+        return self._trained
+
     @cached_property
-    def _moved(self) -> _Runs:
-        """The recursion of the network in which every parameter is trained, so that its tangent kernel is there in every layer; in a sampled
-        one those of the first layer alone, so that it has no other source."""
-        program = _trained(self._kernel.program, first=self._runs.sampled)
-        if program is self._kernel.program and self._kernel.method == "tangent":
+    def _trained(self) -> Runs | None:
+        """The map of the network in which every parameter is trained, so that its tangent kernel is there in every layer; in one of
+        populations those of the first layer alone, so that it has no other source. Where the tangent kernel of the output is not that of a
+        tangent program (an average, a tied readout), the output is a readout of what the last block hands on."""
+        change = lambda program: trained(program, first=self._populated)
+        if self._runs is not None and change(self._kernel.program) is self._kernel.program:
             return self._runs
-        try:
-            kernel = tp.Kernel(program, self._tree, self._tolerance, "tangent")
-        except UnsupportedError as error:
-            raise UnsupportedError(
-                f"Layers: chi is read off the tangent program, which does not hold here: {error}"
-            ) from error
-        return _Runs(kernel)
+        made = self._mapped(lambda more: change(self._longer(more)))
+        if made is None and self._growth is not None:
+            made = self._mapped(lambda more: change(self._read_out(more)))
+        return None if made is None else made.runs
+
+    def _read_out(self, more: int) -> Program:
+        """The network with so many blocks more, of which the last block is read out."""
+        assert self._growth is not None
+        output, state = self._growth.written(self._growth.blocks + more)
+        program = replace(self._growth.program, output=output)
+        return prepared(read_out(program, [node for node in state if node.type.kind == "vector"]))
 
     def phase(self, x1: Any, x2: Any, **hypers: float) -> Phase:
         """Fixed points, chi, and depth scales, from two inputs.
@@ -151,15 +259,15 @@ class Layers:
         """
         with precision():
             read = self._read(x1, x2, hypers)
-            return self._sampled_phase(*read) if self._runs.sampled else self._phase(*read)
+            return self._sampled_phase(*read) if self._populated else self._phase(*read)
 
     def _phase(self, leaves1: Any, leaves2: Any, values: Any) -> Phase:
         runs = self._moved
-        own = _Settled(runs.own, leaves1, leaves1, values)
+        own = Settled(runs.own, leaves1, leaves1, values)
         if own.diverges:
             return Phase(math.nan, math.nan, math.nan, "divergent", math.inf, math.inf, math.inf)
-        other = _Settled(runs.own, leaves2, leaves2, values)
-        pair = _Settled(runs.pair, leaves1, leaves2, values)
+        other = Settled(runs.own, leaves2, leaves2, values)
+        pair = Settled(runs.pair, leaves1, leaves2, values)
         chi = own.chi()
         q, q2, covariance = (runs.diagonal(s.nngp()) for s in (own, other, pair))
         size = np.sqrt(q * q2)
@@ -198,12 +306,12 @@ class Layers:
     def chi(self, x: Any, **hypers: float) -> float:
         """The factor by which squared lengths of gradients, and small distances, grow with each block, at the fixed point that
         the input x leads to; inf where there is none."""
-        if self._runs.sampled:
+        if self._populated:
             found = self.phase(x, x, **hypers)
             return math.inf if found.name == "divergent" else found.chi
         with precision():
             leaves, _, values = self._read(x, x, hypers)
-            own = _Settled(self._moved.own, leaves, leaves, values)
+            own = Settled(self._moved.own, leaves, leaves, values)
             return math.inf if own.diverges else own.chi()
 
     def critical(self, name: str, between: tuple[float, float], x: Any, **hypers: float) -> float:
@@ -218,193 +326,40 @@ class Layers:
         return bisected(lambda value: self.chi(x, **{**hypers, name: value}) - 1, name, between)
 
 
-class _Runs:
-    """The recursions of a kernel, of an input with itself and of a pair, and which entries of their states are tangent kernels."""
-
-    def __init__(self, kernel: tp.Kernel):
-        graph = kernel.graph
-        pair = recursion([(graph.nngp, None), (graph.ntk, None)])
-        own = recursion([(graph.nngp_self, 0), (graph.ntk_self, 0)])
-        if pair is None or own is None:
-            raise _refusal(graph)
-        self.graph, self.blocks = graph, min(pair.blocks, own.blocks)
-        self.sampled = any(isinstance(q, Normals) for q in graph.nodes)
-        moved = kernel._moved.exposed if kernel._moved is not None else None
-        facts = Structure([kernel.exposed_program.output, *([moved.output] if isinstance(moved, Program) else [])])
-        made = lambda found: Unrolled(found, kernel.program.inputs, _are_tangent(found, graph, facts))
-        self.pair, self.own = made(pair), made(own)
-
-    def shaped(self, roots: list[jax.Array]) -> list[np.ndarray]:
-        """NNGP and NTK with the output's axes twice."""
-        shape = self.graph.shape
-        axes = len(self.graph.mirrored) + 2 * len(shape)
-        first = tuple(0 if axis in self.graph.mirrored else slice(None) for axis in range(axes))
-        return [np.broadcast_to(np.asarray(value)[first], (*shape, *shape)) for value in roots]
-
-    def diagonal(self, nngp: jax.Array) -> np.ndarray:
-        """Of each entry of the output with itself."""
-        value, shape = self.shaped([nngp])[0], self.graph.shape
-        return np.diagonal(value.reshape(math.prod(shape), -1)).reshape(shape)
+def as_written(kernel: Any) -> Program:
+    """The program of a kernel before its nonlinearities were fused, where its network is known."""
+    model = getattr(kernel, "model", None)
+    if model is None:
+        return kernel.program
+    leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in kernel.program.inputs]
+    return interpret(trace(model, jax.tree.unflatten(kernel._tree, leaves)), averages=True)
 
 
-def _are_tangent(found: Recursion, graph: KernelGraph, facts: Structure) -> list[bool]:
-    """Which entries of the state are tangent kernels: those that the NNGP does not depend on, and that answer questions about variables
-    which move with the parameters. (A layer's own share of its tangent kernel may be the same quantity as its covariance.)"""
-    kernels = found.needed(0)
-    return [k not in kernels and _moves(entry, graph, facts) for k, entry in enumerate(found.entries)]
+def _refusal() -> InputError:
+    return InputError(
+        explain(
+            "Layers: no block of this network repeats",
+            reason="no two layers in a row are the same instructions, with weights of the same shapes and laws and the same numbers "
+            "(a variance, a rate), before an output that reads the last of them or all of them",
+            mend="give a network of three equal layers or more before its output; or the block itself, "
+            "apps.Block(lambda h: nn.dense(jnp.tanh(h)))",
+        )
+    )
 
 
-def _moves(entry: Vertex, graph: KernelGraph, facts: Structure) -> bool:
-    asked = [q for q in graph.answers.get(entry[0], ()) if isinstance(q, Second)]
-    odd = [facts[node].odd for q in asked for node in (q.u, q.v) if node.type.kind == "vector"]
-    return not odd or any(odd)
-
-
-def _refusal(graph: KernelGraph) -> InputError:
-    if any(isinstance(q, (Sampled, Tilted)) for q in graph.nodes):
-        reason = "an expectation over whole fields (batch norm, a softmax over positions) stands in it, which is not compared between layers"
+def _endless(populated: bool) -> UnsupportedError:
+    if populated:
+        reason = (
+            "its state is a population of neurons, and no step of fixed size was found for its tangent kernels: terms of all layers before "
+            "go on in it, or a weight that blocks share"
+        )
     else:
         reason = (
-            "no two layers in a row compute their kernels by the same operations, from the same of the inputs, before an output that "
-            "reads the last of them alone"
+            "no state of fixed size is handed on from block to block: what a block computes depends on all blocks before it (one weight in "
+            "all of them, in a vector that they add to)"
         )
-    mend = "give a network of three equal layers or more before its readout; or the block itself, apps.Block(lambda h: nn.dense(jnp.tanh(h)))"
-    return InputError(explain("Layers: no step of this network's kernels repeats", reason=reason, mend=mend))
-
-
-def _trained(program: Program, *, first: bool) -> Program:
-    """The same network with no frozen parameter, or all frozen but those that read the inputs; itself where nothing changes."""
-    moved = {w.name for w in program.weights if w.std and not w.per_input}
-    if first:
-        products = [node for node in program.nodes if isinstance(node, MatMul)]
-        reads = {node.root.name for node in products if node.x.type.kind == "scalar"}
-        moved &= reads - {node.root.name for node in products if node.x.type.kind == "vector"}
-        if not moved:
-            raise InputError(
-                "Layers: chi of a state that is a population is the growth of what the first layer's parameters move, and no parameter "
-                "reads the inputs alone\n  to mend: begin with a layer of weights of its own, nn.dense(x)"
-            )
-    if all(bool(w.tangent_std) == (w.name in moved) for w in program.weights):
-        return program
-    new: dict[Any, Any] = {}
-    for node in topological([program.output]):
-        if isinstance(node, Weight):
-            new[node] = replace(node, tangent_std=(node.tangent_std or node.std) if node.name in moved else 0.0)
-        else:
-            new[node] = rebuild(node, [new[o] for o in operands(node)])
-    return replace(program, output=new[program.output])
-
-
-class _Settled:
-    """A state to which the blocks lead, and the slopes of their map there. Tangent kernels are left out of it: where chi > 1 they grow."""
-
-    def __init__(self, run: Unrolled, leaves1: Any, leaves2: Any, values: Any):
-        self._run = run
-        state, self._known = run.begin(leaves1, leaves2, values)
-        # after some more blocks what they read of the block before is what they read themselves
-        self._count = run.found.blocks + len(run.found.given[0])
-        for k in range(self._count):
-            state, _ = run.advance(state, self._known, k)
-        self._shapes = [np.shape(a) for a in state]
-        begun = self._size(state)
-        state, _ = run.repeat(state, self._known, STEPS, LARGEST, TINY)
-        kept = [np.asarray(a) for a, moved in zip(state, run.tangent, strict=True) if not moved]
-        self._zero = np.zeros(sum(math.prod(s) for s, moved in zip(self._shapes, run.tangent, strict=True) if moved))
-        self.at, self.gap, self.diverges = _flat(kept), 0.0, False
-        if self._size(state) > TINY * begun:
-            self.at, self.gap = _settle(lambda v: self._step(v, self._zero)[0], self.at)
-            size = np.abs(self.at).max()
-            grows = self.gap > UNSETTLED * size and np.abs(self._step(self.at, self._zero)[0]).max() > size
-            self.diverges = bool(not size < LARGEST or grows)
-
-    @property
-    def slow(self) -> bool:
-        """Does it still change, like a power of the depth, as at criticality?"""
-        return self.gap > UNSETTLED * float(np.abs(self.at).max(initial=0.0))
-
-    def _size(self, state: list[Any]) -> float:
-        kernels = [np.abs(a).max() for a, moved in zip(state, self._run.tangent, strict=True) if not moved]
-        return float(max(kernels, default=0.0))
-
-    def _step(self, kernels: np.ndarray, tangents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        state, self._last = self._run.advance(list(self._joined(kernels, tangents)), self._known, self._count)
-        parts: tuple[list[Any], list[Any]] = ([], [])
-        for array, moved in zip(state, self._run.tangent, strict=True):
-            parts[moved].append(array)
-        return _flat(parts[0]), _flat(parts[1])
-
-    def _joined(self, kernels: np.ndarray, tangents: np.ndarray) -> Iterator[jax.Array]:
-        """The entries of the state, from the two vectors."""
-        at = [0, 0]
-        for shape, moved in zip(self._shapes, self._run.tangent, strict=True):
-            size = math.prod(shape)
-            yield jnp.asarray((kernels, tangents)[moved][at[moved] : at[moved] + size].reshape(shape))
-            at[moved] += size
-
-    def nngp(self) -> jax.Array:
-        """The output's kernel there."""
-        self._step(self.at, self._zero)
-        return self._run.end(self._known, self._last)[0]
-
-    def chi(self) -> float:
-        """The spectral radius of the map of tangent kernels, which is the derivative of that of covariances."""
-        if not len(self._zero):
-            return 0.0
-        own = self._step(self.at, self._zero)[1]
-        return _radius(lambda v: self._step(self.at, v)[1] - own, np.ones(len(own)))
-
-    def slope(self) -> float:
-        """The largest slope of the map of kernels, by differences along the state itself: what is a covariance stays one."""
-        size = float(np.abs(self.at).max(initial=0.0))
-        if not size:
-            return 0.0
-        step = 1e-4 * size
-
-        def slope(v: np.ndarray) -> np.ndarray:
-            up, down = (self._step(self.at + sign * step * v, self._zero)[0] for sign in (1, -1))
-            return (up - down) / (2 * step)
-
-        return _power(slope, self.at / size)
-
-
-def _flat(arrays: list[Any]) -> np.ndarray:
-    return np.concatenate([np.zeros(0), *(np.asarray(a, float).ravel() for a in arrays)])
-
-
-def _radius(linear: Callable[[np.ndarray], np.ndarray], start: np.ndarray) -> float:
-    """The spectral radius of a linear map."""
-    if len(start) > WHOLE:
-        return _power(linear, start)
-    matrix = np.stack([linear(row) for row in np.eye(len(start))], 1)
-    return float(np.abs(np.linalg.eigvals(matrix)).max())
-
-
-def _power(linear: Callable[[np.ndarray], np.ndarray], v: np.ndarray) -> float:
-    """The largest eigenvalue that repeating a map from v shows."""
-    before = size = math.inf
-    for _ in range(500):
-        v = linear(v)
-        size = float(np.abs(v).max())
-        if size < 1e-300:
-            return 0.0
-        if abs(size - before) < 1e-11 * size:
-            break
-        before, v = size, v / size
-    return size
-
-
-def _settle(step: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> tuple[np.ndarray, float]:
-    """The limit of iteration from near it, sped up along the slowest direction (Irons and Tuck 1969), and the last change."""
-    gap = math.inf
-    for _ in range(STEPS // 30):
-        one = step(x)
-        two = step(one)
-        first, second = one - x, two - one
-        size, gap = float(np.abs(two).max(initial=0.0)), float(np.abs(second).max(initial=0.0))
-        if not size < LARGEST or gap <= 1e-13 * size:
-            return two, gap
-        bend = second - first
-        jump = two - second * float(second @ bend) / max(float(bend @ bend), 1e-300)
-        closer = np.linalg.norm(second) < np.linalg.norm(first) and np.abs(jump - two).max() < 1e3 * gap
-        x = jump if closer and np.abs(step(jump) - jump).max() < gap else two
-    return x, gap
+    mend = (
+        "follow them as far as you like, Layers.trajectory(x1, x2, blocks=20); or give every block a weight of its own, which its "
+        "nonlinearity comes before"
+    )
+    return UnsupportedError(explain("Layers: a fixed point of this network's kernels", reason=reason, mend=mend))

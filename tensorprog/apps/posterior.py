@@ -140,9 +140,9 @@ def log_marginal_likelihood(
     """
     matrix = kernel(x, get=get, **hypers)
     half = (matrix.ndim - 2) // 2
-    n = matrix.shape[0] * math.prod(matrix.shape[2 : 2 + half])
-    matrix = matrix.transpose(0, *range(2, 2 + half), 1, *range(2 + half, matrix.ndim)).reshape(n, n)
     wanted = (matrix.shape[0], *matrix.shape[2 : 2 + half])
+    n = math.prod(wanted)
+    matrix = matrix.transpose(0, *range(2, 2 + half), 1, *range(2 + half, matrix.ndim)).reshape(n, n)
     if jnp.shape(y)[: len(wanted)] != wanted or jnp.ndim(y) > len(wanted) + 1:
         raise InputError(
             f"y has shape {jnp.shape(y)}, expected {wanted}, with an axis of outputs at the end or without"

@@ -1,4 +1,5 @@
-"""The recursion of a kernel graph: what each layer of a deep network does to the kernels of the layer before.
+"""The recursion of a kernel graph: what each layer of a deep network does to the kernels of the layer before. Or that of a program: what
+each layer does to the vectors of the layer before.
 
 Quantities of one layer are those of the layer below it, computed by the same operations from the same operands but for what the layer
 below them made. So two quantities of one kind are laid on each other, and after them their operands, pair by pair: this shift by
@@ -11,24 +12,28 @@ their positions, means, tangent kernels, values of a population of neurons.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-import numpy as np
+from tensorprog.apps.alike import (
+    Vertex,
+    family_of,
+    is_input,
+    kind_of,
+    made_by_layers,
+    nearly,
+    operands_at,
+    rescaled,
+    same,
+    shape_of,
+)
+from tensorprog.ir import Input, Node, Weight
 
-from tensorprog.ir import Input
-from tensorprog.kernel.graph import Average, Combine, Data, Expect, Quantity, Sampled, Tilted
-from tensorprog.lower.schedule import operands_of, signature
+__all__ = ["Place", "Recursion", "recursion", "vertices"]
 
-__all__ = ["Place", "Recursion", "Vertex", "operands_at", "recursion", "vertices"]
-
-Vertex = tuple[Quantity, int | None]  # a quantity and whose: that of input 0 or 1, or (None) of the pair
 Slot = tuple[Vertex, int]  # a quantity of the block, and how many layers below
-
-_COSTLY = (Average, Expect, Sampled, Tilted)  # what layers make: no input as it is read
 
 STARTS, PARTNERS = 80, 8  # how many quantities, and partners of each, are tried
 
@@ -89,14 +94,6 @@ class Recursion:
         return len(self.block) + len(self.ends) + len(vertices([*self.starts, *self.fixed, *chain(*self.given)]))
 
 
-def operands_at(vertex: Vertex) -> tuple[Vertex, ...]:
-    """What a quantity reads, and of which input."""
-    quantity, side = vertex
-    if side is not None:
-        return tuple((o.quantity, side) for o in operands_of(quantity))
-    return tuple((o.quantity, o.side) for o in operands_of(quantity))
-
-
 def vertices(roots: Iterable[Vertex], stop: Callable[[Vertex], bool] = lambda v: False) -> list[Vertex]:
     """Everything that the roots need, operands first; what `stop` says is not entered."""
     done: dict[Vertex, None] = {}
@@ -113,9 +110,12 @@ def vertices(roots: Iterable[Vertex], stop: Callable[[Vertex], bool] = lambda v:
     return list(done)
 
 
-def recursion(roots: Sequence[Vertex]) -> Recursion | None:
-    """The recursion that leads to the roots and leaves the least to be written out; None where nothing repeats twice."""
-    search = _Search(roots)
+def recursion(roots: Sequence[Vertex], accept: Callable[[Recursion], bool] = lambda found: True) -> Recursion | None:
+    """The recursion that leads to the roots and leaves the least to be written out; None where nothing repeats twice.
+
+    accept: says no to one that is not to be taken.
+    """
+    search = _Search(roots, accept)
     best: Recursion | None = None
     pairs: list[tuple[Vertex, Vertex]] = []
     others = [(roots[0], v) for v in search.partners(roots[0])[:2]]  # one root may stand beside the layers of the other
@@ -140,28 +140,33 @@ def recursion(roots: Sequence[Vertex]) -> Recursion | None:
 class _Search:
     """Lays quantities on each other, and reads off recursions."""
 
-    def __init__(self, roots: Sequence[Vertex]):
-        self.roots = roots
+    def __init__(self, roots: Sequence[Vertex], accept: Callable[[Recursion], bool]):
+        self.roots, self._accept = roots, accept
         order = vertices(roots)
-        self.kinds = {v: (signature(v[0]), v[1]) for v in order}
+        self.kinds = {v: kind_of(v) for v in order}
         self.plain: set[Vertex] = set()  # without layers: made of the inputs alone, or of no input at all
+        self.numbers: set[Vertex] = set()  # instructions that read no input and no weight: blocks are given them
         constant: set[Vertex] = set()
         self._levels: dict[Vertex, int] = {}
         self._alike: dict[object, list[Vertex]] = {}
         for v in order:
             below = operands_at(v)
             self._levels[v] = 1 + max((self._levels[o] for o in below), default=0)
-            if all(o in constant for o in below) and not (isinstance(v[0], Data) and isinstance(v[0].node, Input)):
+            if all(o in constant for o in below) and not is_input(v):
                 constant.add(v)
-            if v in constant or (not isinstance(v[0], _COSTLY) and all(o in self.plain for o in below)):
+            number = isinstance(v[0], Node) and not isinstance(v[0], (Input, Weight))
+            if number and all(o in self.numbers for o in below):
+                self.numbers.add(v)
+            if v in constant or (not made_by_layers(v) and all(o in self.plain for o in below)):
                 self.plain.add(v)
             if below:
-                self._alike.setdefault(self.kinds[v], []).append(v)
+                self._alike.setdefault(family_of(v), []).append(v)
         self.tops = [v for v in reversed(order) if operands_at(v)][:STARTS]
 
     def partners(self, above: Vertex) -> list[Vertex]:
         """Quantities of the same kind from lower layers, the nearest first."""
-        lower = [v for v in self._alike.get(self.kinds[above], []) if self._levels[v] < self._levels[above]]
+        lower = [v for v in self._alike.get(family_of(above), []) if self._levels[v] < self._levels[above]]
+        lower = [v for v in lower if self._match(above, v)]
         return sorted(lower, key=lambda v: -self._levels[v])[:PARTNERS]
 
     def recursion(self, pairs: Sequence[tuple[Vertex, Vertex]]) -> Recursion | None:
@@ -176,7 +181,8 @@ class _Search:
             layers.append([shift[v] for v in layers[-1]])
         while len(layers) > 1 and not all(_like(block, layer) for layer in layers[1:]):
             layers.pop()
-        return _Builder(self, block, layers, shift).build() if len(layers) > 1 else None
+        found = _Builder(self, block, layers, shift).build() if len(layers) > 1 else None
+        return found if found is not None and self._accept(found) else None
 
     def _shift(self, pairs: Sequence[tuple[Vertex, Vertex]]) -> dict[Vertex, Vertex] | None:
         """Each quantity that is laid on another, beginning with these; None where one would lie on two."""
@@ -184,7 +190,7 @@ class _Search:
         stack = list(pairs)
         while stack:
             u, v = stack.pop()
-            if u == v or not self._match(u, v):
+            if u == v or u in self.numbers or not self._match(u, v):
                 continue
             if u in shift:
                 if shift[u] != v:
@@ -198,13 +204,8 @@ class _Search:
         """Are they of the same kind? The first block's sums may have what stands in the inputs with another factor."""
         if self.kinds[u] == self.kinds[v]:
             return True
-        a, b = u[0], v[0]
-        if not (isinstance(a, Combine) and isinstance(b, Combine) and u[1] == v[1] and _shape(u) == _shape(v)):
-            return False
-        if len(a.operands) != len(b.operands) or len(a.operands) == 1:
-            return False
-        others = zip(a.coefficients, b.coefficients, operands_at(v), strict=True)
-        return all(math.isclose(c, d, rel_tol=1e-12) or o in self.plain for c, d, o in others)
+        different = nearly(u, v)
+        return different is not None and all(o in self.plain for o in different)
 
 
 def _like(first: list[Vertex], other: list[Vertex]) -> bool:
@@ -216,29 +217,6 @@ def _like(first: list[Vertex], other: list[Vertex]) -> bool:
         for u, v in zip(first, other, strict=True)
         for a, b in zip(operands_at(u), operands_at(v), strict=True)
     )
-
-
-def _operand(vertex: Vertex, k: int, like: Vertex) -> Vertex:
-    """What a quantity reads at a place, with its factor in a sum where another one's is different."""
-    operand = operands_at(vertex)[k]
-    a, b = vertex[0], like[0]
-    if (
-        isinstance(a, Combine)
-        and isinstance(b, Combine)
-        and not math.isclose(c := a.coefficients[k], d := b.coefficients[k], rel_tol=1e-12)
-    ):
-        return Combine((c / d,), (a.operands[k],), a.shape, a.cross), vertex[1]
-    return operand
-
-
-def _same(u: Vertex, v: Vertex) -> bool:
-    """Are they the same quantity, but for the rounding of a factor?"""
-    if u == v:
-        return True
-    a, b = u[0], v[0]
-    if isinstance(a, Combine) and isinstance(b, Combine) and (u[1], a.operands) == (v[1], b.operands):
-        return bool(np.allclose(a.coefficients, b.coefficients, rtol=1e-12, atol=0))
-    return False
 
 
 class _Builder:
@@ -292,13 +270,13 @@ class _Builder:
         """Where a quantity of the block finds its operands, in every block."""
         found = []
         for k, operand in enumerate(operands_at(self.block[i])):
-            seen = [_operand(layer[i], k, self.block[i]) for layer in self.layers]
+            seen = [rescaled(layer[i], k, self.block[i]) for layer in self.layers]
             slot = self.below.get(operand)
             if operand in self.here:
                 found.append(Place("here", self.here[operand]))
             elif all(v == operand for v in seen):
                 found.append(self._place_of(operand))
-            elif len({_shape(v) for v in seen}) > 1:
+            elif len({shape_of(v) for v in seen}) > 1:
                 return None
             elif slot is not None:
                 if not self._follows(slot, seen):
@@ -314,12 +292,12 @@ class _Builder:
     def _layered(self, vertex: Vertex, known: Collection[Vertex] = ()) -> bool:
         """Has it layers in it that are not among those known?"""
         inside = vertices([vertex], known.__contains__)
-        return any(isinstance(v[0], _COSTLY) and v not in self.search.plain for v in inside if v not in known)
+        return any(made_by_layers(v) and v not in self.search.plain for v in inside if v not in known)
 
     def _holds_layers(self, ends: Sequence[Vertex]) -> bool:
         """Are there blocks after the last one, or read from before the first? A network of one more block would have one more of these
         too, as where an output adds up readouts of all layers; then this is not its recursion."""
-        costly = lambda order: Counter(self.search.kinds[v] for v in order if isinstance(v[0], _COSTLY))
+        costly = lambda order: Counter(self.search.kinds[v] for v in order if made_by_layers(v))
         own = costly(self.block)
         read = {o for v in ends for o in operands_at(v) if o not in self.search.plain and o not in self.here}
         before = costly(o for o in read if o not in self.below and o not in ends)
@@ -329,8 +307,8 @@ class _Builder:
         """Do all blocks read an entry of the state where it is said to be? What the lowest reads is where it starts."""
         head, depth = slot
         rows = [layer[self.here[head]] for layer in self.layers]
-        same = all(v == rows[k + depth] for k, v in enumerate(seen) if k + depth < len(rows))
-        return same and _same(self.starts.setdefault(slot, seen[-1]), seen[-1])
+        follows = all(v == rows[k + depth] for k, v in enumerate(seen) if k + depth < len(rows))
+        return follows and same(self.starts.setdefault(slot, seen[-1]), seen[-1])
 
     def _ended(self) -> tuple[tuple[Vertex, ...], tuple[Places, ...], Places] | None:
         """What the roots are made of after the last block; None where they read layers further down."""
@@ -358,7 +336,3 @@ class _Builder:
             tuple(reads),
             tuple(made[v] if v in made else self._place_of(v, last=True) for v in self.search.roots),
         )
-
-
-def _shape(vertex: Vertex) -> tuple[int, ...]:
-    return vertex[0].shape  # type: ignore[attr-defined]

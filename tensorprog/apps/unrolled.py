@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tensorprog.apps.recursion import Places, Recursion, operands_at, vertices
+from tensorprog.apps.alike import operands_at
+from tensorprog.apps.recursion import Places, Recursion, vertices
 from tensorprog.errors import InputError, explain
 from tensorprog.ir import Const, Input, Node
 from tensorprog.kernel.graph import Data, Normals

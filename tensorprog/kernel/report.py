@@ -52,7 +52,14 @@ from tensorprog.passes.adjoint import Adjoint
 from tensorprog.passes.dots import Dot
 from tensorprog.passes.structure import Structure, tied_weights
 
-__all__ = ["Shown", "derivation", "joint_derivation"]
+__all__ = ["Derivation", "Shown", "derivation", "joint_derivation"]
+
+
+class Derivation(str):
+    """A page of Markdown that a notebook sets: `print` shows its text."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
 
 
 @dataclass(frozen=True)
@@ -86,18 +93,18 @@ def derivation(
     graph: KernelGraph,
     dots: Sequence[Dot] = (),
     method: str = "",
-) -> str:
+) -> Derivation:
     """The page for one kernel. moved: what the tangent kernel is asked of. dots: the terms that transposes add, where the programs
     have them written out. method: how the tangent kernel is taken, and why."""
     kernels = [("\\mathrm{NNGP}", graph.nngp), ("\\mathrm{NTK}", graph.ntk)]
     page = _Page([program.output], [] if moved is None else [("", moved)], graph, dots)
-    return "\n".join(page.lines([f"{method}.\n"] if method else [], kernels))
+    return Derivation("\n".join(page.lines([f"{method}.\n"] if method else [], kernels)))
 
 
 def joint_derivation(
     outputs: Sequence[Shown], moved: Sequence[Moved], graph: _Graph, kernels: tuple[Sequence[Quantity], Sequence[Quantity]],
     dots: Sequence[Dot],
-) -> str:  # fmt: skip
+) -> Derivation:  # fmt: skip
     """The page for several outputs. kernels: the blocks of nngp and of ntk, row by row."""
     page = _Page([shown.node for shown in outputs], moved, graph, dots)
     table = ["| output | kind | shape | variable | tangent kernel |\n|---|---|---|---|---|"]
@@ -112,7 +119,7 @@ def joint_derivation(
             labels = ",".join(f"\\text{{{_text(outputs[k].label)}}}" for k in (i, j))
             lines.append((f"\\mathrm{{{kernel}}}_{{{labels}}}", blocks[i * len(outputs) + j]))
     note = "Blocks of outputs in the other order are these with the inputs exchanged.\n"
-    return "\n".join(page.lines([*table, "", note], lines))
+    return Derivation("\n".join(page.lines([*table, "", note], lines)))
 
 
 class _Page:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import re
 
+import jax.numpy as jnp
 import numpy as np
 
 import tensorprog as tp
+from tensorprog import nn
 from tensorprog.ir import operands
 from tests.apps.common import data, kernel
 
@@ -29,4 +31,8 @@ def test_programs_and_kernels_show_themselves() -> None:
     assert {(a.strip(), b) for a, b in edges} == {
         (program.names[o], program.names[n]) for n in program for o in operands(n)
     }
-    assert kernel()._repr_markdown_() == kernel().derivation()
+    assert kernel()._repr_markdown_() == kernel().derivation() == kernel().derivation()._repr_markdown_()
+    outputs = tp.joint(
+        lambda x: {"a": nn.dense(x, features=1), "b": nn.dense(jnp.tanh(nn.dense(x)), features=1)}, jnp.zeros(2)
+    )
+    assert outputs._repr_markdown_() == outputs.derivation()._repr_markdown_() and "NTK" in outputs.derivation()

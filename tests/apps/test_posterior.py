@@ -71,6 +71,10 @@ def test_output_axes() -> None:
     np.testing.assert_allclose(found.mean.ravel(), matrix(other, train) @ inverse @ y.ravel(), atol=1e-10)
     expected = matrix(other, other) - matrix(other, train) @ inverse @ matrix(train, other)
     np.testing.assert_allclose(found.covariance.transpose(0, 2, 1, 3).reshape(8, 8), expected, atol=1e-10)
+    value, gradient = apps.marginal_likelihood_gradient(k, x, y, noise=NOISE)
+    law = lambda noise: multivariate_normal(cov=matrix(train, train) + noise * np.eye(12)).logpdf(y.ravel())
+    np.testing.assert_allclose((value, gp.log_marginal_likelihood), law(NOISE), rtol=1e-10)
+    np.testing.assert_allclose(gradient["noise"], (law(NOISE + 1e-6) - law(NOISE - 1e-6)) / 2e-6, rtol=1e-6)
 
 
 def test_log_marginal_likelihood_and_gradient() -> None:

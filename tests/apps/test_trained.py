@@ -73,6 +73,35 @@ def test_each_parameter_at_its_own_rate() -> None:
 
 
 @pytest.mark.slow
+def test_networks_held_to_where_they_began() -> None:
+    """`GaussianProcess.trained`: gradient descent on |f - y|^2 + noise |theta - theta_0|^2, to its end (Hu, Li and Yu 2020)."""
+    x, y, test = data(4, 2)
+    points, noise, goal = jnp.asarray(np.concatenate([x, test]), jnp.float32), 0.4, jnp.asarray(y, jnp.float32)
+    net = lambda x: nn.dense(jax.scipy.special.erf(nn.dense(x, weight_var=2.0, bias_var=0.5)), features=1)
+    expected = apps.GaussianProcess(tp.compile(net, jnp.zeros(3)), x, y, noise=noise, get="ntk").trained(points)
+
+    def train(key: jax.Array) -> jax.Array:
+        begun = tp.init(net, points[0], WIDTH, key)
+        f = lambda p: jax.vmap(lambda one: tp.apply(net, p, one))(points)[..., 0]
+
+        def cost(p: Any) -> jax.Array:
+            far = sum(
+                jnp.sum(jnp.square(a - b)) for a, b in zip(jax.tree.leaves(p), jax.tree.leaves(begun), strict=True)
+            )
+            return 0.5 * (jnp.sum(jnp.square(f(p)[:4] - goal)) + noise * far)
+
+        move = lambda p: jax.tree.map(lambda a, g: a - 0.1 * g, p, jax.grad(cost)(p))
+        return f(jax.lax.fori_loop(0, 200, lambda _, p: move(p), begun))  # (1 - 0.1 noise)^200 is 3e-4
+
+    found = np.asarray(jax.lax.map(jax.jit(train), jax.random.split(jax.random.key(1), NETWORKS)), float)
+    error = np.sqrt(np.diagonal(expected.covariance) / NETWORKS)
+    assert (np.abs(found.mean(0) - expected.mean) < 4.5 * error + 5 / WIDTH).all()
+    np.testing.assert_allclose(np.cov(found.T), expected.covariance, atol=0.25 * expected.covariance.max())
+    held = apps.GaussianProcess(tp.compile(net, jnp.zeros(3)), x, y, noise=1e-6, get="ntk").mean(points)
+    assert (np.abs(found.mean(0) - held) > 4.5 * error + 10 / WIDTH).any()  # without the pull it is another mean
+
+
+@pytest.mark.slow
 def test_the_empirical_kernel_at_these_rates_is_near_the_limit() -> None:
     x, _, _ = data(4)
     points = jnp.asarray(x, jnp.float32)

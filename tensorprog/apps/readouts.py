@@ -1,0 +1,55 @@
+"""The same network with other outputs or other parameters trained, for the maps of its layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+from tensorprog.errors import InputError
+from tensorprog.ir import LinComb, MatMul, Node, PositionMap, Program, Type, Weight, operands, position, topological
+from tensorprog.ir.rebuild import rebuild
+
+__all__ = ["read_out", "trained"]
+
+
+def read_out(program: Program, vectors: Sequence[Node]) -> Program:
+    """The network with another output: the sum, over these of its vectors and over their positions, of frozen readouts with weights of their
+    own. Its tangent program always holds, and it depends on all that they hand on."""
+    terms: list[tuple[float | Node, Node]] = []
+    for k, node in enumerate(vectors):
+        kind = node.type
+        assert kind.width is not None
+        size = math.prod(kind.shape)
+        flat = PositionMap(position("reshape", to=(size, 1)), (node,), Type("vector", (size, 1), 1, kind.width))
+        whole = (Fraction(0), Fraction(1))
+        weight = Weight(f"readout.{k}", (1, 1), (None, kind.width), 1.0, 0.0, (whole, (Fraction(0), kind.width)))
+        read = MatMul("ab,cb->ca", weight, flat)
+        summed = PositionMap(position("sum", axes=(0,)), (read,), Type("vector", (1,)))
+        terms.append((1 / math.sqrt(kind.width), summed))
+    return replace(program, output=LinComb(tuple(terms)), mirrored=())
+
+
+def trained(program: Program, *, first: bool) -> Program:
+    """The same network with no frozen parameter, or all frozen but those that read the inputs; itself where nothing changes."""
+    moved = {w.name for w in program.weights if w.std and not w.per_input}
+    if first:
+        products = [node for node in program.nodes if isinstance(node, MatMul)]
+        reads = {node.root.name for node in products if node.x.type.kind == "scalar"}
+        moved &= reads - {node.root.name for node in products if node.x.type.kind == "vector"}
+        if not moved:
+            raise InputError(
+                "Layers: chi of a state that is a population is the growth of what the first layer's parameters move, and no parameter "
+                "reads the inputs alone\n  to mend: begin with a layer of weights of its own, nn.dense(x)"
+            )
+    if all(bool(w.tangent_std) == (w.name in moved) for w in program.weights):
+        return program
+    new: dict[Any, Any] = {}
+    for node in topological([program.output]):
+        if isinstance(node, Weight):
+            new[node] = replace(node, tangent_std=(node.tangent_std or node.std) if node.name in moved else 0.0)
+        else:
+            new[node] = rebuild(node, [new[o] for o in operands(node)])
+    return replace(program, output=new[program.output])
