@@ -34,7 +34,7 @@ def check_readouts(program: Program) -> None:
 
     Averages over the width converge, whatever their weights are used for besides.
     """
-    if program.output.type.kind == "vector" and not symmetric_law(program):
+    if program.output.type.kind == "vector" and not symmetric_law([program.output]):
         check_uses(program.nodes)
         return
     check_layouts(program.nodes)
