@@ -22,7 +22,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ntk_rules.sampling import SHIFTS
 from tensorprog.errors import UnsupportedError
@@ -38,11 +37,9 @@ from tensorprog.passes.fuse import fuse
 from tensorprog.passes.methods import Method, Moved, choose, is_average, moved_by, prepared
 from tensorprog.passes.tied import summands, symmetric_law, tied_readouts
 from tensorprog.runtime.blocks import BlockFunctions, Blocks, block_functions, partners_of
-from tensorprog.runtime.inputs import is_traced
 from tensorprog.runtime.joint_call import JointFunction
-from tensorprog.runtime.kernel import GET, float_dtype
+from tensorprog.runtime.kernel import GET
 from tensorprog.runtime.loaded_joint import save_joint
-from tensorprog.runtime.refine import in_float64, near_pairs
 
 __all__ = ["JointKernel", "Part", "of_program", "outputs_joined", "parts_of_parameters"]
 
@@ -257,24 +254,6 @@ class JointKernel(JointFunction):
             shifted._more_hypers = {SHIFT: jnp.asarray(k)}
             found.append(shifted(x1, x2, get=get, **hypers))
         return jax.tree.map(lambda *values: jnp.std(jnp.stack(values), axis=0, ddof=1) / SHIFTS**0.5, *found)
-
-    def _matrices(self, names: tuple[str, ...], x1: Any, x2: Any, hypers: dict[str, Any]) -> list[jax.Array]:
-        """The matrices of all blocks; in float32, with pairs of nearly equal inputs in float64."""
-        blocks = self._blocks(names)
-        narrow = float_dtype(x1) == np.float32 and not is_traced((x1, x2, hypers)) and names != ("nngp",)
-        if not narrow or blocks.refine is None:
-            return blocks(x1, x2, hypers)
-        if any(part.kind == "average" for part in self.outputs):
-            return in_float64(blocks, x1, x2, hypers)
-        found, count = blocks(x1, x2, hypers), len(self.outputs)
-        first = self._blocks(("nngp",))
-        nngp = found[: count**2] if names[0] == "nngp" else first(x1, x2, hypers)
-        own1 = first.diagonal(x1, hypers)
-        own2 = own1 if x2 is None else first.diagonal(x2, hypers)
-        which = [place * (count + 1) for place in range(count)]
-        kernels = [(nngp[k], own1[k], own2[k]) for k in which]
-        near = near_pairs(blocks.refine, kernels, x1, x1 if x2 is None else x2)
-        return blocks.mended(found, near, x1, x2, hypers)
 
     def _blocks(self, names: tuple[str, ...]) -> Blocks:
         if names not in self._made:
