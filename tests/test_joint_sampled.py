@@ -155,7 +155,9 @@ def tied_readouts(x: jax.Array) -> dict[str, jax.Array]:
     v, u, h = nn.weight((n,)), nn.weight((n,)), nn.dense(x)
     g = jnp.cos(nn.dense(h))
     mixed = v @ (jnp.cos(v) * h) + u @ relu(h)
-    return {k: f / jnp.sqrt(n) for k, f in {"a": mixed, "b": v @ g, "c": v @ (jnp.exp(-(v**2) / 2) * h), "d": u @ g}.items()}
+    return {
+        k: f / jnp.sqrt(n) for k, f in {"a": mixed, "b": v @ g, "c": v @ (jnp.exp(-(v**2) / 2) * h), "d": u @ g}.items()
+    }
 
 
 def test_sampled_tied_readouts() -> None:

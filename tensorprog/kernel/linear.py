@@ -46,7 +46,9 @@ from tensorprog.passes.structure import Structure
 __all__ = ["linear_of"]
 
 MOST_PAIRS = 100  # of Gaussians; more are sampled together
-MOST_PAIRS_AT_PLACES = 256  # the same of Gaussians at their places: each has an expectation of its own, and code of its own
+MOST_PAIRS_AT_PLACES = (
+    256  # the same of Gaussians at their places: each has an expectation of its own, and code of its own
+)
 MOST_GAUSSIANS = 40  # of a tangent; four steps of an LSTM have 32
 FEW = 2  # Gaussians of a slope that is written out in them
 MOST_PLACES = 16  # positions of a Gaussian that are mixed

@@ -138,7 +138,9 @@ def deserialise_blocks(
     )  # fmt: skip
 
 
-def _one_by_one(block: Callable[..., tuple[jax.Array, ...]]) -> Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, ...]]:
+def _one_by_one(
+    block: Callable[..., tuple[jax.Array, ...]],
+) -> Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, ...]]:
     """The i-th with the i-th input, by the function of all pairs: for the few pairs that are computed again in float64."""
 
     def rows(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:

@@ -125,9 +125,7 @@ class LoadedJoint(Serialised, JointFunction):
         pairs = [(a.shape, b.shape) for a in self.outputs for b in self.outputs] * 2
         shapes, rights = [(*a, *b) for a, b in pairs], [len(b) for _, b in pairs]
         try:
-            self._serialised = deserialise_blocks(
-                members, inputs, tree, hypers, shapes, rights, entries, noise, *kinds
-            )
+            self._serialised = deserialise_blocks(members, inputs, tree, hypers, shapes, rights, entries, noise, *kinds)
         except Exception as error:  # JAX names no exception for an artefact that it refuses
             self._fall_back(error)
         self._made: dict[tuple[str, ...], Blocks] = {}

@@ -165,7 +165,13 @@ def test_averages_over_the_width() -> None:
     Montanari and Nguyen 2018), where the hidden weights are of the size 1/sqrt(n)."""
     x = jnp.zeros(3)
     slow = tp.scaling(averaged(2), x, "ntk")
-    assert (slow.kind, slow.output.initial, slow.output.step, slow.features, slow.ntk_power) == ("trivial", 0, -1, -1, -1)
+    assert (slow.kind, slow.output.initial, slow.output.step, slow.features, slow.ntk_power) == (
+        "trivial",
+        0,
+        -1,
+        -1,
+        -1,
+    )
     fast = tp.scaling(averaged(2), x, replace(PARAMETRIZATIONS["ntk"], c=-1))
     assert (fast.kind, fast.features, fast.ntk_power, set(fast.updates.values())) == ("feature learning", 0, 0, {0})
     wide = tp.scaling(averaged(2), x, replace(PARAMETRIZATIONS["ntk"], hidden=(0, HALF), c=-1))
@@ -186,7 +192,9 @@ def test_a_readout_is_one_by_whatever_it_is_divided() -> None:
         first, *others = (tp.scaling(lambda x, p=p: net(x, p), jnp.zeros(3), name) for p in (0.5, 0.0, 1.0))
         for other in others:
             assert str(other) == str(first)
-    mean_field = tp.scaling(lambda x: jnp.mean(nn.weight((nn.width(),)) * jnp.tanh(nn.dense(x))), jnp.zeros(3), "mean_field")
+    mean_field = tp.scaling(
+        lambda x: jnp.mean(nn.weight((nn.width(),)) * jnp.tanh(nn.dense(x))), jnp.zeros(3), "mean_field"
+    )
     assert mean_field.kind == "feature learning" and mean_field.output.initial == -HALF
 
 

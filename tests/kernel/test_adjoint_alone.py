@@ -130,7 +130,9 @@ def test_tied_readouts_beside_others(tmp_path: Path) -> None:
         for matrices in k:
             assert not np.any(matrices[name]["own"])
     close(sum(part["mixed"]["cubic"] for part in parts.values()), k.ntk["mixed"]["cubic"])
-    close(k.ntk["mixed"]["cubic"], -np.exp(-0.5) * (6 * value + 2 * step * Q))  # E[3 v^2 (cos v - v sin v)] = -6/sqrt(e)
+    close(
+        k.ntk["mixed"]["cubic"], -np.exp(-0.5) * (6 * value + 2 * step * Q)
+    )  # E[3 v^2 (cos v - v sin v)] = -6/sqrt(e)
     kernel.export(tmp_path / "tied.tpk", platforms=("cpu",))
     again = tp.load(tmp_path / "tied.tpk")(X)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(k), strict=True):

@@ -303,7 +303,9 @@ def test_a_sampled_jump_at_positions_that_mix() -> None:
         u, g = times_rows(h, w), times_rows(h, v)
         return nn.dense(times_rows(jnp.sign(u + jnp.tanh(u[::-1]) + jnp.tanh(g)), w.T).mean(0), features=1, train=False)
 
-    x = np.ones((1, 2, 2))  # u of both places is one: sign(u + tanh u + tanh g), whose slope is E[2 delta] over u, for unit variances
+    x = np.ones(
+        (1, 2, 2)
+    )  # u of both places is one: sign(u + tanh u + tanh g), whose slope is E[2 delta] over u, for unit variances
     kernel = tp.compile(net, x[0], tolerance=1e-2)
     points, weights = np.polynomial.hermite_e.hermegauss(80)
     root = [scipy.optimize.brentq(lambda u, g=g: u + np.tanh(u) + np.tanh(g), -3, 3) for g in points]

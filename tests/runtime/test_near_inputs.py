@@ -37,7 +37,9 @@ def near(entries: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     base = rng.standard_normal((4, entries)).astype(np.float32)
     noise = lambda size: np.float32(size) * rng.standard_normal(base.shape).astype(np.float32)
-    return np.concatenate([base, base + noise(1e-4), 2 * base + noise(1e-3), 3 * base + noise(1e-5), -2 * base + noise(1e-4)])
+    return np.concatenate(
+        [base, base + noise(1e-4), 2 * base + noise(1e-3), 3 * base + noise(1e-5), -2 * base + noise(1e-4)]
+    )
 
 
 @pytest.mark.parametrize("entries", [1, 3, SKETCH + 1])
@@ -45,7 +47,10 @@ def test_whatever_the_norms(entries: int) -> None:
     """Without the second computation the error is 8e-5 (3 entries)."""
     x = near(entries)
     kernel = tp.compile(biased_above, x[0]).without("interpolation")
-    for found, wanted in ((kernel(x), kernel(x.astype(float))), (kernel(x[:3], x), kernel(x[:3].astype(float), x.astype(float)))):
+    for found, wanted in (
+        (kernel(x), kernel(x.astype(float))),
+        (kernel(x[:3], x), kernel(x[:3].astype(float), x.astype(float))),
+    ):
         assert found.ntk.dtype == np.float32
         for a, b in zip(found, wanted, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
