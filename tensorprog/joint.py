@@ -181,7 +181,7 @@ def _tangent_pair(a: Part, b: Part, only: str | None, known: Movements) -> Pair:
         shared = _readout_weights(*((b, a) if a.kind == "average" else (a, b)))
     if a.kind != b.kind and not shared:
         return NoBlock(a.shape, b.shape)
-    method = "adjoint" if shared or "adjoint" in (a.method, b.method) else "tangent"
+    method = "adjoint" if shared or (a.tied and b.tied) or "adjoint" in (a.method, b.method) else "tangent"
     sides = []
     for part in (a, b):
         known_too = tuple(sorted({*shared, *(part.surface & part.tied)})) if part.kind == "gaussian" else ()

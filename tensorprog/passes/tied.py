@@ -10,6 +10,7 @@ all but those, they are Gaussian, of a covariance that converges.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -37,6 +38,9 @@ from tensorprog.passes.structure import Structure
 __all__ = ["summands", "symmetric_law", "tied_readouts"]
 
 
+MOST_TIED = 4  # weights of which every choice is tried; of more all together, or one
+
+
 def _is_readout(node: Node) -> bool:
     return isinstance(node, MatMul) and node.type.width is None
 
@@ -50,17 +54,25 @@ def tied_readouts(nodes: Iterable[Node]) -> frozenset[str]:
 
 
 def symmetric_law(outputs: Sequence[Node]) -> bool:
-    """Is every tied readout odd in each coordinate of its weight, on which no other coordinate depends? outputs: of all programs."""
+    """Are all tied readouts odd in each coordinate of some of their weights, on which no other coordinate depends? outputs: of all
+    programs."""
     nodes = tuple(topological(outputs))
-    names = tied_readouts(nodes)
+    names = sorted(tied_readouts(nodes))
     if not names:
         return True
+    most = len(names) if len(names) <= MOST_TIED else 1
+    flips = [frozenset(some) for size in range(most, 0, -1) for some in itertools.combinations(names, size)]
+    return any(_odd_in(frozenset(names), flipped, outputs, nodes) for flipped in [frozenset(names), *flips])
+
+
+def _odd_in(names: frozenset[str], flipped: frozenset[str], outputs: Sequence[Node], nodes: Sequence[Node]) -> bool:
+    """Do the terms of all tied readouts change their signs where those of a coordinate of some weights are flipped?"""
     new: dict[Node, Node] = {}
     touched: set[Node] = set()
     for node in nodes:
         parts = [new[o] for o in operands(node)]
         if isinstance(node, Weight) and node.name in names:
-            new[node] = replace(node, primed=True, tangent_std=0.0)
+            new[node] = replace(node, primed=node.name in flipped, tangent_std=0.0)
             touched.add(node)
             continue
         new[node] = rebuild(node, parts)
@@ -72,7 +84,7 @@ def symmetric_law(outputs: Sequence[Node]) -> bool:
                 return False
     facts = Structure([new[output] for output in outputs])
     read = [node for node in nodes if isinstance(node, MatMul) and _is_readout(node) and node.root.name in names]
-    return all(node.x not in touched or facts[new[node.x]].odd is False for node in read)
+    return all(node.x not in touched or facts[new[node.x]].odd is (node.root.name not in flipped) for node in read)
 
 
 # ------------------------------------------------------------------------------------------ the covariance

@@ -139,6 +139,26 @@ def test_tied_readouts_beside_others(tmp_path: Path) -> None:
         close(a, b)
 
 
+def test_readouts_that_read_each_other() -> None:
+    """v.(u h) and u.(v relu(h)) share v^2 u^2: E[h relu'] between them, and three parts in their gradients, of v, u and h, each like it; the
+    readouts by themselves are untied."""
+
+    def net(x: jax.Array) -> dict[str, jax.Array]:
+        v, u, h = nn.weight((nn.width(),), name="v"), nn.weight((nn.width(),), name="u"), nn.dense(x, name="in")
+        return {"f": v @ (u * h) / jnp.sqrt(nn.width()), "g": u @ (v * relu(h)) / jnp.sqrt(nn.width())}
+
+    value, step = relu_kernel()
+    k = tp.joint(net, X[0])(X)
+    close(k.nngp["f"]["g"], Q / 2)
+    close(k.ntk["f"]["f"], 3 * Q)
+    close(k.ntk["f"]["g"], 3 * Q / 2)
+    close(k.ntk["g"]["g"], 2 * value + step * Q)
+    whole = tp.compile(lambda x: sum(net(x).values())[None], X[0])
+    assert whole.method == "adjoint"
+    for found, blocks in zip(whole(X), k, strict=True):
+        close(found, sum(block for row in blocks.values() for block in row.values()))
+
+
 def autoencoder(x: jax.Array) -> jax.Array:
     """W' cos(W x) / sqrt(n), with outputs that depend on each other."""
     w = nn.weight((nn.width(), 3))
