@@ -22,9 +22,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ntk_rules.sampling import SHIFTS
+from tensorprog.errors import UnsupportedError
 from tensorprog.frontend.outputs import Output
 from tensorprog.ir import Hyper, Input, Node, Program, Weight, topological
 from tensorprog.kernel.joint import BlockGraph, Gradients, NoBlock, Pair, Side, derive_blocks, same_copies
@@ -35,12 +35,11 @@ from tensorprog.passes.conditions import check_layouts, check_uses
 from tensorprog.passes.dots import Exposed, expose
 from tensorprog.passes.fuse import fuse
 from tensorprog.passes.methods import Method, Moved, choose, is_average, moved_by, prepared
+from tensorprog.passes.tied import summands, symmetric_law, tied_readouts
 from tensorprog.runtime.blocks import BlockFunctions, Blocks, block_functions, partners_of
-from tensorprog.runtime.inputs import is_traced
 from tensorprog.runtime.joint_call import JointFunction
-from tensorprog.runtime.kernel import GET, float_dtype
+from tensorprog.runtime.kernel import GET
 from tensorprog.runtime.loaded_joint import save_joint
-from tensorprog.runtime.refine import in_float64, near_pairs
 
 __all__ = ["JointKernel", "Part", "of_program", "outputs_joined", "parts_of_parameters"]
 
@@ -52,7 +51,8 @@ class Part:
     label: its place in what the network returns. kind: "gaussian", "hidden" or "average". shape: the axes that its kernels have.
     method: the way to its neural tangent kernel, "tangent" or "adjoint"; method_reason: why (see `tp.compile`).
     ntk_power: the power of n by which its neural tangent kernel is multiplied (1 for an average). program: its tensor program;
-    traced: the same as it was traced, before limits are put in the place of averages; raw: before any pass.
+    traced: the same as it was traced, before limits are put in the place of averages; raw: before any pass. tied: the weights of
+    readouts that outputs read otherwise as well, where this one has a part in that (`tensorprog.passes.tied`).
     """
 
     label: str
@@ -64,6 +64,7 @@ class Part:
     method: str = "tangent"
     method_reason: str = ""
     raw: Program | None = None
+    tied: frozenset[str] = frozenset()
 
     @property
     def full_shape(self) -> tuple[int, ...]:
@@ -81,7 +82,12 @@ class Part:
     @property
     def exposed(self) -> Exposed:
         """What covariances are asked of: fused, with every Zdot written out."""
-        return _exposed(self.program)
+        return _exposed(summands(self.program) if self.tied else self.program)
+
+    @property
+    def surface(self) -> frozenset[str]:
+        """The weights that a readout is made with."""
+        return _surface(self.program)
 
     def __repr__(self) -> str:
         return f"<{self.kind} output {self.label!r} of shape {self.shape}>"
@@ -90,10 +96,10 @@ class Part:
 def outputs_joined(inputs: tuple[Input, ...], outputs: Sequence[Output], method: str = "auto") -> list[Part]:
     """The outputs with their programs, checked together. method: as for `tp.joint`."""
     traced = [Program(inputs, output.node, output.mirrored) for output in outputs]
-    programs = [fuse(program) for program in traced]
     gaussian = [i for i, output in enumerate(outputs) if output.kind == "gaussian"]
-    check_layouts(dict.fromkeys(node for program in programs for node in program))
-    check_uses(dict.fromkeys(node for i in gaussian for node in programs[i]))
+    tied = _tied(traced, gaussian)
+    traced = [replace(p, mirrored=()) if names else p for p, names in zip(traced, tied, strict=True)]
+    programs = [fuse(program) for program in traced]
     copies = dict(
         zip(gaussian, same_copies([(programs[i].output, programs[i].mirrored) for i in gaussian]), strict=True)
     )
@@ -106,9 +112,38 @@ def outputs_joined(inputs: tuple[Input, ...], outputs: Sequence[Output], method:
         else:
             raw = prepared(raw)
             chosen = choose(raw, method)
-        made = Part(output.label, output.kind, side.shape, program, raw, side.copies, chosen.name, chosen.reason, first)
+        made = Part(
+            output.label, output.kind, side.shape, raw if tied[i] else program, raw, side.copies, chosen.name, chosen.reason, first,
+            tied[i],
+        )  # fmt: skip
         parts.append(made)
     return parts
+
+
+def _tied(traced: Sequence[Program], gaussian: Sequence[int]) -> list[frozenset[str]]:
+    """The tied weights of each readout: none where all readouts together are as independent of what they read as one by itself.
+
+    A readout that shares a weight with a tied one is asked of its summands too, so that their covariance is.
+    """
+    programs = {i: fuse(traced[i]) for i in gaussian}
+    nodes = dict.fromkeys(node for program in programs.values() for node in program)
+    check_layouts(dict.fromkeys(node for program in map(fuse, traced) for node in program))
+    found = [frozenset[str]() for _ in traced]
+    try:
+        check_uses(nodes)
+    except UnsupportedError:
+        if not symmetric_law([program.output for program in programs.values()]):
+            raise
+        names = tied_readouts(nodes)
+        surfaces = {i: _surface(program) for i, program in programs.items()}
+        reached, grown = names, names
+        while grown:
+            more = frozenset().union(*(s for s in surfaces.values() if s & reached))
+            reached, grown = reached | more, more - reached
+        for i, surface in surfaces.items():
+            if surface & reached:
+                found[i] = names
+    return found
 
 
 @lru_cache(maxsize=256)
@@ -146,10 +181,11 @@ def _tangent_pair(a: Part, b: Part, only: str | None, known: Movements) -> Pair:
         shared = _readout_weights(*((b, a) if a.kind == "average" else (a, b)))
     if a.kind != b.kind and not shared:
         return NoBlock(a.shape, b.shape)
-    method = "adjoint" if shared or "adjoint" in (a.method, b.method) else "tangent"
+    method = "adjoint" if shared or (a.tied and b.tied) or "adjoint" in (a.method, b.method) else "tangent"
     sides = []
     for part in (a, b):
-        key = part, method, None if method == "adjoint" else only, shared if part.kind == "gaussian" else ()
+        known_too = tuple(sorted({*shared, *(part.surface & part.tied)})) if part.kind == "gaussian" else ()
+        key = part, method, None if method == "adjoint" else only, known_too
         if key not in known:
             known[key] = _moved(key)
         sides.append(_side_of(part, known[key]))
@@ -161,8 +197,11 @@ def _tangent_pair(a: Part, b: Part, only: str | None, known: Movements) -> Pair:
 
 def _readout_weights(readout: Part, average: Part) -> tuple[str, ...]:
     """The weights of a readout that an average reads as well."""
-    surface = {w.name for w in readout.program.weights if _at_surface(w, readout.program.output)}
-    return tuple(sorted(surface & {w.name for w in average.traced.weights}))
+    return tuple(sorted(readout.surface & {w.name for w in average.traced.weights}))
+
+
+def _surface(program: Program) -> frozenset[str]:
+    return frozenset(w.name for w in program.weights if _at_surface(w, program.output))
 
 
 def _at_surface(weight: Weight, output: Node) -> bool:
@@ -216,24 +255,6 @@ class JointKernel(JointFunction):
             found.append(shifted(x1, x2, get=get, **hypers))
         return jax.tree.map(lambda *values: jnp.std(jnp.stack(values), axis=0, ddof=1) / SHIFTS**0.5, *found)
 
-    def _matrices(self, names: tuple[str, ...], x1: Any, x2: Any, hypers: dict[str, Any]) -> list[jax.Array]:
-        """The matrices of all blocks; in float32, with pairs of nearly equal inputs in float64."""
-        blocks = self._blocks(names)
-        narrow = float_dtype(x1) == np.float32 and not is_traced((x1, x2, hypers)) and names != ("nngp",)
-        if not narrow or blocks.refine is None:
-            return blocks(x1, x2, hypers)
-        if any(part.kind == "average" for part in self.outputs):
-            return in_float64(blocks, x1, x2, hypers)
-        found, count = blocks(x1, x2, hypers), len(self.outputs)
-        first = self._blocks(("nngp",))
-        nngp = found[: count**2] if names[0] == "nngp" else first(x1, x2, hypers)
-        own1 = first.diagonal(x1, hypers)
-        own2 = own1 if x2 is None else first.diagonal(x2, hypers)
-        which = [place * (count + 1) for place in range(count)]
-        kernels = [(nngp[k], own1[k], own2[k]) for k in which]
-        near = near_pairs(blocks.refine, kernels, x1, x1 if x2 is None else x2)
-        return blocks.mended(found, near, x1, x2, hypers)
-
     def _blocks(self, names: tuple[str, ...]) -> Blocks:
         if names not in self._made:
             pairs = [pair for name in names for pair in self._asked(name)]
@@ -283,7 +304,7 @@ class JointKernel(JointFunction):
         """
         graph, count = self.graph, len(self.outputs)
         moved = [
-            (f"{part.label} beside an average" if shared else part.label, found)
+            (f"{part.label} beside an average" if set(shared) - part.tied else part.label, found)
             for (part, _, only, shared), found in self._moved.items()
             if found and only is None
         ]

@@ -138,6 +138,35 @@ def test_sampled_readout_and_averages() -> None:
     sampling.check(draws, (limit, limit), (32, 64, 128), (8000, 4000, 2000), resolution=0.03)  # type: ignore[arg-type]
 
 
+class SampledTiedOutputs(Sampled):
+    """Readouts of which one draw has one value each: tangent kernels alone."""
+
+    def kernels(self, width: int, params: dict) -> tuple[jax.Array, jax.Array]:
+        values = lambda p: jnp.stack([jnp.stack(self.net_values(p, x)) for x in self.x], 1).reshape(-1)
+        f = values(params)
+        flat = [g.reshape(len(f), -1) for g in jax.tree.leaves(jax.jacrev(values)(params))]
+        ntk = sum(g @ g.T for g in flat)
+        return ntk, ntk
+
+
+def tied_readouts(x: jax.Array) -> dict[str, jax.Array]:
+    """A weight read by two readouts, of which one is tied to it; below both, two layers that they share."""
+    n = nn.width()
+    v, u, h = nn.weight((n,)), nn.weight((n,)), nn.dense(x)
+    g = jnp.cos(nn.dense(h))
+    mixed = v @ (jnp.cos(v) * h) + u @ relu(h)
+    return {
+        k: f / jnp.sqrt(n) for k, f in {"a": mixed, "b": v @ g, "c": v @ (jnp.exp(-(v**2) / 2) * h), "d": u @ g}.items()
+    }
+
+
+def test_sampled_tied_readouts() -> None:
+    x = X[:2].astype(np.float32)
+    ntk = joint_matrix(tp.joint(tied_readouts, x[0])(x.astype(float)).ntk)
+    draws = SampledTiedOutputs(tied_readouts, x)
+    sampling.check(draws, (ntk, ntk), (32, 64, 128), (8000, 4000, 2000), resolution=0.03)  # type: ignore[arg-type]
+
+
 # ------------------------------------------------------------------------------------------ slow to compile
 
 

@@ -18,7 +18,7 @@ from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.frontend.interpret import interpret
 from tensorprog.frontend.params import abstract, as_model
 from tensorprog.frontend.trace import trace
-from tensorprog.ir import MatMul, Node, Nonlin, Program, Weight, operands, topological
+from tensorprog.ir import MatMul, Moment, Node, Nonlin, Program, Weight, operands, topological
 from tensorprog.ir.rebuild import rebuild
 from tensorprog.passes.methods import prepared
 from tensorprog.passes.powers import NEVER, Counts, Power, count_powers, over_width
@@ -111,7 +111,9 @@ def scaling(net: Any, example: Any = None, parametrization: str | Parametrizatio
     """Count powers of the width through a network in an abc-parametrisation, and classify it.
 
     net: as for `tp.compile`, or a `Program`; its own powers of n are replaced by those of the parametrisation. example: an example
-    input (None for a program). parametrization: "standard", "ntk", "mup", "mean_field" or a `tp.Parametrization`.
+    input (None for a program). parametrization: "standard", "ntk", "mup", "mean_field" or a `tp.Parametrization`. The output is a
+    readout, by whatever power of n it is divided (as an average of weights times coordinates is one divided by n), or an average over
+    the width of other functions, which is of the size 1 and whose gradients are of the size 1/n.
 
     Returns a `Scaling`: sizes at initialisation, changes by one step of gradient descent and by later ones, the class, and the
     instruction that decides. Powers are those of generic inputs, nonlinearities and targets. Unstable is a hidden layer that is not of
@@ -136,7 +138,8 @@ def scaling(net: Any, example: Any = None, parametrization: str | Parametrizatio
     if isinstance(net, Program):
         program, tree = net, jax.tree.structure(0 if len(net.inputs) == 1 else (0,) * len(net.inputs))
     else:
-        program, tree = interpret(trace(as_model(net, example), example)), jax.tree.structure(abstract(example))
+        program = interpret(trace(as_model(net, example), example), averages=True, any_power=True)
+        tree = jax.tree.structure(abstract(example))
     unknown = sorted(set(chosen.given) - {w.name for w in program.weights})
     if unknown:
         raise InputError(
@@ -147,12 +150,13 @@ def scaling(net: Any, example: Any = None, parametrization: str | Parametrizatio
 
 
 def _classified(program: Program, tree: Any, chosen: Parametrization, counts: Counts) -> Scaling:
+    above = _above_averages(program)
     rows = tuple(
         _row(program, node, counts)
         for node in program.nodes
-        if node.type.kind == "vector" and not isinstance(node, Weight)
+        if node in above or (node.type.kind == "vector" and not isinstance(node, Weight))
     )
-    read = _read_by_readouts(program)
+    read = _read_by_readouts(program) + [x for node in above if isinstance(node, Moment) for x in node.xs]
     features = max((_later(counts, x) for x in read), default=NEVER)
     start = _first(rows, lambda r: _not_of_size_one(r, program, counts), "initial", "has the size {} at initialisation")
     kind, decides = "unstable", start
@@ -179,7 +183,7 @@ def _what(program: Program, node: Node) -> str:
         return f"MatMul({node.root.name}, {program.names[node.x]})"
     kind = f"{type(node).__name__}"
     shown = ", ".join(program.names[o] for o in operands(node))
-    return f"{kind}({node.phi}; {shown})" if isinstance(node, Nonlin) else f"{kind}({shown})"
+    return f"{kind}({node.phi}; {shown})" if isinstance(node, Nonlin | Moment) else f"{kind}({shown})"
 
 
 def _later(counts: Counts, node: Node) -> Power:
@@ -225,6 +229,23 @@ def _trained(program: Program, rows: tuple[Row, ...], features: Power, counts: C
 def _read_by_readouts(program: Program) -> list[Node]:
     """What the readouts sum over the width."""
     return [n.x for n in program.nodes if isinstance(n, MatMul) and n.type.width is None and n.x.type.kind == "vector"]
+
+
+def _above_averages(program: Program) -> list[Node]:
+    """The averages over the width that the output is a function of, and what is made of them."""
+    found: set[Node] = set()
+    open_ = [program.output] if program.output.type.kind == "scalar" else []
+    while open_:
+        node = open_.pop()
+        if node not in found:
+            found.add(node)
+            open_ += [] if isinstance(node, Moment) else operands(node)
+    inside = [node for node in program.nodes if node in found]
+    above: set[Node] = set()
+    for node in inside:
+        if isinstance(node, Moment) or any(o in above for o in operands(node)):
+            above.add(node)
+    return [node for node in inside if node in above]
 
 
 def _updates(program: Program, counts: Counts) -> dict[str, Power | None]:

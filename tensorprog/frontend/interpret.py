@@ -53,17 +53,18 @@ class Equation:
         return np.dtype(aval(self.eqns[0].outvars[0]).dtype)
 
 
-def interpret(traced: Trace, *, averages: bool = False) -> Program:
-    """The program of a traced network. averages: take an average over the width for an output too.
+def interpret(traced: Trace, *, averages: bool = False, any_power: bool = False) -> Program:
+    """The program of a traced network. averages: take an average over the width for an output too. any_power: take a readout whatever
+    power of n it is divided by, as if that were sqrt(n).
 
     Raises `UnsupportedError`, with the user's source line, for what no rule covers, and `NetworkError` where the
     result is not a Gaussian output of finite size.
     """
     with jax.enable_x64(True):
         inputs, outputs = _results(traced)
-        if averages and len(outputs) == 1 and (average := average_of(outputs[0])) is not None:
+        if averages and len(outputs) == 1 and (average := average_of(outputs[0], divided=not any_power)) is not None:
             return Program(inputs, average)
-    return Program(inputs, *_output(outputs))
+    return Program(inputs, *_output(outputs, any_power))
 
 
 def interpret_outputs(traced: Trace) -> tuple[tuple[Input, ...], list[Output]]:
@@ -140,7 +141,7 @@ def _fitted(name: str, what: str, v1: float, v2: float) -> tuple[float, Fraction
     return float(value), power
 
 
-def _output(outputs: Sequence[Value]) -> tuple[Node, tuple[int, ...]]:
+def _output(outputs: Sequence[Value], any_power: bool) -> tuple[Node, tuple[int, ...]]:
     from tensorprog.frontend.mirrored import mirrored_axes
 
     if len(outputs) != 1:
@@ -179,7 +180,7 @@ def _output(outputs: Sequence[Value]) -> tuple[Node, tuple[int, ...]]:
                 mend="end it with a Gaussian readout, such as nn.dense(h, features=1); tp.compile and tp.joint take averages",
             )
         )
-    if out.power:
+    if out.power and not any_power:
         grows = "grows" if out.power > 0 else "vanishes"
         raise NetworkError(
             explain(

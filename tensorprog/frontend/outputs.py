@@ -64,13 +64,13 @@ def output_of(value: Value, label: str) -> Output:
     return Output(label, "average", out.node)
 
 
-def average_of(value: Value) -> Node | None:
-    """The variable of an average over the width, a readout divided by n among them; None for other values."""
+def average_of(value: Value, *, divided: bool = True) -> Node | None:
+    """The variable of an average over the width, with `divided` a readout divided by n among them; None for other values."""
     out = to_var(value)
     if len(out.blocks) > 1 or width_axis(out.layout) is not None:
         return None
     if out.random:
-        divided = out.power == Fraction(-1, 2) and out.node.type.width is None
+        divided = divided and out.power == Fraction(-1, 2) and out.node.type.width is None
         return _averaged(out.node, "output", out) if divided else None
     return out.node if not out.power and has_moment(out.node) and logits_refusal(out) is None else None
 

@@ -45,7 +45,10 @@ from tensorprog.passes.structure import Structure
 
 __all__ = ["linear_of"]
 
-MOST_PAIRS = 100  # of Gaussians at their places: each has an expectation of its own, and code of its own; more are sampled together
+MOST_PAIRS = 100  # of Gaussians; more are sampled together
+MOST_PAIRS_AT_PLACES = (
+    256  # the same of Gaussians at their places: each has an expectation of its own, and code of its own
+)
 MOST_GAUSSIANS = 40  # of a tangent; four steps of an LSTM have 32
 FEW = 2  # Gaussians of a slope that is written out in them
 MOST_PLACES = 16  # positions of a Gaussian that are mixed
@@ -53,9 +56,10 @@ MOST_PLACES = 16  # positions of a Gaussian that are mixed
 
 @dataclass(frozen=True)
 class _Part:
-    """One Gaussian of a tangent, at one of the places that are mixed: its slope, and the letters of its axes."""
+    """One Gaussian of a tangent, at one of the places that are mixed: its slope, and the letters of its axes. whole: at all places."""
 
     gaussian: Node
+    whole: Node
     slope: Node
     letters: str
 
@@ -68,7 +72,7 @@ def linear_of(q: Second, facts: Structure, tolerance: float | None) -> Work[Quan
     if first is None or second is None:
         return None
     pairs = [(g, h) for g in first for h in second if not facts.uncorrelated(g.gaussian, h.gaussian, q.cross)]
-    if len(pairs) > MOST_PAIRS:
+    if len(pairs) > MOST_PAIRS_AT_PLACES or len({(g.whole, h.whole) for g, h in pairs}) > MOST_PAIRS:
         return None
     sizes = sizes_of((q.lu, q.u.type.shape), (q.lv, q.v.type.shape))
     every = "".join(dict.fromkeys(c for c in q.lu + q.lv if c != "1" and sizes[c] > 1))
@@ -147,7 +151,7 @@ def _parts(u: Node, letters: str, facts: Structure) -> list[_Part] | None:
                 continue
             if slope.type.kind == "vector" and facts[slope].odd is not False:
                 return None
-            found.append(_Part(_cut(g, at), slope, own))
+            found.append(_Part(_cut(g, at), g, slope, own))
     return found
 
 

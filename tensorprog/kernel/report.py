@@ -179,6 +179,9 @@ class _Page:
                 yield line
         yield "\n## The kernels\n"
         yield from notes
+        if self.moved and any(isinstance(q, (Average, Sampled)) for q in self.reductions):
+            yield "Caveat: expectations are sampled. The tangent kernels of the tangent and of the adjoint program, which are one in theory,"
+            yield "agree within `kernel.standard_error`; to rounding only where both come to the same functions to sample.\n"
         for label, moved in self.moved:
             if isinstance(moved, Adjoint):
                 yield from self.uses(label, moved)

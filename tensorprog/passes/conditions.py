@@ -34,7 +34,7 @@ def check_readouts(program: Program) -> None:
 
     Averages over the width converge, whatever their weights are used for besides.
     """
-    if program.output.type.kind == "vector" and not symmetric_law(program):
+    if program.output.type.kind == "vector" and not symmetric_law([program.output]):
         check_uses(program.nodes)
         return
     check_layouts(program.nodes)
@@ -54,9 +54,10 @@ def check_uses(nodes: Iterable[Node]) -> None:
     check_layouts(nodes)
     uses: dict[str, tuple[str, Node]] = {}
     facts, transposed = Structure([]), tied_weights(nodes)
+    read = _read(nodes, facts)
     for node in nodes:
         for weight in (w for w in operands(node) if isinstance(w, Weight)):
-            tied = not transposed and _tied_readout(node, weight, facts)
+            tied = not transposed and _tied_readout(node, weight, facts, read)
             use = HIDDEN if tied else _use(node, weight)
             first, where = uses.setdefault(weight.name, (use, node))
             if use != first:
@@ -66,11 +67,24 @@ def check_uses(nodes: Iterable[Node]) -> None:
 HIDDEN = "as a vector of hidden coordinates"
 
 
-def _tied_readout(node: Node, weight: Weight, facts: Structure) -> bool:
-    """Is it a readout of Gaussians that other weights made, so that its weight may be used as hidden coordinates too?"""
+def _read(nodes: Iterable[Node], facts: Structure) -> dict[str, set[str]]:
+    """For every weight of a readout the weights at the surface of what it reads."""
+    found: dict[str, set[str]] = {}
+    for node in nodes:
+        if isinstance(node, MatMul) and node.type.width is None and node.x.type.kind == "vector":
+            found.setdefault(node.root.name, set()).update(name for name, *_ in facts[node.x].roots)
+    return found
+
+
+def _tied_readout(node: Node, weight: Weight, facts: Structure, read: dict[str, set[str]]) -> bool:
+    """Is it a readout of Gaussians that other weights made, so that its weight may be used as hidden coordinates too?
+
+    Not where one of these weights is a readout's of what this one is a part of: v.(u h) and u.(v h) have terms in common.
+    """
     if not isinstance(node, MatMul) or node.type.width is not None or node.x.type.kind != "vector":
         return False
-    return all(name != weight.name for name, *_ in facts[node.x].roots)
+    names = {name for name, *_ in facts[node.x].roots}
+    return weight.name not in names and not any(weight.name in read.get(name, ()) for name in names)
 
 
 def _use(node: Node, weight: Weight) -> str:

@@ -135,32 +135,33 @@ class _Work:
             return
         layout = Layout(made, by, links)
         for places in layout.places():
-            if (mean := self._mean_slope(made, by, layout.seed(places))) is not None:
+            if (mean := self._mean_slope(made, by, layout, places)) is not None:
                 yield from (Dot(made, by, a, y) for a, y in layout.term(mean, places))
 
-    def _mean_slope(self, made: MatMul, by: MatMul, seed: Const) -> Node | None:
+    def _mean_slope(self, made: MatMul, by: MatMul, layout: Layout, places: dict[str, int]) -> Node | None:
         """E[dx / d by]; where a jump makes delta functions, with the form that has none beside it."""
+        place = layout.place(places)
         try:
-            slope = self._slope(made.x, by, seed)
+            slope = self._slope(made.x, by, layout.seed(places))
         except UnsupportedError:
-            if (found := self._without_derivatives(made, by)) is None:
+            if (found := self._without_derivatives(made, by, place)) is None:
                 raise
             return found
         if slope is None or (slope.type.kind == "vector" and _mean_vanishes(slope)):
             return None
         mean = mean_of(slope)
-        if mean is None or not has_delta(slope) or (other := self._without_derivatives(made, by)) is None:
+        if mean is None or not has_delta(slope) or (other := self._without_derivatives(made, by, place)) is None:
             return mean
         return ArrayOp(EITHER, (), (mean, other), mean.type.shape, source=made.source)
 
-    def _without_derivatives(self, made: MatMul, by: MatMul) -> Node | None:
+    def _without_derivatives(self, made: MatMul, by: MatMul, place: dict[int, int]) -> Node | None:
         family = [
             other
             for other in self._earlier[made.root]
             if (other.summed == by.summed or made.root.symmetric)
             and not opposite(self.facts[other].odd, self.facts[by].odd)
         ]
-        return by_stein(made.x, by, family)
+        return by_stein(made.x, by, family, place)
 
     def _slope(self, x: Node, by: MatMul, seed: Const) -> Node | None:
         key = (by, seed.value)

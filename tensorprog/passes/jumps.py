@@ -8,7 +8,9 @@ structure, so that it is the second choice: `ArrayOp("either", (mean derivative,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 
 import sympy
 
@@ -20,6 +22,7 @@ from tensorprog.passes.slopes import is_leaf
 __all__ = ["EITHER", "STEIN", "by_stein", "has_delta"]
 
 EITHER, STEIN = "either", "stein"
+MOST_MIXED = 16  # products at their mixed positions, all of whose covariances are asked for
 _PRODUCT = Phi(vector(0) * vector(1), 2)
 
 
@@ -29,26 +32,41 @@ def has_delta(slope: Node) -> bool:
     return any(isinstance(n, Nonlin) and n.phi.expr.has(sympy.DiracDelta) for n in inner)
 
 
-def by_stein(x: Node, by: MatMul, family: Sequence[MatMul]) -> Node | None:
-    """E[dx / d by] at every position of x; None where positions are mixed on the way. family: all products with that matrix
-    that `by` is correlated with."""
-    placed = []
+def by_stein(x: Node, by: MatMul, family: Sequence[MatMul], place: Mapping[int, int]) -> Node | None:
+    """E[dx / d by] at every position of x. family: all products with that matrix that `by` is correlated with. place: along the axes of
+    `by` whose positions are mixed on the way, which one. None where they are too many."""
+    placed: list[tuple[MatMul, dict[int, int], Node]] = []
     for product in family:
         links = links_of(x, product)
         if links is None:
             continue
-        if any(link is None and n > 1 for link, n in zip(links, product.type.shape, strict=True)):
+        sizes = product.type.shape
+        mixed = [i for i, (link, n) in enumerate(zip(links, sizes, strict=True)) if link is None and n > 1]
+        if len(placed) + math.prod(sizes[i] for i in mixed) > MOST_MIXED:
             return None
-        placed.append((product, _placed(product, links, x)))
-    vectors = [u for _, u in placed]
+        for at in itertools.product(*(range(sizes[i]) for i in mixed)):
+            here = dict(zip(mixed, at, strict=True))
+            placed.append((product, here, _placed(_cut(product, here), links, x)))
+    vectors = [u for *_, u in placed]
     shape, source = x.type.shape, x.source
     covariances = [Moment(_PRODUCT, (u, v), (), source=source) for u in vectors for v in vectors]
     with_x = [Moment(_PRODUCT, (u, x), (), source=source) for u in vectors]
-    (place,) = (i for i, (product, _) in enumerate(placed) if product is by)
-    return ArrayOp(STEIN, (("place", place),), (*with_x, *covariances), shape, source=source)
+    (which,) = (i for i, (product, here, _) in enumerate(placed) if product is by and here == dict(place))
+    return ArrayOp(STEIN, (("place", which),), (*with_x, *covariances), shape, source=source)
 
 
-def _placed(u: MatMul, links: Sequence[int | None], x: Node) -> Node:
+def _cut(u: MatMul, at: Mapping[int, int]) -> Node:
+    """A product at some places of the axes that are mixed."""
+    if not at:
+        return u
+    shape = u.type.shape
+    start = tuple(at.get(i, 0) for i in range(len(shape)))
+    stop = tuple(at[i] + 1 if i in at else n for i, n in enumerate(shape))
+    op = position("slice", start=start, stop=stop, stride=(1,) * len(shape))
+    return PositionMap(op, (u,), Type("vector", op.shape(shape), u.type.axis, u.type.width), source=u.source)
+
+
+def _placed(u: Node, links: Sequence[int | None], x: Node) -> Node:
     """A product at the positions of x."""
     shape, axis, width = x.type.shape, x.type.axis, x.type.width
     kept = [i for i in range(len(links)) if links[i] is not None or i == u.type.axis]

@@ -87,6 +87,10 @@ class Layout:
         for place in itertools.product(*(range(self.sizes[c]) for c in mixed)):
             yield dict(zip(mixed, place, strict=True))
 
+    def place(self, places: dict[str, int]) -> dict[int, int]:
+        """These positions by the axis of u, axes of size one left out."""
+        return {i: places[c] for i, c in enumerate(self.u) if c in places and self.by.type.shape[i] > 1}
+
     def seed(self, places: dict[str, int]) -> Const:
         """The derivative of u in itself at these positions, all others at once."""
         value = np.zeros(self.by.type.shape)

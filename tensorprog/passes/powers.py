@@ -5,6 +5,9 @@ independent with mean zero, as in W x with x made without W, and n^(q + 1) where
 sum x . x' has terms of one sign, and in a readout of what training made of the readout itself (Yang and Hu 2021, Tensor Programs
 IV, appendix F-H; the table of appendix A). The loss's derivative in the output counts as one. Sizes are those of generic inputs: what
 cancels exactly is not seen, so that a power may be an upper bound.
+
+An average over the width as output, f = (1/n) sum psi(h), has the size one, and gradients of the size 1/n whose terms have signs of
+their own accord: unlike those of a readout, which has random weights, their sums over the width are aligned from the start.
 """
 
 from __future__ import annotations
@@ -124,6 +127,7 @@ def _gradients(
 ) -> dict[Node, Power]:  # fmt: skip
     """The powers of the output's derivative in every variable. before: the largest so far, of which the weights' updates are made."""
     size = {node: max(initial[node], change.get(node, NEVER)) for node in program.nodes}
+    aligned = before is not None or program.output.type.kind == "scalar"
     found: dict[Node, Power] = dict.fromkeys(program.nodes, NEVER)
     found[program.output] = Fraction(0)
 
@@ -142,7 +146,7 @@ def _gradients(
                 for a, x in terms:
                     give(x, d + _of(a, size))
                     if isinstance(a, Node):
-                        give(a, d + size[x] + _summed(node, before))
+                        give(a, d + size[x] + _summed(node, aligned))
             case PositionMap(args=args):
                 give(args[0], d)
             case Nonlin(phi=phi, xs=xs, thetas=thetas) | Moment(phi=phi, xs=xs, thetas=thetas):
@@ -151,15 +155,18 @@ def _gradients(
                 for i, x in enumerate(args):
                     slope = growth(_slope(phi, i), tuple(size[y] for y in args))
                     is_theta = i >= len(xs) and bool(xs)
-                    give(x, d + slope + shared + (_summed(node, before) if is_theta else 0))
+                    give(x, d + slope + shared + (_summed(node, aligned) if is_theta else 0))
     return found
 
 
-def _summed(node: Node, before: object) -> Fraction:
-    """The derivative in a number that all coordinates share is a sum over them: of independent terms at initialisation."""
-    if node.type.width is None and not isinstance(node, Moment):
+def _summed(node: Node, aligned: bool) -> Fraction:
+    """The derivative in a number that all coordinates share is a sum over them: below a readout, of independent terms at
+    initialisation."""
+    if isinstance(node, Moment):
+        return Fraction(1)
+    if node.type.width is None:
         return Fraction(0)
-    return HALF if before is None else Fraction(1)
+    return Fraction(1) if aligned else HALF
 
 
 def _of(a: float | Node, known: Mapping[Node, Power]) -> Power:

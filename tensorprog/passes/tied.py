@@ -3,11 +3,16 @@
 f = (1/sqrt n) sum_a v_a x_a, where x depends on v. Given all else, flip the sign of v_a, for each a by itself: where x_a is even in
 it, and no other coordinate depends on it, f is a sum of independent random signs times numbers, which is Gaussian in the limit, of
 the covariance E[v x v' x']. Otherwise f has a mean of the order sqrt(n), or fluctuations of the layers below add to it.
+
+Several such readouts are jointly Gaussian, for the signs are the same; and with readouts of weights that nothing else is made of: given
+all but those, they are Gaussian, of a covariance that converges.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -33,41 +38,53 @@ from tensorprog.passes.structure import Structure
 __all__ = ["summands", "symmetric_law", "tied_readouts"]
 
 
+MOST_TIED = 4  # weights of which every choice is tried; of more all together, or one
+
+
 def _is_readout(node: Node) -> bool:
     return isinstance(node, MatMul) and node.type.width is None
 
 
-def tied_readouts(program: Program) -> frozenset[str]:
-    """The names of weights that readouts are made with, and other things."""
-    read = {node.root.name for node in program.nodes if isinstance(node, MatMul) and _is_readout(node)}
-    other = {w.name for node in program.nodes if not _is_readout(node) for w in operands(node) if isinstance(w, Weight)}
+def tied_readouts(nodes: Iterable[Node]) -> frozenset[str]:
+    """The names of weights that readouts are made with, and other things. nodes: of all programs together."""
+    nodes = tuple(nodes)
+    read = {node.root.name for node in nodes if isinstance(node, MatMul) and _is_readout(node)}
+    other = {w.name for node in nodes if not _is_readout(node) for w in operands(node) if isinstance(w, Weight)}
     return frozenset(read & other)
 
 
-def symmetric_law(program: Program) -> bool:
-    """Is every tied readout odd in each coordinate of its weight, on which no other coordinate depends?"""
-    names = tied_readouts(program)
+def symmetric_law(outputs: Sequence[Node]) -> bool:
+    """Are all tied readouts odd in each coordinate of some of their weights, on which no other coordinate depends? outputs: of all
+    programs."""
+    nodes = tuple(topological(outputs))
+    names = sorted(tied_readouts(nodes))
     if not names:
         return True
+    most = len(names) if len(names) <= MOST_TIED else 1
+    flips = [frozenset(some) for size in range(most, 0, -1) for some in itertools.combinations(names, size)]
+    return any(_odd_in(frozenset(names), flipped, outputs, nodes) for flipped in [frozenset(names), *flips])
+
+
+def _odd_in(names: frozenset[str], flipped: frozenset[str], outputs: Sequence[Node], nodes: Sequence[Node]) -> bool:
+    """Do the terms of all tied readouts change their signs where those of a coordinate of some weights are flipped?"""
     new: dict[Node, Node] = {}
     touched: set[Node] = set()
-    for node in program.nodes:
+    for node in nodes:
         parts = [new[o] for o in operands(node)]
         if isinstance(node, Weight) and node.name in names:
-            new[node] = replace(node, primed=True, tangent_std=0.0)
+            new[node] = replace(node, primed=node.name in flipped, tangent_std=0.0)
             touched.add(node)
             continue
         new[node] = rebuild(node, parts)
+        if isinstance(node, Moment):
+            continue  # a number: it moves f by its fluctuation, of 1/sqrt(n), times a sum of n odd terms over sqrt(n)
         if any(o in touched for o in operands(node)):
             touched.add(node)
-            mixes = isinstance(node, MatMul) and not _is_readout(node) and node.x in touched
-            if mixes or isinstance(node, Moment):
+            if isinstance(node, MatMul) and not _is_readout(node) and node.x in touched:
                 return False
-    facts = Structure([new[program.output]])
-    read = [
-        node for node in program.nodes if isinstance(node, MatMul) and _is_readout(node) and node.root.name in names
-    ]
-    return all(node.x not in touched or facts[new[node.x]].odd is False for node in read)
+    facts = Structure([new[output] for output in outputs])
+    read = [node for node in nodes if isinstance(node, MatMul) and _is_readout(node) and node.root.name in names]
+    return all(node.x not in touched or facts[new[node.x]].odd is (node.root.name not in flipped) for node in read)
 
 
 # ------------------------------------------------------------------------------------------ the covariance

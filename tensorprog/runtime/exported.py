@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import export
+from jax import export, lax
 
 from tensorprog.errors import InputError, explain
 from tensorprog.ir import Input
@@ -113,23 +113,44 @@ def _short_file_names() -> Iterator[None]:
 
 
 def deserialise(
-    members: Mapping[str, bytes], inputs: Sequence[Input], tree: Any, hypers: Mapping[str, float], shape: tuple[int, ...], pair_entries: int
+    members: Mapping[str, bytes], inputs: Sequence[Input], tree: Any, hypers: Mapping[str, float], shape: tuple[int, ...], pair_entries: int,
+    kinks: bool = False, draws: bool = False,
 ) -> Functions:  # fmt: skip
     """The functions of an archive, tried out by lowering one for the default device.
 
     Raises whatever JAX raises for an artefact that it can no longer read, or that was not exported for this platform.
     """
     run = _runners(members, inputs, tree, hypers, ("block", "diagonal"))
-    return Functions(run("block"), run("diagonal"), shape, pair_entries)  # type: ignore[arg-type]
+    block = run("block")
+    rows = _one_by_one(block)
+    return Functions(block, run("diagonal"), shape, pair_entries, rows=rows, kinks=kinks, draws=draws)  # type: ignore[arg-type]
 
 
 def deserialise_blocks(
     members: Mapping[str, bytes], inputs: Sequence[Input], tree: Any, hypers: Mapping[str, float], shapes: Sequence[tuple[int, ...]],
-    rights: Sequence[int], entries: int, noise: bool,
+    rights: Sequence[int], entries: int, noise: bool, kinks: bool = False, draws: bool = False, positions: bool = False,
 ) -> BlockFunctions:  # fmt: skip
     """The same of an archive of several outputs."""
     run = _runners(members, inputs, tree, hypers, ("block", "diagonal", "means"))
-    return BlockFunctions(run("block"), run("diagonal"), run("means"), tuple(shapes), tuple(rights), entries, noise)
+    block, sizes = run("block"), (tuple(shapes), tuple(rights), entries, noise)
+    return BlockFunctions(
+        block, run("diagonal"), run("means"), *sizes, draws=draws, rows=_one_by_one(block), kinks=kinks, positions=positions
+    )  # fmt: skip
+
+
+def _one_by_one(
+    block: Callable[..., tuple[jax.Array, ...]],
+) -> Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, ...]]:
+    """The i-th with the i-th input, by the function of all pairs: for the few pairs that are computed again in float64."""
+
+    def rows(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
+        def one(pair: tuple[Leaves, Leaves]) -> tuple[jax.Array, ...]:
+            first, second = ([leaf[None] for leaf in x] for x in pair)
+            return tuple(k[0, 0] for k in block(first, second, hypers))
+
+        return lax.map(one, (x1, x2))
+
+    return rows
 
 
 def _runners(

@@ -14,7 +14,7 @@ from jax import lax
 from tensorprog.runtime.assembly import Ahead, Pairs
 from tensorprog.runtime.kernel import GET, Functions, Hypers, Leaves, Steps, float_dtype, whole
 from tensorprog.runtime.pieces import Code, Piece, Progress, Work, assemble, matrices, part
-from tensorprog.runtime.refine import Refine, in_float64
+from tensorprog.runtime.refine import Refine, in_float64, sketch
 from tensorprog.runtime.tiles import TILE_BYTES, Tiling, pairs_in_memory
 
 __all__ = ["Gram", "Layers", "Way", "refined"]
@@ -49,8 +49,9 @@ class Layers:
     def _of_inputs(self, sides: list[Leaves], hypers: Hypers, own: bool) -> list[Any]:
         """What pairs read, of one or two sets of inputs; with the kernels of each input with itself, if `own`."""
         counts = [len(x[0]) for x in sides]
-        states = self._steps.states([jnp.concatenate(leaves) for leaves in zip(*sides, strict=True)], hypers)
-        both = states, self._steps.own(states) if own else None
+        joined = [jnp.concatenate(leaves) for leaves in zip(*sides, strict=True)]
+        states = self._steps.states(joined, hypers)
+        both = states, (self._steps.own(states), sketch(joined)) if own else None
         starts = np.cumsum([0, *counts])
         return [jax.tree.map(lambda a: a[k : k + n], both) for k, n in zip(starts, counts, strict=False)]  # noqa: B023
 
@@ -58,10 +59,12 @@ class Layers:
         self, first: Any, second: Any, i: Any, j: Any, *, rows: int, columns: int, get: tuple[str, ...]
     ) -> tuple[list[jax.Array], jax.Array | None]:
         """One tile."""
-        (a, own1), (b, own2) = part(first, i, rows), part(second, j, columns)
-        found = self._steps.pairs(a, b)
-        near = None if own1 is None or self._refine is None else self._refine.near(found[0], own1[0], own2[0])
-        marks = None if near is None else jnp.any(near, axis=0)
+        (a, more1), (b, more2) = part(first, i, rows), part(second, j, columns)
+        found, marks = self._steps.pairs(a, b), None
+        if more1 is not None and self._refine is not None:
+            (own1, sketch1), (own2, sketch2) = more1, more2
+            near = self._refine.near(found[0], own1[0], own2[0]) | self._refine.alike(sketch1, sketch2)
+            marks = jnp.any(near, axis=0)
         return [found[self._names.index(name)] for name in get], marks
 
     def work(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> Work:
@@ -77,11 +80,14 @@ class Layers:
 
         if refine is None:
             return Work(names, tile)
-        (own1, ntk), (own2, _) = ([np.asarray(kernel) for kernel in own] for _, own in ends)
+        (own1, ntk), (own2, _) = ([np.asarray(kernel) for kernel in own] for _, (own, _) in ends)
+        sketch1, sketch2 = (np.asarray(found) for _, (_, found) in ends)
 
         def again(kernels: list[np.ndarray], i: int, j: int, columns: np.ndarray) -> Pairs:
             some = kernels[0][:, columns]
-            rows, at = np.nonzero(refine.near(some, own1[i : i + len(some)], own2[j + columns], np))
+            near = refine.near(some, own1[i : i + len(some)], own2[j + columns], np)
+            near |= refine.alike(sketch1[i : i + len(some)], sketch2[j + columns])
+            rows, at = np.nonzero(near)
             return Pairs(i + rows, j + columns[at])
 
         return Work(names, tile, again, lambda pairs: {"ntk": refine.mended(x1, sides[-1], ntk, hypers, pairs)})

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from tensorprog.runtime.blocks import Blocks
 from tensorprog.runtime.call import KernelFunction
-from tensorprog.runtime.kernel import KernelResult, check_get
+from tensorprog.runtime.inputs import is_traced
+from tensorprog.runtime.kernel import KernelResult, check_get, float_dtype
+from tensorprog.runtime.refine import in_float64, near_pairs
 
 __all__ = ["JointFunction", "OutputLike"]
 
@@ -39,8 +42,22 @@ class JointFunction(KernelFunction):
         raise NotImplementedError
 
     def _matrices(self, names: tuple[str, ...], x1: Any, x2: Any, hypers: dict[str, Any]) -> list[jax.Array]:
-        """The matrices of all blocks."""
-        return self._blocks(names)(x1, x2, hypers)
+        """The matrices of all blocks; in float32, with pairs of nearly equal inputs in float64."""
+        blocks = self._blocks(names)
+        narrow = float_dtype(x1) == np.float32 and not is_traced((x1, x2, hypers)) and names != ("nngp",)
+        if not narrow or blocks.refine is None:
+            return blocks(x1, x2, hypers)
+        if any(part.kind == "average" for part in self.outputs):
+            return in_float64(blocks, x1, x2, hypers)
+        found, count = blocks(x1, x2, hypers), len(self.outputs)
+        first = self._blocks(("nngp",))
+        nngp = found[: count**2] if names[0] == "nngp" else first(x1, x2, hypers)
+        own1 = first.diagonal(x1, hypers)
+        own2 = own1 if x2 is None else first.diagonal(x2, hypers)
+        which = [place * (count + 1) for place in range(count)]
+        kernels = [(nngp[k], own1[k], own2[k]) for k in which]
+        near = near_pairs(blocks.refine, kernels, x1, x1 if x2 is None else x2)
+        return blocks.mended(found, near, x1, x2, hypers)
 
     def __call__(
         self, x1: Any, x2: Any = None, *, get: str | Sequence[str] | None = None, progress: bool = False, **hypers: Any
@@ -51,7 +68,7 @@ class JointFunction(KernelFunction):
         `nngp["a"]["b"]` has E[a(x1) b(x2)], of shape (N1, N2, *A, *B) with A and B the shapes of `outputs`: a tree, as the network
         returns it, of trees. Features of readouts that are independent copies are given once. In float32, nearly equal inputs are
         computed in float64 where nonlinearities have kinks, and everything where an average over the width is among the outputs; but
-        not inside `jax.jit` or `jax.grad`, nor by a loaded kernel, which keep half the digits of such tangent kernels.
+        not inside `jax.jit` or `jax.grad`, which keep half the digits of such tangent kernels.
 
         Raises InputError for bad inputs, UnsupportedError for a tangent kernel that neither program gives (get="nngp" leaves it
         out).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
@@ -42,6 +43,9 @@ def save(
         "method": method,
         "output_axes": list(made.shape),
         "pair_entries": made.pair_entries,
+        "kinks": made.kinks,
+        "draws": made.draws,
+        "average": program.output.type.kind == "scalar",
         "noise": any(weight.per_input for weight in program.weights),
     }
     write_archive(path, manifest, members | artefacts)
@@ -140,11 +144,12 @@ class LoadedKernel(Serialised, KernelFunction):
             m = manifest
             inputs, tree, hypers, nonnegative, self._tolerance, noise, self.method = read_description(m)
             shape, entries = tuple(map(int, m["output_axes"])), int(m["pair_entries"])
+            kinks, draws = bool(m.get("kinks", False)), bool(m.get("draws", False))
         except MALFORMED as error:
             raise malformed(path, error) from error
         super().__init__(inputs, tree, hypers, nonnegative, noise)
         try:
-            made = deserialise(self._members, inputs, tree, hypers, shape, entries)
+            made = deserialise(self._members, inputs, tree, hypers, shape, entries, kinks, draws)
         except Exception as error:  # JAX names no exception for an artefact that it refuses
             self._fall_back(error)
             try:
@@ -187,7 +192,7 @@ class _SerialisedGram(Gram):
     """Matrices from serialised functions; from the kernel derived anew where JAX turns out not to run them."""
 
     def __init__(self, made: Functions, kernel: LoadedKernel):
-        super().__init__(made)
+        super().__init__(made, average=bool(kernel.manifest.get("average", False)))
         self._kernel, self._has_run = kernel, False
 
     def _attempt(self, method: str, *args: Any) -> Any:
@@ -228,4 +233,4 @@ def _with_derivatives(made: Functions, kernel: LoadedKernel) -> Functions:
 
         return call
 
-    return Functions(extended("block"), extended("diagonal"), made.shape, made.pair_entries)
+    return replace(made, block=extended("block"), diagonal=extended("diagonal"))

@@ -87,6 +87,9 @@ def save_joint(
             for output in outputs
         ],
         "pair_entries": made.entries,
+        "kinks": made.kinks,
+        "draws": made.draws,
+        "positions": made.positions,
         "noise": made.noise,
     }
     write_archive(path, manifest, members | artefacts)
@@ -109,6 +112,7 @@ class LoadedJoint(Serialised, JointFunction):
             self._out_tree = tree_of(manifest["returns"])
             self.outputs = tuple(self._output(k, entry) for k, entry in enumerate(manifest["outputs"]))
             entries = int(manifest["pair_entries"])
+            kinds = [bool(manifest.get(name, False)) for name in ("kinks", "draws", "positions")]
             if self._out_tree.num_leaves != len(self.outputs):
                 raise ValueError(f"{len(self.outputs)} outputs but {self._out_tree.num_leaves} leaves")
         except ProgramError as error:
@@ -121,7 +125,7 @@ class LoadedJoint(Serialised, JointFunction):
         pairs = [(a.shape, b.shape) for a in self.outputs for b in self.outputs] * 2
         shapes, rights = [(*a, *b) for a, b in pairs], [len(b) for _, b in pairs]
         try:
-            self._serialised = deserialise_blocks(members, inputs, tree, hypers, shapes, rights, entries, noise)
+            self._serialised = deserialise_blocks(members, inputs, tree, hypers, shapes, rights, entries, noise, *kinds)
         except Exception as error:  # JAX names no exception for an artefact that it refuses
             self._fall_back(error)
         self._made: dict[tuple[str, ...], Blocks] = {}

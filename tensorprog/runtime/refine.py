@@ -4,8 +4,9 @@ A neural tangent kernel with kinked nonlinearities changes like the angle betwee
 coincide, and a rounded cosine knows an angle only to half its digits. Such pairs are few, so computing them
 again costs little. Equal inputs have the kernel of an input with itself, which is exact.
 
-How near two inputs are is read off the nngp. That of an average over the width, a product of two numbers, says nothing of it: with
-such an output all is computed in float64.
+How near two inputs are is read off the nngp and off the inputs themselves: a first layer sees their directions alone, and biases above it
+move apart what was near there, as x and 2 x with a little noise. The nngp of an average over the width, a product of two numbers, says
+nothing of it: with such an output all is computed in float64.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.runtime.assembly import Ahead, Pairs, at_once, cores
-from tensorprog.runtime.kernel import Hypers, Leaves
+from tensorprog.runtime.kernel import Hypers, Leaves, float_dtype
 from tensorprog.runtime.tiles import pairs_in_memory
 
-__all__ = ["ANGLE_OF_OUTPUTS", "ANGLE_OF_POSITIONS", "Refine", "in_float64", "near_pairs", "unlike"]
+__all__ = ["ANGLE_OF_OUTPUTS", "ANGLE_OF_POSITIONS", "Refine", "in_float64", "near_pairs", "sketch", "unlike"]
 
 ANGLE = 1e-3  # 1 - cosine below which a pair is near; above, float32 keeps the NTK to 1e-5 at depth 20
 ANGLE_OF_OUTPUTS = 1e-2  # the same for several outputs, of which one may stand many layers above another
 ANGLE_OF_POSITIONS = 1e-4  # the same where a kernel is an average over positions, whose errors average as well
 CHUNK = 1024
+SKETCH = 32  # random coordinates of a direction
+SURELY = 3.5  # times the square of a distance, the square of its sketch is above that with a probability of 1e-9 (a chi-square of 32)
 
 
 class Refine:
@@ -49,6 +52,13 @@ class Refine:
     def near(self, nngp: Any, own1: Any, own2: Any, xp: Any = jnp) -> Any:
         """Which pairs are near, by their nngp and that of each input with itself. xp: NumPy or its equal in JAX."""
         return nngp > (1 - self._angle) * xp.sqrt(own1)[:, None] * xp.sqrt(own2)[None, :]
+
+    def alike(self, first: Any, second: Any) -> Any:
+        """Which pairs have nearly one direction, or opposite ones, by their sketches, in NumPy or in JAX: for inputs of many entries a
+        few others too."""
+        squares = [(a * a).sum(-1) for a in (first, second)]
+        gap = squares[0][:, None] + squares[1] - 2 * abs(first @ second.T)
+        return gap < 2 * self._angle * (SURELY if first.shape[-1] == SKETCH else 1)
 
     def mended(self, x1: Leaves, x2: Leaves, own: np.ndarray, hypers: Hypers, pairs: Pairs) -> np.ndarray:
         """The NTK of near pairs. own: that of each of the first inputs with itself."""
@@ -80,6 +90,17 @@ class Refine:
                     found = np.empty((count, *ntk.shape[1:]), np.float32)
                 found[start : start + size] = ntk[: count - start]
         return found
+
+
+def sketch(x: Leaves) -> jax.Array:
+    """The directions of inputs, (N, entries); of many entries in random coordinates, which keep a distance about as it is."""
+    flat = jnp.concatenate([leaf.reshape(len(leaf), -1).astype(float_dtype(x)) for leaf in x], 1)
+    size = jnp.linalg.norm(flat, axis=1, keepdims=True)
+    directions = flat / jnp.where(size > 0, size, 1)
+    if flat.shape[1] <= SKETCH:
+        return directions
+    turned = np.random.default_rng(0).standard_normal((flat.shape[1], SKETCH)) / math.sqrt(SKETCH)
+    return directions @ turned.astype(flat.dtype)
 
 
 def unlike(x1: Leaves, x2: Leaves, pairs: Pairs) -> np.ndarray:

@@ -143,6 +143,74 @@ def test_other_architectures() -> None:
     assert standard.kind == "unstable" and "norm0.gain" not in standard.leading
 
 
+# ------------------------------------------------------------------------------------------ averages over the width
+
+
+def wavy(z: jax.Array) -> jax.Array:
+    """Neither odd nor even, nor is its derivative: averages of it, and of its slopes, are not zero."""
+    return jnp.sin(z) + jnp.cos(z)
+
+
+def averaged(depth: int):  # type: ignore[no-untyped-def]
+    def net(x: jax.Array) -> jax.Array:
+        for layer in range(depth):
+            x = wavy(nn.dense(x, name=f"l{layer}"))
+        return jnp.mean(x)
+
+    return net
+
+
+def test_averages_over_the_width() -> None:
+    """Gradients of the size 1/n: nothing moves at the rate 1, all layers by the size one at the rate n, by the mean-field limit (Mei,
+    Montanari and Nguyen 2018), where the hidden weights are of the size 1/sqrt(n)."""
+    x = jnp.zeros(3)
+    slow = tp.scaling(averaged(2), x, "ntk")
+    assert (slow.kind, slow.output.initial, slow.output.step, slow.features, slow.ntk_power) == (
+        "trivial",
+        0,
+        -1,
+        -1,
+        -1,
+    )
+    fast = tp.scaling(averaged(2), x, replace(PARAMETRIZATIONS["ntk"], c=-1))
+    assert (fast.kind, fast.features, fast.ntk_power, set(fast.updates.values())) == ("feature learning", 0, 0, {0})
+    wide = tp.scaling(averaged(2), x, replace(PARAMETRIZATIONS["ntk"], hidden=(0, HALF), c=-1))
+    assert wide.kind == "unstable" and wide.decides == "v5 = MatMul(l1.weight, v4) changes by n"
+    assert wide.leading == ("l1.weight",) and wide.ntk_power == 1
+    unit = np.array([[1.0, -0.5, 0.7], [0.4, 1.1, 0.6]])
+    parts = tp.compile(averaged(2), unit[0]).by_parameter(unit)
+    np.testing.assert_allclose(fast.kernel()(unit).ntk, sum(parts.values()), atol=1e-12)
+    np.testing.assert_allclose(wide.kernel()(unit).ntk, parts["l1.weight"], atol=1e-12)
+
+
+def test_a_readout_is_one_by_whatever_it_is_divided() -> None:
+    def net(x: jax.Array, power: float) -> jax.Array:
+        n = nn.width()
+        return nn.weight((n,), name="out") @ jnp.tanh(nn.dense(x, name="l0")) / n**power
+
+    for name in PARAMETRIZATIONS:
+        first, *others = (tp.scaling(lambda x, p=p: net(x, p), jnp.zeros(3), name) for p in (0.5, 0.0, 1.0))
+        for other in others:
+            assert str(other) == str(first)
+    mean_field = tp.scaling(
+        lambda x: jnp.mean(nn.weight((nn.width(),)) * jnp.tanh(nn.dense(x))), jnp.zeros(3), "mean_field"
+    )
+    assert mean_field.kind == "feature learning" and mean_field.output.initial == -HALF
+
+
+def test_functions_of_averages_and_norms() -> None:
+    """Through a scale that all coordinates share gradients are sums over the width, aligned from the start."""
+
+    def net(x: jax.Array) -> jax.Array:
+        h = wavy(nn.dense(x, name="l0"))
+        g = wavy(jnp.mean(h**2) * nn.dense(h, name="l1", train=False))
+        return jnp.mean(nn.layer_norm(g, 0.1) ** 3) * jnp.mean(h)
+
+    found = tp.scaling(net, jnp.zeros(3), replace(PARAMETRIZATIONS["ntk"], c=-1))
+    assert found.kind == "feature learning" and found.updates["l0.weight"] == 0 and found.ntk_power == 0
+    assert found.decides == "v0 = MatMul(l0.weight, x0) changes by 1"
+
+
 def test_frozen_layers() -> None:
     random_features = lambda x: nn.dense(jnp.tanh(nn.dense(x, train=False)), features=1)
     found = tp.scaling(random_features, jnp.zeros(3), "mup")

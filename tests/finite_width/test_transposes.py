@@ -78,6 +78,14 @@ def jump(nn, x, features=1):
     return nn.dense(w.T @ jnp.sign(w @ nn.dense(x)), features=features)
 
 
+def jump_of_positions(nn, x, features=1):
+    """A jump of sampled variables that mixes positions."""
+    n = nn.width()
+    w, h = nn.weight((n, n)) / jnp.sqrt(n), nn.dense(x)
+    made = jnp.tanh(h @ w.T).mean(0) - 0.1 * relu(nn.dense(h)).mean(0)
+    return nn.dense(jnp.sign(made) @ w, features=features)
+
+
 def two_layers(nn, x, features=1):
     """Encoder and decoder of two tied layers each; a hidden state meets the one below it."""
     n = nn.width()
@@ -102,6 +110,7 @@ NETWORKS: dict[str, tuple[Callable, tuple[int, ...], float | None]] = {
     "tokens": (tokens, SEQUENCE, None),
     "convolution": (convolution, SEQUENCE, None),
     "jump": (jump, FLAT, None),
+    "jump of positions": (jump_of_positions, SEQUENCE, 1e-2),
 }
 
 

@@ -102,6 +102,63 @@ def test_a_tied_readout_beside_a_free_one() -> None:
     close(found.ntk, 28 * value + 16 * step * Q + 0.3)
 
 
+def test_tied_readouts_beside_others(tmp_path: Path) -> None:
+    """v.(v^2 relu) and v.relu: E v^4 = 3 between them, and E[3 v^2] and E[v^3 v] in their gradients; E[v^4 cos v] = -2/sqrt(e) with
+    v.(cos(v) relu); a readout of weights that nothing else is made of has no part in the tied one."""
+
+    def net(x: jax.Array) -> dict[str, jax.Array]:
+        v, u, h = nn.weight((nn.width(),), name="v"), nn.weight((nn.width(),), name="u"), relu(nn.dense(x, name="in"))
+        scale = jnp.sqrt(nn.width())
+        return {
+            "cubic": v @ (v**2 * h) / scale, "plain": v @ h / scale, "own": nn.dense(h, features=1)[0], "mixed": u @ h / scale
+            + v @ (jnp.cos(v) * h) / scale, "other": u @ (v * h) / scale, "mean": jnp.mean(v * h),
+        }  # fmt: skip
+
+    value, step = relu_kernel()
+    kernel = tp.joint(net, X[0])
+    k, parts = kernel(X), kernel.by_parameter(X)
+    close(k.nngp["cubic"]["cubic"], 15 * value)
+    close(k.nngp["cubic"]["plain"], 3 * value)
+    close(k.nngp["plain"]["plain"], value)
+    close(k.ntk["cubic"]["plain"], 3 * value + 3 * step * Q)
+    close(parts["v"]["cubic"]["plain"], 3 * value)
+    close(k.ntk["plain"]["mean"], value + step * Q)
+    close(k.ntk["cubic"]["mean"], 3 * value + 3 * step * Q)
+    close(k.nngp["cubic"]["mixed"], -2 * np.exp(-0.5) * value)
+    close(k.nngp["mixed"]["other"], np.zeros((4, 4)))
+    for name in ("cubic", "plain", "mixed"):
+        for matrices in k:
+            assert not np.any(matrices[name]["own"])
+    close(sum(part["mixed"]["cubic"] for part in parts.values()), k.ntk["mixed"]["cubic"])
+    close(
+        k.ntk["mixed"]["cubic"], -np.exp(-0.5) * (6 * value + 2 * step * Q)
+    )  # E[3 v^2 (cos v - v sin v)] = -6/sqrt(e)
+    kernel.export(tmp_path / "tied.tpk", platforms=("cpu",))
+    again = tp.load(tmp_path / "tied.tpk")(X)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(k), strict=True):
+        close(a, b)
+
+
+def test_readouts_that_read_each_other() -> None:
+    """v.(u h) and u.(v relu(h)) share v^2 u^2: E[h relu'] between them, and three parts in their gradients, of v, u and h, each like it; the
+    readouts by themselves are untied."""
+
+    def net(x: jax.Array) -> dict[str, jax.Array]:
+        v, u, h = nn.weight((nn.width(),), name="v"), nn.weight((nn.width(),), name="u"), nn.dense(x, name="in")
+        return {"f": v @ (u * h) / jnp.sqrt(nn.width()), "g": u @ (v * relu(h)) / jnp.sqrt(nn.width())}
+
+    value, step = relu_kernel()
+    k = tp.joint(net, X[0])(X)
+    close(k.nngp["f"]["g"], Q / 2)
+    close(k.ntk["f"]["f"], 3 * Q)
+    close(k.ntk["f"]["g"], 3 * Q / 2)
+    close(k.ntk["g"]["g"], 2 * value + step * Q)
+    whole = tp.compile(lambda x: sum(net(x).values())[None], X[0])
+    assert whole.method == "adjoint"
+    for found, blocks in zip(whole(X), k, strict=True):
+        close(found, sum(block for row in blocks.values() for block in row.values()))
+
+
 def autoencoder(x: jax.Array) -> jax.Array:
     """W' cos(W x) / sqrt(n), with outputs that depend on each other."""
     w = nn.weight((nn.width(), 3))

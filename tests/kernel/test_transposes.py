@@ -14,11 +14,14 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+import scipy.optimize
 from numpy.polynomial.hermite_e import hermegauss
 
 import tensorprog as tp
 from tensorprog import nn
-from tensorprog.ir import parse_program
+from tensorprog.ir import ArrayOp, parse_program
+from tensorprog.kernel.questions import Answer, Value
+from tensorprog.kernel.rules import Rules
 from tests.references import duals
 from tests.test_finite_width import check as check_stages
 
@@ -269,14 +272,49 @@ def test_a_jump_that_has_to_be_sampled() -> None:
     assert 0 < error < 2e-2 * exact and abs(found - exact) < 5 * error  # the coefficient's error, twice
 
 
-def test_a_jump_at_positions_that_mix_is_refused() -> None:
+def test_a_jump_at_positions_that_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pseudo-inverse over all places of the products that are mixed is what the delta functions give, place by place."""
+    mix = jnp.array([[0.5, 0.5, 0.0], [-0.2, 0.7, 0.6], [0.3, 0.3, 0.3]])
+
+    def net(x: jax.Array) -> jax.Array:
+        h, w = nn.dense(x), nn.weight((nn.width(), nn.width()))
+        return nn.dense(times_rows(jnp.sign(mix @ times_rows(h, w)), w.T).mean(0), features=1)
+
+    x = np.random.default_rng(0).standard_normal((2, 3, 2))
+    wanted = tp.compile(net, x[0])(x)
+    seen = []
+
+    def second(self: Rules, node: ArrayOp) -> Answer:
+        seen.append(node)
+        return (yield Value(node.args[1]))
+
+    monkeypatch.setattr(Rules, "_either", second)
+    found = tp.compile(net, x[0])(x)
+    assert seen
+    for a, b in zip(found, wanted, strict=True):
+        close(a, b)
+
+
+def test_a_sampled_jump_at_positions_that_mix() -> None:
+    """Within the error; of too many places it is refused. Beside finite networks: tests/finite_width/test_transposes.py."""
+
     def net(x: jax.Array) -> jax.Array:
         h, (w, v) = nn.dense(x, train=False), (nn.weight((nn.width(), nn.width()), train=False) for _ in range(2))
         u, g = times_rows(h, w), times_rows(h, v)
-        return nn.dense(times_rows(jnp.sign(u + jnp.tanh(u[::-1]) + jnp.tanh(g)), w.T), features=1, train=False)
+        return nn.dense(times_rows(jnp.sign(u + jnp.tanh(u[::-1]) + jnp.tanh(g)), w.T).mean(0), features=1, train=False)
 
+    x = np.ones(
+        (1, 2, 2)
+    )  # u of both places is one: sign(u + tanh u + tanh g), whose slope is E[2 delta] over u, for unit variances
+    kernel = tp.compile(net, x[0], tolerance=1e-2)
+    points, weights = np.polynomial.hermite_e.hermegauss(80)
+    root = [scipy.optimize.brentq(lambda u, g=g: u + np.tanh(u) + np.tanh(g), -3, 3) for g in points]
+    density = np.exp(-np.square(root) / 2) / np.sqrt(2 * np.pi)
+    slope = np.sum(weights * 2 * density) / np.sqrt(2 * np.pi)
+    found, error = kernel(x).nngp[0, 0], kernel.standard_error(x).nngp[0, 0]
+    assert 0 < error < 2e-2 and abs(found - (1 + slope**2)) < 5 * error
     with pytest.raises(tp.UnsupportedError, match="a kinked function between a weight and its transpose"):
-        tp.compile(net, jnp.zeros((2, 2)), tolerance=1e-2)
+        tp.compile(net, jnp.zeros((20, 2)), tolerance=1e-2)
 
 
 def test_a_step_of_training_written_out() -> None:
