@@ -55,8 +55,10 @@ class Kernel(KernelFunction):
 
     model: Model | None = None
 
-    def __init__(self, program: Program, tree: Any, tolerance: float | None = None, method: str = "auto"):
-        """program: fused, by `tensorprog.passes.methods.prepared`."""
+    def __init__(
+        self, program: Program, tree: Any, tolerance: float | None = None, method: str = "auto", apart: bool = True
+    ):
+        """program: fused, by `tensorprog.passes.methods.prepared`. apart: of `tensorprog.kernel.derive`."""
         super().__init__(program.inputs, tree, program.hypers, program.nonnegative)
         self.program, self._tolerance = program, tolerance
         chosen = choose(program, method)
@@ -68,7 +70,7 @@ class Kernel(KernelFunction):
         self.gradients = source if isinstance(source, Adjoint) else None
         self._exposed = expose(fuse(output_program(program), drop_zeros=True))
         moving = None if self._moved is None else self._moved.exposed
-        self.graph: KernelGraph = derive(self._exposed.program, moving, tolerance)
+        self.graph: KernelGraph = derive(self._exposed.program, moving, tolerance, apart)
         self._noise = self.graph.noise
         self._off: frozenset[str] = frozenset()
 

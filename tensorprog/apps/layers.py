@@ -110,8 +110,8 @@ class Layers:
         self._shift = 0 if found is None else found.shift
         self.blocks = found.blocks if found is not None else self._growth.blocks  # type: ignore[union-attr]
 
-    def _made(self, program: Program, method: str) -> tp.Kernel:
-        return tp.Kernel(program, self._tree, self._tolerance, method)
+    def _made(self, program: Program, method: str, apart: bool = True) -> tp.Kernel:
+        return tp.Kernel(program, self._tree, self._tolerance, method, apart)
 
     @cached_property
     def _growth(self) -> Growth | None:
@@ -145,6 +145,8 @@ class Layers:
 
     def _runs_of(self, program: Program) -> Runs | None:
         try:
+            if self._populated:  # tangents by their Gaussians have one more of them in every layer
+                return Runs(self._made(program, "tangent", apart=False))
             made = program is self._kernel.program and self._kernel.method == "tangent"
             return Runs(self._kernel if made else self._made(program, "tangent"))
         except (NoMap, UnsupportedError):
@@ -350,8 +352,8 @@ def _refusal() -> InputError:
 def _endless(populated: bool) -> UnsupportedError:
     if populated:
         reason = (
-            "its state is a population of neurons, and no step of fixed size was found for its tangent kernels: terms of all layers before "
-            "go on in it, or a weight that blocks share"
+            "its state is a population of neurons, and no step of fixed size was found for its tangent kernels, as where blocks share a "
+            "weight"
         )
     else:
         reason = (

@@ -49,14 +49,18 @@ class KernelGraph:
         return len(self.nodes)
 
 
-def derive(program: Program, moved: Program | Adjoint | None, tolerance: float | None = None) -> KernelGraph:
+def derive(
+    program: Program, moved: Program | Adjoint | None, tolerance: float | None = None, apart: bool = True
+) -> KernelGraph:
     """Ask the rules for the covariances of the output, and for the neural tangent kernel. moved: the tangent program, or the
-    gradients of the adjoint program; None where nothing is trained. tolerance: that of numerical expectations.
+    gradients of the adjoint program; None where nothing is trained. tolerance: that of numerical expectations. apart: where
+    tangents are multiplied with what has to be sampled, are they written as sums of their Gaussians (`tensorprog.kernel.linear`)? If not they
+    are sampled with it: less exact, but the same in every layer.
 
     Raises UnsupportedError where no rule answers.
     """
     further = moved.nodes if isinstance(moved, Adjoint) else [] if moved is None else [moved.output]
-    rules = Rules(Structure([program.output, *further]), tolerance)
+    rules = Rules(Structure([program.output, *further]), tolerance, apart)
     memo: dict[Question, Quantity] = {}
     shape = program.output.type.shape
     copies = [i for i in program.mirrored if shape[i] > 1]

@@ -66,10 +66,11 @@ class _Parameter:
 
 
 def expectation_of(
-    asked: Second | Node, facts: Structure, tolerance: float | None, rules: Callable[..., Callable[[Question], Answer]]
-) -> Answer:
+    asked: Second | Node, facts: Structure, tolerance: float | None, rules: Callable[..., Callable[[Question], Answer]],
+    apart: bool = True,
+) -> Answer:  # fmt: skip
     """E[u v] of a `Second` question, or E[u] of a node (a Nonlin or Moment). tolerance: that of numerical values. rules:
-    makes the rules again, for a law of which other covariances are known."""
+    makes the rules again, for a law of which other covariances are known. apart: of `derive`."""
     if isinstance(asked, Second):
         sides = [(asked.u, asked.lu, 0), (asked.v, asked.lv, 1)]
         cross, out = asked.cross, asked.out
@@ -90,8 +91,12 @@ def expectation_of(
             return exact
     if carried or wide:
         _check_sampled(node for node, _, _ in sides)
-        if isinstance(asked, Second) and (apart := (yield from linear_of(asked, facts, tolerance))) is not None:
-            return apart
+        if (
+            apart
+            and isinstance(asked, Second)
+            and (found := (yield from linear_of(asked, facts, tolerance))) is not None
+        ):
+            return found
     if carried:
         return (yield from population_of(asked, tolerance))
     if wide:

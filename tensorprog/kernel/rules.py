@@ -43,10 +43,10 @@ _OPENED = (LinComb, PositionMap)
 
 
 class Rules:
-    """The rules, with the structural facts of the programs they are asked about."""
+    """The rules, with the structural facts of the programs they are asked about. apart: of `derive`."""
 
-    def __init__(self, facts: Structure, tolerance: float | None = None):
-        self.facts, self.tolerance = facts, tolerance
+    def __init__(self, facts: Structure, tolerance: float | None = None, apart: bool = True):
+        self.facts, self.tolerance, self.apart = facts, tolerance, apart
         self._uses = Uses(facts)
 
     def __call__(self, question: Question) -> Answer:
@@ -73,12 +73,12 @@ class Rules:
         if self.facts.independent(q.u, q.v, q.cross):  # functions of independent Gaussians: E[u v] = E[u] E[v]
             return (yield from self._product_of_means(q, shape))
         if (a.carried or b.carried) and not (a.gaussian or b.gaussian):
-            if (found := (yield from linear_of(q, self.facts, self.tolerance))) is not None:
+            if self.apart and (found := (yield from linear_of(q, self.facts, self.tolerance))) is not None:
                 return found
             return (yield from population_of(q, self.tolerance))
         kinds = (q.u, a.gaussian), (q.v, b.gaussian)
         if any(isinstance(node, Nonlin) for node, _ in kinds) and all(g or isinstance(n, Nonlin) for n, g in kinds):
-            return (yield from expectation_of(q, self.facts, self.tolerance, Rules))
+            return (yield from expectation_of(q, self.facts, self.tolerance, Rules, self.apart))
         if isinstance(q.u, _OPENED) or isinstance(q.v, _OPENED):
             first = not isinstance(q.v, _OPENED) or (isinstance(q.u, _OPENED) and not self.facts.later(q.v, q.u))
             if isinstance(q.u if first else q.v, LinComb):

@@ -227,11 +227,6 @@ def test_states_that_are_populations() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    raises=tp.UnsupportedError,
-    strict=True,
-    reason="tangent kernels of populations are sums over all layers, with no step of fixed size",
-)
 def test_phases_of_populations() -> None:
     """q and chi of the stationary law against networks of width 1,000."""
     x, tolerance = inputs((3,)), 2e-2
