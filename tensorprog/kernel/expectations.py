@@ -91,12 +91,9 @@ def expectation_of(
             return exact
     if carried or wide:
         _check_sampled(node for node, _, _ in sides)
-        if (
-            apart
-            and isinstance(asked, Second)
-            and (found := (yield from linear_of(asked, facts, tolerance))) is not None
-        ):
-            return found
+        own = (yield from linear_of(asked, facts, tolerance)) if apart and isinstance(asked, Second) else None
+        if own is not None:
+            return own
     if carried:
         return (yield from population_of(asked, tolerance))
     if wide:
