@@ -114,7 +114,7 @@ def _short_file_names() -> Iterator[None]:
 
 def deserialise(
     members: Mapping[str, bytes], inputs: Sequence[Input], tree: Any, hypers: Mapping[str, float], shape: tuple[int, ...], pair_entries: int,
-    kinks: bool = False, draws: bool = False,
+    kinks: bool = False, draws: bool = False, directions: bool = True,
 ) -> Functions:  # fmt: skip
     """The functions of an archive, tried out by lowering one for the default device.
 
@@ -123,7 +123,8 @@ def deserialise(
     run = _runners(members, inputs, tree, hypers, ("block", "diagonal"))
     block = run("block")
     rows = _one_by_one(block)
-    return Functions(block, run("diagonal"), shape, pair_entries, rows=rows, kinks=kinks, draws=draws)  # type: ignore[arg-type]
+    more = {"rows": rows, "kinks": kinks, "draws": draws, "directions": directions}
+    return Functions(block, run("diagonal"), shape, pair_entries, **more)  # type: ignore[arg-type]
 
 
 def deserialise_blocks(

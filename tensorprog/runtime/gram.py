@@ -31,7 +31,9 @@ class Way(Protocol):
 
 def refined(made: Functions) -> Refine | None:
     """What computes near pairs again, where a kernel in float32 needs it."""
-    return None if made.rows is None or made.shape or not made.kinks else Refine(made.rows, made.pair_entries)
+    if made.rows is None or made.shape or not made.kinks:
+        return None
+    return Refine(made.rows, made.pair_entries, directions=made.directions)
 
 
 class Layers:
@@ -51,7 +53,8 @@ class Layers:
         counts = [len(x[0]) for x in sides]
         joined = [jnp.concatenate(leaves) for leaves in zip(*sides, strict=True)]
         states = self._steps.states(joined, hypers)
-        both = states, (self._steps.own(states), sketch(joined)) if own else None
+        by_direction = own and self._refine is not None and self._refine.directions
+        both = states, (self._steps.own(states), sketch(joined) if by_direction else None) if own else None
         starts = np.cumsum([0, *counts])
         return [jax.tree.map(lambda a: a[k : k + n], both) for k, n in zip(starts, counts, strict=False)]  # noqa: B023
 
@@ -63,7 +66,9 @@ class Layers:
         found, marks = self._steps.pairs(a, b), None
         if more1 is not None and self._refine is not None:
             (own1, sketch1), (own2, sketch2) = more1, more2
-            near = self._refine.near(found[0], own1[0], own2[0]) | self._refine.alike(sketch1, sketch2)
+            near = self._refine.near(found[0], own1[0], own2[0])
+            if sketch1 is not None:
+                near |= self._refine.alike(sketch1, sketch2)
             marks = jnp.any(near, axis=0)
         return [found[self._names.index(name)] for name in get], marks
 
@@ -81,12 +86,13 @@ class Layers:
         if refine is None:
             return Work(names, tile)
         (own1, ntk), (own2, _) = ([np.asarray(kernel) for kernel in own] for _, (own, _) in ends)
-        sketch1, sketch2 = (np.asarray(found) for _, (_, found) in ends)
+        sketch1, sketch2 = (None if found is None else np.asarray(found) for _, (_, found) in ends)
 
         def again(kernels: list[np.ndarray], i: int, j: int, columns: np.ndarray) -> Pairs:
             some = kernels[0][:, columns]
             near = refine.near(some, own1[i : i + len(some)], own2[j + columns], np)
-            near |= refine.alike(sketch1[i : i + len(some)], sketch2[j + columns])
+            if sketch1 is not None and sketch2 is not None:
+                near |= refine.alike(sketch1[i : i + len(some)], sketch2[j + columns])
             rows, at = np.nonzero(near)
             return Pairs(i + rows, j + columns[at])
 

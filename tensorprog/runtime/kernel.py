@@ -16,7 +16,7 @@ from ntk_rules.pieces import has_kinks
 from tensorprog.errors import InputError
 from tensorprog.kernel import KernelGraph
 from tensorprog.kernel.fields import chunk_entries
-from tensorprog.kernel.graph import Average, Expect, Normals, Quantity, Sampled
+from tensorprog.kernel.graph import Average, Expect, Normals, Operand, Quantity, Sampled, Tilted
 from tensorprog.runtime.picture import heat_maps
 from tensorprog.runtime.tiles import CACHED, pairs_in_memory
 
@@ -79,7 +79,8 @@ class Functions:
     array of a pair.
     steps: the block in two steps, where it falls into them.
     rows: (x1, x2, hypers) -> (nngp, ntk) of the i-th with the i-th input, where there is such a function. kinks: are there
-    functions with kinks? draws: are random points drawn for every block, so that blocks should be large?
+    functions with kinks? draws: are random points drawn for every block, so that blocks should be large? directions: of
+    `sees_directions`.
     """
 
     block: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]]
@@ -90,6 +91,7 @@ class Functions:
     rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]] | None = None
     kinks: bool = False
     draws: bool = False
+    directions: bool = True
 
 
 class OfPairs(Protocol):
@@ -199,12 +201,38 @@ def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -
         of_one = jax.vmap(lambda leaves: lowered.state(leaves, hypers, live))
         return jax.vmap(lambda a, b: lowered.pair(a, b, live))(of_one(x1), of_one(x2))
 
-    return Functions(block, diagonal, graph.shape, entries, two, rows, kinked(graph.nodes), draws(graph.nodes))
+    kinks, directions = kinked(graph.nodes), sees_directions(graph.nodes)
+    return Functions(block, diagonal, graph.shape, entries, two, rows, kinks, draws(graph.nodes), directions)
 
 
 def kinked(nodes: Iterable[Quantity]) -> bool:
     """Are there functions with kinks?"""
     return any(isinstance(q, Expect) and has_kinks(q.function) for q in nodes)
+
+
+def sees_directions(nodes: Iterable[Quantity]) -> bool:
+    """Does a function with kinks see no bias, but only the directions of two inputs, which biases above may part further?
+
+    Then inputs of one direction are near there, whatever the output says.
+    """
+    made_of: dict[Quantity, str] = {}  # of a pair: of data alone, of a constant alone, or of more than that
+    bare = biased = False
+    for q in nodes:
+        if not getattr(q, "cross", False):
+            continue
+        operands: tuple[Operand, ...] = getattr(q, "operands", ())
+        read = [o.quantity for o in operands if o.side is None and getattr(o.quantity, "cross", False)]
+        sided = any(o.side is not None for o in operands)
+        kinds = {made_of[r] for r in read}
+        if isinstance(q, (Expect, Sampled, Tilted)):
+            kinked_here = not isinstance(q, Expect) or has_kinks(q.function)
+            bare, made_of[q] = bare or (kinked_here and kinds == {"data"}), "more"
+        elif not read:
+            made_of[q] = "data" if sided else "constant"
+        else:
+            made_of[q] = kinds.pop() if len(kinds) == 1 else "more"
+        biased = biased or made_of[q] == "constant"
+    return bare and biased
 
 
 def check_get(get: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ def save(
         "pair_entries": made.pair_entries,
         "kinks": made.kinks,
         "draws": made.draws,
+        "directions": made.directions,
         "average": program.output.type.kind == "scalar",
         "noise": any(weight.per_input for weight in program.weights),
     }
@@ -144,12 +145,15 @@ class LoadedKernel(Serialised, KernelFunction):
             m = manifest
             inputs, tree, hypers, nonnegative, self._tolerance, noise, self.method = read_description(m)
             shape, entries = tuple(map(int, m["output_axes"])), int(m["pair_entries"])
-            kinks, draws = bool(m.get("kinks", False)), bool(m.get("draws", False))
+            kinks, draws, directions = (
+                bool(m.get(name, default))
+                for name, default in (("kinks", False), ("draws", False), ("directions", True))
+            )
         except MALFORMED as error:
             raise malformed(path, error) from error
         super().__init__(inputs, tree, hypers, nonnegative, noise)
         try:
-            made = deserialise(self._members, inputs, tree, hypers, shape, entries, kinks, draws)
+            made = deserialise(self._members, inputs, tree, hypers, shape, entries, kinks, draws, directions)
         except Exception as error:  # JAX names no exception for an artefact that it refuses
             self._fall_back(error)
             try:

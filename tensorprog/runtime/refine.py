@@ -42,9 +42,11 @@ class Refine:
         rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]],
         entries: int,
         angle: float | None = None,
+        directions: bool = True,
     ):
         """rows: (nngp, what is computed again) of the i-th with the i-th input. entries: of the largest array of a pair. angle: 1 - cosine
-        below which a pair is near."""
+        below which a pair is near. directions: are inputs of one direction near, whatever their nngp?"""
+        self.directions = directions
         self._rows = Ahead(lambda x1, x2, hypers: rows(x1, x2, hypers)[1])
         self._entries = entries
         self._angle = angle or (ANGLE if entries == 1 else ANGLE_OF_POSITIONS)

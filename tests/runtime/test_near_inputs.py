@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -54,6 +54,36 @@ def test_whatever_the_norms(entries: int) -> None:
         assert found.ntk.dtype == np.float32
         for a, b in zip(found, wanted, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
+
+
+def deep(biases: Sequence[float]) -> Callable[[jax.Array], jax.Array]:
+    def net(x: jax.Array) -> jax.Array:
+        for bias in biases:
+            x = relu(nn.dense(x, weight_var=2.0, bias_var=bias))
+        return nn.dense(x, features=1)
+
+    return net
+
+
+def convolved(x: jax.Array) -> jax.Array:
+    h = relu(nn.conv(x[:, None], 3, padding="SAME"))
+    return nn.dense(jnp.mean(relu(nn.conv(h, 3, bias_var=0.1)), axis=0), features=1)
+
+
+@pytest.mark.parametrize(
+    ("net", "wanted"),
+    [
+        (deep([0.0, 0.1]), True),
+        (deep([0.1, 0.1]), False),  # the first layer sees a bias as well
+        (deep([0.0, 0.0]), False),  # nothing above parts what has one direction
+        (lambda x: deep([0.0])(jnp.tanh(nn.dense(x))), False),
+        (lambda x: deep([0.0, 0.1])(x) + nn.dense(x, features=1), True),
+        (convolved, True),
+    ],
+    ids=["biased above", "biased", "homogeneous", "smooth first", "beside the input", "convolution"],
+)
+def test_where_directions_matter(net: Callable[[jax.Array], jax.Array], wanted: bool) -> None:
+    assert tp.compile(net, jnp.zeros(4)).functions.directions is wanted
 
 
 @pytest.mark.parametrize("net", [biased_above, average])
