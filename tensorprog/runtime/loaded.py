@@ -13,6 +13,7 @@ import jax
 
 from tensorprog.errors import ArchiveError, ProgramError
 from tensorprog.ir import Input, Program, parse_program, verify
+from tensorprog.kernel.report import Derivation
 from tensorprog.passes.methods import METHODS
 from tensorprog.runtime.archive import check_target, write_archive
 from tensorprog.runtime.call import KernelFunction
@@ -22,7 +23,7 @@ from tensorprog.runtime.kernel import Functions
 
 __all__ = ["MALFORMED", "Described", "LoadedKernel", "Serialised", "described", "malformed", "read_description", "save"]
 
-_PROGRAM, _DERIVATION = "program.txt", "derivation.md"
+_PROGRAM, DERIVATION = "program.txt", "derivation.md"
 
 
 def save(
@@ -35,7 +36,7 @@ def save(
     """
     check_target(path)
     names, encoded = check_platforms(platforms), structure(tree)
-    members = {_PROGRAM: str(program).encode(), _DERIVATION: derivation().encode()}
+    members = {_PROGRAM: str(program).encode(), DERIVATION: derivation().encode()}
     artefacts, missing = serialise(made, program.inputs, tree, program.hypers, names)
     manifest = {
         **described(program.inputs, encoded, program.hypers, program.nonnegative, names, missing),
@@ -116,11 +117,20 @@ class Serialised:
 
     source, note = "serialised", ""
     _serialised: Any = None
+    _members: dict[str, bytes]
 
     def _fall_back(self, error: Exception) -> None:
         reason = (str(error).splitlines() or [""])[0][:300]
         self.source, self._serialised = "recompiled", None
         self.note = f"the serialised functions cannot run here ({type(error).__name__}: {reason})"
+
+    def derivation(self) -> Derivation:
+        """How the kernels come about, as Markdown with LaTeX, as it was written when the kernel was exported."""
+        return Derivation(self._members[DERIVATION].decode())
+
+    def _repr_markdown_(self) -> str:
+        """For Jupyter: what it is, and the derivation, with its formulas set."""
+        return f"`{self!r}`\n\n{self.derivation()}"
 
 
 class LoadedKernel(Serialised, KernelFunction):
@@ -169,10 +179,6 @@ class LoadedKernel(Serialised, KernelFunction):
     def program(self) -> Program:
         """The network as a tensor program, read from its text form."""
         return verify(parse_program(self._members[_PROGRAM].decode()))
-
-    def derivation(self) -> str:
-        """How the kernels come about, as Markdown with LaTeX, as it was written when the kernel was exported."""
-        return self._members[_DERIVATION].decode()
 
     def recompile(self) -> Any:
         """The `Kernel` that the program text describes, derived anew."""

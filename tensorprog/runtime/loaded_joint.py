@@ -18,11 +18,10 @@ from tensorprog.runtime.exported import check_platforms, deserialise_blocks, ser
 from tensorprog.runtime.inputs import is_traced
 from tensorprog.runtime.joint_call import JointFunction
 from tensorprog.runtime.kernel import GET
-from tensorprog.runtime.loaded import MALFORMED, Serialised, described, malformed, read_description
+from tensorprog.runtime.loaded import DERIVATION, MALFORMED, Serialised, described, malformed, read_description
 
 __all__ = ["LoadedJoint", "LoadedOutput", "save_joint"]
 
-_DERIVATION = "derivation.md"
 KINDS = ("gaussian", "hidden", "average")
 
 
@@ -66,7 +65,7 @@ def save_joint(
     returned = structure(trees[1], "what the network returns")
     made = functions()
     members = {_program(k): str(output.raw).encode() for k, output in enumerate(outputs)}
-    members[_DERIVATION] = derivation().encode()
+    members[DERIVATION] = derivation().encode()
     artefacts, missing = serialise(made, inputs, trees[0], hypers[0], names)
     manifest = {
         "format": JOINT_FORMAT,
@@ -137,10 +136,6 @@ class LoadedJoint(Serialised, JointFunction):
             raise ValueError(f"an output of the kind {kind!r}")
         program = verify(parse_program(self._members[_program(place)].decode()))
         return LoadedOutput(label, kind, shape, full, copies, method, reason, program)
-
-    def derivation(self) -> str:
-        """How the kernels come about, as Markdown with LaTeX, as it was written when the kernel was exported."""
-        return self._members[_DERIVATION].decode()
 
     def recompile(self) -> Any:
         """The `JointKernel` that the programs' text describes, derived anew."""

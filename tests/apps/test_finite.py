@@ -169,6 +169,24 @@ def test_flax_model() -> None:
         np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-5)  # Flax keeps its parameters in float32
 
 
+@pytest.mark.parametrize("method", ["structured", "jacobian", "products"])
+def test_equinox_model(method: str) -> None:
+    import equinox as eqx
+
+    model = eqx.nn.MLP(3, 1, 20, 2, activation=jnp.tanh, key=jax.random.key(0))
+    params, static = eqx.partition(
+        jax.tree.map(lambda a: jnp.asarray(a, float) if eqx.is_array(a) else a, model), eqx.is_array
+    )
+    f = lambda p, x: eqx.combine(p, static)(x)
+    x = np.random.default_rng(0).standard_normal((4, 3))
+    found = apps.Empirical(f, params, method=method)(x, get="ntk")
+    gradient = lambda one: jnp.concatenate(
+        [g.ravel() for g in jax.tree.leaves(jax.grad(lambda p: f(p, one)[0])(params))]
+    )
+    rows = np.stack([gradient(one) for one in x])
+    np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-10)
+
+
 @pytest.mark.slow
 def test_an_empirical_kernel_trains_its_linearised_network() -> None:
     """`Training` with the empirical NTK, against gradient descent on the parameters of the linearised network."""
