@@ -127,6 +127,7 @@ ELEMENTS: dict[str, Callable[[Any, Any], Any]] = {
     "asinh": lambda h, g: jnp.arcsinh(h),
     "erf": lambda h, g: jax.scipy.special.erf(h),
     "erfc": lambda h, g: jax.scipy.special.erfc(h),
+    "exp_neg_sq": lambda h, g: jax.vmap(jax.grad(jax.scipy.special.erf))(h),
     "eq": lambda h, g: jnp.where(h == 0.25, 1.0, h),
     "ne": lambda h, g: jnp.where(h != 0.25, h, 2.0),
     "lt": lambda h, g: jnp.where(h < g, h, g / 2),

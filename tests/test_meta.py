@@ -31,6 +31,7 @@ INSTRUCTIONS = {cls.__name__: cls for cls in Node.__subclasses__()}
 UNREACHED = {
     "expand_dims": "JAX writes lax.expand_dims as broadcast_in_dim or reshape",
     "copy_p": "another spelling of copy in JAX's own tables",
+    "exp_neg_sq": "JAX writes the slope of erf with it from 0.12 on",
     "acos": "jnp.arccos is written with atan2 or acos, by version",
 }
 

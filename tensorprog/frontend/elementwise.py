@@ -76,6 +76,9 @@ ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "asinh": lambda a, **_: sympy.asinh(a),
     "erf": lambda a, **_: sympy.erf(a),
     "erfc": lambda a, **_: 1 - sympy.erf(a),
+    "exp_neg_sq": lambda a, **_: sympy.exp(
+        -(a**2)
+    ),  # a function of JAX's, not a primitive: the slope of erf from JAX 0.12 on
     "eq": lambda a, b: sympy.Eq(a, b),
     "ne": lambda a, b: sympy.Ne(a, b),
     "lt": lambda a, b: sympy.Lt(a, b),

@@ -8,7 +8,7 @@ are entered, and what is deterministic and has no width axis is simply run.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -21,7 +21,7 @@ from tensorprog.frontend.build import Refusal, to_var
 from tensorprog.frontend.logits import logits_refusal
 from tensorprog.frontend.moves import stack_steps, take_step
 from tensorprog.frontend.outputs import Output, average_of, output_of
-from tensorprog.frontend.own_rules import CUSTOM, with_own_slopes
+from tensorprog.frontend.own_rules import CUSTOM, named, with_own_slopes
 from tensorprog.frontend.params import Constant, Gaussian
 from tensorprog.frontend.primitives import RULES, elementwise
 from tensorprog.frontend.trace import Trace, from_library, source_of
@@ -383,6 +383,8 @@ _CALLS = {
 
 def _enter(eqn: Equation, values: Sequence[Value]) -> list[Value] | None:
     """Calls and loops are walked into; None for any other equation."""
+    if (name := named(eqn.eqns[0])) is not None and not all(isinstance(v, Known) for v in values):
+        return [elementwise(replace(eqn, primitive=name), *values)]
     if eqn.primitive in _CALLS:
         results = run(_bodies(eqn, _CALLS[eqn.primitive]), values, eqn.source, eqn.wanted)
         return _with_own_slopes(eqn, values, results) if eqn.primitive in CUSTOM else results
