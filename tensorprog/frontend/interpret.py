@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.extend import core as jex
 
 from tensorprog.errors import NetworkError, UnsupportedError, explain
@@ -388,11 +389,24 @@ def _enter(eqn: Equation, values: Sequence[Value]) -> list[Value] | None:
     if eqn.primitive in _CALLS:
         results = run(_bodies(eqn, _CALLS[eqn.primitive]), values, eqn.source, eqn.wanted)
         return _with_own_slopes(eqn, values, results) if eqn.primitive in CUSTOM else results
+    if eqn.primitive == "unstack" and not isinstance(values[0], Known):  # from JAX 0.12 on
+        return run(_indexed(eqn), values, eqn.source, eqn.wanted)
     if eqn.primitive == "scan":
         return list(_scan(eqn, values))
     if eqn.primitive == "cond":
         return _cond(eqn, values)
     return None
+
+
+def _indexed(eqn: Equation) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr]:
+    """The entries along an axis, one by one."""
+
+    def body(one: jex.JaxprEqn) -> jex.ClosedJaxpr:
+        x, axis = aval(one.invars[0]), one.params["axis"]
+        entries = lambda x: [lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
+        return jax.make_jaxpr(entries)(jax.ShapeDtypeStruct(x.shape, x.dtype))
+
+    return body(eqn.eqns[0]), body(eqn.eqns[1])
 
 
 def _with_own_slopes(eqn: Equation, values: Sequence[Value], results: list[Value]) -> list[Value]:
