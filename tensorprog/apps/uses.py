@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
+from tensorprog.frontend.values import loop_sizes
+
 __all__ = ["Use", "derivatives", "uses_of"]
 
 LONGEST = 128  # a loop of more steps is left as it is
@@ -124,11 +126,13 @@ class _Walk:
     def loop(self, eqn: Any, values: list[Any]) -> list[Any]:
         """A scan, step by step: parameters among its constants are followed into it."""
         p = eqn.params
-        n, m = p["num_consts"], p["num_consts"] + p["num_carry"]
+        body = p["jaxpr"] if isinstance(p["jaxpr"], jex.ClosedJaxpr) else jex.ClosedJaxpr(p["jaxpr"], ())
+        n, carried = loop_sizes(eqn, body.jaxpr)
+        m = n + carried
         consts, carry, xs = values[:n], [self.plain(v) for v in values[n:m]], [self.plain(v) for v in values[m:]]
         rows: list[list[Any]] = [[]] * p["length"]
         for t in range(p["length"])[:: -1 if p["reverse"] else 1]:
-            found = self.run(p["jaxpr"].jaxpr, p["jaxpr"].consts, [*consts, *carry, *(x[t] for x in xs)])
+            found = self.run(body.jaxpr, body.consts, [*consts, *carry, *(x[t] for x in xs)])
             carry = [self.plain(v) for v in found[: m - n]]
             rows[t] = [self.plain(v) for v in found[m - n :]]
         ys = [jnp.stack(column) for column in zip(*rows, strict=True)] if p["length"] else []

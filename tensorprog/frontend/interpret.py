@@ -26,7 +26,18 @@ from tensorprog.frontend.own_rules import CUSTOM, named, with_own_slopes
 from tensorprog.frontend.params import Constant, Gaussian
 from tensorprog.frontend.primitives import RULES, elementwise
 from tensorprog.frontend.trace import Trace, from_library, source_of
-from tensorprog.frontend.values import WIDTHS, Known, Param, Value, Var, aval, fit_power, layout_of, width_axis
+from tensorprog.frontend.values import (
+    WIDTHS,
+    Known,
+    Param,
+    Value,
+    Var,
+    aval,
+    fit_power,
+    layout_of,
+    loop_sizes,
+    width_axis,
+)
 from tensorprog.ir import ArrayOp, Hyper, Input, Node, Program, Source
 from tensorprog.ir.positions import plain
 
@@ -440,7 +451,7 @@ def _scan(eqn: Equation, values: Sequence[Value]) -> Iterator[Value]:
     """A loop of known length is unrolled: one weight used at every step."""
     params = eqn.params[0]
     bodies = _bodies(eqn, "jaxpr")
-    n_consts, n_carry, length = params["num_consts"], params["num_carry"], params["length"]
+    (n_consts, n_carry), length = loop_sizes(eqn.eqns[0], bodies[0].jaxpr), params["length"]
     consts, carry, xs = values[:n_consts], list(values[n_consts : n_consts + n_carry]), values[n_consts + n_carry :]
     steps = range(length - 1, -1, -1) if params["reverse"] else range(length)
     made: dict[int, list[Value]] = {}

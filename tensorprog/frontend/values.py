@@ -163,6 +163,14 @@ def aval(atom: Any) -> Any:
     return atom.aval
 
 
+def loop_sizes(eqn: Any, body: Any) -> tuple[int, int]:
+    """How many constants and carried values a scan has, by the shapes of what its body takes and gives: what goes through it step by step
+    has one axis less there. (How its parameters say so depends on JAX's version.)"""
+    same = lambda outside, inside: [aval(a).ndim == aval(b).ndim for a, b in zip(outside, inside, strict=True)]
+    carried = sum(same(eqn.outvars, body.outvars))
+    return sum(same(eqn.invars, body.invars)) - carried, carried
+
+
 def axis_of(sizes: tuple[int, int]) -> Axis:
     """The layout of an axis seen with these sizes at the two widths.
 
