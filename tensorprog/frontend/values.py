@@ -35,6 +35,7 @@ __all__ = [
     "axis_of",
     "fit_power",
     "layout_of",
+    "loop_sizes",
     "unit_shape",
     "width_axis",
 ]
