@@ -49,7 +49,10 @@ def _whole(blocks: Any) -> np.ndarray:
     count = math.isqrt(len(leaves))
     if count == 0 or count**2 != len(leaves) or any(leaf.ndim < 2 for leaf in leaves):
         raise ValueError("no square of kernel matrices")
-    own = [(leaves[k * (count + 1)].ndim - 2) // 2 for k in range(count)]  # axes of each output
+    axes = [leaves[k * (count + 1)].ndim - 2 for k in range(count)]  # of each output, twice
+    if any(n % 2 for n in axes):
+        raise ValueError("kernels of inputs with themselves")
+    own = [n // 2 for n in axes]
     rows = [[_flat(leaves[i * count + j], own[i]) for j in range(count)] for i in range(count)]
     return np.block(rows)
 

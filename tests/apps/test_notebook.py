@@ -39,6 +39,8 @@ def test_outputs_with_axes_and_several_outputs_are_one_matrix() -> None:
     np.testing.assert_allclose(picture._whole(pair["a"]["a"]), (vector.T @ vector)[:6, :6], atol=1e-12)
     assert tp.KernelResult(pair, pair)._repr_html_().startswith("<img")
     assert tp.KernelResult(pair["a"], pair["a"])._repr_html_() is None
+    own = np.ones((4, 2, 2))  # as `kernel.diag` gives them for an output with an axis
+    assert tp.KernelResult(own, own)._repr_html_() is None
 
 
 def test_loaded_kernels_show_their_derivation(tmp_path: Path) -> None:
