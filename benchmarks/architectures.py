@@ -61,7 +61,8 @@ What has no Gaussian limit, or none here, is refused with the reason:
 - dropout of the input or the output, where a mask does not average out: give the mask as an input, as *stochastic depth* does, and average
   the kernels;
 - positions that were flattened after a concatenation of widths, times a weight: flatten before concatenating;
-- softmax or sorting over the width, batch norm with running statistics, a finite layer in the middle, a readout tied to another weight.
+- softmax or sorting over the width, batch norm with running statistics, a finite layer in the middle;
+- a readout tied to what it reads, unless it is odd in each of its coordinates ([two ways](adjoint.md)): divided by n it is an average.
 """
 
 

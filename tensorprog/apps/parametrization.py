@@ -44,9 +44,13 @@ class Parametrization:
         object.__setattr__(self, "c", _fraction(self.c, "c"))
         object.__setattr__(self, "given", {name: _pair(pair, f"given[{name!r}]") for name, pair in self.given.items()})
 
+    def pair(self, node: Node, weight: Weight) -> tuple[Fraction, Fraction]:
+        """(a, b) of a weight where an instruction uses it."""
+        return self.given.get(weight.name) or self._by_role(node, weight)
+
     def scales(self, node: Node, weight: Weight) -> Scales:
         """How a weight scales where an instruction uses it."""
-        a, b = self.given.get(weight.name) or self._by_role(node, weight)
+        a, b = self.pair(node, weight)
         start: Power = -(a + b) if weight.std else NEVER
         return Scales(Fraction(0) if weight.per_input else start, -(2 * a + self.c) if weight.tangent_std else NEVER)
 

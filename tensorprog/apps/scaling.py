@@ -8,6 +8,7 @@ corollary 3.9: trivial, unstable, in the kernel regime, or learning features.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -78,8 +79,8 @@ class Scaling:
         if not self._stable_start:
             raise NetworkError(
                 explain(
-                    "the parametrisation has no kernel", reason=f"at initialisation {self.decides}",
-                    mend="choose a + b = 0 for the input and a + b = 1/2 for hidden weights",
+                    "the parametrisation has no kernel", reason=self.decides,
+                    mend="choose a + b = 0 for the input and a + b = 1/2 for hidden weights (1 for a readout that is tied to what it reads)",
                 )
             )  # fmt: skip
         frozen = {w: replace(w, tangent_std=0.0) for w in self._program.weights if w.name not in self.leading}
@@ -113,7 +114,8 @@ def scaling(net: Any, example: Any = None, parametrization: str | Parametrizatio
     net: as for `tp.compile`, or a `Program`; its own powers of n are replaced by those of the parametrisation. example: an example
     input (None for a program). parametrization: "standard", "ntk", "mup", "mean_field" or a `tp.Parametrization`. The output is a
     readout, by whatever power of n it is divided (as an average of weights times coordinates is one divided by n), or an average over
-    the width of other functions, which is of the size 1 and whose gradients are of the size 1/n.
+    the width of other functions, which is of the size 1 and whose gradients are of the size 1/n. A weight may have several roles, as in
+    tied embeddings, if it starts with one law in all of them; else InputError names it.
 
     Returns a `Scaling`: sizes at initialisation, changes by one step of gradient descent and by later ones, the class, and the
     instruction that decides. Powers are those of generic inputs, nonlinearities and targets. Unstable is a hidden layer that is not of
@@ -145,8 +147,29 @@ def scaling(net: Any, example: Any = None, parametrization: str | Parametrizatio
         raise InputError(
             f"scaling: the parametrisation names {unknown[0]!r}, expected one of {[w.name for w in program.weights]}"
         )
+    _check_roles(program, chosen)
     counts = count_powers(program, chosen.scales)
     return _classified(program, tree, chosen, counts)
+
+
+def _check_roles(program: Program, chosen: Parametrization) -> None:
+    """Refuse a weight in two roles in which it would start with two laws."""
+    drawn: dict[str, tuple[Fraction, Node]] = {}
+    for user in program.nodes:
+        uses = [user] if isinstance(user, MatMul) else [o for o in operands(user) if isinstance(o, Weight)]
+        for node in uses:
+            weight = node.root if isinstance(node, MatMul) else node
+            b = chosen.pair(node, weight)[1]
+            first, at = drawn.setdefault(weight.name, (b, user))
+            if first != b and weight.std:
+                raise InputError(
+                    explain(
+                        f"scaling: the parametrisation draws the weight {weight.name!r} with b = {first} in one role and {b} in another",
+                        where=f"{at.source or '?'} and {user.source or '?'}",
+                        reason="a weight starts with one law, whatever it is used for",
+                        mend=f"give its powers by name: tp.Parametrization(.., given={{{weight.name!r}: (a, b)}})",
+                    )
+                )  # fmt: skip
 
 
 def _classified(program: Program, tree: Any, chosen: Parametrization, counts: Counts) -> Scaling:

@@ -127,6 +127,7 @@ def _refusal(weight: Weight, first: str, at_first: Node, second: str, at_second:
             reason="a readout and a hidden vector that are made of one weight are dependent, so that the tangent program does not give "
             "the tangent kernel; the adjoint program would, but the output itself grows with the width, or has fluctuations of all "
             "layers in it, unless what the readout reads is even in each of its coordinates",
-            mend="use two independent weights, or put the tied matrix (n, n) between an input layer and a readout of their own",
+            mend="use two independent weights, divide by the width (an average), or put the tied matrix (n, n) between an input layer "
+            "and a readout of their own",
         )
     )

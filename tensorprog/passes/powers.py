@@ -6,6 +6,10 @@ sum x . x' has terms of one sign, and in a readout of what training made of the 
 IV, appendix F-H; the table of appendix A). The loss's derivative in the output counts as one. Sizes are those of generic inputs: what
 cancels exactly is not seen, so that a power may be an upper bound.
 
+A readout whose weight is also a part of the vector that it reads, v.phi(v + h), sums terms v_i phi(v_i + h_i) of one sign: those of the
+size n^q add to n^(q + 1), unless they are odd in v (`passes.tied`). Where a weight is used more than once, the gradient of each use
+moves all of them; W dx and W^T dx of an update dW = dh2 x2^T have the size of dh2 x2 times dx, whichever way round.
+
 An average over the width as output, f = (1/n) sum psi(h), has the size one, and gradients of the size 1/n whose terms have signs of
 their own accord: unlike those of a readout, which has random weights, their sums over the width are aligned from the start.
 """
@@ -25,6 +29,8 @@ from ntk_rules import functions as nf
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import Const, LinComb, MatMul, Moment, Node, Nonlin, Phi, PositionMap, Program, Weight
 from tensorprog.ir.phi import parameter
+from tensorprog.passes.structure import Structure
+from tensorprog.passes.tied import symmetric_law
 
 __all__ = ["NEVER", "Counts", "Power", "Scales", "count_powers", "over_width"]
 
@@ -61,31 +67,69 @@ def count_powers(program: Program, scales: Callable[[Node, Weight], Scales], ste
         for node in nodes
         if isinstance(node, (MatMul, Weight))
     }
+    ties = _ties(program)
     initial: dict[Node, Power] = {}
     for node in nodes:
-        initial[node] = _initial(node, initial, of)
-    largest = _gradients(program, initial, {}, of)
+        initial[node] = _initial(node, initial, of, ties)
+    largest = _gradients(program, initial, {}, of, ties)
     counts = Counts(initial, largest)
     for _ in range(steps):
+        known = counts.changes[-1] if counts.changes else {}
+        size = {node: max(initial[node], known.get(node, NEVER)) for node in nodes}
         change: dict[Node, Power] = {}
         update: dict[Node, Power] = {}
         for node in nodes:
-            change[node] = _change(node, initial, change, update, largest, of)
+            change[node] = _change(node, initial, change, update, size, largest, of, ties)
         counts.changes.append(change)
         counts.updates.append(update)
-        later = _gradients(program, initial, change, of, largest)
+        later = _gradients(program, initial, change, of, ties, largest)
         largest = {node: max(later[node], largest[node]) for node in nodes}
     return counts
 
 
-def _initial(node: Node, known: Mapping[Node, Power], of: Mapping[Node, Scales]) -> Power:
+@dataclass(frozen=True)
+class _Ties:
+    """uses: of every weight by its name and the part of it, the instructions that use it (itself, as a vector). readouts: those of
+    what their own weight is a part of."""
+
+    uses: Mapping[tuple[object, ...], tuple[Node, ...]]
+    readouts: frozenset[Node]
+
+    def beside(self, node: Node) -> tuple[Node, ...]:
+        return self.uses[_part(node)]
+
+
+def _part(node: Node) -> tuple[object, ...]:
+    weight = node.root if isinstance(node, MatMul) else node
+    assert isinstance(weight, Weight)
+    return weight.name, weight.region
+
+
+def _ties(program: Program) -> _Ties:
+    uses: dict[tuple[object, ...], list[Node]] = {}
+    for node in program.nodes:
+        if isinstance(node, (MatMul, Weight)):
+            uses.setdefault(_part(node), []).append(node)
+    tied: frozenset[Node] = frozenset()
+    if program.output.type.kind == "vector" and not symmetric_law([program.output]):
+        facts = Structure([program.output])
+        tied = frozenset(
+            node for node in program.nodes
+            if isinstance(node, MatMul) and node.type.width is None and node.x.type.kind == "vector"
+            and any(name == node.root.name for name, *_ in facts[node.x].roots)
+        )  # fmt: skip
+    return _Ties({part: tuple(nodes) for part, nodes in uses.items()}, tied)
+
+
+def _initial(node: Node, known: Mapping[Node, Power], of: Mapping[Node, Scales], ties: _Ties) -> Power:
     match node:
         case Weight():
             return of[node].start
         case Const(value=value):
             return Fraction(0) if value.array().any() else NEVER
         case MatMul(x=x):
-            return of[node].start + known[x] + (HALF if over_width(node) else 0)
+            summed = Fraction(1) if node in ties.readouts else HALF if over_width(node) else Fraction(0)
+            return of[node].start + known[x] + summed
         case LinComb(terms=terms):
             return max((_of(a, known) + known[x] for a, x in terms), default=NEVER)
         case PositionMap(args=args):
@@ -96,18 +140,19 @@ def _initial(node: Node, known: Mapping[Node, Power], of: Mapping[Node, Scales])
 
 
 def _change(
-    node: Node, initial: Mapping[Node, Power], change: Mapping[Node, Power], update: dict[Node, Power], gradient: Mapping[Node, Power],
-    of: Mapping[Node, Scales],
+    node: Node, initial: Mapping[Node, Power], change: Mapping[Node, Power], update: dict[Node, Power], size: Mapping[Node, Power],
+    gradient: Mapping[Node, Power], of: Mapping[Node, Scales], ties: _Ties,
 ) -> Power:  # fmt: skip
-    """How much a variable has changed: through what it is made of, and by its own weight's update."""
+    """How much a variable has changed: through what it is made of, and by its own weight's update. size, gradient: before this step."""
     match node:
         case Weight() if node.type.kind == "vector":
-            update[node] = of[node].rate + gradient[node]
+            update[node] = max(_moved(node, use, gradient, size, of) for use in ties.beside(node))
             return update[node]
         case MatMul(x=x):
             wide = over_width(node)
             passed = (Fraction(1) if node.type.width is None else HALF) if wide else Fraction(0)
-            update[node] = of[node].rate + gradient[node] + 2 * max(initial[x], change[x]) + (1 if wide else 0)
+            moved = max(_moved(node, use, gradient, size, of) for use in ties.beside(node))
+            update[node] = moved + max(initial[x], change[x]) + (1 if wide else 0)
             return max(of[node].start + passed + change[x], update[node])
         case LinComb(terms=terms):
             parts = [_of(a, initial) + change[x] for a, x in terms]
@@ -121,13 +166,24 @@ def _change(
     return NEVER
 
 
+def _moved(
+    node: Node, use: Node, gradient: Mapping[Node, Power], size: Mapping[Node, Power], of: Mapping[Node, Scales]
+) -> Power:
+    """How much the gradient of one use of a weight moves its entries, as an instruction reads them; in the vectors that they are an
+    outer product of."""
+    rates = of[node].rate, of[use].rate
+    if NEVER in rates:
+        return NEVER
+    return sum(rates) / 2 + gradient[use] + (size[use.x] if isinstance(use, MatMul) else 0)
+
+
 def _gradients(
-    program: Program, initial: Mapping[Node, Power], change: Mapping[Node, Power], of: Mapping[Node, Scales],
+    program: Program, initial: Mapping[Node, Power], change: Mapping[Node, Power], of: Mapping[Node, Scales], ties: _Ties,
     before: Mapping[Node, Power] | None = None,
 ) -> dict[Node, Power]:  # fmt: skip
     """The powers of the output's derivative in every variable. before: the largest so far, of which the weights' updates are made."""
     size = {node: max(initial[node], change.get(node, NEVER)) for node in program.nodes}
-    aligned = before is not None or program.output.type.kind == "scalar"
+    aligned = before is not None or program.output.type.kind == "scalar" or bool(ties.readouts)
     found: dict[Node, Power] = dict.fromkeys(program.nodes, NEVER)
     found[program.output] = Fraction(0)
 
@@ -141,7 +197,8 @@ def _gradients(
                 rows = Fraction(0) if node.type.width is None else Fraction(1)
                 give(x, of[node].start + rows / 2 + d)
                 if before is not None:
-                    give(x, of[node].rate + before[node] + size[x] + rows + d)
+                    moved = max(_moved(node, use, before, size, of) for use in ties.beside(node))
+                    give(x, moved + rows + d)
             case LinComb(terms=terms):
                 for a, x in terms:
                     give(x, d + _of(a, size))

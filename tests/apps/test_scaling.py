@@ -224,6 +224,41 @@ def test_the_example_finds_the_maximal_update_parametrisation() -> None:
     assert scaling.maximal(program) == [PARAMETRIZATIONS["mup"]]
 
 
+# ------------------------------------------------------------------------------------------ one weight in two roles
+
+
+def tied(x: jax.Array, phi=wavy) -> jax.Array:  # type: ignore[no-untyped-def]
+    """A readout that is a part of what it reads."""
+    v = nn.weight((nn.width(),), name="v")
+    return (v @ phi(nn.dense(x, name="in") + v))[None] / jnp.sqrt(nn.width())
+
+
+def test_a_tied_readout_sums_terms_of_one_sign() -> None:
+    """Against trained networks: test_scaling_measured."""
+    ntk, mup = (tp.scaling(tied, jnp.zeros(3), name) for name in ("ntk", "mup"))
+    assert (ntk.kind, ntk.output.initial) == ("unstable", HALF) and "has the size n^1/2" in ntk.decides
+    assert (mup.kind, mup.output.initial, mup.features) == ("feature learning", 0, 0)
+    with pytest.raises(tp.NetworkError, match=r"no kernel(.|\n)*1 for a readout that is tied"):
+        ntk.kernel()
+
+    def signs(x: jax.Array) -> jax.Array:
+        """The terms v cos(h v^2) have the signs of v, which are random."""
+        v = nn.weight((nn.width(),), name="v")
+        return v @ jnp.cos(nn.dense(x) * v**2)[:, None] / jnp.sqrt(nn.width())
+
+    random = tp.scaling(signs, jnp.zeros(3), "ntk")
+    assert (random.kind, random.output.initial) == ("kernel regime", 0)
+
+
+def test_a_weight_starts_with_one_law() -> None:
+    with pytest.raises(
+        tp.InputError, match=r"draws the weight 'v' with b = 0 in one role and 1/2 in another(.|\n)*given="
+    ):
+        tp.scaling(tied, jnp.zeros(3), "standard")
+    given = replace(PARAMETRIZATIONS["standard"], given={"v": (0, 0)})
+    assert tp.scaling(tied, jnp.zeros(3), given).output.initial == 1
+
+
 # ------------------------------------------------------------------------------------------ functions
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tensorprog as tp
+from tensorprog import nn
 from tensorprog.apps.parametrization import PARAMETRIZATIONS
 from tests.apps.test_scaling import HALF, QUARTER, averaged, perceptron, wavy
 
@@ -97,3 +98,73 @@ def test_measured_powers(name: str) -> None:
         np.testing.assert_allclose(
             wanted, counted, atol=0.2 if name == "small readout" else 0.12, err_msg=f"{which}\n{found}"
         )
+
+
+# ------------------------------------------------------------------------------------------ one weight in two roles
+
+
+def tied_readout(v: jax.Array, w: jax.Array, x: jax.Array) -> list[jax.Array]:
+    h = w @ x + v
+    return [h, (v @ wavy(h))[None]]
+
+
+def tied_embedding(e: jax.Array, w: jax.Array, x: jax.Array) -> list[jax.Array]:
+    h = e.T @ x
+    g = h + w @ wavy(h)
+    return [g, e[:1] @ wavy(g)]
+
+
+def network_of_tied(kind: str):  # type: ignore[no-untyped-def]
+    def net(x: jax.Array) -> jax.Array:
+        n = nn.width()
+        if kind == "readout":
+            return tied_readout(nn.weight((n,), name="v"), nn.weight((n, 3), name="w"), x)[-1]
+        return tied_embedding(nn.weight((3, n), name="v"), nn.weight((n, n), name="w") / jnp.sqrt(n), x)[-1]
+
+    return net
+
+
+def measured_of_tied(kind: str, one: tp.Parametrization) -> dict[str, list[float]]:
+    """Slopes of the sizes of the hidden layer and the output; multipliers of the tied weight stand at its use."""
+    (a_in, b), (a_hidden, b_hidden), (a_out, _) = one.input, one.hidden, one.output
+    net, x, seen = (
+        {"readout": tied_readout, "embedding": tied_embedding}[kind],
+        jnp.eye(3)[0],
+        jnp.array([0.8, 0.3, 0.5]),
+    )
+    a_other, b_other = (a_in, b) if kind == "readout" else (a_hidden, b_hidden)
+    rows = []
+    for n in WIDTHS:
+        power = lambda p, n=n: float(n) ** -float(p)
+
+        def layers(w: list, x: jax.Array, power=power) -> list:  # type: ignore[no-untyped-def]
+            h, f = net(power(a_in) * w[0], power(a_other) * w[1], x)
+            return [h, power(a_out - a_in) * f]
+
+        def sizes(w: list, n=n, layers=layers) -> list:  # type: ignore[no-untyped-def]
+            gradient = jax.grad(lambda w: layers(w, x)[-1][0])(w)  # the loss's derivative counts as one
+            later = [p - 0.2 * float(n) ** -float(one.c) * g for p, g in zip(w, gradient, strict=True)]
+            start, end = layers(w, seen), layers(later, seen)
+            return [
+                *[jnp.mean(h**2) for h in start],
+                *[jnp.mean((h - g) ** 2) for h, g in zip(start, end, strict=True)],
+            ]
+
+        rng = np.random.default_rng(n)
+        shapes = [(n,), (n, 3)] if kind == "readout" else [(3, n), (n, n)]
+        w = [rng.standard_normal((DRAWS, *s)) * power(q) for s, q in zip(shapes, (b, b_other), strict=True)]
+        rows.append(np.sqrt(np.mean(jax.jit(lambda w, s=sizes: jax.lax.map(s, w))([jnp.asarray(p) for p in w]), -1)))
+    slopes = np.polyfit(np.log(WIDTHS), np.log(np.stack(rows)), 1)[0]
+    return {"initial": list(slopes[:2]), "step": list(slopes[2:])}
+
+
+@pytest.mark.parametrize("name", ["ntk", "mup"])
+@pytest.mark.parametrize("kind", ["readout", "embedding"])
+def test_measured_powers_of_a_weight_in_two_roles(kind: str, name: str) -> None:
+    found = tp.scaling(network_of_tied(kind), jnp.zeros(3), name)
+    is_sum = lambda r: r.what.startswith("LinComb") and "v0" in r.what  # of the first layer and another
+    hidden = next(r for r in found.rows if is_sum(r))
+    output = next(r for r in reversed(found.rows) if r.what.startswith("MatMul"))
+    for which, wanted in measured_of_tied(kind, PARAMETRIZATIONS[name]).items():
+        counted = [float(getattr(r, which)) for r in (hidden, output)]
+        np.testing.assert_allclose(wanted, counted, atol=0.12, err_msg=f"{which}\n{found}")  # powers differ by 1/2
