@@ -36,7 +36,7 @@ from tensorprog.ir.phi import parameter, vector
 if TYPE_CHECKING:
     from tensorprog.frontend.interpret import Equation
 
-__all__ = ["Dims", "convolution", "dot_general", "products", "sum_of_squares", "sum_over"]
+__all__ = ["Dims", "convolution", "dot_general", "product", "products", "sum_of_squares", "sum_over"]
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HALF = Fraction(1, 2)
@@ -131,7 +131,7 @@ def products(x: Var, y: Var, dims: Dims) -> tuple[Var, tuple[int, ...]]:
             "contract the width, or let both factors share it",
         )
     spread = [_spread(v, p, tuple(layout)) for v, p in ((x, places_x), (y, places_y))]
-    return _product(*spread), tuple(range(rank - nc, rank))
+    return product(*spread), tuple(range(rank - nc, rank))
 
 
 def _spread(var: Var, places: dict[int, int], layout: Layout) -> Var:
@@ -146,7 +146,8 @@ def _spread(var: Var, places: dict[int, int], layout: Layout) -> Var:
     return map_positions(moved, position("broadcast", to=unit_shape(layout), axes=axes), layout)
 
 
-def _product(x: Var, y: Var) -> Var:
+def product(x: Var, y: Var) -> Var:
+    """Two variables multiplied coordinate by coordinate."""
     if x.random and y.random:
         return nonlin(Phi(vector(0) * vector(1), 2), [x, y], [], x.power + y.power)
     if x.random or y.random:
@@ -404,8 +405,8 @@ def _depthwise(
     kernel = to_var(replace(rhs, axes=tuple(rhs.axes[a] for a in order)))
     patches, rank = _patches(p, x, rhs), len(x.layout)
     places = {0: numbers.lhs_spec[0], 1: numbers.lhs_spec[1]} | {2 + i: rank + i for i in range(len(space))}
-    product = _product(patches, _spread(kernel, places, tuple(_at(patches.layout, places))))
-    summed = sum_over(product, tuple(range(rank, rank + len(space))))
+    multiplied = product(patches, _spread(kernel, places, tuple(_at(patches.layout, places))))
+    summed = sum_over(multiplied, tuple(range(rank, rank + len(space))))
     return _in_order(summed, numbers, numbers.lhs_spec)
 
 

@@ -253,13 +253,18 @@ def _needed(jaxpr: jex.Jaxpr, wanted: Sequence[bool]) -> set[Any]:
     needed = {v for v, used in zip(jaxpr.outvars, wanted, strict=True) if used and not isinstance(v, jex.Literal)}
     for eqn in reversed(jaxpr.eqns):
         if any(var in needed for var in eqn.outvars):
-            needed.update(v for v in eqn.invars if not isinstance(v, jex.Literal))
+            joined = (
+                eqn.primitive.name == "concatenate"
+            )  # jnp.pad joins parts of no size, which may be cut from the width
+            needed.update(v for v in eqn.invars if not isinstance(v, jex.Literal) and not (joined and not aval(v).size))
     return needed
 
 
 def _read(env: dict[Any, Value], atom1: Any, atom2: Any) -> Value:
     if isinstance(atom1, jex.Literal):
         return Known((np.asarray(atom1.val, aval(atom1).dtype), np.asarray(atom2.val, aval(atom2).dtype)))
+    if atom1 not in env and not aval(atom1).size:
+        return Known((np.zeros(aval(atom1).shape), np.zeros(aval(atom2).shape)))
     return env[atom1]
 
 
@@ -337,6 +342,8 @@ _MOVES = {
 _OPAQUE = {
     "conv_general_dilated",
     "dynamic_slice",
+    "dynamic_update_slice",
+    "scatter",
     "reduce_max",
     "reduce_min",
     "reduce_window_max",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tensorprog.frontend.interpret import Equation
 
 __all__ = [
-    "beside", "broadcast", "concatenate", "dynamic_slice", "gather", "pad", "parts_along", "reshape", "rev", "slice_",
+    "beside", "broadcast", "concatenate", "dynamic_slice", "gather", "join", "pad", "parts_along", "reshape", "rev", "slice_",
     "split", "stack", "stack_steps", "take_step", "tile", "transpose",
 ]  # fmt: skip
 
@@ -279,7 +279,7 @@ def stack_steps(steps: Sequence[Value], axis: int = 0) -> Value:
         layout = (*step.layout[:axis], (), *step.layout[axis:])
         shape = (*step.shape[:axis], 1, *step.shape[axis:])
         variables.append(map_positions(step, position("reshape", to=shape), layout))
-    return _join(variables, axis)
+    return join(variables, axis)
 
 
 def stack(eqn: Equation, *values: Value) -> Value:
@@ -336,7 +336,7 @@ def rev(eqn: Equation, x: Value) -> Value:
     return map_positions(var, position("rev", axes=axes), var.layout)
 
 
-def _join(variables: Sequence[Var], axis: int) -> Var:
+def join(variables: Sequence[Var], axis: int) -> Var:
     """Concatenate along a finite axis: a sum of zero-padded parts."""
     total = sum(v.shape[axis] for v in variables)
     terms, at = [], 0
@@ -354,9 +354,10 @@ def _join(variables: Sequence[Var], axis: int) -> Var:
 def concatenate(eqn: Equation, *values: Value) -> Value:
     """One after the other, along positions or along the width."""
     axis = eqn.params[0]["dimension"]
+    values = tuple(v for v in values if not (isinstance(v, Known) and not v.values[0].size)) or values[:1]
     variables = [to_var(v) for v in values]
     if not any(isinstance(f, Fraction) for v in variables for f in v.layout[axis]):
-        return _join(variables, axis)
+        return join(variables, axis)
     return beside(variables, axis)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import sympy
 
 from ntk_rules import functions as nf
-from tensorprog.frontend import contract, moves
+from tensorprog.frontend import contract, moves, scatter
 from tensorprog.frontend.build import Refusal, constant, exact, lincomb, map_positions, nonlin, scaled, to_var
 from tensorprog.frontend.elementwise import ELEMENTWISE, expression
 from tensorprog.frontend.logits import has_moment, logits_refusal
@@ -31,7 +31,7 @@ from tensorprog.frontend.values import (
     unit_shape,
     width_axis,
 )
-from tensorprog.ir import Const, Phi, position
+from tensorprog.ir import Phi, position
 from tensorprog.ir.phi import parameter, vector
 
 if TYPE_CHECKING:
@@ -253,20 +253,7 @@ def _select(eqn: Equation, predicate: Value, *cases: Value) -> Value:
 
     real = Var.of(ArrayOp("to_real", (), (mask.node,), mask.shape), mask.layout, mask.power)
     other = nonlin(Phi(1 - parameter(0), 0, 1), [], [real])
-    return lincomb([(1.0, _masked(v, m)) for v, m in zip(variables, (other, real), strict=True)])
-
-
-def _masked(var: Var, mask: Var) -> Var:
-    if var.random:
-        return scaled(var, mask)
-    if isinstance(var.node, Const) and not np.isfinite(var.node.value.array()).all():
-        raise Refusal(
-            "it masks a hidden vector with an infinite number, which the mask times it turns into NaN",
-            "use a large finite number, such as -1e30 before a softmax",
-        )
-    if exact(var) == 0:
-        return constant(np.float64(0.0), (), var.power)
-    return nonlin(Phi(parameter(0) * parameter(1), 0, 2), [], [var, mask], var.power)
+    return lincomb([(1.0, scatter.masked(v, m)) for v, m in zip(variables, (other, real), strict=True)])
 
 
 # ---------------------------------------------------------------------------------------- reductions
@@ -403,6 +390,12 @@ RULES: dict[str, Rule] = {
     "pad": moves.pad,
     "rev": moves.rev,
     "concatenate": moves.concatenate,
+    "scatter": scatter.scatter,
+    "scatter-add": scatter.scatter_add,
+    "scatter-sub": scatter.scatter_add,
+    "scatter-mul": scatter.scatter_mul,
+    **dict.fromkeys(("scatter-max", "scatter-min"), scatter.scatter_extremum),
+    "dynamic_update_slice": scatter.dynamic_update_slice,
     "split": moves.split,
     "stack": moves.stack,
     "tile": moves.tile,

@@ -25,6 +25,7 @@ from tensorprog.ir import (
     Node,
     Nonlin,
     Phi,
+    Position,
     PositionMap,
     Program,
     Type,
@@ -155,6 +156,8 @@ def _open(x: Node, arguments: _Arguments) -> sympy.Expr:
     """The expression of an argument in Gaussian variables."""
     if arguments.facts[x].gaussian or x in arguments.states or _waits(x, arguments.facts):
         return arguments.x(x)
+    if isinstance(x, LinComb | PositionMap) and (shifted := _shifted(x, arguments.facts)) is not None:
+        return _open_sum(shifted, arguments)
     match x:
         case Nonlin():
             return _compose(x, [_open(inner, arguments) for inner in x.xs], arguments)
@@ -210,6 +213,8 @@ def _flatten(x: LinComb, facts: Structure) -> list[tuple[float | Node, Node]] | 
     while stack:
         a, term = stack.pop()
         opens = term.type.kind == "vector" and not facts[term].gaussian and not isinstance(a, Node)
+        if opens and isinstance(term, PositionMap):
+            term = _shifted(term, facts) or term
         if opens and isinstance(term, LinComb) and not isinstance(a, Node):
             numbers = [(b, y) for b, y in term.terms if not isinstance(b, Node)]
             if a == 1.0:
@@ -222,6 +227,39 @@ def _flatten(x: LinComb, facts: Structure) -> list[tuple[float | Node, Node]] | 
         if len(flat) > _MOST_ARGUMENTS:
             return None
     return flat
+
+
+def _shifted(x: LinComb | PositionMap, facts: Structure) -> LinComb | None:
+    """A shifted Gaussian as multiples of Gaussian and deterministic variables: op(a (g + t)) = op(a g) + op(a t), for a linear map."""
+    terms = _affine(x, facts)
+    return None if terms is None else LinComb(tuple(terms), source=x.source)
+
+
+def _affine(x: Node, facts: Structure) -> list[tuple[float, Node]] | None:
+    """The terms of `_shifted`; None where a variable is no such sum."""
+    if x.type.kind == "scalar" or facts[x].gaussian:
+        return [(1.0, x)]
+    made: list[tuple[float, Node]] = []
+    if isinstance(x, LinComb):
+        for a, term in x.terms:
+            inner = _affine(term, facts)
+            if inner is None or len(made) + len(inner) > _MOST_ARGUMENTS:
+                return None
+            made += [(b, _times(a, y)) if isinstance(a, Node) else (a * b, y) for b, y in inner]
+    elif isinstance(x, PositionMap):
+        inner, aux = _affine(x.args[0], facts), x.args[1:]
+        for b, y in inner or ():
+            vector_like = y.type.kind == "vector"
+            made.append(
+                (b, PositionMap(x.op, (y, *aux), x.result) if vector_like else _moved_shift(x.op, y, x.args[0], aux))
+            )
+    return made or None
+
+
+def _times(a: Node, y: Node) -> Node:
+    if y.type.kind == "vector":
+        return LinComb(((a, y),))
+    return Nonlin(Phi(parameter(0) * parameter(1), 0, 2), (), (a, y))
 
 
 def _push(x: PositionMap) -> Node:
@@ -242,7 +280,7 @@ def _push(x: PositionMap) -> Node:
         terms = tuple(
             (
                 _apply_scalar(op, a, inner) if isinstance(a, Node) else a,
-                _apply(op, y, x.result) if y.type.kind == "vector" else _apply_scalar(op, y, inner),
+                _apply(op, y, x.result) if y.type.kind == "vector" else _moved_shift(op, y, inner),
             )
             for a, y in inner.terms
         )
@@ -255,21 +293,27 @@ def _only_selects(x: PositionMap) -> bool:
     return x.op.selects and len(x.args) == 1
 
 
-def _apply(op: object, y: Node, result: Type) -> Node:
-    return PositionMap(op, (y,), result)  # type: ignore[arg-type]
+def _apply(op: Position, y: Node, result: Type) -> Node:
+    return PositionMap(op, (y,), result)
 
 
-def _apply_scalar(op: object, theta: Node, like: Node) -> Node:
-    shape = like.type.shape
+def _apply_scalar(op: Position, theta: Node, like: Node) -> Node:
+    """A parameter or coefficient at the places that a map selects; where it fills with zeros, no matter which number."""
     if all(size == 1 for size in theta.type.shape):
         return (
             theta if theta.type.shape == () else PositionMap(position("reshape", to=()), (theta,), Type("scalar", ()))
         )
+    return _moved_shift(op, theta, like)
+
+
+def _moved_shift(op: Position, theta: Node, like: Node, aux: Sequence[Node] = ()) -> Node:
+    """A linear map of a deterministic array that is added to a vector."""
+    shape = like.type.shape
     if theta.type.shape != shape:
         missing = len(shape) - len(theta.type.shape)
         grown = position("broadcast", to=shape, axes=tuple(range(missing, len(shape))))
         theta = PositionMap(grown, (theta,), Type("scalar", shape))
-    return PositionMap(op, (theta,), Type("scalar", op.shape(shape)))  # type: ignore[attr-defined, arg-type]
+    return PositionMap(op, (theta, *aux), Type("scalar", op.shape(shape, *(a.type.shape for a in aux))))
 
 
 def _differences(expr: sympy.Expr, arguments: _Arguments) -> sympy.Expr:
