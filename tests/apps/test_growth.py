@@ -147,13 +147,9 @@ def test_averages_have_the_phases_of_their_layers() -> None:
 
 
 def test_one_weight_in_all_blocks() -> None:
-    """No state of fixed size; its kernels of more blocks are compiled, and sampled networks have them."""
+    """No state of fixed size; its kernels of more blocks are followed, and sampled networks have them."""
     found, x = apps.Layers(lambda x: one_weight(x, 2), jnp.zeros(3)), inputs((3,))
-    assert repr(found) == "<Layers: 2 blocks, compiled at each depth>"
-    with pytest.raises(tp.UnsupportedError, match="no state of fixed size is handed on from block to block"):
-        found.phase(*x)
-    with pytest.raises(tp.UnsupportedError, match="or give every block a weight of its own"):
-        found.chi(x[0])
+    assert repr(found) == "<Layers: 2 blocks, followed one by one>"
     n, rng, drawn = 800, np.random.default_rng(0), []
     for _ in range(24):
         w, h = rng.standard_normal((n, n)), rng.standard_normal((n, 3)) @ x.T / np.sqrt(3)
