@@ -53,10 +53,11 @@ MORE = 4  # how many
 
 @dataclass(frozen=True)
 class _Map:
-    """blocks: how many the network has. shift: that of a network of so many blocks, and this number more, is what as many steps lead to."""
+    """blocks: how many the network has; None where that was not asked yet. shift: that of a network of so many blocks, and this number more, is
+    what as many steps lead to."""
 
     runs: Runs
-    blocks: int
+    blocks: int | None
     shift: int
 
 
@@ -66,10 +67,10 @@ class Layers:
     net: the kernel of a network (`tp.compile`, `tp.load`) of two equal layers or more before its output, or such a network with an
     example input. tolerance: as for `tp.compile`; that of the kernel unless it is given.
 
-    blocks: how many equal blocks were found in a row; a network of one block more has one more. (A block may be several layers, where their
-    kernels repeat only after as many, as with skip connections over two. The first may compute its kernels in another way, from the inputs;
-    it is then counted only where a network has few, whose blocks are found in the program.) What comes before and after them, as the
-    first layer and the readout, is kept. What blocks read of the inputs again is, past the last one, what the last one read.
+    blocks: how many equal blocks stand in a row in the network's program; a network of one block more has one more. (A block may be several
+    layers, where they repeat only after as many, as with skip connections over two. Where its kernels alone repeat, or several times in a
+    block, theirs are counted.) What comes before and after them, as the first layer and the readout, is kept. What blocks read of the inputs
+    again is, past the last one, what the last one read.
     Where there is no map of a state of fixed size, as with one weight in all blocks of a residual network or in all steps of a GRU, the
     kernels of 48 blocks are followed (24 of populations of neurons; 12 or 24 where they have very many quantities), and `phase`, `chi` and
     `critical` are read off them, with estimates of their errors.
@@ -108,12 +109,10 @@ class Layers:
         self._source = as_written(net)
         self._populated = any(isinstance(q, Normals) for q in self._kernel.graph.nodes)
         self._deeper: dict[int, Followed] = {}
-        found = self._mapped(self._longer)
-        if found is None and self._growth is None:
+        self._found = self._mapped(self._longer)
+        if self._found is None and self._growth is None:
             raise _refusal()
-        self._runs: Runs | None = None if found is None else found.runs
-        self._shift = 0 if found is None else found.shift
-        self.blocks = found.blocks if found is not None else self._growth.blocks  # type: ignore[union-attr]
+        self._runs: Runs | None = None if self._found is None else self._found.runs
 
     def _made(self, program: Program, method: str, apart: bool = True) -> tp.Kernel:
         return tp.Kernel(program, self._tree, self._tolerance, method, apart)
@@ -135,9 +134,9 @@ class Layers:
         many blocks more. They are taken where it has few itself: what comes first and last is then told from what repeats."""
         own = self._runs_of(longer(0))
         if own is not None and own.blocks >= FEW:
-            return _Map(own, own.blocks, 0)
-        if self._growth is None:
-            return None if own is None else _Map(own, own.blocks, 0)
+            return _Map(own, None, 0)
+        if self._growth is None:  # two alike may be so by chance, and there is no third to compare with
+            return None
         runs = self._runs_of(longer(MORE))
         less = None if runs is None else self._runs_of(longer(MORE - 1))
         if runs is None or less is None:
@@ -177,9 +176,10 @@ class Layers:
         count = self.blocks if blocks is None else check_whole(blocks, "trajectory: blocks", 1)
         with precision():
             found = self._run(count, x1, x2, hypers)
-            if count not in found:
-                rest = self._followed(count, x1, x2, hypers)
-                found = {count + 1 - len(rest) + k: row for k, row in enumerate(rest)} | found
+            missing = [k for k in range(1, count + 1) if k not in found]
+            if missing:
+                rest = self._followed(missing[-1], x1, x2, hypers)
+                found = {missing[-1] + 1 - len(rest) + k: row for k, row in enumerate(rest)} | found
         return KernelResult(*(np.stack(rows) for rows in zip(*(found[k] for k in range(1, count + 1)), strict=True)))
 
     def _run(self, count: int, x1: Any, x2: Any, hypers: dict[str, float]) -> dict[int, Sequence[np.ndarray]]:
@@ -187,26 +187,42 @@ class Layers:
         runs, found = self._runs, dict[int, Sequence[np.ndarray]]()
         if runs is None:
             return found
-        if count > runs.blocks - self._shift and runs.grows and self._in_step:
-            count = runs.blocks - self._shift
+        shift = self._counted[1]
+        if count > runs.blocks - shift and runs.grows and self._in_step:
+            count = runs.blocks - shift
         run = runs.own if x2 is None else runs.pair
         state, known = run.begin(*self._read(x1, x2, hypers))
         before = run.found.blocks - runs.blocks  # of which the other of the two recursions knows nothing
-        for k in range(before + count + self._shift):
+        for k in range(before + count + shift):
             state, last = run.advance(state, known, k)
             if k >= before:
-                found[k - before + 1 - self._shift] = runs.shaped(run.end(known, last))
+                found[k - before + 1 - shift] = runs.shaped(run.end(known, last))
         return found
 
+    @property
+    def blocks(self) -> int:
+        """How many equal blocks the network has: those that are written in a row in its program."""
+        return self._counted[0]
+
     @cached_property
+    def _counted(self) -> tuple[int, int]:
+        """How many blocks there are, and the shift of the map's steps against them. The first may compute its kernels in another way than the
+        others, and is then none of the map's."""
+        runs, found = self._runs, self._found
+        if runs is None or found is None:
+            assert self._growth is not None
+            return self._growth.blocks, 0
+        if found.blocks is not None:
+            return found.blocks, found.shift
+        longer = None if self._growth is None else self._runs_of(self._longer(1))
+        if self._growth is None or longer is None or longer.blocks != runs.blocks + 1:
+            return runs.blocks, 0
+        return self._growth.blocks, runs.blocks - self._growth.blocks
+
+    @property
     def _in_step(self) -> bool:
         """Are the blocks that can be written in the program one by one those of the kernels?"""
-        if self._growth is None or self._runs is None:
-            return False
-        if self._runs.graph is not self._kernel.graph:
-            return self.blocks == self._growth.blocks
-        longer = self._runs_of(self._longer(1))
-        return longer is not None and longer.blocks == self._runs.blocks + 1
+        return self._growth is not None and self.blocks == self._growth.blocks
 
     def _followed(self, blocks: int, x1: Any, x2: Any, hypers: dict[str, float]) -> list[tuple[np.ndarray, np.ndarray]]:
         """The kernels of the networks of so many blocks, and of all up to it that there are."""

@@ -48,9 +48,8 @@ class Unsettled:
 
     def phase(self, leaves1: Any, leaves2: Any, values: Any) -> Phase:
         """That of two inputs, as `Layers.phase`."""
-        own, other, pair = (
-            self._near.kernels(*sides, values) for sides in ((leaves1, None), (leaves2, None), (leaves1, leaves2))
-        )
+        followed = lambda first, second: self._near.kernels(first, second, values)
+        own, other, pair = followed(leaves1, None), followed(leaves2, None), followed(leaves1, leaves2)
         relative = (self._tolerance or 0.0) if self._near.sampled else 0.0
         return _phase_of(own, other, pair, self._unbounded(own, leaves1, values), relative)
 

@@ -13,6 +13,8 @@ from jax.scipy.special import erf
 
 import tensorprog as tp
 from tensorprog import apps, nn
+from tensorprog.apps import layers as found_layers
+from tensorprog.apps.maps import Runs
 from tests.apps.test_layers import inputs, read_again, short, two_streams
 
 Net = Callable[[jax.Array, int], jax.Array]
@@ -250,3 +252,17 @@ def test_programs_by_themselves() -> None:
     x = inputs((3,))
     again, own = (apps.Layers(k).trajectory(*x, blocks=4) for k in (tp.compile_program(str(kernel.program)), kernel))
     np.testing.assert_allclose((again.nngp, again.ntk), (own.nngp, own.ntk), rtol=1e-12)
+
+
+def test_two_equal_kernels_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no block is found in the program, two steps of the kernels may be alike by chance, and no third can be made to compare with."""
+
+    def net(x: jax.Array) -> jax.Array:
+        h = nn.dense(erf(nn.dense(erf(nn.dense(x)))))
+        return nn.dense(nn.dense(-erf(h)), features=1)
+
+    kernel = tp.compile(net, jnp.zeros(3))
+    assert Runs(kernel).blocks == 2 and apps.Layers(kernel).blocks == 2
+    monkeypatch.setattr(found_layers, "growth", lambda program: None)
+    with pytest.raises(tp.InputError, match="no block of this network repeats"):
+        apps.Layers(kernel)
