@@ -111,7 +111,7 @@ class Layers:
         self._deeper: dict[int, Followed] = {}
         self._found = self._mapped(self._longer)
         if self._found is None and self._growth is None:
-            raise _refusal()
+            raise _two_alone() if self._runs_of(self._kernel.program) is not None else _refusal()
         self._runs: Runs | None = None if self._found is None else self._found.runs
 
     def _made(self, program: Program, method: str, apart: bool = True) -> tp.Kernel:
@@ -403,6 +403,16 @@ def _refusal() -> InputError:
             "(a variance, a rate), before an output that reads the last of them or all of them",
             mend="give a network of three equal layers or more before its output; or the block itself, "
             "apps.Block(lambda h: nn.dense(jnp.tanh(h)))",
+        )
+    )
+
+
+def _two_alone() -> InputError:
+    return InputError(
+        explain(
+            "Layers: two layers of this network have equal kernels, and no third is there to compare with",
+            reason="its program shows no block that repeats, which could be written once more (none does where layers read all before)",
+            mend="give the network with one layer more",
         )
     )
 
