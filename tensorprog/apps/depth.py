@@ -44,9 +44,9 @@ class Phase:
     (chi > 1), "critical", or "divergent"; "undecided" where the errors leave that open. scale_q, scale_c, scale_gradient: depth scales in
     layers, over which the variance, the correlation and the gradient change by a factor e; infinite where they do not.
 
-    errors: of these numbers, by their names, where they are read off the layers themselves (`apps.Layers` of networks without a map):
-    estimates, no bounds. power: of the depth, with which a variance grows that diverges; infinite where it grows faster than any, nan where
-    that was not measured.
+    errors: of these numbers, by their names, where they are sampled or read off the layers themselves (`apps.Layers` of populations, and of
+    networks without a map): estimates, no bounds. power: of the depth, with which a variance grows that diverges; infinite where it grows
+    faster than any, nan where that was not measured.
     """
 
     q: float

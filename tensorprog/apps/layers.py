@@ -337,8 +337,10 @@ class Layers:
 
     def chi(self, x: Any, **hypers: float) -> float:
         """The factor by which squared lengths of gradients, and small distances, grow with each block, at the fixed point that
-        the input x leads to; inf where there is none."""
-        return self._chi(x, hypers)[0]
+        the input x leads to; inf where there is none. Without a map, as `phase` has it, whose errors say how well it is known; nan where it has
+        not settled."""
+        found = self._chi(x, hypers)
+        return found.value if math.isfinite(found.error) else math.nan
 
     def _chi(self, x: Any, hypers: dict[str, float]) -> Estimate:
         runs = self._moved
