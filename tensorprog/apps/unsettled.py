@@ -103,6 +103,15 @@ def _chi_of(own: Kernels) -> Estimate:
     return rate([float(np.linalg.norm(tangent)) for _, tangent in own])
 
 
+def _slope_of(pair: Kernels) -> Estimate:
+    """The change of T(x, x') with each block. Where its scale is more than half of the blocks that were followed, the correlation is still on
+    its way, and what the slope will change by on the rest of it does not show yet: it is then taken to be known to half of itself."""
+    found = rate([float(np.linalg.norm(tangent)) for _, tangent in pair])
+    if not found.error < math.inf or not found.value or abs(math.log(found.value)) > 2 / len(pair):
+        return found
+    return Estimate(found.value, max(found.error, found.value * abs(math.log(found.value)) / 2))
+
+
 def _grows(own: Kernels) -> Estimate | None:
     """The power of the depth with which the variance grows, inf for a faster growth; None where it goes to a limit, nan where neither shows.
     What grows in so many blocks may still come to an end: `_stays_large` asks for more."""
@@ -136,9 +145,7 @@ def _phase_of(own: Kernels, other: Kernels, pair: Kernels, growth: Estimate | No
     found = _chi_of(own)
     chi = Estimate(found.value, found.error + relative * found.value)
     variance = Estimate(math.nan, math.inf) if relative else _approach(_sizes(own))
-    in_q, in_c, in_gradient = (
-        scale(slope) for slope in (variance, rate([float(np.linalg.norm(tangent)) for _, tangent in pair]), chi)
-    )
+    in_q, in_c, in_gradient = (scale(slope) for slope in (variance, _slope_of(pair), chi))
     errors = {
         "q": q_error + relative * q, "c": c_error + relative, "chi": chi.error, "scale_q": in_q.error, "scale_c": in_c.error,
         "scale_gradient": in_gradient.error,

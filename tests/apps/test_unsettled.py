@@ -49,8 +49,9 @@ def test_what_maps_say(name: str, w: float) -> None:
     assert phase.name == expected.name
     for field in ("q", "c", "chi", "scale_c", "scale_gradient", *(["scale_q"] if name == "read again" else [])):
         a, b = getattr(phase, field), getattr(expected, field)
-        assert np.all(np.abs(a - b) <= phase.errors[field] + 1e-6 * np.abs(b)), field
-        if field != "c":  # a limit within rounding is no longer approached
+        small = 1e-6 * np.abs(b) + 1e-9  # maps give what has decayed to 1e-10 as it is, and slopes by differences
+        assert np.all(np.abs(a - b) <= phase.errors[field] + small), field
+        if field != "c" and not (field == "scale_c" and b > 24):  # known to half of itself beyond half the blocks
             assert np.all(phase.errors[field] < 1e-2), field
 
 
