@@ -273,7 +273,7 @@ def _hypers(pairs: Sequence[str]) -> dict[str, Any]:
 def _read(path: str) -> np.ndarray:
     try:
         if path.endswith(".npy"):
-            array = np.load(path, allow_pickle=False)
+            array = _read_npy(path)
         elif path.endswith(".csv"):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of a file without numbers, which is an error below
@@ -284,12 +284,10 @@ def _read(path: str) -> np.ndarray:
             raise InputError(f"{path!r} is neither a .npy nor a .csv file")
     except FileNotFoundError:
         raise InputError(f"there is no file {path!r}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         if isinstance(error, InputError):
             raise
         reason = str(error).split("; use `usecols`")[0]
-        if "pickle" in reason:
-            reason = "it is no file of plain numbers as numpy.save writes them"
         mend = (
             "\n  to mend: keep numbers alone in the file, one example a line, without a header"
             if path.endswith(".csv")
@@ -301,6 +299,31 @@ def _read(path: str) -> np.ndarray:
     if array.ndim == 0:
         raise InputError(f"{path!r} holds one number, expected an array whose first axis counts examples")
     return array
+
+
+def _read_npy(path: str) -> np.ndarray:
+    """An array as `numpy.save` writes it. The header says whether it holds Python objects, which are never unpickled."""
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with open(path, "rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+        except ValueError:
+            raise InputError(
+                f"{path!r} cannot be read: it is no file of one array as numpy.save writes them\n"
+                "  to mend: numpy.save('x.npy', array)"
+            ) from None
+        if version not in headers:
+            raise InputError(
+                f"{path!r} cannot be read: its format is {version}, expected an array of plain numbers, whose is (1, 0)"
+            )
+        dtype = headers[version](file)[2]
+        if dtype.hasobject:
+            raise InputError(
+                f"{path!r} holds Python objects (dtype {dtype}), expected an array of real numbers\n"
+                "  to mend: numpy.save('x.npy', numpy.asarray(array, float))"
+            )
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _writable(path: str, option: str = "--out", endings: tuple[str, ...] = (".npy", ".csv")) -> None:

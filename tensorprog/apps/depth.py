@@ -12,8 +12,8 @@ found in the program of a deep network (`tensorprog.apps.repeated`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.joint import JointKernel
 from tensorprog.runtime.call import KernelFunction
 
-__all__ = ["Block", "Phase", "bisected", "scale_of"]
+__all__ = ["DIVERGENT", "Block", "Phase", "bisected", "scale_of"]
 
 LARGEST = 1e12  # a variance beyond it diverges
 CRITICAL = 1e-6  # |chi - 1| below which a phase is called critical
@@ -41,8 +41,12 @@ class Phase:
 
     q: the fixed variance (nan where variances diverge). c: the correlation to which nearby inputs go. chi: the factor by which
     squared lengths of gradients, and distances of coinciding inputs, grow with each layer. name: "ordered" (chi < 1), "chaotic"
-    (chi > 1), "critical", or "divergent". scale_q, scale_c, scale_gradient: depth scales in layers, over which the variance, the
-    correlation and the gradient change by a factor e; infinite where they do not.
+    (chi > 1), "critical", or "divergent"; "undecided" where the errors leave that open. scale_q, scale_c, scale_gradient: depth scales in
+    layers, over which the variance, the correlation and the gradient change by a factor e; infinite where they do not.
+
+    errors: of these numbers, by their names, where they are sampled or read off the layers themselves (`apps.Layers` of populations, and of
+    networks without a map): estimates, no bounds. power: of the depth, with which a variance grows that diverges; infinite where it grows
+    faster than any, nan where that was not measured.
     """
 
     q: float
@@ -52,14 +56,29 @@ class Phase:
     scale_q: float
     scale_c: float
     scale_gradient: float
+    errors: Mapping[str, Any] = field(default_factory=dict)
+    power: float = math.nan
 
     def __str__(self) -> str:
         if self.name == "divergent":
-            return "divergent: the variance grows without bound"
+            how = f", like the depth to the power {self.power:.3g}" if math.isfinite(self.power) else ""
+            return f"divergent: the variance grows without bound{how}{_about(self.errors.get('power'))}"
+        error = lambda name: _about(self.errors.get(name))
         return (
-            f"{self.name}: variance {_shown(self.q)}, correlations go to {_shown(self.c)}, chi = {self.chi:.6g}; depth scales: variance "
-            f"{self.scale_q:.3g}, correlation {self.scale_c:.3g}, gradient {self.scale_gradient:.3g} layers"
+            f"{self.name}: variance {_shown(self.q)}{error('q')}, correlations go to {_shown(self.c)}{error('c')}, chi = {self.chi:.6g}"
+            f"{error('chi')}; depth scales: variance {self.scale_q:.3g}, correlation {self.scale_c:.3g}, gradient {self.scale_gradient:.3g} "
+            "layers"
         )
+
+
+DIVERGENT = Phase(math.nan, math.nan, math.nan, "divergent", math.inf, math.inf, math.inf)
+
+
+def _about(error: Any) -> str:
+    """An error in brackets, the largest of an array."""
+    if error is None or not np.max(error):
+        return ""
+    return f" (error about {np.max(error):.1g})" if np.max(error) < math.inf else " (not settled yet)"
 
 
 def _shown(value: Any) -> str:
@@ -265,7 +284,7 @@ class Block:
         """Fixed points, chi, and depth scales, from inputs of variance `start`."""
         q = self.fixed_variance(start, **hypers)
         if not math.isfinite(q):
-            return Phase(math.nan, math.nan, math.nan, "divergent", math.inf, math.inf, math.inf)
+            return DIVERGENT
         if q < 1e-10:  # everything decays to zero
             q = 1e-10
         chi = self.chi(q, **hypers)
@@ -310,6 +329,8 @@ def bisected(excess: Callable[[float], float], name: str, between: Any) -> float
     for _ in range(60):
         middle = (low + high) / 2
         value = excess(middle)
+        if value == 0:
+            return middle
         if value * at_low > 0:
             low = middle
         else:

@@ -17,12 +17,15 @@ from functools import cached_property
 from itertools import pairwise
 
 from tensorprog.apps.alike import follows
+from tensorprog.apps.readouts import read_out
 from tensorprog.apps.recursion import Recursion, recursion
 from tensorprog.ir import LinComb, Node, Program, Weight, operands, topological
 from tensorprog.ir.rebuild import rebuild
 from tensorprog.passes.methods import prepared
 
-__all__ = ["Growth", "growth"]
+__all__ = ["NUDGE", "Growth", "growth"]
+
+NUDGE = "nudge of the state"  # a name that no parameter can have
 
 Region = tuple[tuple[Fraction, Fraction], ...]
 
@@ -67,6 +70,20 @@ class Growth:
             ends.append(rebuild(node, own("end", ends, places)))
         return own("end", ends, found.roots)[0], last
 
+    def read_out(self, blocks: int) -> Program:
+        """The program with so many blocks, with a readout of what the last one hands on in the place of its output."""
+        output, state = self.written(blocks)
+        vectors = [node for node in state if node.type.kind == "vector"]
+        return prepared(read_out(replace(self.program, output=output), vectors))
+
+    def nudged(self, factor: float = 1.0) -> Growth | None:
+        """The same blocks, after parameters that are added to the state before the first one: they start at zero, and all are trained that are
+        called `NUDGE`. factor: of that state. None where the state has no vectors."""
+        starts = [(_nudged(v, i, factor), where) for i, (v, where) in enumerate(self.found.starts)]
+        if all(new is old for (new, _), (old, _) in zip(starts, self.found.starts, strict=True)):
+            return None
+        return replace(self, found=replace(self.found, starts=tuple(starts)))
+
     @cached_property
     def _lags(self) -> list[int | None]:
         """Of each thing that a block reads, the place in which the block before read it."""
@@ -89,6 +106,15 @@ class Growth:
         if self.blocks == 2 and any(place.kind == "state" for places in self.found.end_reads for place in places):
             return False  # the output reads both blocks: those two, or all that there are?
         return _nameless(self.of(self.blocks)) is _nameless(self.program)
+
+
+def _nudged(node: Node, i: int, factor: float) -> Node:
+    kind = node.type
+    if kind.kind != "vector" or kind.axis is None or isinstance(node, Weight):
+        return node
+    widths = tuple(kind.width if axis == kind.axis else None for axis in range(len(kind.shape)))
+    region = tuple((Fraction(0), width or Fraction(n)) for width, n in zip(widths, kind.shape, strict=True))
+    return LinComb(((factor, node), (1.0, Weight(f"{NUDGE}.{i}", kind.shape, widths, 0.0, 1.0, region))))
 
 
 def growth(program: Program) -> Growth | None:

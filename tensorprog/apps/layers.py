@@ -7,14 +7,15 @@ distance of two inputs that are equal is the tangent kernel's own recursion, whi
 Schoenholz et al. 2017, equation 5; of positions, Xiao et al. 2018, section 2.2).
 
 Not every network has such a map: where one weight stands in blocks that add to what they read, or that gate it, each block's kernels depend
-on all blocks before. Its kernels of any depth are those of the longer program, derived anew; a fixed point of no finite state is refused.
+on all blocks before. Its kernels of any depth are those of the longer program (`tensorprog.apps.followed`), and its phase is read off them
+(`tensorprog.apps.unsettled`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,12 +24,15 @@ import numpy as np
 
 import tensorprog as tp
 from tensorprog.apps.checks import check_whole
-from tensorprog.apps.depth import CRITICAL, Phase, bisected, scale_of
+from tensorprog.apps.depth import CRITICAL, DIVERGENT, Phase, bisected, scale_of
+from tensorprog.apps.followed import Followed
 from tensorprog.apps.grams import precision, widened
 from tensorprog.apps.growth import Growth, growth
+from tensorprog.apps.limits import Estimate
 from tensorprog.apps.maps import NoMap, Runs
-from tensorprog.apps.readouts import read_out, trained
+from tensorprog.apps.readouts import trained
 from tensorprog.apps.settled import Settled
+from tensorprog.apps.unsettled import Unsettled, name_of, nudged_program, scale
 from tensorprog.errors import InputError, UnsupportedError, explain
 from tensorprog.frontend.interpret import interpret
 from tensorprog.frontend.trace import trace
@@ -49,10 +53,11 @@ MORE = 4  # how many
 
 @dataclass(frozen=True)
 class _Map:
-    """blocks: how many the network has. shift: that of a network of so many blocks, and this number more, is what as many steps lead to."""
+    """blocks: how many the network has; None where that was not asked yet. shift: that of a network of so many blocks, and this number more, is
+    what as many steps lead to."""
 
     runs: Runs
-    blocks: int
+    blocks: int | None
     shift: int
 
 
@@ -62,12 +67,13 @@ class Layers:
     net: the kernel of a network (`tp.compile`, `tp.load`) of two equal layers or more before its output, or such a network with an
     example input. tolerance: as for `tp.compile`; that of the kernel unless it is given.
 
-    blocks: how many equal blocks were found in a row; a network of one block more has one more. (A block may be several layers, where their
-    kernels repeat only after as many, as with skip connections over two. The first may compute its kernels in another way, from the inputs;
-    it is then counted only where a network has few, whose blocks are found in the program.) What comes before and after them, as the
-    first layer and the readout, is kept. What blocks read of the inputs again is, past the last one, what the last one read.
-    Where there is no map of a state of fixed size, `trajectory` compiles a network of each depth, and `phase`, `chi` and `critical` say why
-    they cannot.
+    blocks: how many equal blocks stand in a row in the network's program; a network of one block more has one more. (A block may be several
+    layers, where they repeat only after as many, as with skip connections over two. Where its kernels alone repeat, or several times in a
+    block, theirs are counted.) What comes before and after them, as the first layer and the readout, is kept. What blocks read of the inputs
+    again is, past the last one, what the last one read.
+    Where there is no map of a state of fixed size, as with one weight in all blocks of a residual network or in all steps of a GRU, the
+    kernels of 48 blocks are followed (24 of populations of neurons; 12 or 24 where they have very many quantities), and `phase`, `chi` and
+    `critical` are read off them, with estimates of their errors.
 
     Raises InputError where no block repeats, and where it is not known what one more would be (numbers of each layer's own).
 
@@ -102,13 +108,11 @@ class Layers:
         self._kernel = self._made(net.program, self._method) if remake else net
         self._source = as_written(net)
         self._populated = any(isinstance(q, Normals) for q in self._kernel.graph.nodes)
-        self._deeper: dict[int, tp.Kernel] = {}
-        found = self._mapped(self._longer)
-        if found is None and self._growth is None:
-            raise _refusal()
-        self._runs: Runs | None = None if found is None else found.runs
-        self._shift = 0 if found is None else found.shift
-        self.blocks = found.blocks if found is not None else self._growth.blocks  # type: ignore[union-attr]
+        self._deeper: dict[int, Followed] = {}
+        self._found = self._mapped(self._longer)
+        if self._found is None and self._growth is None:
+            raise _two_alone() if self._runs_of(self._kernel.program) is not None else _refusal()
+        self._runs: Runs | None = None if self._found is None else self._found.runs
 
     def _made(self, program: Program, method: str, apart: bool = True) -> tp.Kernel:
         return tp.Kernel(program, self._tree, self._tolerance, method, apart)
@@ -130,9 +134,9 @@ class Layers:
         many blocks more. They are taken where it has few itself: what comes first and last is then told from what repeats."""
         own = self._runs_of(longer(0))
         if own is not None and own.blocks >= FEW:
-            return _Map(own, own.blocks, 0)
-        if self._growth is None:
-            return None if own is None else _Map(own, own.blocks, 0)
+            return _Map(own, None, 0)
+        if self._growth is None:  # two alike may be so by chance, and there is no third to compare with
+            return None
         runs = self._runs_of(longer(MORE))
         less = None if runs is None else self._runs_of(longer(MORE - 1))
         if runs is None or less is None:
@@ -159,7 +163,7 @@ class Layers:
 
     def __repr__(self) -> str:
         if self._runs is None:
-            return f"<Layers: {self.blocks} blocks, compiled at each depth>"
+            return f"<Layers: {self.blocks} blocks, followed one by one>"
         shapes = [q.shape for q, _ in self._runs.pair.found.entries]
         return f"<Layers: {self.blocks} blocks, a state of {len(shapes)} arrays, {sum(map(math.prod, shapes))} numbers in all>"
 
@@ -171,49 +175,64 @@ class Layers:
         """
         count = self.blocks if blocks is None else check_whole(blocks, "trajectory: blocks", 1)
         with precision():
-            mapped = self._run(count, x1, x2, hypers)
-            found = [mapped[k] if k in mapped else self._compiled(k, x1, x2, hypers) for k in range(1, count + 1)]
-        return KernelResult(*(np.stack(rows) for rows in zip(*found, strict=True)))
+            found = self._run(count, x1, x2, hypers)
+            missing = [k for k in range(1, count + 1) if k not in found]
+            if missing:
+                rest = self._followed(missing[-1], x1, x2, hypers)
+                found = {missing[-1] + 1 - len(rest) + k: row for k, row in enumerate(rest)} | found
+        return KernelResult(*(np.stack(rows) for rows in zip(*(found[k] for k in range(1, count + 1)), strict=True)))
 
-    def _run(self, count: int, x1: Any, x2: Any, hypers: dict[str, float]) -> dict[int, list[np.ndarray]]:
+    def _run(self, count: int, x1: Any, x2: Any, hypers: dict[str, float]) -> dict[int, Sequence[np.ndarray]]:
         """The kernels of the networks of so many blocks by the map: of those that it reaches."""
-        runs, found = self._runs, dict[int, list[np.ndarray]]()
+        runs, found = self._runs, dict[int, Sequence[np.ndarray]]()
         if runs is None:
             return found
-        if count > runs.blocks - self._shift and runs.grows and self._in_step:
-            count = runs.blocks - self._shift
+        shift = self._counted[1]
+        if count > runs.blocks - shift and runs.grows and self._in_step:
+            count = runs.blocks - shift
         run = runs.own if x2 is None else runs.pair
         state, known = run.begin(*self._read(x1, x2, hypers))
         before = run.found.blocks - runs.blocks  # of which the other of the two recursions knows nothing
-        for k in range(before + count + self._shift):
+        for k in range(before + count + shift):
             state, last = run.advance(state, known, k)
             if k >= before:
-                found[k - before + 1 - self._shift] = runs.shaped(run.end(known, last))
+                found[k - before + 1 - shift] = runs.shaped(run.end(known, last))
         return found
 
+    @property
+    def blocks(self) -> int:
+        """How many equal blocks the network has: those that are written in a row in its program."""
+        return self._counted[0]
+
     @cached_property
+    def _counted(self) -> tuple[int, int]:
+        """How many blocks there are, and the shift of the map's steps against them. The first may compute its kernels in another way than the
+        others, and is then none of the map's."""
+        runs, found = self._runs, self._found
+        if runs is None or found is None:
+            assert self._growth is not None
+            return self._growth.blocks, 0
+        if found.blocks is not None:
+            return found.blocks, found.shift
+        longer = None if self._growth is None else self._runs_of(self._longer(1))
+        if self._growth is None or longer is None or longer.blocks != runs.blocks + 1:
+            return runs.blocks, 0
+        return self._growth.blocks, runs.blocks - self._growth.blocks
+
+    @property
     def _in_step(self) -> bool:
         """Are the blocks that can be written in the program one by one those of the kernels?"""
-        if self._growth is None or self._runs is None:
-            return False
-        if self._runs.graph is not self._kernel.graph:
-            return self.blocks == self._growth.blocks
-        longer = self._runs_of(self._longer(1))
-        return longer is not None and longer.blocks == self._runs.blocks + 1
+        return self._growth is not None and self.blocks == self._growth.blocks
 
-    def _compiled(self, blocks: int, x1: Any, x2: Any, hypers: dict[str, float]) -> list[np.ndarray]:
-        """The kernels of the network of so many blocks, compiled."""
+    def _followed(self, blocks: int, x1: Any, x2: Any, hypers: dict[str, float]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The kernels of the networks of so many blocks, and of all up to it that there are."""
+        assert self._growth is not None
+        less = self.blocks - self._growth.blocks
         if blocks not in self._deeper:
-            assert self._growth is not None
-            written = self._growth.of(blocks - self.blocks + self._growth.blocks)
-            self._deeper[blocks] = self._made(prepared(written), self._method)
-        kernel = self._deeper[blocks]
-        first, second = (
-            None if x is None else jax.tree.map(lambda a: np.asarray(a)[None], widened(x)) for x in (x1, x2)
-        )
-        given: dict[str, Any] = dict(hypers)
-        result = kernel.diag(first, **given) if second is None else kernel(first, second, **given)
-        return [np.asarray(k)[0] if second is None else np.asarray(k)[0, 0] for k in (result.nngp, result.ntk)]
+            programs = [prepared(self._growth.of(k - less)) for k in range(1 + max(0, less), blocks + 1)]
+            self._deeper[blocks] = Followed(programs, self._method, self._tolerance)
+        first, second, values = self._read(x1, x2, hypers)
+        return self._deeper[blocks].kernels(first, None if x2 is None else second, values)
 
     def _read(self, x1: Any, x2: Any, hypers: dict[str, float]) -> tuple[Any, Any, Any]:
         """The leaves of two inputs, and the hyperparameters."""
@@ -225,31 +244,35 @@ class Layers:
     # ---- where they lead
 
     @property
-    def _moved(self) -> Runs:
-        """The map that phases are read off."""
-        if self._trained is None or self._trained.grows:
-            raise _endless(self._populated)
-        return self._trained
+    def _moved(self) -> Runs | None:
+        """The map that phases are read off; None where there is none, and the layers themselves are followed."""
+        return None if self._trained is None or self._trained.grows else self._trained
 
     @cached_property
     def _trained(self) -> Runs | None:
         """The map of the network in which every parameter is trained, so that its tangent kernel is there in every layer; in one of
-        populations those of the first layer alone, so that it has no other source. Where the tangent kernel of the output is not that of a
-        tangent program (an average, a tied readout), the output is a readout of what the last block hands on."""
-        change = lambda program: trained(program, first=self._populated)
-        if self._runs is not None and change(self._kernel.program) is self._kernel.program:
+        populations a change of the state before the first block alone, so that the tangent kernel has no other source. Where the tangent kernel
+        of the output is not that of a tangent program (an average, a tied readout), the output is a readout of what the last block hands on."""
+        if self._runs is not None and not self._populated and trained(self._kernel.program) is self._kernel.program:
             return self._runs
-        made = self._mapped(lambda more: change(self._longer(more)))
-        if made is None and self._growth is not None:
-            made = self._mapped(lambda more: change(self._read_out(more)))
+        if self._runs is None and self._kernel.method == "tangent":
+            return None  # what moves besides makes nothing repeat
+        if self._populated:
+            nudged = None if self._growth is None else self._growth.nudged()
+            if nudged is None:
+                raise _endless()
+            made = self._mapped(lambda more: nudged_program(nudged, nudged.blocks + more))
+            return None if made is None else made.runs
+        made, grown = self._mapped(lambda more: trained(self._longer(more))), self._growth
+        if made is None and grown is not None:
+            made = self._mapped(lambda more: trained(grown.read_out(grown.blocks + more)))
         return None if made is None else made.runs
 
-    def _read_out(self, more: int) -> Program:
-        """The network with so many blocks more, of which the last block is read out."""
-        assert self._growth is not None
-        output, state = self._growth.written(self._growth.blocks + more)
-        program = replace(self._growth.program, output=output)
-        return prepared(read_out(program, [node for node in state if node.type.kind == "vector"]))
+    @cached_property
+    def _unsettled(self) -> Unsettled:
+        if self._growth is None or self._growth.nudged() is None:
+            raise _endless()
+        return Unsettled(self._growth, self._tolerance, self._populated)
 
     def phase(self, x1: Any, x2: Any, **hypers: float) -> Phase:
         """Fixed points, chi, and depth scales, from two inputs.
@@ -258,16 +281,19 @@ class Layers:
         variance of f(x1), and the correlation of f(x1) and f(x2); arrays where the output has axes. chi is the spectral radius of the
         derivative of the map at the kernel of x1 with itself; the depth scales come from the map's slopes in the same way. Where the
         state is a population they are means over blocks, with the error of sampling (scale_q is nan then, and c that after 48 blocks).
+        Without a map they are limits that the blocks show, with errors in `Phase.errors`; `Phase.power` is then the growth of a variance
+        that diverges.
         """
         with precision():
-            read = self._read(x1, x2, hypers)
-            return self._sampled_phase(*read) if self._populated else self._phase(*read)
+            read, runs = self._read(x1, x2, hypers), self._moved
+            if runs is None:
+                return self._unsettled.phase(*read)
+            return self._sampled_phase(runs, *read) if self._populated else self._phase(runs, *read)
 
-    def _phase(self, leaves1: Any, leaves2: Any, values: Any) -> Phase:
-        runs = self._moved
+    def _phase(self, runs: Runs, leaves1: Any, leaves2: Any, values: Any) -> Phase:
         own = Settled(runs.own, leaves1, leaves1, values)
         if own.diverges:
-            return Phase(math.nan, math.nan, math.nan, "divergent", math.inf, math.inf, math.inf)
+            return DIVERGENT
         other = Settled(runs.own, leaves2, leaves2, values)
         pair = Settled(runs.pair, leaves1, leaves2, values)
         chi = own.chi()
@@ -279,9 +305,9 @@ class Layers:
         name = "critical" if abs(chi - 1) < margin else "ordered" if chi < 1 else "chaotic"
         return Phase(number(q), number(c), chi, name, scale_of(own.slope()), scale_of(pair.chi()), scale_of(chi))
 
-    def _sampled_phase(self, leaves1: Any, leaves2: Any, values: Any) -> Phase:
+    def _sampled_phase(self, runs: Runs, leaves1: Any, leaves2: Any, values: Any) -> Phase:
         """The same of populations, whose law has no map of numbers: means over the later of many blocks."""
-        runs, rows = self._moved, []
+        rows = []
         for run, sides in (
             (runs.own, (leaves1, leaves1)),
             (runs.own, (leaves2, leaves2)),
@@ -298,23 +324,35 @@ class Layers:
         early, late = own[SAMPLED : 2 * SAMPLED, 0].mean(), own[2 * SAMPLED :, 0].mean()
         assert self._tolerance is not None
         if not math.isfinite(late) or late > (1 + 5 * self._tolerance) * early:
-            return Phase(math.nan, math.nan, math.nan, "divergent", math.inf, math.inf, math.inf)
-        growth = [run[-1, 1] / run[2 * SAMPLED, 1] if run[2 * SAMPLED, 1] else 0.0 for run in (own, pair)]
-        chi, slope = (float(max(0.0, g)) ** (1 / (SAMPLED - 1)) for g in growth)
-        c = pair[2 * SAMPLED :, 0].mean() / math.sqrt(late * other[2 * SAMPLED :, 0].mean())
-        name = "critical" if abs(chi - 1) < self._tolerance else "ordered" if chi < 1 else "chaotic"
-        return Phase(late, min(1.0, c), chi, name, math.nan, scale_of(slope), scale_of(chi))
+            return DIVERGENT
+        chi, slope = (_grown(run[SAMPLED:, 1], self._tolerance) for run in (own, pair))
+        c = min(1.0, pair[2 * SAMPLED :, 0].mean() / math.sqrt(late * other[2 * SAMPLED :, 0].mean()))
+        in_c, in_gradient = scale(slope), scale(chi)
+        errors = {
+            "q": abs(late - early) + self._tolerance * late, "c": self._tolerance, "chi": chi.error, "scale_c": in_c.error,
+            "scale_gradient": in_gradient.error,
+        }  # fmt: skip
+        name = name_of(chi, 2 * self._tolerance)
+        return Phase(late, c, chi.value, name, math.nan, in_c.value, in_gradient.value, errors)
 
     def chi(self, x: Any, **hypers: float) -> float:
         """The factor by which squared lengths of gradients, and small distances, grow with each block, at the fixed point that
-        the input x leads to; inf where there is none."""
-        if self._populated:
+        the input x leads to; inf where there is none. Without a map, as `phase` has it, whose errors say how well it is known; nan where it has
+        not settled."""
+        found = self._chi(x, hypers)
+        return found.value if math.isfinite(found.error) else math.nan
+
+    def _chi(self, x: Any, hypers: dict[str, float]) -> Estimate:
+        runs = self._moved
+        if self._populated and runs is not None:
             found = self.phase(x, x, **hypers)
-            return math.inf if found.name == "divergent" else found.chi
+            return Estimate(math.inf if found.name == "divergent" else found.chi, 0.0)
         with precision():
             leaves, _, values = self._read(x, x, hypers)
-            own = Settled(self._moved.own, leaves, leaves, values)
-            return math.inf if own.diverges else own.chi()
+            if runs is None:
+                return self._unsettled.chi(leaves, values)
+            own = Settled(runs.own, leaves, leaves, values)
+            return Estimate(math.inf if own.diverges else own.chi(), 0.0)
 
     def critical(self, name: str, between: tuple[float, float], x: Any, **hypers: float) -> float:
         """The value of the hyperparameter `name` at which chi = 1, at the fixed point that the input x leads to.
@@ -325,7 +363,20 @@ class Layers:
             raise InputError(
                 f"critical: {name!r} is no hyperparameter; the network has: {', '.join(sorted(self.hypers))}"
             )
-        return bisected(lambda value: self.chi(x, **{**hypers, name: value}) - 1, name, between)
+
+        def excess(value: float) -> float:
+            chi = self._chi(x, {**hypers, name: value})
+            if not math.isfinite(chi.error):
+                raise InputError(
+                    explain(
+                        f"critical: chi at {name} = {value:.4g} is not known",
+                        reason="no map was found, and the growth of gradients in the blocks that were followed has not settled",
+                        mend="look between other values, narrower ones around the critical one; near to it things settle more slowly",
+                    )
+                )
+            return 0.0 if abs(chi.value - 1) <= chi.error else chi.value - 1
+
+        return bisected(excess, name, between)
 
 
 def as_written(kernel: Any) -> Program:
@@ -335,6 +386,15 @@ def as_written(kernel: Any) -> Program:
         return kernel.program
     leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in kernel.program.inputs]
     return interpret(trace(model, jax.tree.unflatten(kernel._tree, leaves)), averages=True)
+
+
+def _grown(tangents: np.ndarray, tolerance: float) -> Estimate:
+    """The growth of a population's tangent kernels with each block: of the later half of the blocks, and its distance from that of the earlier
+    half, which is large where few neurons carry them."""
+    if not (tangents > 0).all():
+        return Estimate(0.0, 0.0) if not tangents[-1] else Estimate(math.nan, math.inf)
+    early, late = (float(np.mean(np.diff(np.log(half)))) for half in np.split(tangents, 2))
+    return Estimate(math.exp(late), math.exp(late) * (abs(late - early) + tolerance))
 
 
 def _refusal() -> InputError:
@@ -349,19 +409,22 @@ def _refusal() -> InputError:
     )
 
 
-def _endless(populated: bool) -> UnsupportedError:
-    if populated:
-        reason = (
-            "its state is a population of neurons, and no step of fixed size was found for its tangent kernels, as where blocks share a "
-            "weight"
+def _two_alone() -> InputError:
+    return InputError(
+        explain(
+            "Layers: two layers of this network have equal kernels, and no third is there to compare with",
+            reason="its program shows no block that repeats, which could be written once more (none does where layers read all before)",
+            mend="give the network with one layer more",
         )
-    else:
-        reason = (
-            "no state of fixed size is handed on from block to block: what a block computes depends on all blocks before it (one weight in "
-            "all of them, in a vector that they add to)"
-        )
-    mend = (
-        "follow them as far as you like, Layers.trajectory(x1, x2, blocks=20); or give every block a weight of its own, which its "
-        "nonlinearity comes before"
     )
-    return UnsupportedError(explain("Layers: a fixed point of this network's kernels", reason=reason, mend=mend))
+
+
+def _endless() -> UnsupportedError:
+    return UnsupportedError(
+        explain(
+            "Layers: the phase of this network",
+            reason="no map of a state of fixed size takes one block into the next, and its block stands in the graph of its kernels alone, not "
+            "in its instructions (with vectors that it hands on), so that it cannot be written more often and followed",
+            mend="write all blocks alike, with a weight of its own in each, which its nonlinearity comes before",
+        )
+    )

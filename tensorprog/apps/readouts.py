@@ -8,7 +8,6 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from tensorprog.errors import InputError
 from tensorprog.ir import LinComb, MatMul, Node, PositionMap, Program, Type, Weight, operands, position, topological
 from tensorprog.ir.rebuild import rebuild
 
@@ -32,18 +31,11 @@ def read_out(program: Program, vectors: Sequence[Node]) -> Program:
     return replace(program, output=LinComb(tuple(terms)), mirrored=())
 
 
-def trained(program: Program, *, first: bool) -> Program:
-    """The same network with no frozen parameter, or all frozen but those that read the inputs; itself where nothing changes."""
+def trained(program: Program, *, only: str | None = None) -> Program:
+    """The same network with no frozen parameter; or with all frozen but those whose names begin with `only`. Itself where nothing changes."""
     moved = {w.name for w in program.weights if w.std and not w.per_input}
-    if first:
-        products = [node for node in program.nodes if isinstance(node, MatMul)]
-        reads = {node.root.name for node in products if node.x.type.kind == "scalar"}
-        moved &= reads - {node.root.name for node in products if node.x.type.kind == "vector"}
-        if not moved:
-            raise InputError(
-                "Layers: chi of a state that is a population is the growth of what the first layer's parameters move, and no parameter "
-                "reads the inputs alone\n  to mend: begin with a layer of weights of its own, nn.dense(x)"
-            )
+    if only is not None:
+        moved = {w.name for w in program.weights if w.name.startswith(only)}
     if all(bool(w.tangent_std) == (w.name in moved) for w in program.weights):
         return program
     new: dict[Any, Any] = {}

@@ -88,9 +88,12 @@ class BlockGraph:
         return tuple(quantities([*(q for b in self.blocks for q in (b.cross, b.own)), *self.means]))
 
 
-def derive_blocks(pairs: Sequence[Pair], means: Sequence[Node], noise: bool, tolerance: float | None) -> BlockGraph:
-    """Ask the rules for all blocks and means. pairs: of two sides, or of gradients; or shapes, for a block that is zero."""
-    rules = Rules(Structure([*(node for pair in pairs for node in _variables(pair)), *means]), tolerance)
+def derive_blocks(
+    pairs: Sequence[Pair], means: Sequence[Node], noise: bool, tolerance: float | None, apart: bool = True
+) -> BlockGraph:
+    """Ask the rules for all blocks and means. pairs: of two sides, or of gradients; or shapes, for a block that is zero. tolerance, apart: as
+    for `tensorprog.kernel.derive`."""
+    rules = Rules(Structure([*(node for pair in pairs for node in _variables(pair)), *means]), tolerance, apart)
     memo: dict[Question, Quantity] = {}
     blocks = [_made(pair, rules, memo) for pair in pairs]
     asked = tuple(answer(Value(m) if m.type.kind == "scalar" else Mean(m), rules, memo) for m in means)

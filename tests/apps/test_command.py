@@ -38,6 +38,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.save(tmp_path / "words.npy", np.array(["a", "b"]))
     np.save(tmp_path / "nan.npy", np.full((2, 3), np.nan))
     np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
+    (tmp_path / "nothing.npy").write_bytes(b"")
+    with open(tmp_path / "archive.npy", "wb") as file:
+        np.savez(file, x=x)
     for name, array in (("x", x), ("y", y), ("test", test)):
         np.savetxt(tmp_path / f"{name}.csv", array, delimiter=",", fmt="%.17g")
     monkeypatch.chdir(tmp_path)
@@ -94,7 +97,9 @@ def test_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("gram net.py:net x.npy --out gram.txt", "expected a .npy or .csv file"),
         ("gram net.py:net x.npy --out no/gram.npy", "there is no folder"),
         ("gram net.py:net x.txt --out gram.npy", "neither a .npy nor a .csv"),
-        ("gram net.py:net pickled.npy --out gram.npy", "cannot be read"),
+        ("gram net.py:net pickled.npy --out gram.npy", "'pickled.npy' holds Python objects (dtype object), expected"),
+        ("gram net.py:net nothing.npy --out gram.npy", "'nothing.npy' cannot be read: it is no file of one array"),
+        ("gram net.py:net archive.npy --out gram.npy", "'archive.npy' cannot be read: it is no file of one array"),
         ("gram net.py:net x.npy --set w --out gram.npy", "--set has 'w', expected NAME=VALUE"),
         ("gram net.py:net x.npy --set v=1 --out gram.npy", "unknown argument 'v'"),
         ("predict net.py:net x.npy test.csv test.csv --noise 1 --out m.npy", "y has shape (5, 3), expected (12,)"),

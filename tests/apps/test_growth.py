@@ -13,6 +13,8 @@ from jax.scipy.special import erf
 
 import tensorprog as tp
 from tensorprog import apps, nn
+from tensorprog.apps import layers as found_layers
+from tensorprog.apps.maps import Runs
 from tests.apps.test_layers import inputs, read_again, short, two_streams
 
 Net = Callable[[jax.Array, int], jax.Array]
@@ -96,7 +98,7 @@ def gathered(x: jax.Array, depth: int) -> jax.Array:
 slow = pytest.mark.slow
 CASES = {
     "two layers": (short, 2, (3,), None), "inputs read again": (read_again, 2, (3,), None), "in turn": (in_turn, 2, (3,), None),
-    "all before": (all_before, 4, (3,), None), "transposed": (transposed, 2, (3,), None), "average": (average, 2, (3,), None),
+    "all before": (all_before, 5, (3,), None), "transposed": (transposed, 2, (3,), None), "average": (average, 2, (3,), None),
     "tied": (tied, 2, (3,), None), "one weight": (one_weight, 2, (3,), None), "two streams": (two_streams, 4, (3,), None),
     "weights in turn": (weights_in_turn, 2, (3,), None),
     "batch": (batch_normed, 2, (3, 2), None), "gathered": (gathered, 2, (2, 2), 2e-2),
@@ -147,13 +149,9 @@ def test_averages_have_the_phases_of_their_layers() -> None:
 
 
 def test_one_weight_in_all_blocks() -> None:
-    """No state of fixed size; its kernels of more blocks are compiled, and sampled networks have them."""
+    """No state of fixed size; its kernels of more blocks are followed, and sampled networks have them."""
     found, x = apps.Layers(lambda x: one_weight(x, 2), jnp.zeros(3)), inputs((3,))
-    assert repr(found) == "<Layers: 2 blocks, compiled at each depth>"
-    with pytest.raises(tp.UnsupportedError, match="no state of fixed size is handed on from block to block"):
-        found.phase(*x)
-    with pytest.raises(tp.UnsupportedError, match="or give every block a weight of its own"):
-        found.chi(x[0])
+    assert repr(found) == "<Layers: 2 blocks, followed one by one>"
     n, rng, drawn = 800, np.random.default_rng(0), []
     for _ in range(24):
         w, h = rng.standard_normal((n, n)), rng.standard_normal((n, 3)) @ x.T / np.sqrt(3)
@@ -254,3 +252,17 @@ def test_programs_by_themselves() -> None:
     x = inputs((3,))
     again, own = (apps.Layers(k).trajectory(*x, blocks=4) for k in (tp.compile_program(str(kernel.program)), kernel))
     np.testing.assert_allclose((again.nngp, again.ntk), (own.nngp, own.ntk), rtol=1e-12)
+
+
+def test_two_equal_kernels_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no block is found in the program, two steps of the kernels may be alike by chance, and no third can be made to compare with."""
+
+    def net(x: jax.Array) -> jax.Array:
+        h = nn.dense(erf(nn.dense(erf(nn.dense(x)))))
+        return nn.dense(nn.dense(-erf(h)), features=1)
+
+    kernel = tp.compile(net, jnp.zeros(3))
+    assert Runs(kernel).blocks == 2 and apps.Layers(kernel).blocks == 2
+    monkeypatch.setattr(found_layers, "growth", lambda program: None)
+    with pytest.raises(tp.InputError, match="(?s)two layers of this network have equal kernels.*one layer more"):
+        apps.Layers(kernel)
