@@ -157,7 +157,8 @@ def _param_var(param: Param) -> Var:
         region = tuple((start, stop) if i == along else r for i, r in enumerate(param.region))
         shape = unit_shape(full)
         widths = tuple((stop - start) / n if i == along else None for i, n in enumerate(shape))
-        blocks.append((stop - start, weight_node(param, shape, widths, region)))
+        width = next((w for w in widths if w is not None), Fraction(1))
+        blocks.append((width, weight_node(param, shape, widths, region)))
     var = Var(tuple(blocks), full, param.power)
     if param.mean:
         var = lincomb([(1.0, var), (1.0, Var.of(Const(Literal.of(np.float64(param.mean))), (), param.power))])

@@ -85,7 +85,10 @@ def _linear(x: Var, y: Var, dims: Dims, eqn: Equation) -> Var:
     """A hidden vector (or a deterministic array) times a deterministic array: a map of positions."""
     if y.random:
         return _transposed(_linear(y, x, dims.swapped(), eqn), x, y, dims)
-    if width_axis(y.layout) is not None:
+    one_place = x.random and all(
+        x.shape[i] == 1 for i in dims.contract[0]
+    )  # a product entry by entry, which functions go on with
+    if one_place or width_axis(y.layout) is not None:
         return _sum_of_products(x, y, dims)
     ranks = (len(x.layout), len(y.layout))
     free_x, free_y = dims.free(0, ranks[0]), dims.free(1, ranks[1])

@@ -105,6 +105,19 @@ def recurrent() -> Pair:
     return tied, apart
 
 
+def biased() -> Pair:
+    def tied(x: jax.Array) -> jax.Array:
+        w, h, b = one(2, 2), rows_of(x).reshape(-1), nn.bias((2 * nn.width(),))
+        return nn.dense(relu(times(w, h) + b) + h, features=1)
+
+    def apart(x: jax.Array) -> jax.Array:
+        w, h, p, q = weights(2, 2), rows_of(x), nn.bias((nn.width(),)), nn.bias((nn.width(),))
+        y = [relu(times(a, h[0]) + times(b, h[1]) + c) for (a, b), c in zip(w, (p, q), strict=True)]
+        return out(y[0] + h[0], y[1] + h[1])
+
+    return tied, apart
+
+
 def concatenated() -> Pair:
     def tied(x: jax.Array) -> jax.Array:
         w, h, g = one(1, 2), relu(nn.dense(x[0])), erf(nn.dense(x[1]))
@@ -181,6 +194,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "autoencoder, never cut again": autoencoder_whole,
     "channels before positions": channels_first,
     "recurrent": recurrent,
+    "biased, with the field itself added": biased,
     "concatenated": concatenated,
     "beside and flattened": beside_and_flattened,
     "heads": heads,
