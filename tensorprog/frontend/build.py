@@ -247,6 +247,9 @@ def _without_vanishing(terms: Sequence[tuple[float, Var]]) -> Sequence[tuple[flo
 
     A bias of variance c/n, as libraries draw it, has no part in the limit of W x + b.
     """
+    terms = [
+        term for term in terms if term[1].random or term[1].layout or exact(term[1]) != 0
+    ] or terms  # sum(parts) starts at 0
     top = max((var.power for _, var in terms if var.random and not _is_parameter(var)), default=None)
     if top is None:
         return terms
