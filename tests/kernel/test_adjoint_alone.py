@@ -281,7 +281,7 @@ def test_what_no_gradient_goes_through() -> None:
 
 
 def test_six_tied_readouts_of_which_three_change_their_signs() -> None:
-    """f = sum over three pairs of v.(w h) + w.(v g), of the covariance 3 E[(h + g)^2]: odd in one of each pair, in no single weight, not in all.
+    """f = sum over three pairs of v.(w h) + w.(v g), of the covariance 3 E[(h + g)^2]: odd in one of each pair, not in all.
 
     Its gradients are v (h + g) and w (h + g) in w and v, and sum v w times x in the layers of h and g.
     """
