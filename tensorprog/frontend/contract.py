@@ -342,6 +342,11 @@ def _weight_for(
     if not param.symmetric or where[axes[0]] == where[axes[1]]:
         return weight_node(param, tuple(shape), tuple(widths), tuple(where)), "".join(letters)
     i, j = axes  # a part off the diagonal, which stands below it as its transpose
+    if where[i][0] < where[j][1] and where[j][0] < where[i][1]:
+        raise Refusal(
+            f"it multiplies by a part of the symmetric weight {param.name!r} that holds some of its diagonal, and is not square about it",
+            "cut rows and columns at the same places, or multiply by the whole weight",
+        )
     if where[i][0] > where[j][0]:
         shape[i], shape[j] = shape[j], shape[i]
         widths[i], widths[j] = widths[j], widths[i]
