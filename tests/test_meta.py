@@ -35,7 +35,10 @@ UNREACHED = {
     "acos": "jnp.arccos is written with atan2 or acos, by version",
 }
 
-BACKWARD = {"transposed"}  # position maps that the adjoint program alone has; see tests/passes/test_adjoint.py
+DERIVED = {
+    "transposed",
+    "behind",
+}  # position maps that gradients and slopes alone have; see tests/passes/test_adjoint.py
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def test_no_stale_exemption() -> None:
 
 
 def test_position_maps(reached: tuple) -> None:
-    assert set(positions.POSITIONS) - reached[2] == BACKWARD
+    assert set(positions.POSITIONS) - reached[2] == DERIVED
 
 
 def test_instructions(reached: tuple) -> None:
@@ -162,7 +165,7 @@ def test_position_rows_are_right_about_axes() -> None:
             if node.op.selects:
                 entries = set(np.round(x.ravel(), 12)) | ({0.0} if node.op.row.fills else set())
                 assert set(np.round(out.ravel(), 12)) <= entries, node.op
-    assert {op.name for op in seen} == set(positions.POSITIONS) - BACKWARD
+    assert {op.name for op in seen} == set(positions.POSITIONS) - DERIVED
 
 
 def _values(node: Node) -> jnp.ndarray | None:

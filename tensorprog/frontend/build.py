@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,8 +13,10 @@ import numpy as np
 import sympy
 
 from tensorprog.errors import UnsupportedError, explain
+from tensorprog.frontend.division import common, division_of, finer_by, finer_origins
 from tensorprog.frontend.values import (
     Axis,
+    Division,
     Known,
     Layout,
     Param,
@@ -46,6 +49,7 @@ __all__ = [
     "Refusal",
     "align",
     "constant",
+    "cut_at",
     "exact",
     "lincomb",
     "map_positions",
@@ -142,23 +146,20 @@ def weight_node(
     """The weight of a parameter, laid out as it is used."""
     where = region or param.region
     noise, twofold = param.per_input, param.symmetric
-    made = Weight(param.name, shape, widths, param.std, param.tangent_std, where, per_input=noise, symmetric=twofold)
-    if made.symmetric and (axes := made.matrix_axes) is not None:
-        i, j = axes
-        if (shape[i], widths[i], where[i]) != (shape[j], widths[j], where[j]):
-            raise Refusal(
-                f"the symmetric weight {param.name!r} multiplies flattened positions, or a part of a concatenation",
-                "multiply a vector of the weight's own width, or use a weight that is not symmetric",
-            )
-    return made
+    return Weight(param.name, shape, widths, param.std, param.tangent_std, where, per_input=noise, symmetric=twofold)
 
 
 def _param_var(param: Param) -> Var:
-    shape = tuple(1 if w is not None else int(b - a) for w, (a, b) in zip(param.widths, param.region, strict=True))
-    widths = tuple(None if w is None else b - a for w, (a, b) in zip(param.widths, param.region, strict=True))
-    node: Node = weight_node(param, shape, widths)
-    full = tuple((f,) if f is not None else () if s == 1 else (s,) for f, s in zip(widths, shape, strict=True))
-    var = Var.of(node, full, param.power)
+    along = next((i for i, w in enumerate(param.widths) if w is not None), None)
+    full = tuple(param.laid(i) for i in range(len(param.widths)))
+    blocks = []
+    for start, stop in param.pieces(along) if along is not None else [(ZERO, Fraction(1))]:
+        region = tuple((start, stop) if i == along else r for i, r in enumerate(param.region))
+        shape = unit_shape(full)
+        widths = tuple((stop - start) / n if i == along else None for i, n in enumerate(shape))
+        width = next((w for w in widths if w is not None), Fraction(1))
+        blocks.append((width, weight_node(param, shape, widths, region)))
+    var = Var(tuple(blocks), full, param.power)
     if param.mean:
         var = lincomb([(1.0, var), (1.0, Var.of(Const(Literal.of(np.float64(param.mean))), (), param.power))])
     var = _arrange(var, param)
@@ -246,6 +247,9 @@ def _without_vanishing(terms: Sequence[tuple[float, Var]]) -> Sequence[tuple[flo
 
     A bias of variance c/n, as libraries draw it, has no part in the limit of W x + b.
     """
+    terms = [
+        term for term in terms if term[1].random or term[1].layout or exact(term[1]) != 0
+    ] or terms  # sum(parts) starts at 0
     top = max((var.power for _, var in terms if var.random and not _is_parameter(var)), default=None)
     if top is None:
         return terms
@@ -365,8 +369,8 @@ def align(variables: Sequence[Var]) -> list[Var]:
     layout = _common_layout(variables)
     variables = [_grown(v, layout) if v.random else v for v in variables]
     random = [v for v in variables if v.random]
-    finest = max(random, key=lambda v: len(v.blocks))
-    return [_split_like(v, finest) if v.random else v for v in variables]
+    ends = sorted({end for v in random for end in _ends(v)})
+    return [cut_at(v, ends) if v.random and len(v.blocks) < len(ends) else v for v in variables]
 
 
 def _common_layout(variables: Sequence[Var]) -> Layout:
@@ -378,6 +382,7 @@ def _common_layout(variables: Sequence[Var]) -> Layout:
             if axis and not layout[i]:
                 layout[i] = axis
             elif axis and axis != layout[i] and not (var.det and math.prod(axis) == math.prod(layout[i])):
+                _divide_alike(variables, rank - i, (axis, layout[i]))
                 raise Refusal(
                     f"it combines hidden arrays built differently along one axis: {_show(tuple(layout))} and {_show(var.layout)}",
                     "combine arrays whose width and position axes stand in the same order",
@@ -388,6 +393,21 @@ def _common_layout(variables: Sequence[Var]) -> Layout:
             "contract the width, or let both factors share it",
         )
     return tuple(layout)
+
+
+def _divide_alike(variables: Sequence[Var], from_end: int, axes: tuple[Axis, Axis]) -> None:
+    """Ask for one axis of the width to be divided into positions in all of these variables as it is in some of them."""
+    sizes = [Fraction(math.prod(axis)) for axis in axes]
+    if sizes[0] != sizes[1] or not all(any(isinstance(f, Fraction) for f in axis) for axis in axes):
+        return
+    made = common(division_of(axes[0]), division_of(axes[1]), sizes[0])
+    if made is None:
+        return
+    for var in variables:
+        if var.random and len(var.layout) >= from_end and (own := var.layout[len(var.layout) - from_end]):
+            by = finer_by(made, division_of(own))
+            if by != Division() and len(var.blocks) == 1:
+                raise finer_origins([var.node], by)
 
 
 def _grown(var: Var, layout: Layout) -> Var:
@@ -411,20 +431,20 @@ def _show(layout: Layout) -> str:
     )
 
 
-def _split_like(var: Var, model: Var) -> Var:
-    widths = [w for w, _ in model.blocks]
-    if [w for w, _ in var.blocks] == widths:
-        return var
-    if len(var.blocks) > 1:
-        raise Refusal(
-            f"it combines concatenations of different widths, {[str(w) for w, _ in var.blocks]} and {[str(w) for w in widths]} n",
-            "concatenate in the same order and with the same widths",
-        )
-    start, nodes = ZERO, []
-    for width in widths:
-        nodes.append(take_block(var.node, start, start + width))
-        start += width
-    return Var(tuple(zip(widths, nodes, strict=True)), var.layout, var.power)
+def _ends(var: Var) -> list[Fraction]:
+    """Where the blocks of a variable end."""
+    return list(itertools.accumulate(width for width, _ in var.blocks))
+
+
+def cut_at(var: Var, ends: Sequence[Fraction]) -> Var:
+    """The same variable with its blocks cut further, at all of these multiples of n."""
+    blocks, at = [], ZERO
+    for width, node in var.blocks:
+        inner = [at, *(e for e in ends if at < e < at + width), at + width]
+        for low, high in itertools.pairwise(inner):
+            blocks.append((high - low, node if high - low == width else take_block(node, low - at, high - at)))
+        at += width
+    return Var(tuple(blocks), var.layout, var.power)
 
 
 def take_block(node: Node, start: Fraction, stop: Fraction) -> Node:

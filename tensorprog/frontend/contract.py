@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import sympy
 
+from tensorprog.frontend.agree import agreeing, check_symmetry
 from tensorprog.frontend.build import (
     Refusal,
     constant,
@@ -84,7 +85,10 @@ def _linear(x: Var, y: Var, dims: Dims, eqn: Equation) -> Var:
     """A hidden vector (or a deterministic array) times a deterministic array: a map of positions."""
     if y.random:
         return _transposed(_linear(y, x, dims.swapped(), eqn), x, y, dims)
-    if width_axis(y.layout) is not None:
+    one_place = x.random and all(
+        x.shape[i] == 1 for i in dims.contract[0]
+    )  # a product entry by entry, which functions go on with
+    if one_place or width_axis(y.layout) is not None:
         return _sum_of_products(x, y, dims)
     ranks = (len(x.layout), len(y.layout))
     free_x, free_y = dims.free(0, ranks[0]), dims.free(1, ranks[1])
@@ -207,6 +211,8 @@ def _times_weight(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value
     rank_w, rank_x = len(param.axes), len(x.layout)
     if param.per_input:
         return _swap_product(to_var(param), x, dims, weight_first)
+    if param.symmetric and param.apart:
+        return _as_sum(param, x, dims, weight_first)
     if x.random and width_axis(x.layout) is None:
         raise Refusal(
             f"it multiplies an output of finite size by the weight {param.name!r}: a finite bottleneck stays random in the limit",
@@ -216,6 +222,10 @@ def _times_weight(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value
         if sum(w is not None for w in param.widths) == 2:
             raise Refusal(reason)
         return _swap_product(to_var(param), x, dims, weight_first)
+    for i, j in zip(*dims.contract, strict=True):
+        if (own := param.axes[i]) is not None and param.widths[own] is not None:
+            x = agreeing(param, own, x, j)
+    check_symmetry(param)
     letters_w = _param_letters(param)
     letters_x = [""] * rank_x
     spare = iter(LETTERS[len(param.widths) :])
@@ -241,6 +251,17 @@ def _times_weight(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value
     return product if param.scale is None else scaled(product, param.scale)
 
 
+def _as_sum(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value:
+    """(W + W') x, where W itself has other uses besides."""
+    root = math.sqrt(2.0)
+    one = replace(param, symmetric=False, apart=False, std=param.std / root, tangent_std=param.tangent_std / root)
+    i, j = (k for k, a in enumerate(param.axes) if a is not None and param.widths[a] is not None)
+    axes = list(param.axes)
+    axes[i], axes[j] = axes[j], axes[i]
+    made = [_times_weight(p, x, dims, weight_first) for p in (one, replace(one, axes=tuple(axes)))]
+    return lincomb([(1.0, to_var(part)) for part in made])
+
+
 def _param_letters(param: Param) -> list[str]:
     return list(LETTERS[: len(param.widths)])
 
@@ -264,51 +285,76 @@ def _swap_product(param: Var, x: Var, dims: Dims, weight_first: bool) -> Var:
 
 
 def _matmul(
-    param: Param, x: Var, letters_w: Sequence[str], letters_x: Sequence[str], shared: dict[str, tuple[int | Fraction, ...]],
-    out: Sequence[tuple[tuple[int | Fraction, ...], str]],
+    param: Param, x: Var, letters_w: Sequence[str], letters_x: Sequence[str], shared: dict[str, Axis], out: Sequence[tuple[Axis, str]],
 ) -> Var:  # fmt: skip
-    """Build the MatMul, one per block of the width that is summed over."""
-    summed = [c for c in shared if c not in [letter for _, letter in out]]
-    over_width = [c for c in summed if param.widths[letters_w.index(c)] is not None]
+    """Build the MatMul, one per part of the width that is summed over, and of the width that is made."""
+    made_letters = [letter for _, letter in out]
+    wide = [c for c, w in zip(letters_w, param.widths, strict=True) if w is not None]
+    over = next((c for c in wide if c in shared and c not in made_letters), None)
+    into = next((c for c in wide if c in made_letters), None)
     layout = tuple(a for a, _ in out)
-    spec = f"{''.join(letters_w)},{''.join(letters_x)}->{''.join(c for _, c in out)}"
-    power = param.power + x.power + (HALF if over_width else 0)
-    terms = []
-    at = Fraction(0)
-    for width, node in x.blocks:
-        weight = _weight_for(param, letters_w, shared, over_width, (at, at + width) if len(x.blocks) > 1 else None)
-        made: Node = MatMul(spec, weight, node)
-        at += width
-        terms.append((1.0, Var.of(_with_new_axes(made, out, layout), layout, power)))
-    return lincomb(terms)
+    result = "".join(c for c in made_letters)
+    power = param.power + x.power + (HALF if over is not None else 0)
+    parts = param.pieces(letters_w.index(into)) if into is not None else []
+    cut = into is not None and into not in shared and len(parts) > 1
+    blocks = []
+    for part in parts if cut else [None]:
+        terms, at = [], Fraction(0)
+        for width, node in x.blocks:
+            regions = {} if part is None or into is None else {into: part}
+            if over is not None and len(x.blocks) > 1:
+                start = param.region[letters_w.index(over)][0] + at
+                regions[over] = (start, start + width)
+            weight, of_weight = _weight_for(param, letters_w, shared, regions)
+            made: Node = MatMul(f"{of_weight},{''.join(letters_x)}->{result}", weight, node)
+            at += width
+            terms.append((1.0, Var.of(_with_new_axes(made, out, layout), layout, power)))
+        blocks.append((Fraction(0) if part is None else part[1] - part[0], lincomb(terms)))
+    if not cut:
+        return blocks[0][1]
+    return Var(tuple((width, var.node) for width, var in blocks), layout, blocks[0][1].power)
 
 
-def _weight_for(param: Param, letters_w: Sequence[str], shared: dict[str, tuple[int | Fraction, ...]],
-                over_width: Sequence[str], block: tuple[Fraction, Fraction] | None) -> Weight:  # fmt: skip
-    """The weight with its axes laid out like the vector's it multiplies."""
+def _weight_for(
+    param: Param, letters_w: Sequence[str], shared: dict[str, Axis], regions: dict[str, tuple[Fraction, Fraction]]
+) -> tuple[Weight, str]:
+    """The weight with its axes laid out like the vector's it multiplies, and its letters. regions: of width axes that are cut."""
     shape: list[int] = []
     widths: list[Fraction | None] = []
-    region = list(param.region)
+    where = list(param.region)
     for axis, letter in enumerate(letters_w):
-        size = param.size(axis)
         if param.widths[axis] is None:
-            shape.append(int(size))
+            shape.append(int(param.size(axis)))
             widths.append(None)
             continue
-        like = shared.get(letter, ())
-        finite = math.prod(f for f in like if isinstance(f, int))
-        width = Fraction(size) / finite
-        if block is not None and letter in over_width:
+        laid = shared.get(letter) or param.laid(axis)
+        finite = math.prod(f for f in laid if isinstance(f, int))
+        if letter in regions:
             if finite != 1:
                 raise Refusal(
                     "it multiplies flattened positions of concatenated widths by a weight",
                     "flatten before concatenating",
                 )
-            width = block[1] - block[0]
-            region[axis] = (region[axis][0] + block[0], region[axis][0] + block[1])
+            where[axis] = regions[letter]
         shape.append(finite)
-        widths.append(width)
-    return weight_node(param, tuple(shape), tuple(widths), tuple(region))
+        widths.append((where[axis][1] - where[axis][0]) / finite)
+    letters = list(letters_w)
+    axes = [i for i, w in enumerate(widths) if w is not None]
+    if not param.symmetric or where[axes[0]] == where[axes[1]]:
+        return weight_node(param, tuple(shape), tuple(widths), tuple(where)), "".join(letters)
+    i, j = axes  # a part off the diagonal, which stands below it as its transpose
+    if where[i][0] < where[j][1] and where[j][0] < where[i][1]:
+        raise Refusal(
+            f"it multiplies by a part of the symmetric weight {param.name!r} that holds some of its diagonal, and is not square about it",
+            "cut rows and columns at the same places, or multiply by the whole weight",
+        )
+    if where[i][0] > where[j][0]:
+        shape[i], shape[j] = shape[j], shape[i]
+        widths[i], widths[j] = widths[j], widths[i]
+        where[i], where[j] = where[j], where[i]
+        letters[i], letters[j] = letters[j], letters[i]
+    plain = replace(param, symmetric=False)
+    return weight_node(plain, tuple(shape), tuple(widths), tuple(where)), "".join(letters)
 
 
 def _with_new_axes(node: Node, out: Sequence[tuple[tuple[int | Fraction, ...], str]], layout: Layout) -> Node:

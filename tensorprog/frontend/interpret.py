@@ -19,6 +19,7 @@ from jax.extend import core as jex
 
 from tensorprog.errors import NetworkError, UnsupportedError, explain
 from tensorprog.frontend.build import Refusal, to_var
+from tensorprog.frontend.division import Redo, Settled, differing
 from tensorprog.frontend.logits import logits_refusal
 from tensorprog.frontend.moves import stack_steps, take_step
 from tensorprog.frontend.outputs import Output, average_of, output_of
@@ -94,8 +95,33 @@ def _labels(tree: Any) -> list[str]:
 
 
 def _results(traced: Trace) -> tuple[tuple[Input, ...], list[Value]]:
-    """The inputs of a traced network, and what it returns."""
-    params = [_param(name, s1, s2) for name, s1, s2 in zip(traced.names, *traced.specs, strict=True)]
+    """The inputs of a traced network, and what it returns. It is read again where uses of a parameter have to agree on its axes."""
+    settled = Settled()
+    while True:
+        try:
+            inputs, values = _read_through(traced, settled)
+            if (redo := differing(values, settled)) is None:
+                return inputs, values
+        except Redo as asked:
+            redo = asked
+        if (more := settled.after(redo)) is None:
+            raise _disagreement(redo)
+        settled = more
+
+
+def _disagreement(redo: Redo) -> UnsupportedError:
+    names = sorted({name for name, _ in (*redo.wanted, *redo.finer)})
+    return UnsupportedError(
+        explain(
+            f"the uses of the weights {', '.join(map(repr, names))} do not agree on how their axes are made of positions and coordinates",
+            reason="one weight is one matrix for each position, and every use has to see it so",
+            mend="flatten, cut and concatenate in one way everywhere, or use weights of their own",
+        )
+    )
+
+
+def _read_through(traced: Trace, settled: Settled) -> tuple[tuple[Input, ...], list[Value]]:
+    params = [_param(name, s1, s2, settled) for name, s1, s2 in zip(traced.names, *traced.specs, strict=True)]
     hypers = [
         Var.of(Hyper(name, default, name in traced.nonnegative), ()) for name, default in sorted(traced.hypers.items())
     ]
@@ -104,7 +130,7 @@ def _results(traced: Trace) -> tuple[tuple[Input, ...], list[Value]]:
     return tuple(inputs), run(traced.jaxprs, [*params, *hypers, *leaves])
 
 
-def _param(name: str, spec1: Gaussian | Constant, spec2: Gaussian | Constant) -> Param:
+def _param(name: str, spec1: Gaussian | Constant, spec2: Gaussian | Constant, settled: Settled) -> Param:
     try:
         layout = layout_of((spec1.shape, spec2.shape))
     except ValueError as error:
@@ -140,7 +166,11 @@ def _param(name: str, spec1: Gaussian | Constant, spec2: Gaussian | Constant) ->
     power = power if std else tangent_power
     region = tuple((Fraction(0), w if w is not None else Fraction(s)) for w, s in zip(widths, spec1.shape, strict=True))
     noise = isinstance(spec1, Gaussian) and spec1.per_input
-    return Param(name, spec1.mean, std, tangent, widths, region, tuple(range(len(widths))), power, per_input=noise)
+    divisions = tuple(settled.divisions.get((name, axis)) for axis in range(len(widths)))
+    return Param(
+        name, spec1.mean, std, tangent, widths, region, tuple(range(len(widths))), power, per_input=noise,
+        divisions=divisions, apart=name in settled.apart, uses=settled.uses,
+    )  # fmt: skip
 
 
 def _fitted(name: str, what: str, v1: float, v2: float) -> tuple[float, Fraction]:

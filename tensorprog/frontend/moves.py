@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tensorprog.frontend.build import Refusal, constant, exact, lincomb, map_positions, nonlin, take_block, to_var
+from tensorprog.frontend.division import finer_origins
 from tensorprog.frontend.values import (
     WIDTHS,
     Axis,
+    Division,
     Known,
     Layout,
     Param,
@@ -101,7 +103,7 @@ def _split_width(var: Var, axis: int, count: int) -> Var:
 
 def _reshape_param(param: Param, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> Param | None:
     """Axes of size one come and go without committing a parameter."""
-    rest = [(a, axis) for a, axis in zip(param.axes, param.layout, strict=True) if axis]
+    rest = [(a, axis) for a, axis in zip(param.axes, param.undivided, strict=True) if axis]
     axes: list[int | None] = []
     for pair in zip(*shapes, strict=True):
         if pair == (1, 1):
@@ -133,6 +135,8 @@ def _regroup(var: Var, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> Layou
                 axis.append(need[0])
                 factors.insert(0, factor // need[0])
                 size = target
+            elif isinstance(factor, Fraction) and var.random and (by := _interleaved(var, shapes)) is not None:
+                raise finer_origins([node for _, node in var.blocks], by)
             elif isinstance(factor, Fraction) and var.det and need[0] == need[1] and sizes[0] % need[0] == 0:
                 raise Refusal("it splits the width axis of a constant", "make the constant in the shape it is used in")
             else:
@@ -144,11 +148,26 @@ def _regroup(var: Var, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> Layou
     return tuple(layout)
 
 
+def _interleaved(var: Var, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> Division | None:
+    """The positions that a reshape makes of coordinates; None where their number is not fixed, or where the width stays whole."""
+    factors = [f for axis in var.layout for f in axis]
+    place = next((i for i, f in enumerate(factors) if isinstance(f, Fraction)), None)
+    targets = list(zip(*shapes, strict=True))
+    wide = [i for i, (a, b) in enumerate(targets) if a != b]
+    if place is None or len(wide) != 1 or len(var.blocks) > 1:
+        return None
+    have = [math.prod(f for f in part if isinstance(f, int)) for part in (factors[:place], factors[place + 1 :])]
+    want = [math.prod(a for a, _ in part) for part in (targets[: wide[0]], targets[wide[0] + 1 :])]
+    if any(w % h for w, h in zip(want, have, strict=True)) or want == have:
+        return None
+    return Division(want[0] // have[0], want[1] // have[1])
+
+
 def broadcast(eqn: Equation, x: Value) -> Value:
     """Copies along new or stretched axes."""
     shapes, places = eqn.out_shapes(), tuple(eqn.params[0]["broadcast_dimensions"])
     if isinstance(x, Param) and all(
-        pair == (1, 1) or (i in places and axis_of(pair) == x.layout[places.index(i)])
+        pair == (1, 1) or (i in places and axis_of(pair) == x.undivided[places.index(i)])
         for i, pair in enumerate(zip(*shapes, strict=True))
     ):
         return replace(x, axes=tuple(x.axes[places.index(i)] if i in places else None for i in range(len(shapes[0]))))
@@ -220,6 +239,8 @@ def _relative(pair: tuple[int, int]) -> Fraction:
 
 def _cut_width(var: Var, i: int, start: tuple[int, int], stop: tuple[int, int], stride: int) -> Var:
     low, high = _relative(start), _relative(stop)
+    if stride == 1 and (made := _cut_positions(var, i, low, high)) is not None:
+        return made
     if stride != 1 or len(var.layout[i]) != 1:
         raise Refusal("it cuts the width with a stride, or where positions are flattened into it")
     layout = (*var.layout[:i], (high - low,), *var.layout[i + 1 :])
@@ -232,6 +253,22 @@ def _cut_width(var: Var, i: int, start: tuple[int, int], stop: tuple[int, int], 
             blocks.append((end - begin, node if end - begin == width else take_block(node, begin, end)))
         at += width
     return Var(tuple(blocks), layout, var.power)
+
+
+def _cut_positions(var: Var, i: int, low: Fraction, high: Fraction) -> Var | None:
+    """The part of a flattened axis that is whole positions; None for any other."""
+    axis = var.layout[i]
+    if len(axis) != 2 or not isinstance(axis[1], Fraction) or var.det:
+        return None
+    unit = axis[1]
+    start, stop = low / unit, high / unit
+    if start.denominator != 1 or stop.denominator != 1:
+        return None
+    count = int(stop - start)
+    layout = (*var.layout[:i], (unit,) if count == 1 else (count, unit), *var.layout[i + 1 :])
+    begin = tuple(int(start) if k == i else 0 for k in range(len(layout)))
+    end = tuple(int(stop) if k == i else n for k, n in enumerate(var.shape))
+    return map_positions(var, position("slice", start=begin, stop=end, stride=(1,) * len(layout)), layout)
 
 
 def _cut_param(

@@ -12,8 +12,9 @@ A deterministic array is constant along its width axes: they have size one in th
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -25,6 +26,8 @@ from tensorprog.ir.nodes import Node
 __all__ = [
     "WIDTHS",
     "Axis",
+    "Division",
+    "Key",
     "Known",
     "Layout",
     "Param",
@@ -44,6 +47,25 @@ WIDTHS = (2520, 5040)  # divisible by 2..10, so that relative widths like 3/8 or
 
 Axis = tuple[int | Fraction, ...]
 Layout = tuple[Axis, ...]
+Key = tuple[str, int]  # a parameter's name and the number of an axis
+
+
+@dataclass(frozen=True)
+class Division:
+    """What a width axis of a parameter is made of: so many positions before and behind the coordinates, or parts beside each other, cut at
+    these multiples of n."""
+
+    before: int = 1
+    behind: int = 1
+    parts: tuple[Fraction, ...] = ()
+
+    def axis(self, size: Fraction, whole: Fraction) -> Axis:
+        """The layout of a piece of `size` times n of an axis of `whole`."""
+        if self.before == self.behind == 1:
+            return (size,)
+        unit = whole / (self.before * self.behind)
+        before = self.before if size == whole else int(size / unit)
+        return tuple(f for f in (before, unit, self.behind) if f != 1 or isinstance(f, Fraction))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +138,9 @@ class Param:
     sizes: its whole shape at both widths. region: the part in use, per axis, (start, stop) in entries of a finite
     axis and in units of n of a width axis. axes: which axis of the parameter each axis of this array is (None: a new
     axis of size one). scale, power: a deterministic factor and the power of n of the entries' scale. per_input: is it drawn
-    anew for every input? symmetric: is it the sum of a matrix and its transpose?
+    anew for every input? symmetric: is it the sum of a matrix and its transpose? divisions: of its width axes, where its uses have to
+    agree on one (`frontend.division`). apart: is a symmetric one to be multiplied as a matrix and its transpose? uses: how each axis was
+    multiplied in this reading, common to all parameters.
     """
 
     name: str
@@ -130,6 +154,9 @@ class Param:
     scale: Var | None = None
     per_input: bool = False
     symmetric: bool = False
+    divisions: tuple[Division | None, ...] = ()
+    apart: bool = False
+    uses: dict[Key, dict[Axis, None]] = field(default_factory=dict, repr=False)
 
     def size(self, axis: int) -> int | Fraction:
         start, stop = self.region[axis]
@@ -144,9 +171,31 @@ class Param:
 
     @property
     def layout(self) -> Layout:
+        return tuple(() if a is None else self.laid(a) for a in self.axes)
+
+    @property
+    def undivided(self) -> Layout:
+        """The layout without regard to divisions."""
         return tuple(
             () if a is None or (self.size(a) == 1 and self.widths[a] is None) else (self.size(a),) for a in self.axes
         )
+
+    def laid(self, axis: int) -> Axis:
+        """How one of the parameter's own axes is built."""
+        size, whole, division = self.size(axis), self.widths[axis], self.division(axis)
+        if whole is None:
+            return () if size == 1 else (size,)
+        return (size,) if division is None else division.axis(Fraction(size), whole)
+
+    def division(self, axis: int) -> Division | None:
+        return self.divisions[axis] if self.divisions else None
+
+    def pieces(self, axis: int) -> list[tuple[Fraction, Fraction]]:
+        """The parts of a width axis in use, from where to where; one where it is not cut."""
+        start, stop = self.region[axis]
+        division = self.division(axis)
+        ends = [start, *(p for p in (division.parts if division else ()) if start < p < stop), stop]
+        return list(itertools.pairwise(ends))
 
 
 @dataclass(frozen=True, eq=False)

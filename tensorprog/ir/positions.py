@@ -245,6 +245,20 @@ def _transposed_same(
     return (*range(lead), *(lead + places[0] if len(places) == 1 else None for places in found))
 
 
+def _behind(x: jax.Array, *aux: jax.Array, of: str, kw: Any, shape: tuple[int, ...], lead: int) -> jax.Array:
+    """Another map, after `lead` more axes."""
+    one = lambda x: Position(of, kw)(x, *aux)
+    for _ in range(lead):
+        one = jax.vmap(one)
+    return one(x)
+
+
+def _behind_same(
+    given: tuple[int, ...], *, of: str, kw: Any, shape: tuple[int, ...], lead: int
+) -> tuple[int | None, ...]:
+    return (*range(lead), *(None if i is None else lead + i for i in Position(of, kw).same_axis(shape)))
+
+
 POSITIONS: dict[str, PositionRow] = {
     "reshape": PositionRow(lambda x, *, to: lax.reshape(x, to), _reshape_same, selects=True),
     "transpose": PositionRow(lambda x, *, permutation: lax.transpose(x, permutation), _transpose_same, selects=True),
@@ -273,4 +287,5 @@ POSITIONS: dict[str, PositionRow] = {
     "cumsum": PositionRow(_cumsum, _axiswise(lambda shape, *, axis, reverse: [axis]), selects=False),
     "dot": PositionRow(_dot, _dot_same, selects=False),
     "transposed": PositionRow(_transposed, _transposed_same, selects=False),
+    "behind": PositionRow(_behind, _behind_same, selects=False),
 }  # fmt: skip

@@ -86,8 +86,14 @@ def _applied(q: Second, u: PositionMap, inner: Quantity, have: str, lx: str, lu:
     return contract(f"{made}->{q.out}", [Operand(mapped)], shape, q.cross)
 
 
+# What these do to axes of size one is nothing. (A product with a matrix may scale them, a gather or a window may miss them.)
+_MOVES = ("reshape", "transpose", "broadcast", "slice", "rev", "sum", "cumsum")
+
+
 def _only_moves(u: PositionMap) -> bool:
     """Does the map at most reorder axes, and add or drop axes of size one?"""
+    if u.op.name not in _MOVES:
+        return False
     inner = u.args[0].type.shape
     source = u.op.same_axis(inner)
     kept = [i for i, n in zip(source, u.type.shape, strict=True) if n > 1]

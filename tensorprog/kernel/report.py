@@ -50,6 +50,7 @@ from tensorprog.kernel.graph import (
 from tensorprog.kernel.questions import Mean, Question, Second, Value
 from tensorprog.passes.adjoint import Adjoint
 from tensorprog.passes.dots import Dot
+from tensorprog.passes.hypotheses import caveats
 from tensorprog.passes.structure import Structure, tied_weights
 
 __all__ = ["Derivation", "Shown", "derivation", "joint_derivation"]
@@ -158,6 +159,8 @@ class _Page:
             if node in self.names and not isinstance(node, (Input, Const, Hyper, Weight)):
                 yield f"| ${self.names[node]} = {self.instruction(node)}$ | `{node.type}` | {node.source or ''} |"
         yield from self.transposes()
+        for caveat in caveats(self.nodes, bool(self.tied)):
+            yield f"\nCaveat: {caveat}."
         yield "\n## The Gaussian expectations\n"
         if not self.laws and not self.reductions:
             yield "None: every variable is Gaussian and linear in the weights."

@@ -34,12 +34,15 @@ from tensorprog.ir import (
 from tensorprog.ir.rebuild import rebuild
 from tensorprog.passes.cancel import cancelled, joined
 from tensorprog.passes.fuse import fuse_nodes
-from tensorprog.passes.jumps import EITHER, by_stein, has_delta
+from tensorprog.passes.jumps import EITHER, MOST_MIXED, by_stein, has_delta
 from tensorprog.passes.layouts import Layout, links_of
 from tensorprog.passes.slopes import Slopes, is_leaf, mean_of
 from tensorprog.passes.structure import Structure, opposite, parity_of, tied_weights
 
 __all__ = ["Dot", "Exposed", "expose", "expose_nodes"]
+
+
+FEW_PLACES = 4  # mixed positions that are followed one by one; more are axes of the derivative
 
 
 @dataclass(frozen=True)
@@ -134,9 +137,29 @@ class _Work:
         if (links := links_of(made.x, by)) is None:
             return
         layout = Layout(made, by, links)
+        if layout.count > FEW_PLACES and (found := self._everywhere(made, by, layout)) is not None:
+            yield from found
+            return
         for places in layout.places():
             if (mean := self._mean_slope(made, by, layout, places)) is not None:
                 yield from (Dot(made, by, a, y) for a, y in layout.term(mean, places))
+
+    def _everywhere(self, made: MatMul, by: MatMul, layout: Layout) -> list[Dot] | None:
+        """The one term of all places together; None where a jump asks for them one by one."""
+        seed, lead = layout.all_places()
+        try:
+            slope = Slopes(by, seed, None, lead)[made.x]
+        except UnsupportedError:
+            if layout.count > MOST_MIXED:
+                raise
+            return None
+        if slope is None or (slope.type.kind == "vector" and _mean_vanishes(slope)):
+            return []
+        if has_delta(slope) and layout.count <= MOST_MIXED:
+            return None
+        mean = mean_of(slope)
+        term = None if mean is None else layout.whole_term(mean)
+        return [] if term is None else [Dot(made, by, *term)]
 
     def _mean_slope(self, made: MatMul, by: MatMul, layout: Layout, places: dict[str, int]) -> Node | None:
         """E[dx / d by]; where a jump makes delta functions, with the form that has none beside it."""

@@ -19,7 +19,7 @@ from tensorprog.ir.phi import vector
 from tensorprog.passes.layouts import links_of
 from tensorprog.passes.slopes import is_leaf
 
-__all__ = ["EITHER", "STEIN", "by_stein", "has_delta"]
+__all__ = ["EITHER", "MOST_MIXED", "STEIN", "by_stein", "has_delta"]
 
 EITHER, STEIN = "either", "stein"
 MOST_MIXED = 16  # products at their mixed positions, all of whose covariances are asked for

@@ -1,8 +1,8 @@
 """A product W x and one with the transpose, W^T y, as arrays over positions: which letters of the two are the same.
 
 The coefficient of y[q'] in Zdot^{Wx}[p] is a sum, over what both products sum, of the mean slopes of x in u = W^T y. Axes of u that
-are carried along to x are diagonal in the slopes, and taken all at once; those that are mixed on the way are followed place by
-place.
+are carried along to x are diagonal in the slopes, and taken all at once. Those that are mixed on the way are axes of their own, in front of
+the slopes, and Zdot is one linear map of the positions of y; a few are followed place by place, as sums of terms that functions go on with.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from tensorprog.passes.cancel import Term, scaled
 from tensorprog.passes.slopes import is_leaf, mapped, number_of, scalar_sum
 
 __all__ = ["Layout", "links_of"]
-
-MOST_PLACES = 64  # positions that are mixed on the way from a product to one with the transpose, each with a derivative of its own
 
 
 def links_of(x: Node, by: Node) -> tuple[int | None, ...] | None:
@@ -51,7 +49,7 @@ class Layout:
     """The positions of W x and W^T y in common letters: those of W x, and of y and u = W^T y where they are others."""
 
     def __init__(self, made: MatMul, by: MatMul, links: tuple[int | None, ...]):
-        self.made, self.by, self.links = made, by, links
+        self.made, self.by = made, by
         self.w, self.x, self.out = made.letters
         w2, y, u = by.letters
         if made.root.symmetric:
@@ -64,12 +62,17 @@ class Layout:
         for c in y + u:
             if c not in names:
                 names[c] = next(spare)
+        kept = list(links)
         for axis, link in enumerate(links):
-            if link is not None and names[u[axis]] != self.x[link]:
-                names = {c: self.x[link] if name == names[u[axis]] else name for c, name in names.items()}
+            if link is None or (own := names[u[axis]]) == self.x[link]:
+                continue
+            joined = {c: self.x[link] if name == own else name for c, name in names.items()}
+            if self._fits(joined, w2, y):
+                names = joined
+            else:  # positions that the two products exchange
+                kept[axis] = None
+        self.links = tuple(kept)
         self.y, self.u = ("".join(names[c] for c in letters) for letters in (y, u))
-        if any(names[c] != name for c, name in zip(w2, self.w, strict=True)) or len(set(self.y)) < len(self.y):
-            raise self._refusal("positions are exchanged between the two products")
         self.sizes = {
             c: n
             for letters, shape in (
@@ -79,13 +82,97 @@ class Layout:
             for c, n in zip(letters, shape, strict=True)
         }  # fmt: skip
 
+    def _fits(self, names: dict[str, str], w2: str, y: str) -> bool:
+        """Does every axis of the weight keep its letter, and every axis of y have one of its own?"""
+        return all(names[c] == name for c, name in zip(w2, self.w, strict=True)) and len({names[c] for c in y}) == len(
+            y
+        )
+
+    @property
+    def mixed(self) -> tuple[str, ...]:
+        """The letters of u's axes that are mixed on the way to x."""
+        return tuple(c for c, link in zip(self.u, self.links, strict=True) if link is None and self.sizes[c] > 1)
+
+    @property
+    def count(self) -> int:
+        """How many positions these are."""
+        return math.prod(self.sizes[c] for c in self.mixed)
+
+    def all_places(self) -> tuple[Const, tuple[int, ...]]:
+        """The derivative of u in itself at every one of the mixed positions, along axes in front, and their sizes."""
+        lead = tuple(self.sizes[c] for c in self.mixed)
+        value = np.zeros((*lead, *self.by.type.shape))
+        for at in np.ndindex(*lead):
+            where = dict(zip(self.mixed, at, strict=True))
+            value[(*at, *(where.get(c, slice(None)) for c in self.u))] = 1.0
+        return Const(Literal.of(value)), lead
+
+    def whole_term(self, slope: Node) -> Term | None:
+        """sigma^2 sum J y with J the mean slopes in u at all mixed positions, along axes in front: one linear map of positions of y."""
+        root, summed, made, y = self.made.root, self.made.summed, self.made.type, self.by.x
+        assert summed is not None
+        if y.type.kind != "vector":
+            raise self._refusal("the transpose multiplies a deterministic array of several positions")
+        letters, matrix = self._on_diagonals([*self.mixed, *self.x], slope)
+        needed = [c for c in letters if (c in self.y or c in self.out) and self.sizes[c] > 1]
+        times = math.prod(self.sizes[c] for c in self.w if c not in (*letters, *self.y, *self.out))
+        scale = float(snap(root.std**2 * float(root.widths[summed] or 1) * times))
+        if matrix is not None:
+            gone = tuple(i for i, c in enumerate(letters) if c not in needed)
+            kept = tuple(self.sizes[c] for c in needed)
+            matrix = mapped(position("sum", axes=gone), (matrix,), Type("scalar", kept)) if gone else matrix
+        if matrix is None:
+            return None
+        if needed:
+            return scale, self._applied(matrix, needed, y, made)
+        number = number_of(matrix)
+        return scaled(matrix, scale) if number is None else scale * number, self._applied(None, [], y, made)
+
+    def _on_diagonals(self, letters: list[str], array: Node) -> tuple[list[str], Node | None]:
+        """An array of which some axes are the same position, along the diagonals of those."""
+        found: Node | None = array
+        while found is not None and (again := next((c for c in letters if letters.count(c) > 1), None)) is not None:
+            first, second = (i for i, c in enumerate(letters) if c == again)
+            shape = found.type.shape
+            mask = np.eye(shape[first]).reshape([n if i in (first, second) else 1 for i, n in enumerate(shape)])
+            on = scalar_sum([(Const(Literal.of(mask)), found)], shape)
+            left = tuple(n for i, n in enumerate(shape) if i != first)
+            found = None if on is None else mapped(position("sum", axes=(first,)), (on,), Type("scalar", left))
+            letters = [c for i, c in enumerate(letters) if i != first]
+        return letters, found
+
+    def _applied(self, matrix: Node | None, letters: list[str], y: Node, made: Type) -> Node:
+        """The sum of the matrix times y over what the result lacks, in the letters of the result."""
+        own, current = list(self.y), y
+        lone = tuple(i for i, c in enumerate(own) if c not in letters and c not in self.out)
+        typed = lambda names: Type(
+            "vector", tuple(self.sizes[c] for c in names), names.index(self.out[made.axis or 0]), made.width
+        )
+        if lone:
+            own = [c for i, c in enumerate(own) if i not in lone]
+            current = PositionMap(position("sum", axes=lone), (current,), typed(own), source=self.made.source)
+        names = own
+        if matrix is not None:
+            both = [c for c in own if c in letters]
+            summed, batch = [c for c in both if c not in self.out], [c for c in both if c in self.out]
+            places = lambda names: (tuple(map(own.index, names)), tuple(map(letters.index, names)))
+            op = position("dot", contract=places(summed), batch=places(batch), ndim=len(letters))
+            names = [*batch, *(c for c in own if c not in both), *(c for c in letters if c not in both)]
+            current = PositionMap(op, (current, matrix), typed(names), source=self.made.source)
+        order = sorted(range(len(names)), key=lambda i: self.out.index(names[i]))
+        names = [names[i] for i in order]
+        if order != sorted(order):
+            turn = position("transpose", permutation=tuple(order))
+            current = PositionMap(turn, (current,), typed(names), source=self.made.source)
+        if names != list(self.out):
+            op = position("broadcast", to=made.shape, axes=tuple(map(self.out.index, names)))
+            current = PositionMap(op, (current,), made, source=self.made.source)
+        return current
+
     def places(self) -> Iterator[dict[str, int]]:
         """The positions of u that are mixed on the way to x, by letter, one after the other."""
-        mixed = [c for c, link in zip(self.u, self.links, strict=True) if link is None]
-        if (count := math.prod(self.sizes[c] for c in mixed)) > MOST_PLACES:
-            raise self._refusal(f"{count} positions are mixed on the way, of which at most {MOST_PLACES} are followed")
-        for place in itertools.product(*(range(self.sizes[c]) for c in mixed)):
-            yield dict(zip(mixed, place, strict=True))
+        for place in itertools.product(*(range(self.sizes[c]) for c in self.mixed)):
+            yield dict(zip(self.mixed, place, strict=True))
 
     def place(self, places: dict[str, int]) -> dict[int, int]:
         """These positions by the axis of u, axes of size one left out."""

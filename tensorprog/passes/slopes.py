@@ -39,16 +39,25 @@ from tensorprog.ir import (  # fmt: skip
     topological,
 )
 from tensorprog.ir.phi import parameter, snap, vector
+from tensorprog.passes.transposed import behind
 
 __all__ = ["Slopes", "is_leaf", "mapped", "mean_of", "number_of", "scalar_sum"]
 
 
 class Slopes:
-    """The derivatives of variables in one Zhat. `seed` is that of the Zhat itself: ones, or ones at some of its positions."""
+    """The derivatives of variables in one Zhat. `seed` is that of the Zhat itself: ones, or ones at some of its positions; of several
+    at once along axes in front, of the sizes `lead`, which all derivatives then have."""
 
-    def __init__(self, of: Node, seed: Const, derivative: Callable[[Phi, int, str], sympy.Expr] | None = None):
+    def __init__(
+        self,
+        of: Node,
+        seed: Const,
+        derivative: Callable[[Phi, int, str], sympy.Expr] | None = None,
+        lead: tuple[int, ...] = (),
+    ):
         """derivative: (function, which argument, where) -> that of a function, if not in the sense of distributions."""
         self._known: dict[Node, Node | None] = {of: seed}
+        self._lead = lead
         self._derivative = derivative or _derivative
 
     def __getitem__(self, x: Node) -> Node | None:
@@ -63,16 +72,16 @@ class Slopes:
                 moving = [(a, t) for a, x in terms if (t := self._known.get(x)) is not None]
                 if any(t.type.kind == "vector" for _, t in moving):
                     return LinComb(tuple(moving), source=node.source)
-                return scalar_sum(moving, node.type.shape)
+                return scalar_sum(moving, (*self._lead, *node.type.shape))
             case PositionMap(op=op, args=args, result=result):
-                first = self._known.get(args[0])
-                return None if first is None else mapped(op, (first, *args[1:]), result)
+                first, op = self._known.get(args[0]), behind(op, args[0].type.shape, self._lead)
+                return None if first is None else mapped(op, (first, *args[1:]), self._type(result))
             case Nonlin():
                 return self._of_function(node)
         raise AssertionError(f"no derivative of {type(node).__name__}")
 
     def _of_function(self, node: Nonlin) -> Node | None:
-        xs, thetas, terms = list(node.xs), list(node.thetas), []
+        xs, thetas, terms = [self._repeated(x) for x in node.xs], list(node.thetas), []
         for i, x in enumerate(node.xs):
             t = self._known.get(x)
             if t is None or (slope := self._derivative(node.phi, i, str(node.source or ""))) == 0:
@@ -85,7 +94,19 @@ class Slopes:
             else:
                 terms.append(vector(len(xs)) * slope)
                 xs.append(t)
-        return _function(sympy.Add(*terms), xs, thetas, node)
+        return _function(sympy.Add(*terms), xs, thetas, node, (*self._lead, *node.type.shape))
+
+    def _type(self, like: Type) -> Type:
+        axis = None if like.axis is None else like.axis + len(self._lead)
+        return Type(like.kind, (*self._lead, *like.shape), axis, like.width)
+
+    def _repeated(self, x: Node) -> Node:
+        """A variable along the axes in front."""
+        if not self._lead:
+            return x
+        made, front = self._type(x.type), len(self._lead)
+        op = position("broadcast", to=made.shape, axes=tuple(range(front, len(made.shape))))
+        return PositionMap(op, (x,), made, source=x.source)
 
 
 def is_leaf(node: Node) -> bool:
@@ -161,11 +182,13 @@ def mapped(op: object, args: tuple[Node, ...], result: Type) -> Node | None:
     return PositionMap(op, args, Type("scalar", result.shape))  # type: ignore[arg-type]
 
 
-def _function(expr: sympy.Expr, xs: list[Node], thetas: list[Node], like: Nonlin) -> Node | None:
+def _function(
+    expr: sympy.Expr, xs: list[Node], thetas: list[Node], like: Nonlin, shape: tuple[int, ...]
+) -> Node | None:
     """The function of those arguments that it uses; without vectors among them a deterministic array."""
     if expr == 0:
         return None
-    free, shape = expr.free_symbols, like.type.shape
+    free = expr.free_symbols
     used = [i for i in range(len(xs)) if vector(i) in free]
     given = [i for i in range(len(thetas)) if parameter(i) in free]
     if not used and not given:

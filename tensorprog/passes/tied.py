@@ -38,7 +38,7 @@ from tensorprog.passes.structure import Structure
 __all__ = ["summands", "symmetric_law", "tied_readouts"]
 
 
-MOST_TIED = 4  # weights of which every choice is tried; of more all together, or one
+MOST_TIED = 8  # weights of which every choice is tried; of more all together, all but one, and one or two
 
 
 def _is_readout(node: Node) -> bool:
@@ -60,9 +60,9 @@ def symmetric_law(outputs: Sequence[Node]) -> bool:
     names = sorted(tied_readouts(nodes))
     if not names:
         return True
-    most = len(names) if len(names) <= MOST_TIED else 1
-    flips = [frozenset(some) for size in range(most, 0, -1) for some in itertools.combinations(names, size)]
-    return any(_odd_in(frozenset(names), flipped, outputs, nodes) for flipped in [frozenset(names), *flips])
+    sizes = range(len(names), 0, -1) if len(names) <= MOST_TIED else (len(names), len(names) - 1, 2, 1)
+    flips = (frozenset(some) for size in sizes for some in itertools.combinations(names, size))
+    return any(_odd_in(frozenset(names), flipped, outputs, nodes) for flipped in flips)
 
 
 def _odd_in(names: frozenset[str], flipped: frozenset[str], outputs: Sequence[Node], nodes: Sequence[Node]) -> bool:

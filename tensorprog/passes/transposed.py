@@ -1,10 +1,10 @@
-"""The transposes of linear maps of positions: how a gradient goes back through them."""
+"""Linear maps of positions behind further axes, and their transposes: how a slope goes through them, and a gradient back."""
 
 from __future__ import annotations
 
 from tensorprog.ir import Position, position
 
-__all__ = ["transposed"]
+__all__ = ["behind", "transposed"]
 
 
 def transposed(op: Position, shape: tuple[int, ...], lead: tuple[int, ...]) -> Position:
@@ -36,3 +36,30 @@ def transposed(op: Position, shape: tuple[int, ...], lead: tuple[int, ...]) -> P
         case "cumsum":
             return position("cumsum", axis=kw["axis"] + len(lead), reverse=not kw["reverse"])
     return position("transposed", of=op.name, kw=op.params, shape=shape, lead=len(lead))
+
+
+def behind(op: Position, shape: tuple[int, ...], lead: tuple[int, ...]) -> Position:
+    """`op`, a map of arrays of `shape`, after axes of the sizes `lead` that it leaves alone."""
+    if not lead:
+        return op
+    kw, front = op.kw, tuple(range(len(lead)))
+    after = lambda axes: tuple(a + len(lead) for a in axes)
+    match op.name:
+        case "reshape":
+            return position("reshape", to=(*lead, *kw["to"]))
+        case "transpose":
+            return position("transpose", permutation=(*front, *after(kw["permutation"])))
+        case "broadcast":
+            return position("broadcast", to=(*lead, *kw["to"]), axes=(*front, *after(kw["axes"])))
+        case "sum" | "rev":
+            return position(op.name, axes=after(kw["axes"]))
+        case "slice":
+            start, stop, stride = (0,) * len(lead), lead, (1,) * len(lead)
+            return position(
+                "slice", start=(*start, *kw["start"]), stop=(*stop, *kw["stop"]), stride=(*stride, *kw["stride"])
+            )
+        case "pad":
+            return position("pad", config=(*((0, 0, 0) for _ in lead), *kw["config"]))
+        case "cumsum":
+            return position("cumsum", axis=kw["axis"] + len(lead), reverse=kw["reverse"])
+    return position("behind", of=op.name, kw=op.params, shape=shape, lead=len(lead))

@@ -278,3 +278,19 @@ def test_what_no_gradient_goes_through() -> None:
 
     with pytest.raises(tp.UnsupportedError, match="a gradient through sort, of averages over the width"):
         tp.compile(ranked, np.zeros((2, 3)))
+
+
+def test_six_tied_readouts_of_which_three_change_their_signs() -> None:
+    """f = sum over three pairs of v.(w h) + w.(v g), of the covariance 3 E[(h + g)^2]: odd in one of each pair, not in all.
+
+    Its gradients are v (h + g) and w (h + g) in w and v, and sum v w times x in the layers of h and g.
+    """
+
+    def net(x: jax.Array) -> jax.Array:
+        v, h, g = [nn.weight((nn.width(),)) for _ in range(6)], nn.dense(x), nn.dense(x)
+        return sum(v[i] @ (v[i + 1] * h) + v[i + 1] @ (v[i] * g) for i in (0, 2, 4)) / jnp.sqrt(nn.width())
+
+    kernel = tp.compile(net, X[0])
+    assert kernel.method == "adjoint"
+    close(kernel(X).nngp, 6 * Q)
+    close(kernel(X).ntk, 18 * Q)

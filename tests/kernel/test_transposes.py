@@ -530,15 +530,6 @@ def test_hyperparameters() -> None:
     close(jax.grad(value)(2.0), 4 * 2.0**3 * 0.75)
 
 
-def test_too_many_positions() -> None:
-    def net(x: jax.Array) -> jax.Array:
-        w = square()
-        return nn.dense(jnp.cumsum(relu(times_rows(nn.dense(x), w)), 0) @ w.T / jnp.sqrt(nn.width()), features=1)
-
-    with pytest.raises(tp.UnsupportedError, match="65 positions are mixed"):
-        tp.compile(net, jnp.zeros((65, 2)))
-
-
 # ------------------------------------------------------------------------------------ programs, text, finite width
 
 

@@ -24,7 +24,7 @@ from tensorprog.ir import PositionMap, Program, verify
 from tensorprog.ir.positions import POSITIONS
 from tensorprog.passes.adjoint import Adjoint, Use, adjoint
 from tensorprog.passes.methods import prepared
-from tensorprog.passes.transposed import transposed
+from tensorprog.passes.transposed import behind, transposed
 from tests.finite_program import Weights, evaluate, hidden, network_program
 from tests.finite_width.test_random_programs import programs, run
 from tests.networks import ELEMENTS, NETWORKS
@@ -224,6 +224,9 @@ def check_gradients(net: Callable, shape: tuple[int, ...], average: bool) -> Non
         np.testing.assert_allclose(made, wanted[name], rtol=0, atol=1e-12 * scale, err_msg=name)
 
 
+DERIVED = {"transposed", "behind"}  # made of the others
+
+
 def _placed(part: jax.Array, use: Use, lead: int, shape: tuple[int, ...]) -> np.ndarray:
     """The gradient of a part of a parameter in the place that it has there."""
     weight, rank = use.weight, len(use.weight.shape)
@@ -255,14 +258,10 @@ def test_backpropagation_of_averages(name: str) -> None:
 
 
 def test_transposes_of_position_maps() -> None:
-    """<L x, y> = <x, L' y> for every map that the networks of the tests have; and what axes L' carries along."""
+    """<L x, y> = <x, L' y> for every map that the networks of the tests have; what axes L' carries along; and L behind more axes."""
     rng, seen = np.random.default_rng(0), set()
     for name, (net, shape) in NETWORKS.items():
-        if (
-            name in ELEMENTS
-            or name.endswith("of hidden")
-            or not set(POSITIONS) - {op.name for op, _ in seen} - {"transposed"}
-        ):
+        if name in ELEMENTS or name.endswith("of hidden") or not set(POSITIONS) - {op.name for op, _ in seen} - DERIVED:
             continue
         for node in network_program(net, jnp.zeros(shape)):
             count = sum(isinstance(node, PositionMap) and op.name == node.op.name for op, _ in seen)
@@ -277,6 +276,10 @@ def test_transposes_of_position_maps() -> None:
                 y = rng.standard_normal((*lead, *made.shape))
                 op = transposed(node.op, sizes, lead)
                 back = np.asarray(op(jnp.asarray(y), *aux))
+                stacked = jnp.asarray(rng.standard_normal((*lead, *sizes)))
+                after = behind(node.op, sizes, lead)(stacked, *aux)
+                for i in np.ndindex(*lead):
+                    np.testing.assert_allclose(after[i], node.op(stacked[i], *aux), rtol=1e-12, atol=1e-12)
                 assert back.shape == (*lead, *sizes) == op.shape(y.shape, *(a.shape for a in aux))
                 for i in np.ndindex(*lead):
                     np.testing.assert_allclose(np.sum(made * y[i]), np.sum(x * back[i]), rtol=1e-10, atol=1e-12)
@@ -285,7 +288,7 @@ def test_transposes_of_position_maps() -> None:
                         order = rng.permutation(y.shape[i])
                         moved = op(jnp.asarray(np.take(y, order, i)), *aux)
                         np.testing.assert_allclose(moved, np.take(back, order, j), atol=1e-12, err_msg=str(op))
-    assert {op.name for op, _ in seen} == set(POSITIONS) - {"transposed"}
+    assert {op.name for op, _ in seen} == set(POSITIONS) - DERIVED
 
 
 def _random(node: object, rng: np.random.Generator, of: PositionMap) -> jax.Array:

@@ -1,0 +1,242 @@
+"""One weight that meets flattened positions, parts beside each other and whole vectors: as a network with a weight for each of them.
+
+The entries of a weight are independent, so that its parts may as well be weights of their own: both networks are one at every width, and
+have one kernel. The second never divides an axis. Sampled networks stand in tests/finite_width/test_transposes.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tensorprog as tp
+from tensorprog import nn
+from tensorprog.ir import Weight
+
+relu, erf = jax.nn.relu, jax.scipy.special.erf
+
+
+def times(w: jax.Array, h: jax.Array) -> jax.Array:
+    return w @ h / jnp.sqrt(nn.width())
+
+
+def weights(rows: int, columns: int) -> list[list[jax.Array]]:
+    n = nn.width()
+    return [[nn.weight((n, n)) for _ in range(columns)] for _ in range(rows)]
+
+
+def one(rows: int, columns: int) -> jax.Array:
+    return nn.weight((rows * nn.width(), columns * nn.width()))
+
+
+def rows_of(x: jax.Array) -> jax.Array:
+    return relu(nn.dense(x))
+
+
+def out(*parts: jax.Array) -> jax.Array:
+    return nn.dense(jnp.concatenate(parts), features=1)
+
+
+# (one weight, weights of their own), each a network of an input (2, 3)
+Pair = tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]
+
+
+def autoencoder() -> Pair:
+    def tied(x: jax.Array) -> jax.Array:
+        w, h = one(1, 2), rows_of(x)
+        code = relu(times(w, h.reshape(-1)))
+        back = times(w.T, code).reshape(2, -1)
+        return out(back[0], back[1])
+
+    def apart(x: jax.Array) -> jax.Array:
+        ((a, b),), h = weights(1, 2), rows_of(x)
+        code = relu(times(a, h[0]) + times(b, h[1]))
+        return out(times(a.T, code), times(b.T, code))
+
+    return tied, apart
+
+
+def autoencoder_whole() -> Pair:
+    def tied(x: jax.Array) -> jax.Array:
+        w, h = one(1, 2), rows_of(x).reshape(-1)
+        return nn.dense(h + times(w.T, erf(times(w, h))), features=1)  # never cut again
+
+    def apart(x: jax.Array) -> jax.Array:
+        ((a, b),), h = weights(1, 2), rows_of(x)
+        code = erf(times(a, h[0]) + times(b, h[1]))
+        return out(h[0] + times(a.T, code), h[1] + times(b.T, code))
+
+    return tied, apart
+
+
+def channels_first() -> Pair:
+    def tied(x: jax.Array) -> jax.Array:
+        w, h = one(1, 2), rows_of(x)
+        code = relu(times(w, h.T.reshape(-1)))
+        back = times(w.T, code).reshape(-1, 2).T
+        return out(back[0], 2 * back[1])
+
+    def apart(x: jax.Array) -> jax.Array:
+        ((a, b),), h = weights(1, 2), rows_of(x)
+        code = relu(times(a, h[0]) + times(b, h[1]))
+        return out(times(a.T, code), 2 * times(b.T, code))
+
+    return tied, apart
+
+
+def recurrent() -> Pair:
+    def tied(x: jax.Array) -> jax.Array:
+        w, h = one(2, 2), rows_of(x).reshape(-1)
+        for _ in range(2):
+            h = relu(times(w, h))
+        return nn.dense(h, features=1)
+
+    def apart(x: jax.Array) -> jax.Array:
+        w, h = weights(2, 2), list(rows_of(x))
+        for _ in range(2):
+            h = [relu(times(a, h[0]) + times(b, h[1])) for a, b in w]
+        return out(*h)
+
+    return tied, apart
+
+
+def biased() -> Pair:
+    def tied(x: jax.Array) -> jax.Array:
+        w, h, b = one(2, 2), rows_of(x).reshape(-1), nn.bias((2 * nn.width(),))
+        return nn.dense(relu(times(w, h) + b) + h, features=1)
+
+    def apart(x: jax.Array) -> jax.Array:
+        w, h, p, q = weights(2, 2), rows_of(x), nn.bias((nn.width(),)), nn.bias((nn.width(),))
+        y = [relu(times(a, h[0]) + times(b, h[1]) + c) for (a, b), c in zip(w, (p, q), strict=True)]
+        return out(y[0] + h[0], y[1] + h[1])
+
+    return tied, apart
+
+
+def concatenated() -> Pair:
+    def tied(x: jax.Array) -> jax.Array:
+        w, h, g = one(1, 2), relu(nn.dense(x[0])), erf(nn.dense(x[1]))
+        code = relu(times(w, jnp.concatenate([h, g]))) + times(w, nn.weight((2 * nn.width(),)))
+        return nn.dense(times(w.T, code), features=1)
+
+    def apart(x: jax.Array) -> jax.Array:
+        ((a, b),), h, g = weights(1, 2), relu(nn.dense(x[0])), erf(nn.dense(x[1]))
+        u, v = nn.weight((nn.width(),)), nn.weight((nn.width(),))
+        code = relu(times(a, h) + times(b, g)) + (times(a, u) + times(b, v))
+        return out(times(a.T, code), times(b.T, code))
+
+    return tied, apart
+
+
+def beside_and_flattened() -> Pair:
+    def tied(x: jax.Array) -> jax.Array:
+        w, h = one(1, 2), rows_of(x)
+        return out(relu(times(w, h.reshape(-1))), relu(times(w, jnp.concatenate([h[1], h[0]]))))
+
+    def apart(x: jax.Array) -> jax.Array:
+        ((a, b),), h = weights(1, 2), rows_of(x)
+        return out(relu(times(a, h[0]) + times(b, h[1])), relu(times(a, h[1]) + times(b, h[0])))
+
+    return tied, apart
+
+
+def heads() -> Pair:
+    def tied(x: jax.Array) -> jax.Array:
+        w, h = one(2, 1), relu(nn.dense(x[0]))
+        q = times(w, h).reshape(2, -1)
+        return out(q[0] * q[1], times(w.T, erf(times(w, h))))
+
+    def apart(x: jax.Array) -> jax.Array:
+        ((a,), (b,)), h = weights(2, 1), relu(nn.dense(x[0]))
+        p, q = times(a, h), times(b, h)
+        return out(p * q, times(a.T, erf(p)) + times(b.T, erf(q)))
+
+    return tied, apart
+
+
+def symmetric(beside: bool) -> Callable[[], Pair]:
+    def made() -> Pair:
+        def tied(x: jax.Array) -> jax.Array:
+            w = nn.symmetric(2 * nn.width())
+            h = jnp.concatenate([relu(nn.dense(x[0])), erf(nn.dense(x[1]))]) if beside else rows_of(x).reshape(-1)
+            return nn.dense(times(w, relu(times(w, h))), features=1)
+
+        def apart(x: jax.Array) -> jax.Array:
+            a, d, b = nn.symmetric(nn.width()), nn.symmetric(nn.width()), nn.weight((nn.width(), nn.width()))
+            h = [relu(nn.dense(x[0])), erf(nn.dense(x[1]))] if beside else list(rows_of(x))
+            code = [relu(times(a, h[0]) + times(b, h[1])), relu(times(b.T, h[0]) + times(d, h[1]))]
+            return out(times(a, code[0]) + times(b, code[1]), times(b.T, code[0]) + times(d, code[1]))
+
+        return tied, apart
+
+    return made
+
+
+def symmetric_and_plain() -> Pair:
+    def tied(x: jax.Array) -> jax.Array:
+        w, h = one(1, 1), relu(nn.dense(x[0]))
+        return nn.dense(times(w, relu(times(w + w.T, h))), features=1)
+
+    def apart(x: jax.Array) -> jax.Array:
+        w, h = one(1, 1), relu(nn.dense(x[0]))
+        return nn.dense(times(w, relu(times(w, h) + times(w.T, h))), features=1)
+
+    return tied, apart
+
+
+PAIRS: dict[str, Callable[[], Pair]] = {
+    "autoencoder": autoencoder,
+    "autoencoder, never cut again": autoencoder_whole,
+    "channels before positions": channels_first,
+    "recurrent": recurrent,
+    "biased, with the field itself added": biased,
+    "concatenated": concatenated,
+    "beside and flattened": beside_and_flattened,
+    "heads": heads,
+    "symmetric, flattened": symmetric(beside=False),
+    "symmetric, concatenated": symmetric(beside=True),
+    "symmetric and plain": symmetric_and_plain,
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_one_weight_is_as_good_as_one_for_each_part(name: str, tolerance: Callable[[Any], float]) -> None:
+    x = jax.random.normal(jax.random.key(1), (2, 2, 3))
+    found, wanted = (tp.compile(net, x[0])(x) for net in PAIRS[name]())
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance(a.dtype) * float(jnp.abs(b).max()))
+
+
+def test_the_adjoint_program_of_a_divided_weight() -> None:
+    x = jax.random.normal(jax.random.key(2), (2, 2, 3))
+    net, _ = autoencoder()
+    tangent, adjoint = (tp.compile(net, x[0], method=method)(x).ntk for method in ("tangent", "adjoint"))
+    np.testing.assert_allclose(adjoint, tangent, rtol=0, atol=1e-12 * float(jnp.abs(tangent).max()))
+
+
+def test_a_convolutional_autoencoder_has_one_matrix_for_each_position() -> None:
+    def net(x: jax.Array) -> jax.Array:
+        h = relu(nn.conv(x, 3))
+        w = nn.weight((nn.width(), 9 * nn.width()), name="dense")
+        back = times(w.T, relu(times(w, nn.flatten(h)))).reshape(h.shape)
+        return nn.dense(nn.global_avg_pool(nn.conv(back, 3)), features=1)
+
+    kernel = tp.compile(net, jnp.zeros((3, 3, 1)))
+    (weight,) = (node for node in kernel.program.nodes if isinstance(node, Weight) and node.name == "dense")
+    assert weight.shape == (1, 9) and weight.widths == (1, 1)
+
+
+def test_orders_of_flattening_are_told_apart() -> None:
+    """(positions, n) and (n, positions) pair an entry of the weight with unlike coordinates."""
+
+    def net(x: jax.Array) -> jax.Array:
+        w, h = one(1, 2), rows_of(x)
+        return nn.dense(times(w, h.reshape(-1)) + times(w, h.T.reshape(-1)), features=1)
+
+    with pytest.raises(tp.UnsupportedError, match=r"'weight_0' multiplies vectors .* in different orders"):
+        tp.compile(net, jnp.zeros((2, 3)))

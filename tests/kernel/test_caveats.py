@@ -1,0 +1,59 @@
+"""What the derivation says of networks outside the theorem's hypotheses, for which the formulas hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import tensorprog as tp
+from tensorprog import nn
+
+
+def tied(phi: Callable) -> Callable:
+    def net(x: jax.Array) -> jax.Array:
+        w = nn.weight((nn.width(), nn.width())) / jnp.sqrt(nn.width())
+        return nn.dense(w.T @ phi(w @ nn.dense(x)), features=1)
+
+    return net
+
+
+def plain(phi: Callable) -> Callable:
+    return lambda x: nn.dense(phi(nn.dense(x)), features=1)
+
+
+def normed(epsilon: float) -> Callable:
+    def net(x: jax.Array) -> jax.Array:
+        h = nn.dense(x)
+        return nn.dense(jax.nn.relu((h - h.mean(0)) / jnp.sqrt(h.var(0) + epsilon)), features=1)
+
+    return net
+
+
+SAID = {
+    "exp, with a transpose": (tied(jnp.exp), (3,), "grows faster than every polynomial"),
+    "a jump, with a transpose": (tied(jnp.sign), (3,), "its derivative is a distribution"),
+    "batch norm without epsilon": (normed(0.0), (5, 3), "is not bounded by a polynomial where"),
+}
+UNSAID = {
+    "relu, with a transpose": (tied(jax.nn.relu), (3,)),
+    "erf, with a transpose": (tied(jax.scipy.special.erf), (3,)),
+    "exp, without": (plain(jnp.exp), (3,)),
+    "a step, without": (plain(lambda h: jnp.where(h > 0, 1.0, 0.0)), (3,)),
+    "batch norm with epsilon": (normed(1e-3), (5, 3)),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_a_caveat(name: str) -> None:
+    net, shape, text = SAID[name]
+    page = str(tp.compile(net, jnp.zeros(shape)).derivation())
+    assert "caveat:" in page.lower() and text in page
+
+
+@pytest.mark.parametrize("name", UNSAID)
+def test_none(name: str) -> None:
+    net, shape = UNSAID[name]
+    assert "caveat:" not in str(tp.compile(net, jnp.zeros(shape)).derivation()).lower()
