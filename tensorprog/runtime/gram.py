@@ -133,6 +133,7 @@ class Gram:
             made.steps or whole(made), GET, made.pair_entries, int(not ("rows" in off or made.draws)), refined(made)
         )
         self._shortcut, self._symmetry, self._threads = shortcut, "symmetry" not in off, "threads" not in off
+        self._reuse = "reuse" not in off
 
         @partial(jax.jit, static_argnames="get")
         def block(x1: Leaves, x2: Leaves, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:
@@ -185,7 +186,7 @@ class Gram:
             x2 = x1
         pieces = self._pieces(x1, x2, hypers, get)
         shape, axes = (n1, n2, *self.shape, *self.shape), len(self.shape)
-        made = matrices([shape] * len(get), dtype, x1, [(k, axes) for k in range(len(get))])
+        made = matrices([shape] * len(get), dtype, x1, [(k, axes) for k in range(len(get))], self._reuse)
         return assemble(made, pieces, get, x2 is None, self._threads, progress)
 
     def _pieces(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[Piece]:

@@ -15,6 +15,7 @@ OPTIMISATIONS = {
     "windows": "sums over windows in one pass, over all positions as one axis",
     "rows": "tiles of a matrix so small that their arrays stay in the processor's cache",
     "threads": "as many tiles at once as there are cores",
+    "reuse": "memory of results that are gone, for the next ones",
     "symmetry": "only the tiles on and above the diagonal of a gram matrix",
     "interpolation": "matrices of rotation invariant kernels by a series in norms and angle",
 }
