@@ -34,6 +34,7 @@ NEAR = {
 }  # 1 - |cosine| from which a rounded cosine tells an angle to 1e-6
 EQUAL = 1e-6  # range of log-norms that rounding makes
 CHUNK = 2**14  # pairs computed again at once
+LEAST_ANGLES = 10  # where a series in norms is shorter than that, networks have hardly a layer
 COSTLY = 1e5  # operations of a pair by its layers, such as those of a sum over nodes in the plane
 
 
@@ -57,6 +58,7 @@ class Interpolated:
         self._rows = jax.jit(rows)
         self._live = None if without_branches(off) else np.array(True)
         self._run: Any = None
+        self._traced: Any = None
         self._cost = math.inf  # of a pair by its layers, in operations
         self._made: tuple[Any, float, float, Series | None] | None = None
 
@@ -71,6 +73,9 @@ class Interpolated:
         low, high = min(s.norms.min() for s in sides), max(s.norms.max() for s in sides)
         if self._corner and high - low > EQUAL:
             return None
+        in_norms = not self._homogeneous and high - low > EQUAL
+        if in_norms and self._layers(hypers) < _cost((2, 2, 2, LEAST_ANGLES)):
+            return None  # what is traced tells, and need not be compiled
         series = self._series(hypers, float(low), float(high), dtype)
         if series is None or self._cost < _cost(series.coefficients.shape):
             return None
@@ -108,13 +113,25 @@ class Interpolated:
             self._made = key, low, high, made
         return self._made[3]
 
+    def _layers(self, hypers: Hypers) -> float:
+        """What a pair costs by its layers."""
+        with jax.enable_x64(True):
+            if self._traced is None:
+                self._traced = self._trace(_wide(hypers), AT_ONCE)
+                self._cost = operations(self._traced.jaxpr) / AT_ONCE
+        return self._cost
+
+    def _trace(self, values: Hypers, size: int) -> Any:
+        place = [jax.ShapeDtypeStruct((size, 2), np.float64)]
+        return self._rows.trace(place, place, values)
+
     def _sample(self, hypers: Hypers, u: np.ndarray, v: np.ndarray, t: np.ndarray) -> np.ndarray:
         """The kernels at log-norms u, v and angles t, (2, N), in batches of one size."""
-        values = {name: jnp.asarray(np.asarray(value), np.float64) for name, value in hypers.items()}
+        values = _wide(hypers)
         first = np.exp(u)[:, None] * np.array([1.0, 0.0])
         second = np.exp(v)[:, None] * np.stack([np.cos(t), np.sin(t)], 1)
         if self._run is None:
-            self._run, self._cost = self._compiled(values)
+            self._run = self._compiled(hypers)
         size = _at_once(self._cost)
         found = []
         for start in range(0, len(u), size):
@@ -122,19 +139,17 @@ class Interpolated:
             found.append(np.stack(self._run([jnp.asarray(first[at])], [jnp.asarray(second[at])], values)))
         return np.concatenate(found, axis=1)[:, : len(u)]
 
-    def _compiled(self, values: Hypers) -> tuple[Any, float]:
-        """The layers for some places at once, and what one costs. Where that is little they run a few times in no time, and are
-        compiled without optimisation."""
+    def _compiled(self, hypers: Hypers) -> Any:
+        """The layers for some places at once. Where they cost little they run a few times in no time, and are compiled without
+        optimisation."""
+        size = _at_once(self._layers(hypers))
+        if size == AT_ONCE:
+            return self._traced.lower().compile(compiler_options={"xla_backend_optimization_level": 0})
+        return self._trace(_wide(hypers), size).lower().compile()
 
-        def traced(size: int) -> Any:
-            place = [jax.ShapeDtypeStruct((size, 2), np.float64)]
-            return self._rows.trace(place, place, values)
 
-        code = traced(AT_ONCE)
-        cost = operations(code.jaxpr) / AT_ONCE
-        if _at_once(cost) == AT_ONCE:
-            return code.lower().compile(compiler_options={"xla_backend_optimization_level": 0}), cost
-        return traced(_at_once(cost)).lower().compile(), cost
+def _wide(hypers: Hypers) -> Hypers:
+    return {name: jnp.asarray(np.asarray(value), np.float64) for name, value in hypers.items()}
 
 
 def _at_once(cost: float) -> int:
