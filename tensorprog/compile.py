@@ -98,10 +98,8 @@ class Kernel(KernelFunction):
         plane = in_the_plane(self.graph, vector)
         made = functions(lower(plane, (PLANE,)), plane)
         assert made.rows is not None
-        scales = homogeneous(self.graph, vector)
-        return Interpolated(
-            value(vector, self.program.inputs), made.rows, homogeneous=scales, kinks=made.kinks, off=self._off
-        )
+        scales, point = homogeneous(self.graph, vector), value(vector, self.program.inputs)
+        return Interpolated(point, made.rows, made.block, homogeneous=scales, kinks=made.kinks, off=self._off)
 
     def without(self, *names: str) -> Kernel:
         """The same kernel with optimisations switched off, to measure them or to check them: docs/speed.md says what each does.
