@@ -7,6 +7,7 @@ them by the array that JAX took over. When the last of them is gone, the lease i
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import weakref
@@ -83,9 +84,19 @@ def fresh(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Fresh memory that JAX can take over."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     to = LARGE_PAGE if size >= LARGE_PAGE else ALIGNED
+    if size >= LARGE_PAGE:
+        _keep_what_tiles_free()
     raw = np.empty(size + to, np.uint8)
     start = -raw.ctypes.data % to
     return raw[start : start + size].view(dtype).reshape(shape)
+
+
+@functools.cache
+def _keep_what_tiles_free() -> None:
+    """Once: ask for memory and give it back. From then on glibc keeps what is freed of that size or less for whoever asks next, instead of
+    returning it to the system (mallopt(3), M_MMAP_THRESHOLD, which goes up to 32 MB). Results that are freed would teach it so by the
+    way; where their memory is used again, that of every tile would be cleared anew."""
+    np.empty(31 * 2**20, np.uint8)
 
 
 results = Pool()
