@@ -10,6 +10,7 @@ import functools
 import itertools
 from dataclasses import dataclass
 
+import mpmath as mp
 import sympy as sp
 
 from ntk_rules.functions import Opaque, elementary
@@ -142,15 +143,15 @@ def _same_function(left: sp.Expr, right: sp.Expr, z: sp.Symbol) -> bool:
     if not (left.has(sp.Function) and right.has(sp.Function)):
         return False
     gap = elementary(left - right)
-    for shift in ("0", "-61/100", "83/100"):
-        point = {
-            s: sp.Rational("37/100") + sp.Rational(k, 7) + sp.Rational(shift) + sp.Rational(11, 100) * sp.I
-            for k, s in enumerate(sorted(gap.free_symbols, key=str))
-        }
-        try:
-            size = abs(complex(gap.xreplace(point).evalf(20)))
-        except (TypeError, ValueError, ZeroDivisionError):
-            return False
+    symbols = sorted(gap.free_symbols, key=str)
+    value = sp.lambdify(symbols, gap, "mpmath")  # SymPy's own evaluation looks for digits of what is zero, for seconds
+    for shift in (0, -61, 83):
+        with mp.workdps(40):
+            point = [mp.mpc(mp.mpf(37 + shift) / 100 + mp.mpf(k) / 7, mp.mpf(11) / 100) for k in range(len(symbols))]
+            try:
+                size = abs(complex(value(*point)))
+            except (TypeError, ValueError, ZeroDivisionError, NameError):
+                return False
         if not size < 1e-12:
             return False
     return True

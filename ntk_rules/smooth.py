@@ -56,6 +56,15 @@ def nodes_and_step(grid: Grid, thin: int) -> tuple[np.ndarray, float]:
     return x, float(x[1] - x[0])
 
 
+@functools.cache
+def filled_up(grid: Grid, thin: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes, and the step at each: as many of a thinned grid as of the whole one, so that what looks at errors, operation by operation,
+    compiles every one for one size. Those too many are the last one again, with a step of 0."""
+    x, step = nodes_and_step(grid, thin)
+    more = grid.nodes + 1 - len(x)
+    return np.append(x, np.full(more, x[-1])), np.append(np.full(len(x), step), np.zeros(more))
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def hermite_rows(x: jax.Array, orders: int) -> jax.Array:
     """(orders, *x.shape): h_k(x) exp(-x^2/4), h_k the orthonormal Hermite polynomials, by their recurrence.
@@ -79,8 +88,8 @@ def mean_one(
 ) -> jax.Array:  # fmt: skip
     """E[f(s x)]: the trapezoidal sum, `parameters` broadcasting against s; of the outermost nodes alone if `shell` is their depth."""
     grid = grid_for(s)
-    x, step = nodes_and_step(grid, thin)
-    weights = step * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    x, steps = filled_up(grid, thin)
+    weights = steps * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
     if shell:
         x, weights = (t[np.abs(x) > grid.reach - shell] for t in (x, weights))
     return jnp.matmul(_samples(f, s, parameters, x), weights.astype(s.dtype), precision=jax.lax.Precision.HIGHEST)
@@ -89,8 +98,8 @@ def mean_one(
 def coefficients(f: Function, s: jax.Array, parameters: tuple[jax.Array, ...], thin: int = 1) -> jax.Array:
     """a_k(s) for all orders of the grid, the order axis first."""
     grid = grid_for(s)
-    x, step = nodes_and_step(grid, thin)
-    half = step * np.exp(-x * x / 4) / math.sqrt(2 * math.pi)
+    x, steps = filled_up(grid, thin)
+    half = steps * np.exp(-x * x / 4) / math.sqrt(2 * math.pi)
     table = hermite_rows(jnp.asarray(x, s.dtype), grid.orders) * half.astype(s.dtype)
     a = jnp.matmul(_samples(f, s, parameters, x), table.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.moveaxis(a, -1, 0)

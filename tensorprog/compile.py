@@ -83,7 +83,7 @@ class Kernel(KernelFunction):
     @cached_property
     def functions(self) -> Functions:
         """The kernel's two functions of leaves with a batch axis, not jitted."""
-        return functions(lower(self.graph, self.program.inputs, roll="loops" not in self._off), self.graph, self._off)
+        return functions(lower(self.graph, self.program.inputs, self._off), self.graph, self._off)
 
     @cached_property
     def _gram(self) -> Gram:  # type: ignore[override]
@@ -98,16 +98,14 @@ class Kernel(KernelFunction):
         plane = in_the_plane(self.graph, vector)
         made = functions(lower(plane, (PLANE,)), plane)
         assert made.rows is not None
-        scales = homogeneous(self.graph, vector)
-        return Interpolated(
-            value(vector, self.program.inputs), made.rows, homogeneous=scales, kinks=made.kinks, off=self._off
-        )
+        scales, point = homogeneous(self.graph, vector), value(vector, self.program.inputs)
+        return Interpolated(point, made.rows, made.block, homogeneous=scales, kinks=made.kinks, off=self._off)
 
     def without(self, *names: str) -> Kernel:
         """The same kernel with optimisations switched off, to measure them or to check them: docs/speed.md says what each does.
 
-        names: of "loops", "branches", "rows", "threads", "symmetry", "interpolation". Values agree to rounding ("interpolation": to 1e-12 of
-        sqrt(K(x, x) K(x', x')) in float64, 1e-7 in float32).
+        names: of "loops", "branches", "together", "windows", "rows", "threads", "reuse", "symmetry", "interpolation". Values agree to
+        rounding ("interpolation": to 1e-12 of sqrt(K(x, x) K(x', x')) in float64, 1e-7 in float32).
 
         Raises InputError for other names.
 

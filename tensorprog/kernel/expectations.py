@@ -267,11 +267,19 @@ def _opened(expr: sympy.Expr, t: sympy.Symbol) -> list[sympy.Expr]:
 
 
 def _apart(part: sympy.Expr, independent: frozenset[tuple[int, int]]) -> list[sympy.Expr]:
-    """The addends of a function of independent arguments, as a gate's two branches: each falls apart by itself."""
-    used = sorted(int(s.name[1:]) for s in part.free_symbols if s.name.startswith("u"))
+    """The addends of a function of independent arguments, as a gate's two branches: each falls apart by itself. The slope of a function of
+    one argument times the tangent of that is one addend: it falls apart as it is."""
+    used = _used(part)
     if not any(pair in independent for pair in itertools.combinations(used, 2)):
         return [part]
+    if all(len(_used(factor)) < 2 for factor in _factors(part)) and not part.has(sympy.DiracDelta):
+        return [part]
     return list(sympy.Add.make_args(sympy.expand_mul(part)))
+
+
+def _used(expr: sympy.Expr) -> list[int]:
+    """Which arguments an expression has."""
+    return sorted(int(s.name[1:]) for s in expr.free_symbols if s.name.startswith("u"))
 
 
 def _is_linear(expr: sympy.Expr, symbol: sympy.Symbol) -> bool:

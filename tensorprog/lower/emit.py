@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,9 @@ from tensorprog.lower.run import run
 from tensorprog.lower.sampled import sampled
 from tensorprog.lower.schedule import schedule
 from tensorprog.lower.tilted import tilted
+from tensorprog.lower.windows import at_once, axis_by_axis
 
-__all__ = ["SHIFT", "Context", "emit", "is_cross", "real_dtype", "value"]
+__all__ = ["SHIFT", "Context", "emit", "emit_together", "is_cross", "real_dtype", "value"]
 
 Hypers = dict[str, jax.Array]
 LEAST_VARIANCE = (
@@ -55,7 +56,7 @@ def value(quantity: Quantity, inputs: tuple[Input, ...]) -> Callable[[Sequence[j
     def of_input(leaves: Sequence[jax.Array], hypers: Hypers) -> jax.Array:
         dtype = real_dtype(leaves)
         context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, None, AllNormals((), dtype, None))
-        return run(steps, lambda q, args: emit(q, args, context), [quantity])[quantity]
+        return run(steps, lambda found, args: emit_together(found, args, context), [quantity])[quantity]
 
     return of_input
 
@@ -67,15 +68,22 @@ def real_dtype(leaves: Sequence[jax.Array]) -> jnp.dtype:
 
 
 def emit(q: Quantity, args: list[jax.Array], context: Context) -> jax.Array:
-    """One quantity. What is costly is shielded from fusion, or XLA would compute it again for each of its readers: by a branch that is
-    always taken, where it is given what tells so while it runs (on a CPU barriers are gone before XLA fuses), else by a barrier."""
-    made = lambda given: EMIT[type(q)](q, given, context)
+    """One quantity."""
+    return emit_together([q], args, context)[0]
+
+
+def emit_together(found: Sequence[Quantity], args: list[jax.Array], context: Context) -> list[jax.Array]:
+    """Quantities that read the same. What is costly is shielded from fusion, or XLA would compute it again for each of its readers: by a
+    branch that is always taken, where it is given what tells so while it runs (on a CPU barriers are gone before XLA fuses), else by a
+    barrier. In one branch they share what they compute."""
+    made = lambda given: [EMIT[type(q)](q, given, context) for q in found]
+    q = found[0]
     if not isinstance(q, SHIELDED):
         return made(args)
     if context.live is None or not q.shape or isinstance(q, Normals):  # normals are drawn once, for many readers
         return lax.optimization_barrier(made(args))
     like = jax.eval_shape(made, args)
-    return lax.cond(context.live, made, lambda given: jnp.zeros(like.shape, like.dtype), args)
+    return lax.cond(context.live, made, lambda given: [jnp.zeros(a.shape, a.dtype) for a in like], args)
 
 
 def is_cross(quantity: Quantity) -> bool:
@@ -86,7 +94,7 @@ def is_cross(quantity: Quantity) -> bool:
 @dataclass(frozen=True)
 class Context:
     """What the rows of `EMIT` read besides their operands: an input's leaves, hyperparameters, and the points of sampling. live: true, but
-    XLA does not know that; None where barriers do."""
+    XLA does not know that; None where barriers do. off: optimisations that are switched off."""
 
     leaves: dict[Node, jax.Array]
     hypers: dict[str, jax.Array]
@@ -94,6 +102,7 @@ class Context:
     shift: jax.Array | None
     normals: AllNormals
     live: jax.Array | None = None
+    off: Collection[str] = ()
 
 
 # ------------------------------------------------------------------------------------------ quantities
@@ -133,27 +142,8 @@ def _apply(q: Apply, args: list[jax.Array], context: Context) -> jax.Array:
 
 
 def _shifts(q: Shifts, args: list[jax.Array], context: Context) -> jax.Array:
-    """sum_k K[s + k, t + k] (or its diagonal s = t), one window axis after the other: shifts along different axes are summed separately."""
-    value = args[0]
-    kw = q.op.kw
-    for places, k, stride, pad, dilation, base in zip(
-        q.axes, kw["window"], kw["strides"], kw["padding"], kw["dilation"], kw["base_dilation"], strict=True
-    ):
-        config = [(0, 0, 0)] * value.ndim
-        for axis in places:
-            config[axis] = (*pad, base - 1)
-        padded = lax.pad(value, jnp.zeros((), value.dtype), config)
-        counts = [q.shape[axis] for axis in places]
-        total = None
-        for offset in range(k):
-            part = padded
-            for axis, count in zip(places, counts, strict=True):
-                start = offset * dilation
-                part = lax.slice_in_dim(part, start, start + (count - 1) * stride + 1, stride, axis)
-            total = part if total is None else total + part
-        assert total is not None
-        value = total
-    return value
+    found = None if "windows" in context.off else at_once(q, args[0])
+    return axis_by_axis(q, args[0]) if found is None else found
 
 
 def _expect(q: Expect, args: list[jax.Array], context: Context) -> jax.Array:
@@ -170,8 +160,27 @@ def _expect(q: Expect, args: list[jax.Array], context: Context) -> jax.Array:
         aligned.append((jnp.expand_dims(arg, missing) if arg.ndim and missing else arg).astype(context.dtype))
     if not q.cross:
         aligned = _met(q, aligned)
+    shape = q.shape
+    if "together" not in context.off:
+        aligned, shape = _fewer_axes(aligned, shape)
     value = q.expectation.value(aligned[: q.n_covariances], aligned[q.n_covariances :])
-    return jnp.broadcast_to(value, q.shape).astype(context.dtype)
+    return jnp.broadcast_to(value, shape).reshape(q.shape).astype(context.dtype)
+
+
+def _fewer_axes(arrays: list[jax.Array], shape: tuple[int, ...]) -> tuple[list[jax.Array], tuple[int, ...]]:
+    """The arrays, which broadcast to `shape`, with neighbouring axes as one where all of them have both or neither; and that shape.
+
+    The loops that XLA makes run along the last axis, which may be a few positions, or all of an input.
+    """
+    has = [tuple(a.shape[i] == n for a in arrays if a.ndim) for i, n in enumerate(shape)]
+    groups: list[list[int]] = []
+    for i, own in enumerate(has):
+        if groups and own == has[groups[-1][-1]]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    merged = lambda sizes: tuple(math.prod(sizes[i] for i in group) for group in groups)
+    return [a.reshape(merged(a.shape)) if a.ndim else a for a in arrays], merged(shape)
 
 
 def _met(q: Expect, aligned: list[jax.Array]) -> list[jax.Array]:

@@ -8,6 +8,7 @@ fingerprints costs N^2 integer comparisons instead of N^2 d. Two different input
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax import lax
 __all__ = ["fingerprint"]
 
 _SEED = 0x7E15_0A96
+_FEW = 2**12  # random weights that are kept as constants: a program of their making takes as long to compile as a layer
 
 
 def fingerprint(leaves: Sequence[jax.Array]) -> jax.Array:
@@ -30,17 +32,17 @@ def fingerprint(leaves: Sequence[jax.Array]) -> jax.Array:
     return total
 
 
-def _weights(leaf: int, size: int) -> jax.Array:
-    """Odd pseudo-random numbers, (size, 2), made where they are used: as constants they would fill the compiled
-    program."""
+def _weights(leaf: int, size: int) -> jax.Array | np.ndarray:
+    """Odd pseudo-random numbers, (size, 2). Many are made where they are used: as constants they would fill the compiled program."""
+    xp: Any = np if size <= _FEW else jnp
     seeds = np.random.default_rng(_SEED + leaf).integers(0, 2**32, 2, dtype=np.uint32)
-    numbers = jnp.arange(size, dtype=jnp.uint32)[:, None] * jnp.uint32(0x9E37_79B1) + seeds
+    numbers = xp.arange(size, dtype=xp.uint32)[:, None] * xp.uint32(0x9E37_79B1) + seeds
     for shift, factor in (
         (16, 0x85EB_CA6B),
         (13, 0xC2B2_AE35),
     ):  # the finaliser of MurmurHash3 (Appleby, public domain)
-        numbers = (numbers ^ (numbers >> shift)) * jnp.uint32(factor)
-    return (numbers ^ (numbers >> 16)) | jnp.uint32(1)
+        numbers = (numbers ^ (numbers >> xp.uint32(shift))) * xp.uint32(factor)
+    return (numbers ^ (numbers >> xp.uint32(16))) | xp.uint32(1)
 
 
 def _words(leaf: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ matrix product and keeps every self quantity at N, not N^2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from tensorprog.ir import Input
 from tensorprog.kernel import KernelGraph
 from tensorprog.kernel.graph import Normals, quantities
 from tensorprog.kernel.joint import Block, BlockGraph
-from tensorprog.lower.emit import SHIFT, Context, emit, is_cross, real_dtype
+from tensorprog.lower.emit import SHIFT, Context, emit_together, is_cross, real_dtype
 from tensorprog.lower.fingerprint import fingerprint
 from tensorprog.lower.population import AllNormals
 from tensorprog.lower.run import Outside, plan, run
@@ -42,8 +42,8 @@ class Lowered:
     means: Callable[[State], tuple[jax.Array, ...]]
 
 
-def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -> Lowered:
-    """The functions of a kernel graph, whose two blocks are nngp and ntk. roll: turn repeated layers into loops."""
+def lower(graph: KernelGraph, inputs: tuple[Input, ...], off: Collection[str] = ()) -> Lowered:
+    """The functions of a kernel graph, whose two blocks are nngp and ntk. off: optimisations that are switched off."""
     axes = len(graph.mirrored) + 2 * len(graph.shape)
     first = tuple(0 if axis in graph.mirrored else slice(None) for axis in range(axes))  # of identical copies
     shape, right = (*graph.shape, *graph.shape), len(graph.shape)
@@ -51,11 +51,12 @@ def lower(graph: KernelGraph, inputs: tuple[Input, ...], *, roll: bool = True) -
         Block(graph.nngp, graph.nngp_self, first, shape, right),
         Block(graph.ntk, graph.ntk_self, first, shape, right),
     )
-    return lower_blocks(BlockGraph(blocks, (), graph.noise), inputs, roll=roll)
+    return lower_blocks(BlockGraph(blocks, (), graph.noise), inputs, off)
 
 
-def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], *, roll: bool = True) -> Lowered:
+def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[str] = ()) -> Lowered:
     """The functions of a graph of blocks."""
+    roll, together = "loops" not in off, "together" not in off
     pair_ends = list(dict.fromkeys(b.cross for b in graph.blocks if is_cross(b.cross)))
     pair_steps = schedule(pair_ends, True, roll=roll)
     used = {o.quantity for q in quantities(pair_ends) for o in operands_of(q) if o.side is not None}
@@ -69,8 +70,8 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], *, roll: bool = T
         dtype = real_dtype(leaves)
         shift = hypers[SHIFT].astype(jnp.int32) if SHIFT in hypers else None
         normals = AllNormals((q for q in quantities(kept) if isinstance(q, Normals)), dtype, shift)
-        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals, live)
-        env = run(state_steps, lambda q, args: emit(q, args, context), kept)
+        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals, live, off)
+        env = run(state_steps, lambda found, args: emit_together(found, args, context), kept, together=together)
         # the dtype is remembered in an array of it: a state may hold nothing else
         return (fingerprint(leaves), *env.entries(slots), jnp.zeros((), dtype), *([] if shift is None else [shift]))
 
@@ -82,8 +83,9 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], *, roll: bool = T
     def pair(a: State, b: State, live: jax.Array | None = None) -> tuple[jax.Array, ...]:
         dtype, shift = read(a)
         normals = AllNormals((q for q in pair_steps if isinstance(q, Normals)), dtype, shift)
-        context = Context({}, {}, dtype, shift, normals, live)
-        env = run(pair_steps, lambda q, args: emit(q, args, context), pair_ends, outside=Outside(slots, (a, b)))
+        context = Context({}, {}, dtype, shift, normals, live, off)
+        step = lambda found, args: emit_together(found, args, context)
+        env = run(pair_steps, step, pair_ends, outside=Outside(slots, (a, b)), together=together)
         same = jnp.all(a[0] == b[0])
         found = []
         for block in graph.blocks:

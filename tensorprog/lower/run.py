@@ -1,8 +1,8 @@
-"""Running a schedule: operations one by one, loops as `lax.scan`."""
+"""Running a schedule: operations one by one, or those that share their work together; loops as `lax.scan`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tensorprog.kernel.graph import Operand, Quantity
+from tensorprog.kernel.graph import Expect, Operand, Quantity
 from tensorprog.lower.schedule import Loop, Step, operands_of
 
 __all__ = ["Outside", "Results", "Slots", "plan", "run"]
 
-Emit = Callable[[Quantity, list[jax.Array]], jax.Array]
+Emit = Callable[
+    [Sequence[Quantity], list[jax.Array]], list[jax.Array]
+]  # of quantities that read the same, their values
 Place = tuple[int, int | None]  # an entry, and the row of it where it is a stack of a loop's results
 
 
@@ -119,17 +121,44 @@ def plan(steps: Sequence[Step], kept: Sequence[Quantity]) -> Slots:
     return Slots(tuple(order), places)
 
 
-def run(steps: Sequence[Step], emit: Emit, kept: Sequence[Quantity], outside: Outside | None = None) -> Results:
-    """Compute every step. kept: quantities that are read afterwards."""
+def run(
+    steps: Sequence[Step],
+    emit: Emit,
+    kept: Sequence[Quantity],
+    outside: Outside | None = None,
+    *,
+    together: bool = True,
+) -> Results:
+    """Compute every step. kept: quantities that are read afterwards. together: expectations of the same Gaussians at once."""
     results = Results(outside)
     looped = _places(steps)
     wanted = set(kept) | _read_outside(steps, looped)
+    single = [step for step in steps if not isinstance(step, Loop)]
+    alike = dict(zip(single, _alike([(q, operands_of(q)) for q in single], together), strict=True))
     for number, step in enumerate(steps):
         if isinstance(step, Loop):
-            _run_loop(number, step, emit, results, wanted)
-        else:
-            results.values[step] = emit(step, [results.read(o) for o in operands_of(step)])
+            _run_loop(number, step, emit, results, wanted, together)
+        elif step not in results.values:
+            group = [single[k] for k in alike[step]]
+            values = emit(group, [results.read(o) for o in operands_of(step)])
+            results.values.update(zip(group, values, strict=True))
     return results
+
+
+def _alike(steps: Sequence[tuple[Quantity, Hashable]], together: bool) -> list[list[int]]:
+    """For each quantity the places of those to be computed with it: expectations of the same Gaussians, along the same axes.
+
+    steps: each with what it reads. A layer's nngp and the slope of its tangent kernel share the square root and the angle of every pair;
+    sums over nodes share next to nothing.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for k, (q, reads) in enumerate(steps):
+        if together and isinstance(q, Expect) and q.expectation.formula is not None:
+            groups.setdefault((reads, q.letters, q.out, q.shape, q.cross), []).append(k)
+        else:
+            groups[k] = [k]
+    of = {k: group for group in groups.values() for k in group}
+    return [of[k] for k in range(len(steps))]
 
 
 def _read_outside(steps: Sequence[Step], looped: dict[Quantity, tuple[int, int, int]]) -> set[Quantity]:
@@ -143,30 +172,30 @@ def _read_outside(steps: Sequence[Step], looped: dict[Quantity, tuple[int, int, 
     return wanted
 
 
-def _run_loop(number: int, loop: Loop, emit: Emit, results: Results, wanted: set[Quantity]) -> None:
+def _run_loop(
+    number: int, loop: Loop, emit: Emit, results: Results, wanted: set[Quantity], together: bool
+) -> None:  # fmt: skip
     last = len(loop.groups) - 1
     stacked = [j for j in range(len(loop.reads)) if any(group[j] in wanted for group in loop.groups[:-1])]
     ended = [j for j in range(len(loop.reads)) if j not in stacked and loop.groups[last][j] in wanted]
     carried = sorted({*loop.first, *ended})
     each = list(dict.fromkeys(r for row in loop.reads for r in row if r.kind == "each"))
     fixed = {r: results.read(r.operands[0]) for row in loop.reads for r in row if r.kind == "fixed"}
+    alike = _alike(list(zip(loop.groups[0], loop.reads, strict=True)), together)
 
     def body(carry: tuple[jax.Array, ...], rows: tuple[jax.Array, ...]) -> tuple[Any, Any]:
         before, given = dict(zip(carried, carry, strict=True)), dict(zip(each, rows, strict=True))
-        made: list[jax.Array] = []
-        for q, reads in zip(loop.groups[0], loop.reads, strict=True):
-            args = []
-            for r in reads:
-                match r.kind:
-                    case "here":
-                        args.append(made[r.at])
-                    case "before":
-                        args.append(before[r.at])
-                    case "fixed":
-                        args.append(fixed[r])
-                    case _:
-                        args.append(given[r])
-            made.append(emit(q, args))
+        made: dict[int, jax.Array] = {}
+        find = {
+            "here": lambda r: made[r.at],
+            "before": lambda r: before[r.at],
+            "fixed": fixed.__getitem__,
+            "each": given.__getitem__,
+        }
+        for j, reads in enumerate(loop.reads):
+            if j not in made:
+                values = emit([loop.groups[0][k] for k in alike[j]], [find[r.kind](r) for r in reads])
+                made.update(zip(alike[j], values, strict=True))
         return tuple(made[j] for j in carried), tuple(made[j] for j in stacked)
 
     xs = tuple(results.together(r.operands) for r in each)

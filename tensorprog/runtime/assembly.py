@@ -5,7 +5,7 @@ Three things set the speed of a large matrix on a CPU once its arithmetic is sho
 - Layers are many passes over the same arrays. Those of a tile stay in a core's cache from the first pass to the last.
 - Compilers run the operations of a loop one after the other. Tiles know nothing of each other: each core takes the next.
 - Fresh memory is handed out, and cleared, page by page. NumPy asks for large pages where the system has them, which are quicker
-  to come by; JAX takes over NumPy's memory as it is where it begins at a multiple of `ALIGNED` bytes.
+  to come by, and JAX takes over NumPy's memory as it is; that of results that are gone is used again (`tensorprog.runtime.memory`).
 
 On an accelerator the result stays there, and there is one worker, with tiles as large as memory allows.
 """
@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from tensorprog.runtime.memory import fresh, results
+
 __all__ = [
     "Ahead",
     "DeviceMatrices",
@@ -36,8 +38,6 @@ __all__ = [
     "upper",
 ]
 
-ALIGNED = 64  # bytes, at which XLA wants its arrays to begin
-LARGE_PAGE = 2**21  # bytes; memory that begins at another place has small pages at both ends
 STRIP = (
     16  # columns of a turned tile that are written together: so many of its rows, read side by side, stay in the cache
 )
@@ -163,8 +163,17 @@ class HostMatrices(Matrices):
 
     on_host = True
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], dtype: Any, device: Any, partners: Sequence[Partner]):
-        super().__init__([_empty(shape, np.dtype(dtype)) for shape in shapes], partners)
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        dtype: Any,
+        device: Any,
+        partners: Sequence[Partner],
+        reuse: bool = True,
+    ):
+        """reuse: memory of results that are gone."""
+        empty = results.empty if reuse else fresh
+        super().__init__([empty(shape, dtype) for shape in shapes], partners)
         self._device = device
 
     def halves(self, rows: int, columns: int) -> Callable[[Sequence[Any]], list[Any]]:
@@ -243,12 +252,3 @@ def upper(shape: tuple[int, ...], own: int, other: int) -> np.ndarray:
     place = np.arange(int(np.prod(half)))
     whole = above[..., None, None] | (same[..., None, None] & (place[:, None] <= place))
     return whole.reshape(n, n, *half, *half)
-
-
-def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Fresh memory that JAX can take over."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    to = LARGE_PAGE if size >= LARGE_PAGE else ALIGNED
-    raw = np.empty(size + to, np.uint8)
-    start = -raw.ctypes.data % to
-    return raw[start : start + size].view(dtype).reshape(shape)

@@ -48,21 +48,19 @@ class Layers:
         self._states = jax.jit(self._of_inputs, static_argnames="own")
         self._tile = Ahead(self._of_pairs, ("rows", "columns", "get"))
 
-    def _of_inputs(self, sides: list[Leaves], hypers: Hypers, own: bool) -> list[Any]:
-        """What pairs read, of one or two sets of inputs; with the kernels of each input with itself, if `own`."""
-        counts = [len(x[0]) for x in sides]
+    def _of_inputs(self, sides: list[Leaves], hypers: Hypers, own: bool) -> Any:
+        """What pairs read of the inputs of all sides; with the kernels of each input with itself, if `own`. They are not taken apart
+        again, which would be code for every array."""
         joined = [jnp.concatenate(leaves) for leaves in zip(*sides, strict=True)]
         states = self._steps.states(joined, hypers)
         by_direction = own and self._refine is not None and self._refine.directions
-        both = states, (self._steps.own(states), sketch(joined) if by_direction else None) if own else None
-        starts = np.cumsum([0, *counts])
-        return [jax.tree.map(lambda a: a[k : k + n], both) for k, n in zip(starts, counts, strict=False)]  # noqa: B023
+        return states, (self._steps.own(states), sketch(joined) if by_direction else None) if own else None
 
     def _of_pairs(
-        self, first: Any, second: Any, i: Any, j: Any, *, rows: int, columns: int, get: tuple[str, ...]
-    ) -> tuple[list[jax.Array], jax.Array | None]:
-        """One tile."""
-        (a, more1), (b, more2) = part(first, i, rows), part(second, j, columns)
+        self, states: Any, i: Any, j: Any, *, rows: int, columns: int, get: tuple[str, ...]
+    ) -> tuple[list[jax.Array], jax.Array | None]:  # fmt: skip
+        """One tile, of inputs from i and from j on."""
+        (a, more1), (b, more2) = part(states, i, rows), part(states, j, columns)
         found, marks = self._steps.pairs(a, b), None
         if more1 is not None and self._refine is not None:
             (own1, sketch1), (own2, sketch2) = more1, more2
@@ -74,27 +72,28 @@ class Layers:
 
     def work(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> Work:
         """The matrices named by `get`."""
-        sides = [x1] if x2 is None else [x1, x2]
+        sides, second = ([x1], 0) if x2 is None else ([x1, x2], len(x1[0]))  # where the second inputs begin
         refine = self._refine if "ntk" in get and float_dtype(x1) == np.float32 else None
         states = self._states(sides, hypers, own=refine is not None)
-        names, at, ends = get if refine is None else self._names, np.int32(0), (states[0], states[-1])
+        names, at = get if refine is None else self._names, np.int32(0)
 
         def tile(rows: int, columns: int) -> Code:
-            code = self._tile(*ends, at, at, rows=rows, columns=columns, get=names)
-            return lambda i, j: code(*ends, np.int32(i), np.int32(j))
+            code = self._tile(states, at, at, rows=rows, columns=columns, get=names)
+            return lambda i, j: code(states, np.int32(i), np.int32(second + j))
 
         if refine is None:
             return Work(names, tile)
-        (own1, ntk), (own2, _) = ([np.asarray(kernel) for kernel in own] for _, (own, _) in ends)
-        sketch1, sketch2 = (None if found is None else np.asarray(found) for _, (_, found) in ends)
+        own, ntk = (np.asarray(kernel) for kernel in states[1][0])
+        directions = None if states[1][1] is None else np.asarray(states[1][1])
 
         def again(kernels: list[np.ndarray], i: int, j: int, columns: np.ndarray) -> Pairs:
             some = kernels[0][:, columns]
-            near = refine.near(some, own1[i : i + len(some)], own2[j + columns], np)
-            if sketch1 is not None and sketch2 is not None:
-                near |= refine.alike(sketch1[i : i + len(some)], sketch2[j + columns])
-            rows, at = np.nonzero(near)
-            return Pairs(i + rows, j + columns[at])
+            rows, others = slice(i, i + len(some)), second + j + columns
+            near = refine.near(some, own[rows], own[others], np)
+            if directions is not None:
+                near |= refine.alike(directions[rows], directions[others])
+            found, at = np.nonzero(near)
+            return Pairs(i + found, j + columns[at])
 
         return Work(names, tile, again, lambda pairs: {"ntk": refine.mended(x1, sides[-1], ntk, hypers, pairs)})
 
@@ -133,6 +132,7 @@ class Gram:
             made.steps or whole(made), GET, made.pair_entries, int(not ("rows" in off or made.draws)), refined(made)
         )
         self._shortcut, self._symmetry, self._threads = shortcut, "symmetry" not in off, "threads" not in off
+        self._reuse = "reuse" not in off
 
         @partial(jax.jit, static_argnames="get")
         def block(x1: Leaves, x2: Leaves, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:
@@ -185,7 +185,7 @@ class Gram:
             x2 = x1
         pieces = self._pieces(x1, x2, hypers, get)
         shape, axes = (n1, n2, *self.shape, *self.shape), len(self.shape)
-        made = matrices([shape] * len(get), dtype, x1, [(k, axes) for k in range(len(get))])
+        made = matrices([shape] * len(get), dtype, x1, [(k, axes) for k in range(len(get))], self._reuse)
         return assemble(made, pieces, get, x2 is None, self._threads, progress)
 
     def _pieces(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[Piece]:

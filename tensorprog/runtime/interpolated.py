@@ -23,7 +23,7 @@ from tensorprog.runtime.assembly import Ahead, Pairs
 from tensorprog.runtime.kernel import GET, Hypers, Leaves, float_dtype, without_branches
 from tensorprog.runtime.operations import operations
 from tensorprog.runtime.pieces import Code, Work, part
-from tensorprog.runtime.series import AT_ONCE, TOLERANCE, Series, make_series
+from tensorprog.runtime.series import TOLERANCE, Points, Series, make_series
 
 __all__ = ["Interpolated"]
 
@@ -34,6 +34,9 @@ NEAR = {
 }  # 1 - |cosine| from which a rounded cosine tells an angle to 1e-6
 EQUAL = 1e-6  # range of log-norms that rounding makes
 CHUNK = 2**14  # pairs computed again at once
+LEAST_ANGLES = 10  # of a series in norms: one layer of erf has 25
+AT_ONCE = 1024  # pairs in the plane that are computed together
+FIRST, SECOND = 16, 64  # points between which costly kernels are
 COSTLY = 1e5  # operations of a pair by its layers, such as those of a sum over nodes in the plane
 
 
@@ -44,19 +47,22 @@ class Interpolated:
         self,
         features: Callable[[Leaves, Hypers], jax.Array],
         rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]],
+        block: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]],
         *,
         homogeneous: bool,
         kinks: bool,
         off: Collection[str] = (),
     ):
-        """features: phi of one input. rows: the kernels of pairs of points in the plane. homogeneous: does k depend on the angle alone?
+        """features: phi of one input. rows, block: the kernels of pairs of points in the plane, the i-th with the i-th, or
+        all with all. homogeneous: does k depend on the angle alone?
         kinks: has a nonlinearity kinks? If so, and k depends on the norms, it has a corner at equal inputs and no short series. off:
         optimisations that are switched off."""
         self._homogeneous, self._corner = homogeneous, kinks and not homogeneous
         self._features = jax.jit(lambda x, hypers: jax.vmap(lambda leaves: features(leaves, hypers))(x))
-        self._rows = jax.jit(rows)
+        self._rows, self._block = jax.jit(rows), jax.jit(block)
         self._live = None if without_branches(off) else np.array(True)
         self._run: Any = None
+        self._traced: Any = None
         self._cost = math.inf  # of a pair by its layers, in operations
         self._made: tuple[Any, float, float, Series | None] | None = None
 
@@ -71,6 +77,9 @@ class Interpolated:
         low, high = min(s.norms.min() for s in sides), max(s.norms.max() for s in sides)
         if self._corner and high - low > EQUAL:
             return None
+        in_norms = not self._homogeneous and high - low > EQUAL
+        if in_norms and self._layers(hypers) < _cost((2, 2, 2, LEAST_ANGLES)):
+            return None  # what is traced tells, and need not be compiled
         series = self._series(hypers, float(low), float(high), dtype)
         if series is None or self._cost < _cost(series.coefficients.shape):
             return None
@@ -108,38 +117,60 @@ class Interpolated:
             self._made = key, low, high, made
         return self._made[3]
 
-    def _sample(self, hypers: Hypers, u: np.ndarray, v: np.ndarray, t: np.ndarray) -> np.ndarray:
-        """The kernels at log-norms u, v and angles t, (2, N), in batches of one size."""
-        values = {name: jnp.asarray(np.asarray(value), np.float64) for name, value in hypers.items()}
-        first = np.exp(u)[:, None] * np.array([1.0, 0.0])
-        second = np.exp(v)[:, None] * np.stack([np.cos(t), np.sin(t)], 1)
+    def _layers(self, hypers: Hypers) -> float:
+        """What a pair costs by its layers."""
+        with jax.enable_x64(True):
+            if self._traced is None:
+                points = _points(AT_ONCE)
+                self._traced = self._rows.trace(points, points, _wide(hypers))
+                self._cost = operations(self._traced.jaxpr) / AT_ONCE
+        return self._cost
+
+    def _sample(self, hypers: Hypers, first: Points, second: Points) -> np.ndarray:
+        """The kernels of all pairs of points."""
         if self._run is None:
-            self._run, self._cost = self._compiled(values)
-        size = _at_once(self._cost)
-        found = []
-        for start in range(0, len(u), size):
-            at = np.minimum(np.arange(start, start + size), len(u) - 1)
-            found.append(np.stack(self._run([jnp.asarray(first[at])], [jnp.asarray(second[at])], values)))
-        return np.concatenate(found, axis=1)[:, : len(u)]
+            self._run = self._compiled(hypers)
+        values, one, other = _wide(hypers), _in_the_plane(first), _in_the_plane(second)
+        run = lambda i, j: np.stack(self._run([jnp.asarray(one[i])], [jnp.asarray(other[j])], values))
+        return (_by_rows if self._cost < COSTLY else _by_blocks)(run, len(one), len(other))
 
-    def _compiled(self, values: Hypers) -> tuple[Any, float]:
-        """The layers for some places at once, and what one costs. Where that is little they run a few times in no time, and are
-        compiled without optimisation."""
-
-        def traced(size: int) -> Any:
-            place = [jax.ShapeDtypeStruct((size, 2), np.float64)]
-            return self._rows.trace(place, place, values)
-
-        code = traced(AT_ONCE)
-        cost = operations(code.jaxpr) / AT_ONCE
-        if _at_once(cost) == AT_ONCE:
-            return code.lower().compile(compiler_options={"xla_backend_optimization_level": 0}), cost
-        return traced(_at_once(cost)).lower().compile(), cost
+    def _compiled(self, hypers: Hypers) -> Any:
+        """The layers of a batch. Where they cost little they run a few times in no time, and are compiled without optimisation."""
+        if self._layers(hypers) < COSTLY:
+            return self._traced.lower().compile(compiler_options={"xla_backend_optimization_level": 0})
+        return self._block.trace(_points(FIRST), _points(SECOND), _wide(hypers)).lower().compile()
 
 
-def _at_once(cost: float) -> int:
-    """At how many places to compute layers of this cost together: of costly ones few are computed only to fill up a batch."""
-    return AT_ONCE if cost < COSTLY else AT_ONCE // 8
+def _by_rows(run: Callable[[np.ndarray, np.ndarray], np.ndarray], n1: int, n2: int) -> np.ndarray:
+    """(2, n1, n2) from a function of pairs, in batches of one size."""
+    found = [run(*np.divmod(pairs, n2)) for pairs in _batches(n1 * n2, AT_ONCE)]
+    return np.concatenate(found, 1)[:, : n1 * n2].reshape(2, n1, n2)
+
+
+def _by_blocks(run: Callable[[np.ndarray, np.ndarray], np.ndarray], n1: int, n2: int) -> np.ndarray:
+    """The same from a function of blocks. Of costly layers most is computed of inputs, as coefficients of a function at a variance: once for
+    each point here, not for each pair."""
+    columns = _batches(n2, SECOND)
+    rows = [np.concatenate([run(i, j) for j in columns], 2) for i in _batches(n1, FIRST)]
+    return np.concatenate(rows, 1)[:, :n1, :n2]
+
+
+def _batches(count: int, size: int) -> list[np.ndarray]:
+    """0, 1, .. in batches, the last one filled up with what is there."""
+    return [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]
+
+
+def _points(count: int) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct((count, 2), np.float64)]
+
+
+def _in_the_plane(points: Points) -> np.ndarray:
+    norms, angles = points
+    return np.exp(norms)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+
+
+def _wide(hypers: Hypers) -> Hypers:
+    return {name: jnp.asarray(np.asarray(value), np.float64) for name, value in hypers.items()}
 
 
 def _cost(shape: tuple[int, ...]) -> float:

@@ -182,14 +182,15 @@ def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -
     entries = pair_entries(graph.nodes)
     two = steps(lowered, entries, off)
 
-    def block(x1: Leaves, x2: Leaves, hypers: Hypers) -> Any:
-        n1 = x1[0].shape[0]
-        live = live_flag(x1, off)
+    def both(x1: Leaves, x2: Leaves, hypers: Hypers, live: jax.Array | None) -> tuple[Any, Any]:
+        """The states of two sets of inputs: one graph, not two."""
         of_one = jax.vmap(lambda leaves: lowered.state(leaves, hypers, live))
-        both = of_one([jnp.concatenate(pair) for pair in zip(x1, x2, strict=True)])  # one graph, not two
-        first, second = (
-            jax.tree.map(lambda a, part=part: a[part], both) for part in (slice(None, n1), slice(n1, None))
-        )
+        joined = of_one([jnp.concatenate(pair) for pair in zip(x1, x2, strict=True)])
+        n1 = x1[0].shape[0]
+        return jax.tree.map(lambda a: a[:n1], joined), jax.tree.map(lambda a: a[n1:], joined)
+
+    def block(x1: Leaves, x2: Leaves, hypers: Hypers) -> Any:
+        first, second = both(x1, x2, hypers, live_flag(x1, off))
         return two.pairs(first, second) if "rows" in off else by_rows(two.pairs, first, second, entries)
 
     def diagonal(x: Leaves, hypers: Hypers) -> Any:
@@ -198,8 +199,7 @@ def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -
 
     def rows(x1: Leaves, x2: Leaves, hypers: Hypers) -> Any:
         live = live_flag(x1, off)
-        of_one = jax.vmap(lambda leaves: lowered.state(leaves, hypers, live))
-        return jax.vmap(lambda a, b: lowered.pair(a, b, live))(of_one(x1), of_one(x2))
+        return jax.vmap(lambda a, b: lowered.pair(a, b, live))(*both(x1, x2, hypers, live))
 
     kinks, directions = kinked(graph.nodes), sees_directions(graph.nodes)
     return Functions(block, diagonal, graph.shape, entries, two, rows, kinks, draws(graph.nodes), directions)

@@ -60,13 +60,15 @@ class Piece:
         return tiling(self.n1, self.n2, pairs, symmetric=self.symmetric)
 
 
-def matrices(shapes: Sequence[tuple[int, ...]], dtype: Any, like: Leaves, partners: Sequence[Partner]) -> Matrices:
-    """Matrices where these inputs are. partners: see `HostMatrices`."""
+def matrices(
+    shapes: Sequence[tuple[int, ...]], dtype: Any, like: Leaves, partners: Sequence[Partner], reuse: bool = True
+) -> Matrices:
+    """Matrices where these inputs are. partners, reuse: see `HostMatrices`."""
     devices = like[0].devices()
     device = next(iter(devices))
     if device.platform != "cpu":
         return DeviceMatrices(shapes, dtype, partners)
-    return HostMatrices(shapes, dtype, device if len(devices) == 1 and like[0].committed else None, partners)
+    return HostMatrices(shapes, dtype, device if len(devices) == 1 and like[0].committed else None, partners, reuse)
 
 
 def assemble(

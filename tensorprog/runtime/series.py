@@ -23,14 +23,15 @@ from typing import Any
 import numpy as np
 from numpy.polynomial.chebyshev import chebval, chebvander
 
-__all__ = ["AT_ONCE", "TOLERANCE", "Series", "make_series"]
+__all__ = ["TOLERANCE", "Series", "make_series"]
 
 TOLERANCE = {np.dtype(np.float32): 2e-8, np.dtype(np.float64): 1e-13}  # of the coefficients left out, relative to k
 AGREEMENT = {np.dtype(np.float32): 1e-7, np.dtype(np.float64): 1e-12}  # with the kernel at random places
 MOST_ANGLES, MOST_NORMS = 128, 17
-AT_ONCE = 1024  # places at which a kernel is computed together
+RANDOM = 32  # inputs on either side whose pairs are random places
 
-Samples = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Points = tuple[np.ndarray, np.ndarray]  # log-norms and angles in the plane
+Samples = Callable[[Points, Points], np.ndarray]  # both kernels, (2, N1, N2), of every pair of two sets of points
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Series:
 def make_series(sample: Samples, low: float, high: float, dtype: Any, homogeneous: bool) -> Series | None:
     """The series to the tolerance of `dtype`, or None where there is none short enough.
 
-    sample: both kernels, (2, N), at log-norms and angles. homogeneous: k does not depend on the norms.
+    sample: the kernels between points of the plane. homogeneous: k does not depend on the norms.
     """
     tolerance, norms, angles = TOLERANCE[dtype], 1 if homogeneous or high - low < 1e-12 else 3, 16
     scales = _scales(sample, low, high, tolerance)
@@ -78,14 +79,13 @@ def make_series(sample: Samples, low: float, high: float, dtype: Any, homogeneou
         return None
     while norms <= MOST_NORMS and angles <= MOST_ANGLES:
         at, turns = (low + high) / 2 + (high - low) / 2 * _nodes(norms), (_nodes(angles) + 1) * (math.pi / 2)
-        i, j = np.triu_indices(norms)  # k(u, v, t) = k(v, u, t)
-        u, v, t = np.repeat(at[i], angles), np.repeat(at[j], angles), np.tile(turns, len(i))
+        v, t = np.repeat(at, angles), np.tile(turns, norms)
         whole = Series(low, high, scales, np.ones((2, 1, 1, 1)))
-        half = (sample(u, v, t) / (whole.scale(u) * whole.scale(v))).reshape(2, len(i), angles)
-        if not np.all(np.isfinite(half)):
+        values = sample((at, np.zeros(norms)), (v, t)) / (whole.scale(at)[:, :, None] * whole.scale(v)[:, None, :])
+        if not np.all(np.isfinite(values)):
             return None
-        values = np.empty((2, norms, norms, angles))
-        values[:, i, j] = values[:, j, i] = half
+        values = values.reshape(2, norms, norms, angles)
+        values = (values + values.swapaxes(1, 2)) / 2  # k(u, v, t) = k(v, u, t)
         found = _transformed(values)
         size = np.abs(found)
         more_angles = size[..., -3:].max() > tolerance
@@ -101,7 +101,8 @@ def _scales(sample: Samples, low: float, high: float, tolerance: float) -> np.nd
     """log s as a series in the log-norm."""
     for n in (4, 8, 16, 32):
         at = (low + high) / 2 + (high - low) / 2 * _nodes(n)
-        own = sample(at, at, np.zeros(n))
+        points = at, np.zeros(n)
+        own = np.diagonal(sample(points, points), axis1=1, axis2=2)
         if not np.all(np.isfinite(own)) or np.any(own < 0) or np.any((own == 0).any(1) != (own == 0).all(1)):
             return None
         frozen = own[:, :1] == 0  # nothing is trained: that kernel is zero
@@ -142,8 +143,11 @@ def _trimmed(coefficients: np.ndarray, tolerance: float) -> np.ndarray:
 def _agrees(series: Series, sample: Samples, tolerance: float) -> bool:
     """Does it agree with the kernel at random places, the ends of the angles among them?"""
     random = np.random.default_rng(0)
-    u, v = random.uniform(series.low, series.high, (2, AT_ONCE))
-    t = math.pi * random.beta(0.5, 0.5, AT_ONCE)
-    difference = np.abs(series(u, v, t) - sample(u, v, t)) / (series.scale(u) * series.scale(v))
+    first, second = (
+        (random.uniform(series.low, series.high, RANDOM), math.pi * random.beta(0.5, 0.5, RANDOM)) for _ in range(2)
+    )
+    u, v = (grid.ravel() for grid in np.meshgrid(first[0], second[0], indexing="ij"))
+    t = np.abs(first[1][:, None] - second[1]).ravel()
+    difference = np.abs(series(u, v, t) - sample(first, second).reshape(2, -1)) / (series.scale(u) * series.scale(v))
     rounding = 8 * np.finfo(float).eps / np.sin(t)  # of the angle that the layers have from its cosine
     return bool(np.all(difference <= tolerance + rounding))

@@ -15,7 +15,8 @@ import pytest
 import tensorprog as tp
 from tensorprog import nn
 from tensorprog.runtime import pieces, tiles
-from tensorprog.runtime.assembly import ALIGNED, STRIP, Ahead, DeviceMatrices, HostMatrices, Pairs, Place, at_once
+from tensorprog.runtime.assembly import STRIP, Ahead, DeviceMatrices, HostMatrices, Pairs, Place, at_once
+from tensorprog.runtime.memory import ALIGNED
 
 
 def relu_net(x: jax.Array) -> jax.Array:
@@ -45,7 +46,7 @@ def test_every_entry_is_in_its_place(
     one = [[pair(a[None], b[None])[:, 0, 0] for b in y] for a in x]
     monkeypatch.setattr("tensorprog.runtime.gram.Layers._inputs_at_once", lambda *args: piece)
     if accelerator:
-        monkeypatch.setattr(pieces, "matrices", lambda s, d, like, partners: DeviceMatrices(s, d, partners))
+        monkeypatch.setattr(pieces, "matrices", lambda s, d, like, partners, reuse: DeviceMatrices(s, d, partners))
         monkeypatch.setattr("tensorprog.runtime.gram.matrices", pieces.matrices)
         monkeypatch.setattr(tiles, "TILE_BYTES", 8 * 64 * 12)
     for k, wanted in zip(kernel(x, y), np.moveaxis(np.array(one), 2, 0), strict=True):

@@ -101,6 +101,17 @@ def test_an_even_and_an_odd_half(degree: int, in_powers: bool) -> None:
         np.testing.assert_allclose(found, chebval(t, coefficients[k, 0, 0]), atol=1e-14)
 
 
+def test_costly_layers_are_sampled_in_blocks(always: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The series is the same however the layers are computed for it."""
+    x, found = inputs(12), []
+    for costly in (np.inf, 0.0):
+        monkeypatch.setattr(interpolated, "COSTLY", costly)
+        found.append(tp.compile(deep(erf, 1, 0.1), jnp.zeros((2, 2)))(x))
+    assert all(always) and len(always) == 2
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
 def test_near_inputs_keep_their_digits_in_float32(always: list[bool]) -> None:
     kernel = tp.compile(deep(jax.nn.relu, 8), jnp.zeros((2, 2)))
     x = inputs(40, np.float32)
