@@ -281,7 +281,7 @@ def joint(net: Any, example: Any, *, tolerance: float | None = None, method: str
     """The kernels of all outputs of a network and between them: several readouts, hidden layers, averages over the width.
 
     net: as for `tp.compile`, but it may return any pytree of arrays; two networks that share weights are one function that returns
-    both outputs. example, tolerance, method: as for `tp.compile` (hidden layers have the tangent program alone). An output
+    both outputs. example, tolerance, method: as for `tp.compile`. An output
     is, by what it is made of,
 
     - gaussian: a readout, divided by sqrt(n). nngp is its covariance, ntk its tangent kernel; all readouts are jointly Gaussian.

@@ -17,6 +17,7 @@ import os
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 from ntk_rules.sampling import SHIFTS
 from tensorprog.errors import UnsupportedError
 from tensorprog.frontend.outputs import Output
-from tensorprog.ir import Hyper, Input, Node, Program, Weight, topological
+from tensorprog.ir import Hyper, Input, MatMul, Node, Program, Weight, topological
 from tensorprog.kernel.joint import BlockGraph, Gradients, NoBlock, Pair, Side, derive_blocks, same_copies
 from tensorprog.kernel.report import Derivation, Shown, joint_derivation
 from tensorprog.lower import SHIFT, lower_blocks
@@ -108,7 +109,8 @@ def outputs_joined(inputs: tuple[Input, ...], outputs: Sequence[Output], method:
         raw = first
         side = Side(program.output, copies.get(i, ()), output.kind == "gaussian")
         if output.kind == "hidden":
-            chosen = Method("tangent", "a neuron is one of many that have no part in each other's gradients")
+            name, asked = ("adjoint", "asked for; ") if method == "adjoint" else ("tangent", "")
+            chosen = Method(name, f"{asked}a neuron is one of many that have no part in each other's gradients")
         else:
             raw = prepared(raw)
             chosen = choose(raw, method)
@@ -158,7 +160,27 @@ def _moved(key: Movement) -> Moved | None:
     """The tangent of an output, of which one parameter or all move, or its gradients; None where nothing moves it."""
     part, method, only, shared = key
     program = part.traced if part.kind == "average" else part.program
+    if part.kind == "hidden" and method == "adjoint":
+        program = prepared(_read_out(part.traced))
     return moved_by(program, method, only, part.copies, shared)
+
+
+def _read_out(program: Program) -> Program:
+    """A readout v.h / sqrt(n) of a hidden layer, v frozen and used for nothing else: its gradients' product is the mean over v of
+    (1/n) sum_ab v_a v_b <dh_a, dh_b>, which is that of one neuron. All layers of a width have the same v."""
+    layer = program.output
+    (axis, width), letters = (layer.type.axis, layer.type.width), "abcdefghijklmnopqrstuvwxyz"[: len(layer.type.shape)]
+    assert axis is not None and width is not None
+    v = Weight(
+        f"readout of a neuron of {width} n",
+        (layer.type.shape[axis],),
+        (width,),
+        float(width) ** -0.5,
+        0.0,
+        ((Fraction(0), width),),
+    )
+    spec = f"{letters[axis]},{letters}->{letters.replace(letters[axis], '')}"
+    return replace(program, output=MatMul(spec, v, layer))
 
 
 def _side_of(part: Part, moved: Moved | None) -> Side | Adjoint | None:
