@@ -136,26 +136,21 @@ def test_hidden_layers() -> None:
 
 
 def tower(x: jax.Array) -> list[jax.Array]:
-    """Positions, a weight used twice, its transpose, layers of two widths; tied to each other in every way."""
+    """Two positions, a weight and its transpose, a layer of another width."""
     n = nn.width()
     w = nn.weight((n, n)) / jnp.sqrt(n)
-    h = jnp.tanh(nn.dense(x.reshape(2, -1), bias_var=0.3))
-    g = relu(h @ w)
-    back = g @ w.T + h
-    return [h, g, back, jnp.tanh(nn.dense(back, width=2)), nn.dense(g.mean(0), features=1)]
+    h = nn.dense(x.reshape(2, -1), bias_var=0.3)
+    back = relu(h @ w) @ w.T + h
+    return [back, relu(nn.dense(back, width=2))]
 
 
 def test_both_programs_of_hidden_layers() -> None:
-    x = np.random.default_rng(3).standard_normal((3, 4))
+    x = np.random.default_rng(3).standard_normal((2, 4))
     one, other = (tp.joint(tower, x[0], method=method) for method in ("tangent", "adjoint"))
-    assert [p.method for p in other.outputs] == ["adjoint"] * 5 and "asked for" in other.outputs[0].method_reason
+    assert [p.method for p in other.outputs] == ["adjoint"] * 2 and "asked for" in other.outputs[0].method_reason
     for a, b in zip(one(x).ntk, other(x).ntk, strict=True):
         for u, v in zip(a, b, strict=True):
             np.testing.assert_allclose(u, v, rtol=0, atol=1e-12)
-    for name, part in one.by_parameter(x).items():
-        for a, b in zip(part, other.by_parameter(x)[name], strict=True):
-            for u, v in zip(a, b, strict=True):
-                np.testing.assert_allclose(u, v, rtol=0, atol=1e-12)
     assert "readout of a neuron" in other.derivation()
 
 
