@@ -41,8 +41,8 @@ def shape_activation(phi: Callable[[Any], Any], *, slope: float, q_slope: float 
     """Constants for which Q(1) = 1, Q'(1) = q_slope, C(0) = origin and C'(1) = slope, in each layer.
 
     phi: a JAX function of a real number, not linear. slope: C'(1), above 1 where origin is 0 (C is convex); for a network of depth d
-    whose own slope is to be z, it is z^(1/d). q_slope, origin: see above. Integrals are numerical: to 1e-10 for a smooth phi, to
-    1e-5 for one with kinks.
+    whose own slope is to be z, it is z^(1/d). q_slope, origin: see above. Integrals are numerical: to 1e-10 for a phi that is smooth
+    but for a kink at 0, as ELU; with kinks elsewhere to 1e-5 times alpha.
 
     Raises InputError where no constants are found.
 
@@ -64,11 +64,12 @@ def shape_activation(phi: Callable[[Any], Any], *, slope: float, q_slope: float 
             "convex with C(1) = 1"
         )
     with precision(), jax.ensure_compile_time_eval():  # also while a network is traced
-        nodes, weights = (jnp.asarray(a) for a in _rule())
+        _check_phi(phi)
         one = jax.vmap(phi)
         derivative = jax.vmap(jax.grad(lambda v: jnp.asarray(phi(v), float)))
 
         def constants(at: jax.Array) -> tuple[Any, Any, jax.Array]:
+            nodes, weights = _rule(-at[1] / at[0])
             values = one(at[0] * nodes + at[1])
             mean = weights @ values
             gamma = jnp.sqrt((1 - origin) / (weights @ jnp.square(values - mean)))
@@ -76,6 +77,7 @@ def shape_activation(phi: Callable[[Any], Any], *, slope: float, q_slope: float 
 
         def misses(at: jax.Array) -> jax.Array:
             gamma, delta, values = constants(at)
+            nodes, weights = _rule(-at[1] / at[0])
             f, moved = gamma * (values + delta), gamma * at[0] * derivative(at[0] * nodes + at[1])
             return jnp.stack([weights @ (f * moved * nodes) - q_slope, weights @ jnp.square(moved) - slope])
 
@@ -92,14 +94,33 @@ def shape_activation(phi: Callable[[Any], Any], *, slope: float, q_slope: float 
         return Shaped(float(found[0]), float(found[1]), float(gamma), float(delta))
 
 
-def _rule() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of a Gaussian expectation: Gauss-Legendre in panels."""
+def _check_phi(phi: Callable[[Any], Any]) -> None:
+    """A function that JAX can trace, of one real number to one."""
+    number = jax.ShapeDtypeStruct((), jnp.float64)
+    try:
+        found = jax.eval_shape(lambda u: phi(u), number)
+    except Exception as error:
+        raise InputError(
+            explain(
+                f"shape_activation: phi fails for a real number: {type(error).__name__}: {str(error).splitlines()[0]}",
+                reason="it is differentiated by JAX",
+                mend="write it with jax.numpy, as a function of one argument",
+            )
+        ) from error
+    if getattr(found, "shape", None) != () or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise InputError(f"shape_activation: phi gives {found} for a real number, expected one real number")
+
+
+def _rule(kink: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Nodes and weights of a Gaussian expectation: Gauss-Legendre in panels, half of them on each side of where phi's argument is 0, for
+    across a kink the error falls like the panel's square only."""
     x, w = np.polynomial.legendre.leggauss(NODES)
-    edges = np.linspace(-REACH, REACH, PANELS + 1)
-    half = (edges[1] - edges[0]) / 2
-    nodes = ((edges[:-1] + half)[:, None] + half * x).ravel()
-    density = np.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi)
-    weights = np.tile(half * w, PANELS) * density
+    middle = jnp.clip(jax.lax.stop_gradient(kink), -REACH + 1, REACH - 1)
+    share = np.linspace(0, 1, PANELS // 2 + 1)
+    edges = jnp.concatenate([-REACH + (middle + REACH) * share, middle + (REACH - middle) * share[1:]])
+    half = jnp.diff(edges)[:, None] / 2
+    nodes = (edges[:-1, None] + half + half * x).ravel()
+    weights = (half * w).ravel() * jnp.exp(-(nodes**2) / 2)
     return nodes, weights / weights.sum()
 
 

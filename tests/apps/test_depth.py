@@ -190,8 +190,30 @@ def test_shaped_activations(phi: Callable, slope: float, origin: float) -> None:
     assert abs(block.chi(1.0) - slope) < 1e-9
 
 
+def test_shaped_activation_with_a_kink_at_zero() -> None:
+    """ELU with constants that bend it sharply, by scipy's integrals on both sides of its kink."""
+    s = apps.shape_activation(jax.nn.elu, slope=1.1, origin=0.2)
+    density, kink = (lambda u: np.exp(-u * u / 2) / np.sqrt(2 * np.pi)), -s.beta / s.alpha
+    f = lambda u: s.gamma * (np.where((v := s.alpha * u + s.beta) > 0, v, np.expm1(min(v, 0.0))) + s.delta)
+    slope = lambda u: s.gamma * s.alpha * np.exp(min(s.alpha * u + s.beta, 0.0))
+    over = lambda g: sum(
+        quad(lambda u: g(u) * density(u), a, b)[0] for a, b in ((-10, kink - 1), (kink - 1, kink), (kink, 10))
+    )
+    found = [
+        over(lambda u: f(u) ** 2),
+        over(lambda u: f(u) * slope(u) * u),
+        over(f) ** 2,
+        over(lambda u: slope(u) ** 2),
+    ]
+    np.testing.assert_allclose(found, [1.0, 1.0, 0.2, 1.1], atol=1e-9)
+
+
 def test_shapes_that_cannot_be() -> None:
     with pytest.raises(tp.InputError, match="convex"):
         apps.shape_activation(jnp.tanh, slope=0.9)
     with pytest.raises(tp.InputError, match="no constants were found"):
         apps.shape_activation(lambda u: 2 * u, slope=1.1)
+    with pytest.raises(tp.InputError, match="phi fails for a real number"):
+        apps.shape_activation(np.tanh, slope=1.1)
+    with pytest.raises(tp.InputError, match="expected one real number"):
+        apps.shape_activation(lambda u: jnp.stack([u, u]), slope=1.1)
