@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -190,22 +191,25 @@ def test_shaped_activations(phi: Callable, slope: float, origin: float) -> None:
     assert abs(block.chi(1.0) - slope) < 1e-9
 
 
-def test_shaped_activation_with_a_kink_at_zero() -> None:
-    """ELU with constants that bend it sharply, by scipy's integrals on both sides of its kink."""
-    s = apps.shape_activation(jax.nn.elu, slope=1.1, origin=0.2)
-    density, kink = (lambda u: np.exp(-u * u / 2) / np.sqrt(2 * np.pi)), -s.beta / s.alpha
-    f = lambda u: s.gamma * (np.where((v := s.alpha * u + s.beta) > 0, v, np.expm1(min(v, 0.0))) + s.delta)
-    slope = lambda u: s.gamma * s.alpha * np.exp(min(s.alpha * u + s.beta, 0.0))
-    over = lambda g: sum(
-        quad(lambda u: g(u) * density(u), a, b)[0] for a, b in ((-10, kink - 1), (kink - 1, kink), (kink, 10))
-    )
-    found = [
-        over(lambda u: f(u) ** 2),
-        over(lambda u: f(u) * slope(u) * u),
-        over(f) ** 2,
-        over(lambda u: slope(u) ** 2),
-    ]
-    np.testing.assert_allclose(found, [1.0, 1.0, 0.2, 1.1], atol=1e-9)
+@pytest.mark.parametrize(
+    ("phi", "slope_of", "kinks"),
+    [
+        (jax.nn.elu, lambda v: np.exp(min(v, 0.0)), (0,)),
+        (jax.nn.hard_swish, lambda v: (2 * v + 3) / 6 if abs(v) < 3 else float(v > 3), (-3, 3)),
+    ],
+)
+def test_shaped_activations_with_kinks(phi: Callable, slope_of: Callable, kinks: tuple[float, ...]) -> None:
+    """By scipy's integrals from kink to kink, with slopes by hand."""
+    made = apps.shape_activation(phi, slope=1.1, origin=0.2)
+    ends = [-9.0, *((k - made.beta) / made.alpha for k in kinks), 9.0]
+    slope = lambda u: made.gamma * made.alpha * slope_of(made.alpha * u + made.beta)
+    density = lambda u: np.exp(-u * u / 2) / np.sqrt(2 * np.pi)
+    over = lambda g: sum(quad(lambda u: g(u) * density(u), a, b)[0] for a, b in itertools.pairwise(ends))
+    assert abs(over(lambda u: slope(u) ** 2) - 1.1) < 1e-8
+    f = lambda u: np.interp(u, grid, values)
+    grid = np.linspace(-9, 9, 20001)
+    values = np.asarray(made.activation(phi)(jnp.asarray(grid)), float)
+    assert abs(over(lambda u: f(u) * slope(u) * u) - 1) < 1e-5  # float32, interpolated
 
 
 def test_shapes_that_cannot_be() -> None:
