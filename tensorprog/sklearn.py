@@ -62,9 +62,7 @@ class NetworkKernel(Kernel):
     """
 
     def __init__(self, net: Any, example: Any, *, get: str = "nngp", **hyperparameters: Any):
-        if get not in ("nngp", "ntk"):
-            raise InputError(f"NetworkKernel: get is {get!r}, expected 'nngp' or 'ntk'")
-        self.net, self.example, self.get = net, example, get
+        self.net, self.example, self.get = net, example, _get(get)
         self._shape = _shape_of(example)
         self.compiled = net if hasattr(net, "hypers") and hasattr(net, "diag") else tp.compile(net, example)
         self._values = dict(self.compiled.hypers)
@@ -77,7 +75,7 @@ class NetworkKernel(Kernel):
             if name in self._values:
                 self._values[name] = _value(value, name)
             elif name != base and base in self._bounds:
-                self._bounds[base] = value
+                self._bounds[base] = _checked_bounds(value, name)
             else:
                 known = ", ".join(sorted(self._values)) or "none"
                 raise InputError(f"NetworkKernel: {name!r} is no hyperparameter of the network; it has: {known}")
@@ -95,7 +93,7 @@ class NetworkKernel(Kernel):
             if name in params and params.pop(name) is not getattr(self, name):
                 raise InputError(f"NetworkKernel: {name} cannot be changed; make a new NetworkKernel")
         if "get" in params:
-            self.get = params.pop("get")
+            self.get = _get(params.pop("get"))
         self._update(params)
         return self
 
@@ -173,10 +171,14 @@ class NetworkKernel(Kernel):
     def _rows(self, X: Any, name: str) -> np.ndarray:
         size = math.prod(self._shape)
         try:
-            rows = np.asarray(X, np.float64)
+            rows = np.asarray(X)
+            if rows.dtype.kind == "c":
+                raise TypeError  # NumPy would drop the imaginary parts
+            rows = rows.astype(np.float64)
         except (TypeError, ValueError):
+            kind = f" of {X.dtype}" if hasattr(X, "dtype") else ""
             raise InputError(
-                f"NetworkKernel: {name} is a {type(X).__name__}, expected (N, {size}) real numbers"
+                f"NetworkKernel: {name} is a {type(X).__name__}{kind}, expected (N, {size}) real numbers"
             ) from None
         if rows.ndim < 2 or math.prod(rows.shape[1:]) != size:
             raise InputError(
@@ -208,6 +210,23 @@ def _value(value: Any, name: str) -> Any:
     raise InputError(
         f'NetworkKernel: {name} is {value!r}, expected a finite number; what stays as it is is said by {name}_bounds="fixed"'
     )
+
+
+def _get(value: Any) -> str:
+    if value not in ("nngp", "ntk"):
+        raise InputError(f"NetworkKernel: get is {value!r}, expected 'nngp' or 'ntk'")
+    return str(value)
+
+
+def _checked_bounds(value: Any, name: str) -> Any:
+    """Bounds as scikit-learn takes them, unchanged: it compares arguments with what it was given."""
+    try:
+        low, high = ("", "") if isinstance(value, str) else (float(v) for v in np.ravel(value))
+        if value == "fixed" if isinstance(value, str) else 0 < low <= high:  # type: ignore[operator]
+            return value
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f'NetworkKernel: {name} is {value!r}, expected (low, high) with 0 < low <= high, or "fixed"')
 
 
 def _bounds(value: Any) -> Any:

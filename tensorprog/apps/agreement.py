@@ -142,10 +142,11 @@ def check(
 
 
 def _checked(widths: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(widths)
-    if len(sizes) < 2 or any(not isinstance(w, int) or w < 1 for w in sizes) or sorted(set(sizes)) != list(sizes):
+    sizes = tuple(widths) if np.ndim(widths) == 1 else ()
+    whole = all(isinstance(w, (int, np.integer)) and w >= 1 for w in sizes)
+    if len(sizes) < 2 or not whole or sorted(set(sizes)) != list(sizes):
         raise InputError(f"check: widths is {widths!r}, expected at least two whole numbers that grow")
-    return sizes
+    return tuple(map(int, sizes))
 
 
 def _is_spec(leaf: Any) -> bool:

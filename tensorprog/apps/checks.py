@@ -46,7 +46,7 @@ def check_params(params: Any, what: str) -> Any:
 
 
 def output_of(f: Callable[[Any, Any], Any], params: Any, x: Any, what: str) -> Any:
-    """The shape and dtype of f(params, x) for one example x: one array."""
+    """The shape and dtype of f(params, x) for one example x: one array of real numbers, of which there are some."""
     try:
         found = jax.eval_shape(f, params, x)
     except Exception as error:
@@ -56,4 +56,8 @@ def output_of(f: Callable[[Any, Any], Any], params: Any, x: Any, what: str) -> A
         ) from error
     if not hasattr(found, "shape"):
         raise InputError(f"{what}: f(params, x) returns a {type(found).__name__}, expected one array")
+    if not jnp.issubdtype(found.dtype, jnp.floating) or 0 in found.shape:
+        raise InputError(
+            f"{what}: f(params, x) returns an array of shape {found.shape} and dtype {found.dtype}, expected real numbers"
+        )
     return found

@@ -74,8 +74,12 @@ class Empirical:
         if isinstance(speeds, str) or (np.ndim(speeds) == 0 and jax.tree_util.all_leaves([speeds])):
             known = speed(speeds)
             return jax.tree.map(lambda _: known, self.params)
-        if isinstance(speeds, Mapping) and isinstance(self.params, Mapping) and set(speeds) == set(self.params):
-            return jax.tree.unflatten(jax.tree.structure(self.params), map(speed, jax.tree.leaves(dict(speeds))))
+        if isinstance(speeds, Mapping) and isinstance(self.params, Mapping):
+            # By name: mappings of two kinds are flattened in two orders.
+            named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(speeds)}
+            names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.params)]
+            if set(named) == set(names):
+                return jax.tree.unflatten(jax.tree.structure(self.params), [speed(named[name]) for name in names])
         if str(jax.tree.structure(speeds)) != str(jax.tree.structure(self.params)):
             raise InputError(
                 f"Empirical: speeds has the structure {jax.tree.structure(speeds)}, expected one number, or that of params, "
@@ -85,7 +89,7 @@ class Empirical:
 
     def __call__(self, x1: Any, x2: Any = None, *, get: Any = None) -> Any:
         """The kernel matrices of the inputs x1 (N1, *example) and x2, as of a compiled kernel."""
-        names = ("nngp", "ntk") if get is None else (get,) if isinstance(get, str) else tuple(get)
+        names = ("nngp", "ntk") if get is None else tuple(get) if isinstance(get, (tuple, list)) else (get,)
         if not set(names) <= {"nngp", "ntk"}:
             raise InputError(f"Empirical: get is {get!r}, expected 'nngp', 'ntk', or a tuple of them")
         first = jax.tree.map(jnp.asarray, x1)

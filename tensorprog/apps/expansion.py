@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tensorprog.apps.checks import check_params, check_whole
 from tensorprog.errors import InputError
@@ -56,6 +57,11 @@ def taylor(f: Callable[[Any, Any], Any], params: Any, order: int) -> Callable[[A
             raise InputError(
                 f"params has the structure {jax.tree.structure(moved)}, expected that of the point of expansion, "
                 f"{jax.tree.structure(origin)}"
+            )
+        shapes = [[np.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (moved, origin)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"params has arrays of shapes {shapes[0]}, expected those of the point of expansion, {shapes[1]}"
             )
         step = jax.tree.map(lambda a, b: a - b, moved, origin)
 

@@ -98,19 +98,12 @@ class FunctionalDescent:
         self, kernel: Callable[..., Any], x: Any, cost: Callable[[jax.Array], jax.Array], *, f0: Any, get: str = "ntk",
         **hypers: float,
     ):  # fmt: skip
-        if not callable(cost):
-            raise InputError(
-                f"cost is a {type(cost).__name__}, expected a JAX function of the network's values to a number"
-            )
         self._grams, self._get, self._x = Grams(kernel, hypers), get, x
         self._gram = self._grams(get, x)
         self._start = Targets(f0, count(x, "x"), self._grams.axes or (), name="f0")
         self._shape = self._start.shaped(self._start.flat).shape
         self._cost = cost
-        with precision():
-            shape = jax.eval_shape(cost, jnp.zeros(self._shape)).shape
-        if shape != ():
-            raise InputError(f"cost gives an array of shape {shape}, expected one number")
+        _check_cost(cost, self._shape)
 
     def run(self, times: Any, *, tolerance: float = 1e-8, solver: Any = None) -> Path:
         """The path at these times (T,), each finite and >= 0.
@@ -130,7 +123,7 @@ class FunctionalDescent:
             weights = np.empty((len(asked), *self._start.flat.shape))
             weights[order] = self._solve(asked[order], tolerance, solver)
             values = self._start.flat + self._gram @ weights
-            shaped = values.reshape(-1, *self._shape)
+            shaped = values.reshape(len(asked), *self._shape)
             cost, slopes = jax.vmap(jax.value_and_grad(self._cost))(jnp.asarray(shaped))
         if not np.isfinite(np.asarray(cost)).all():
             raise InputError(
@@ -155,6 +148,7 @@ class FunctionalDescent:
         cost: a JAX function of these values to a number, as `cross_entropy` of their labels. f0_test: the values before training.
         """
         values = self.predict(path, x, f0_test=f0_test)
+        _check_cost(cost, values.shape[1:], kinds=(jnp.floating, jnp.integer))  # a count of errors, say
         with precision():
             losses = np.asarray(jax.vmap(cost)(jnp.asarray(values)))
         if losses.shape != path.times.shape or not np.isfinite(losses).all():
@@ -167,6 +161,8 @@ class FunctionalDescent:
             import diffrax
         except ImportError:
             raise InputError("FunctionalDescent.run needs diffrax: pip install 'tensorprog[ode]'") from None
+        if solver is not None and not isinstance(solver, diffrax.AbstractSolver):
+            raise InputError(f"solver is {solver!r}, expected a diffrax solver, as diffrax.Kvaerno5(), or None")
         gram, start = jnp.asarray(self._gram), jnp.asarray(self._start.flat)
         if times[-1] == 0:
             return np.zeros((len(times), *start.shape))
@@ -190,3 +186,24 @@ class FunctionalDescent:
                 )
             )
         return np.asarray(found.ys)
+
+
+def _check_cost(cost: Any, shape: tuple[int, ...], *, kinds: tuple[Any, ...] = (jnp.floating,)) -> None:
+    """A function that JAX can trace, of values of this shape to one number of one of these kinds."""
+    wanted = "expected a JAX function of the network's values to one real number"
+    if not callable(cost):
+        raise InputError(f"cost is a {type(cost).__name__}, {wanted}")
+    with precision():
+        try:
+            found = jax.eval_shape(cost, jax.ShapeDtypeStruct(shape, jnp.float64))
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"cost fails for values of shape {shape}: {type(error).__name__}: {str(error).splitlines()[0]}\n"
+                "  to mend: write it with jax.numpy, so that JAX can trace it"
+            ) from error
+    if not hasattr(found, "shape") or not any(jnp.issubdtype(found.dtype, kind) for kind in kinds):
+        raise InputError(f"cost gives {found}, {wanted}")
+    if found.shape != ():
+        raise InputError(f"cost gives an array of shape {found.shape}, {wanted}")

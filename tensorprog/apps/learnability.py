@@ -42,7 +42,7 @@ class Learnability:
 
     def learned(self, steps: float) -> float:
         """The share of the labels' squared length that lies along components learned up to 1/e within so many steps."""
-        if not isinstance(steps, (int, float)) or not steps >= 0:
+        if not isinstance(steps, (int, float, np.integer, np.floating)) or not steps >= 0:
             raise InputError(f"learned: steps is {steps!r}, expected a number >= 0")
         return float(self.shares[self.steps <= steps].sum())
 
@@ -51,7 +51,7 @@ class Learnability:
 
         budget: how many steps of gradient descent one is ready to make.
         """
-        budget = check_number(budget, "budget", positive=True)
+        budget, share = check_number(budget, "budget", positive=True), check_number(share, "share")
         said = []
         slow = [i for i in np.argsort(-self.shares) if self.steps[i] > budget and self.shares[i] >= share]
         for i in slow[:NAMED]:

@@ -88,6 +88,9 @@ def monte_carlo(
     """
     _checked(x, width)
     check_key(key, "key")
+    for name, given in (("x", x), ("x2", x2)):
+        if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(given)):
+            raise InputError(f"monte_carlo: {name} has NaN or infinity, expected finite numbers")
     model = as_model(net, jax.tree.map(lambda a: np.asarray(a)[0], x))
     check_hypers(hypers, model.hypers, model.nonnegative, np.float32)
     last = last_layer(model, x, width, hypers=hypers)

@@ -21,6 +21,7 @@ from tensorprog.errors import InputError, explain
 __all__ = ["Shaped", "shape_activation"]
 
 REACH, PANELS, NODES = 9.0, 300, 8
+SCAN = (-50.0037, 50.0, 0.01)  # where kinks are looked for; the odd number keeps them from falling onto a bound
 STARTS = [(a, b) for a in (1.0, 0.5, 0.2, 2.0) for b in (0.0, 0.5, -0.5, 1.0, -1.0, 2.0)]
 
 
@@ -41,8 +42,8 @@ def shape_activation(phi: Callable[[Any], Any], *, slope: float, q_slope: float 
     """Constants for which Q(1) = 1, Q'(1) = q_slope, C(0) = origin and C'(1) = slope, in each layer.
 
     phi: a JAX function of a real number, not linear. slope: C'(1), above 1 where origin is 0 (C is convex); for a network of depth d
-    whose own slope is to be z, it is z^(1/d). q_slope, origin: see above. Integrals are numerical: to 1e-10 for a smooth phi, to
-    1e-5 for one with kinks.
+    whose own slope is to be z, it is z^(1/d). q_slope, origin: see above. Integrals are numerical: to 1e-10, also for a phi
+    with kinks, if these lie within 50 of 0 and 0.01 apart.
 
     Raises InputError where no constants are found.
 
@@ -64,11 +65,14 @@ def shape_activation(phi: Callable[[Any], Any], *, slope: float, q_slope: float 
             "convex with C(1) = 1"
         )
     with precision(), jax.ensure_compile_time_eval():  # also while a network is traced
-        nodes, weights = (jnp.asarray(a) for a in _rule())
+        _check_phi(phi)
         one = jax.vmap(phi)
-        derivative = jax.vmap(jax.grad(lambda v: jnp.asarray(phi(v), float)))
+        first = jax.grad(lambda v: jnp.asarray(phi(v), float))
+        derivative = jax.vmap(first)
+        kinks = _kinks([derivative, jax.vmap(jax.grad(first))])
 
         def constants(at: jax.Array) -> tuple[Any, Any, jax.Array]:
+            nodes, weights = _rule((kinks - at[1]) / at[0])
             values = one(at[0] * nodes + at[1])
             mean = weights @ values
             gamma = jnp.sqrt((1 - origin) / (weights @ jnp.square(values - mean)))
@@ -76,6 +80,7 @@ def shape_activation(phi: Callable[[Any], Any], *, slope: float, q_slope: float 
 
         def misses(at: jax.Array) -> jax.Array:
             gamma, delta, values = constants(at)
+            nodes, weights = _rule((kinks - at[1]) / at[0])
             f, moved = gamma * (values + delta), gamma * at[0] * derivative(at[0] * nodes + at[1])
             return jnp.stack([weights @ (f * moved * nodes) - q_slope, weights @ jnp.square(moved) - slope])
 
@@ -92,14 +97,51 @@ def shape_activation(phi: Callable[[Any], Any], *, slope: float, q_slope: float 
         return Shaped(float(found[0]), float(found[1]), float(gamma), float(delta))
 
 
-def _rule() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of a Gaussian expectation: Gauss-Legendre in panels."""
+def _check_phi(phi: Callable[[Any], Any]) -> None:
+    """A function that JAX can trace, of one real number to one."""
+    number = jax.ShapeDtypeStruct((), jnp.float64)
+    try:
+        found = jax.eval_shape(lambda u: phi(u), number)
+    except Exception as error:
+        raise InputError(
+            explain(
+                f"shape_activation: phi fails for a real number: {type(error).__name__}: {str(error).splitlines()[0]}",
+                reason="it is differentiated by JAX",
+                mend="write it with jax.numpy, as a function of one argument",
+            )
+        ) from error
+    if getattr(found, "shape", None) != () or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise InputError(f"shape_activation: phi gives {found} for a real number, expected one real number")
+
+
+def _kinks(slopes: list[Callable[[Any], Any]]) -> jax.Array:
+    """Where one of these functions of a number jumps: of intervals halved again and again, those over which it still changes."""
+    edges = jnp.arange(*SCAN)
+
+    def jumps(slope: Callable[[Any], Any]) -> tuple[jax.Array, jax.Array]:
+        def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            low, high = ends
+            middle = (low + high) / 2
+            at = slope(middle)
+            left = jnp.abs(at - slope(low)) >= jnp.abs(slope(high) - at)
+            return jnp.where(left, low, middle), jnp.where(left, middle, high)
+
+        low, high = jax.lax.fori_loop(0, 44, halve, (edges[:-1], edges[1:]))
+        before, after = slope(low), slope(high)
+        return jnp.abs(after - before) > 1e-7 * (1e-3 + jnp.abs(before) + jnp.abs(after)), high
+
+    found = [jax.jit(jumps, static_argnums=0)(slope) for slope in slopes]
+    return jnp.unique(jnp.concatenate([high[there] for there, high in found]))
+
+
+def _rule(kinks: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Nodes and weights of a Gaussian expectation: Gauss-Legendre in panels, which end at kinks too, for across one the error falls like
+    the panel only. Nodes move with the kinks, so that derivatives see the kinks move."""
     x, w = np.polynomial.legendre.leggauss(NODES)
-    edges = np.linspace(-REACH, REACH, PANELS + 1)
-    half = (edges[1] - edges[0]) / 2
-    nodes = ((edges[:-1] + half)[:, None] + half * x).ravel()
-    density = np.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi)
-    weights = np.tile(half * w, PANELS) * density
+    edges = jnp.sort(jnp.concatenate([jnp.linspace(-REACH, REACH, PANELS + 1), jnp.clip(kinks, -REACH, REACH)]))
+    half = jnp.diff(edges)[:, None] / 2
+    nodes = (edges[:-1, None] + half + half * x).ravel()
+    weights = (half * w).ravel() * jnp.exp(-(nodes**2) / 2)
     return nodes, weights / weights.sum()
 
 

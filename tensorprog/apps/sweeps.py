@@ -82,6 +82,11 @@ def spectra(
     ridge, n = check_number(ridge, "ridge"), count(x, "x")
     if not n:
         raise InputError("x holds no inputs, expected at least one")
+    for name, value in hypers.items():
+        if np.asarray(value).dtype.kind not in "biuf":
+            raise InputError(
+                f"spectra: {name} is {value!r}, expected a number, or one hyperparameter's several numbers"
+            )
     swept = [name for name, value in hypers.items() if np.ndim(value) == 1 and np.size(value)]
     if isinstance(kernel, Mapping):
         if swept or not kernel:

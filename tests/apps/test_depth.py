@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -190,8 +191,33 @@ def test_shaped_activations(phi: Callable, slope: float, origin: float) -> None:
     assert abs(block.chi(1.0) - slope) < 1e-9
 
 
+@pytest.mark.parametrize(
+    ("phi", "slope_of", "kinks"),
+    [
+        (jax.nn.elu, lambda v: np.exp(min(v, 0.0)), (0,)),
+        (jax.nn.hard_swish, lambda v: (2 * v + 3) / 6 if abs(v) < 3 else float(v > 3), (-3, 3)),
+    ],
+)
+def test_shaped_activations_with_kinks(phi: Callable, slope_of: Callable, kinks: tuple[float, ...]) -> None:
+    """By scipy's integrals from kink to kink, with slopes by hand."""
+    made = apps.shape_activation(phi, slope=1.1, origin=0.2)
+    ends = [-9.0, *((k - made.beta) / made.alpha for k in kinks), 9.0]
+    slope = lambda u: made.gamma * made.alpha * slope_of(made.alpha * u + made.beta)
+    density = lambda u: np.exp(-u * u / 2) / np.sqrt(2 * np.pi)
+    over = lambda g: sum(quad(lambda u: g(u) * density(u), a, b)[0] for a, b in itertools.pairwise(ends))
+    assert abs(over(lambda u: slope(u) ** 2) - 1.1) < 1e-8
+    f = lambda u: np.interp(u, grid, values)
+    grid = np.linspace(-9, 9, 20001)
+    values = np.asarray(made.activation(phi)(jnp.asarray(grid)), float)
+    assert abs(over(lambda u: f(u) * slope(u) * u) - 1) < 1e-5  # float32, interpolated
+
+
 def test_shapes_that_cannot_be() -> None:
     with pytest.raises(tp.InputError, match="convex"):
         apps.shape_activation(jnp.tanh, slope=0.9)
     with pytest.raises(tp.InputError, match="no constants were found"):
         apps.shape_activation(lambda u: 2 * u, slope=1.1)
+    with pytest.raises(tp.InputError, match="phi fails for a real number"):
+        apps.shape_activation(np.tanh, slope=1.1)
+    with pytest.raises(tp.InputError, match="expected one real number"):
+        apps.shape_activation(lambda u: jnp.stack([u, u]), slope=1.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,14 @@ def test_check_of_outputs_at_positions_and_a_model() -> None:
     assert tp.compile(outputs_of, images[0]).check(images, widths=(32, 64, 128))
 
 
+def test_speeds_go_by_name_whatever_the_order() -> None:
+    """By hand: f = (x . a) b, so the kernel is s_a^2 b^2 x . x' + s_b^2 (x . a)(x' . a)."""
+    params = OrderedDict(b=jnp.asarray(2.0), a=jnp.asarray([1.0, -1.0]))
+    x = jnp.asarray([[1.0, 2.0], [3.0, 0.5]])
+    found = apps.Empirical(lambda p, x: (x @ p["a"]) * p["b"], params, speeds={"a": 0.5, "b": 3.0})(x, get="ntk")
+    np.testing.assert_allclose(found, 0.25 * 4 * x @ x.T + 9 * np.outer(x @ params["a"], x @ params["a"]), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -313,6 +322,11 @@ def test_check_of_outputs_at_positions_and_a_model() -> None:
         (lambda f, p, x: apps.Empirical(p, p), "expected a function f(params, x)"),
         (lambda f, p, x: apps.Empirical(f, p, speeds={"w": 1.0}), "speeds has the structure"),
         (lambda f, p, x: apps.Empirical(f, p)(x, get="cntk"), "get is 'cntk'"),
+        (lambda f, p, x: apps.Empirical(lambda p, x: 1j * f(p, x), p)(x), "128, expected real numbers"),
+        (lambda f, p, x: apps.Empirical(lambda p, x: jnp.argmax(f(p, x)), p)(x), "expected real numbers"),
+        (lambda f, p, x: apps.taylor(f, p, 1)(jax.tree.map(lambda a: a[:1], p), x[0]), "arrays of shapes"),
+        (lambda f, p, x: apps.monte_carlo(outputs_of, x * np.nan, 8, 8, jax.random.key(0)), "x has NaN"),
+        (lambda f, p, x: kernel().check(x, widths=64), "whole numbers that grow"),
         (lambda f, p, x: apps.monte_carlo(outputs_of, x, 8, 1, jax.random.key(0)), "one draw has no standard error"),
         (lambda f, p, x: apps.monte_carlo(outputs_of, x, 0, 8, jax.random.key(0)), "width is 0"),
         (lambda f, p, x: kernel().check(x, widths=(64, 32)), "whole numbers that grow"),

@@ -165,8 +165,12 @@ def test_early_stopping_along_a_path() -> None:
     absolute = descent.early_stopping(path, valid, lambda f: jnp.abs(f - truth).max(), f0_test=begin)
     values = descent.predict(path, valid, f0_test=begin)
     np.testing.assert_allclose(absolute.losses, np.abs(values - truth).max(1), rtol=1e-12)
-    with pytest.raises(tp.InputError, match="expected one finite number at each time"):
+    wrong = descent.early_stopping(path, valid, lambda f: jnp.sum((f > 0) != (truth > 0)), f0_test=begin)  # a count
+    np.testing.assert_array_equal(wrong.losses, ((values > 0) != (truth > 0)).sum(1))
+    with pytest.raises(tp.InputError, match="one real number"):
         descent.early_stopping(path, valid, lambda f: f, f0_test=begin)
+    with pytest.raises(tp.InputError, match="expected one finite number at each time"):
+        descent.early_stopping(path, valid, lambda f: jnp.nan * f.sum(), f0_test=begin)
 
 
 def test_functional_descent_of_cross_entropy() -> None:
