@@ -472,8 +472,9 @@ def dynamic_slice(eqn: Equation, x: Value, *indices: Value) -> Value:
         raise Refusal("it slices at a place that depends on the input", "use indexing with an array (a gather) instead")
     sizes = _pairs(eqn, "slice_sizes")
     # a slice that would stick out is moved back inside
+    inside = lambda i, k, whole, size: min(max(int(i.values[k]), 0), whole[k] - size[k])
     starts = [
-        tuple(min(max(int(i.values[k]), 0), whole[k] - size[k]) for k in (0, 1))  # type: ignore[union-attr]
+        (inside(i, 0, whole, size), inside(i, 1, whole, size))
         for i, whole, size in zip(indices, _whole(x), sizes, strict=True)
     ]
     return cut(x, starts, [(a + s, b + t) for (a, b), (s, t) in zip(starts, sizes, strict=True)], (1,) * len(sizes))
