@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 import sympy as sp
 
 from ntk_rules import heads
-from ntk_rules.law import Law, correlation_symbol, covariance_symbol, in_correlations, joint_determinant, std_symbol
+from ntk_rules.law import (
+    Law,
+    correlation_symbol,
+    covariance_symbol,
+    in_correlations,
+    joint_determinant,
+    numbers_of,
+    pair_of,
+    std_symbol,
+)
 from ntk_rules.terms import Form, Term
 
 
@@ -138,7 +147,7 @@ def _ratio(cov: sp.Expr, scale: sp.Expr) -> sp.Expr:
     replacements = {}
     for c in cov.free_symbols:
         if c.name.startswith("C_"):
-            i, j = map(int, c.name[2:])
+            i, j = numbers_of(c)
             replacements[covariance_symbol(i, j)] = correlation_symbol(i, j) * std_symbol(i) * std_symbol(j)
     plain = cov.xreplace(replacements) / scale
     short = not any(s.name.startswith("s_") for s in plain.free_symbols)
@@ -169,10 +178,10 @@ def sampled(expr: sp.Expr) -> list[float]:
 def _sample(name: str, seed: int) -> sp.Expr:
     """A value for a symbol of a law; correlations, sines and covariances fit together."""
     kind, _, index = name.partition("_")
-    if kind in ("rho", "w", "C") and len(index) == 2:
+    if (pair := pair_of(name)) is not None:
         rho = sp.Rational(hash_of(index, seed) % 180 - 90, 100)
         if kind == "C":
-            return rho * _sample(f"s_{index[0]}", seed) * _sample(f"s_{index[1]}", seed)
+            return rho * _sample(f"s_{pair[0]}", seed) * _sample(f"s_{pair[1]}", seed)
         return rho if kind == "rho" else sp.sqrt(1 - rho**2).evalf(30)
     return sp.Rational(hash_of(name, seed) % 997 + 100, 300)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import sympy as sp
 
 from ntk_rules.evaluate import in_covariances
+from ntk_rules.law import pair_name
 from ntk_rules.method import Declined, Method
 from ntk_rules.question import Question, gaussian_symbols
 
@@ -88,7 +89,9 @@ def _in_old(formula: sp.Expr | None, matrix: sp.Matrix) -> sp.Expr | None:
     if formula is None:
         return None
     size = matrix.rows
-    symbol = lambda i, j: sp.Symbol(f"C_{min(i, j)}{max(i, j)}", **({"positive": True} if i == j else {"real": True}))
+    symbol = lambda i, j: sp.Symbol(
+        f"C_{pair_name(min(i, j), max(i, j))}", **({"positive": True} if i == j else {"real": True})
+    )
     swap = {}
     for i, j in combinations_with_replacement(range(size), 2):
         terms = (matrix[i, k] * matrix[j, m] * symbol(k, m) for k in _used(matrix, i) for m in _used(matrix, j))

@@ -16,7 +16,7 @@ import sympy as sp
 
 from ntk_rules import faddeeva, heads, special
 from ntk_rules.functions import MEANING, in_order, node_value
-from ntk_rules.law import std_symbol
+from ntk_rules.law import covariance_symbol, numbers_of, pair_name, pair_of, std_symbol
 
 Entry = tuple[int, int]
 
@@ -57,8 +57,8 @@ def entries_read(formula: sp.Expr) -> tuple[Entry, ...]:
         kind, _, index = symbol.name.partition("_")
         if symbol.name == f"s_{index}":
             entries.add((int(index), int(index)))
-        elif kind in ("C", "rho", "w") and len(index) == 2 and index.isdigit():
-            i, j = int(index[0]), int(index[1])
+        elif (pair := pair_of(symbol.name)) is not None:
+            i, j = pair
             entries |= {(i, j)} if kind == "C" else {(i, i), (i, j), (j, j)}
     return tuple(sorted(entries))
 
@@ -149,7 +149,7 @@ def symbol_value(symbol: sp.Symbol, covariances: dict[Entry, jax.Array]) -> jax.
     if kind == "s":
         i = int(index)
         return jnp.sqrt(jnp.maximum(covariances[(i, i)], 0))
-    i, j = int(index[0]), int(index[1])
+    i, j = numbers_of(symbol)
     if kind == "C":
         return covariances[(i, j)]
     rho, w = special.correlation(covariances[(i, i)], covariances[(j, j)], covariances[(i, j)])
@@ -158,13 +158,14 @@ def symbol_value(symbol: sp.Symbol, covariances: dict[Entry, jax.Array]) -> jax.
 
 def in_covariances(formula: sp.Expr, n: int) -> sp.Expr:
     """The closed form in the covariances C_ij alone (C_ii the variances), for reading."""
+    variance = lambda i: sp.Symbol(f"C_{pair_name(i, i)}", positive=True)
     known: dict[sp.Expr, sp.Expr] = {}
     for i in range(n):
-        known[std_symbol(i)] = sp.sqrt(sp.Symbol(f"C_{i}{i}", positive=True))
+        known[std_symbol(i)] = sp.sqrt(variance(i))
     for symbol in formula.free_symbols:
-        kind, _, index = symbol.name.partition("_")
-        if kind in ("rho", "w") and len(index) == 2:
-            a, b = (sp.Symbol(f"C_{i}{i}", positive=True) for i in index)
-            c = sp.Symbol(f"C_{index}", real=True)
+        kind, pair = symbol.name.partition("_")[0], pair_of(symbol.name)
+        if kind in ("rho", "w") and pair is not None:
+            a, b = map(variance, pair)
+            c = covariance_symbol(*pair)
             known[symbol] = c / sp.sqrt(a * b) if kind == "rho" else sp.sqrt(a * b - c**2) / sp.sqrt(a * b)
     return formula.xreplace(known)

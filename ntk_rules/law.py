@@ -18,6 +18,31 @@ import sympy as sp
 from ntk_rules.terms import Form, Vector
 
 
+def pair_name(i: int, j: int) -> str:
+    """Two numbers of Gaussians in the name of a symbol: 01, and 1,10 where one has two digits."""
+    return f"{i}{j}" if i < 10 and j < 10 else f"{i},{j}"
+
+
+def pair_of(name: str) -> tuple[int, int] | None:
+    """The two numbers in the name of a covariance, a correlation or a sine; None for any other symbol.
+
+    >>> pair_of("C_01"), pair_of("rho_1,10"), pair_of("s_11")
+    ((0, 1), (1, 10), None)
+    """
+    kind, _, index = name.partition("_")
+    numbers = index.split(",") if "," in index else list(index)
+    if kind not in ("C", "rho", "w") or len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+        return None
+    return int(numbers[0]), int(numbers[1])
+
+
+def numbers_of(symbol: sp.Symbol) -> tuple[int, int]:
+    """The two numbers of a covariance, a correlation or a sine."""
+    pair = pair_of(symbol.name)
+    assert pair is not None, symbol
+    return pair
+
+
 def std_symbol(i: int) -> sp.Symbol:
     """The standard deviation of Gaussian i."""
     return sp.Symbol(f"s_{i}", positive=True)
@@ -25,17 +50,17 @@ def std_symbol(i: int) -> sp.Symbol:
 
 def covariance_symbol(i: int, j: int) -> sp.Symbol:
     """The covariance C_ij."""
-    return sp.Symbol(f"C_{i}{j}", real=True)
+    return sp.Symbol(f"C_{pair_name(i, j)}", real=True)
 
 
 def correlation_symbol(i: int, j: int) -> sp.Symbol:
     """The correlation rho_ij."""
-    return sp.Symbol(f"rho_{i}{j}", real=True)
+    return sp.Symbol(f"rho_{pair_name(i, j)}", real=True)
 
 
 def sine_symbol(i: int, j: int) -> sp.Symbol:
     """w_ij = sqrt(1 - rho_ij^2)."""
-    return sp.Symbol(f"w_{i}{j}", positive=True)
+    return sp.Symbol(f"w_{pair_name(i, j)}", positive=True)
 
 
 _LONGEST = 80  # operations of an expression that is still taken apart
@@ -53,7 +78,7 @@ def in_correlations(expr: sp.Expr) -> sp.Expr:
     sines = {s for s in expr.free_symbols if s.name.startswith("w_")}
     if len(found) != 1:
         return expr
-    i, j = map(int, found[0].name[2:])
+    i, j = numbers_of(found[0])
     rho, w = correlation_symbol(i, j), sine_symbol(i, j)
     if not sines <= {w} or expr.count_ops() > _LONGEST:
         return expr
@@ -83,7 +108,7 @@ def minors_exposed(formula: sp.Expr) -> sp.Expr:
             continue
         short = in_correlations(part)
         if not short.is_Add:
-            i, j = map(int, covariances[0].name[2:])
+            i, j = numbers_of(covariances[0])
             swap[part] = short.xreplace({correlation_symbol(i, j): covariances[0] / (std_symbol(i) * std_symbol(j))})
     return formula.xreplace(swap)
 

@@ -27,7 +27,7 @@ from tensorprog.frontend.values import (
     width_axis,
 )
 from tensorprog.ir import Phi, position
-from tensorprog.ir.phi import parameter
+from tensorprog.ir.phi import parameter, snap
 
 if TYPE_CHECKING:
     from tensorprog.frontend.interpret import Equation
@@ -207,7 +207,7 @@ def cut(
     for i, (axis, start, stop) in enumerate(zip(var.layout, starts, stops, strict=True)):
         if any(isinstance(f, Fraction) for f in axis):
             size = math.prod(axis, start=Fraction(1))
-            if start != (0, 0) or stop != tuple(int(size * w) for w in WIDTHS):
+            if strides[i] != 1 or start != (0, 0) or stop != tuple(int(size * w) for w in WIDTHS):
                 var = _cut_width(var, i, start, stop, strides[i])
             layout[i] = var.layout[i]
             unit_start.append(0)
@@ -345,8 +345,25 @@ def pad(eqn: Equation, x: Value, fill: Value) -> Value:
     config = tuple(tuple(c) for c in eqn.params[0]["padding_config"])
     var, filler = to_var(x), to_var(fill)
     axis = width_axis(var.layout)
-    if (axis is not None and config[axis] != (0, 0, 0)) or any(low < 0 or high < 0 for low, high, _ in config):
-        raise Refusal("it pads the width, or by a negative amount", "pad positions only, and slice to crop")
+    if axis is not None and config[axis] != (0, 0, 0):
+        raise Refusal("it pads the width", "pad positions only")
+    if any(low < 0 or high < 0 for low, high, _ in config):
+        return _cropped(var, filler, config)
+    return _padded(var, filler, config)
+
+
+def _cropped(var: Var, filler: Var, config: tuple[tuple[int, int, int], ...]) -> Value:
+    """Padding by negative amounts takes away from what the gaps made of the array."""
+    wide = _padded(var, filler, tuple((max(low, 0), max(high, 0), gap) for low, high, gap in config))
+    starts = [max(-low, 0) for low, _, _ in config]
+    stops = [max(n + min(high, 0), start) for n, start, (_, high, _) in zip(wide.shape, starts, config, strict=True)]
+    whole = _whole(wide)
+    at = width_axis(wide.layout)
+    ends = [whole[i] if i == at else (stop, stop) for i, stop in enumerate(stops)]
+    return cut(wide, [(start, start) for start in starts], ends, (1,) * len(starts))
+
+
+def _padded(var: Var, filler: Var, config: tuple[tuple[int, int, int], ...]) -> Var:
     op = position("pad", config=config)
     shape = op.shape(var.shape)
     layout = tuple(
@@ -454,7 +471,12 @@ def dynamic_slice(eqn: Equation, x: Value, *indices: Value) -> Value:
     if not all(isinstance(i, Known) for i in indices):
         raise Refusal("it slices at a place that depends on the input", "use indexing with an array (a gather) instead")
     sizes = _pairs(eqn, "slice_sizes")
-    starts = [(int(i.values[0]), int(i.values[1])) for i in indices]  # type: ignore[union-attr]
+    # a slice that would stick out is moved back inside
+    inside = lambda i, k, whole, size: min(max(int(i.values[k]), 0), whole[k] - size[k])
+    starts = [
+        (inside(i, 0, whole, size), inside(i, 1, whole, size))
+        for i, whole, size in zip(indices, _whole(x), sizes, strict=True)
+    ]
     return cut(x, starts, [(a + s, b + t) for (a, b), (s, t) in zip(starts, sizes, strict=True)], (1,) * len(sizes))
 
 
@@ -477,4 +499,11 @@ def gather(eqn: Equation, x: Value, indices: Value) -> Value:
     layout = tuple(axis_of(pair) for pair in zip(*eqn.out_shapes(), strict=True))
     if axis is not None and not var.det and (out := width_axis(layout)) is not None:
         layout = (*layout[:out], var.layout[axis], *layout[out + 1 :])
-    return map_positions(var, op, layout, where.node)
+    fill = op.kw["fill_value"]
+    if var.det or op.kw["mode"] != "FILL_OR_DROP" or not fill or not math.isfinite(fill):
+        return map_positions(var, op, layout, where.node)
+    # a number out of bounds is a shift: the map itself is linear, and fills with zeros
+    linear = position("gather", **op.kw | {"fill_value": 0})
+    ones = map_positions(constant(np.ones(var.shape), var.layout), linear, layout, where.node)
+    shift = nonlin(Phi(snap(float(fill)) * (1 - parameter(0)), 0, 1), [], [ones])
+    return lincomb([(1.0, map_positions(var, linear, layout, where.node)), (1.0, shift)])

@@ -247,6 +247,8 @@ def _select(eqn: Equation, predicate: Value, *cases: Value) -> Value:
     if isinstance(predicate, Known) and (chosen := _settled([predicate, *cases])) is not None:
         return chosen
     mask, *variables = map(to_var, (predicate, *cases))
+    if np.dtype(aval(eqn.eqns[0].invars[0]).dtype).kind != "b":
+        return _chosen(mask, variables)
     if mask.random or not any(v.random for v in variables) or len(variables) != 2:
         return _function(eqn, [mask, *variables])
     from tensorprog.ir import ArrayOp
@@ -254,6 +256,23 @@ def _select(eqn: Equation, predicate: Value, *cases: Value) -> Value:
     real = Var.of(ArrayOp("to_real", (), (mask.node,), mask.shape), mask.layout, mask.power)
     other = nonlin(Phi(1 - parameter(0), 0, 1), [], [real])
     return lincomb([(1.0, scatter.masked(v, m)) for v, m in zip(variables, (other, real), strict=True)])
+
+
+def _chosen(number: Var, variables: Sequence[Var]) -> Var:
+    """Of several arrays the one of this number, place by place."""
+    if any(v.random for v in variables):
+        among = [
+            nonlin(Phi(sympy.Piecewise((1, sympy.Eq(parameter(0), i)), (0, True)), 0, 1), [], [number])
+            for i in range(len(variables))
+        ]
+        return lincomb([(1.0, scatter.masked(v, m)) for v, m in zip(variables, among, strict=True)])
+    if len({v.power for v in variables}) > 1:
+        raise Refusal("it chooses among arrays that scale with different powers of the width")
+    chosen = variables[0]
+    for i, case in enumerate(variables[1:], 1):
+        expr = sympy.Piecewise((parameter(1), sympy.Eq(parameter(2), i)), (parameter(0), True))
+        chosen = nonlin(Phi(expr, 0, 3), [], [chosen, case, number], case.power)
+    return chosen
 
 
 # ---------------------------------------------------------------------------------------- reductions
@@ -323,7 +342,16 @@ def _window_sum(eqn: Equation, x: Value) -> Value:
 
 
 def _window_max(eqn: Equation, x: Value) -> Value:
-    p, var = eqn.params[0], to_var(x)
+    return _largest_of_windows(eqn, to_var(x))
+
+
+def _window_min(eqn: Equation, x: Value) -> Value:
+    turned = _largest_of_windows(eqn, lincomb([(-1.0, to_var(x))]))
+    return lincomb([(-1.0, turned)])
+
+
+def _largest_of_windows(eqn: Equation, var: Var) -> Var:
+    p = eqn.params[0]
     window, strides, padding = p["window_dimensions"], p["window_strides"], p["padding"]
     axes = [i for i, k in enumerate(window) if k != 1 or strides[i] != 1]
     if width_axis(var.layout) in axes:
@@ -404,6 +432,7 @@ RULES: dict[str, Rule] = {
     "reduce_min": _reduce_extremum(sympy.Min),
     "reduce_window_sum": _window_sum,
     "reduce_window_max": _window_max,
+    "reduce_window_min": _window_min,
     "cumsum": _cumsum,
     "dot_general": contract.dot_general,
     "conv_general_dilated": contract.convolution,

@@ -16,6 +16,7 @@ from sympy.printing.latex import LatexPrinter
 
 from ntk_rules import Expectation
 from ntk_rules.constants import snap
+from ntk_rules.law import pair_name
 from tensorprog.ir import (
     Const,
     Hyper,
@@ -254,7 +255,7 @@ class _Page:
 
     def law(self, number: int, quantity: Expect) -> Iterator[str]:
         law = quantity.expectation
-        entries = ", ".join(f"C_{{{i}{j}}}" for i, j in law.needs)
+        entries = ", ".join(f"C_{{{pair_name(i, j)}}}" for i, j in law.needs)
         value = f" = {law.latex()}" if law.formula is not None else ""
         yield f"**E{number}** ({law.tier}; {_bound(law)})\n"
         yield f"$$E_{{{number}}}({entries}) = \\mathbb{{E}}\\left[{_latex(quantity.function)}\\right]{value}$$\n"

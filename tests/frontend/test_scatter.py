@@ -167,3 +167,59 @@ def test_zeros_around_a_shifted_layer() -> None:
     np.testing.assert_allclose(found.nngp[0, 0], square + 2 * mean + 1, rtol=1e-12)
     slope = (1 - np.cos(2) * np.exp(-2 * q)) / 2  # E sin^2
     np.testing.assert_allclose(found.ntk[0, 0], square + 2 * mean + 1 + q * slope, rtol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------ taking
+
+TAKEN = {
+    "a number out of bounds": (
+        lambda h, x: h.at[jnp.array([0, 7, 2])].get(mode="fill", fill_value=0.7),
+        lambda h, x: jnp.stack([h[0], 0 * h[0] + 0.7, h[2]]),
+    ),
+    "a number where the input points out of bounds": (
+        lambda h, x: h.at[jnp.where(x[:, 0] > 0, 7, jnp.arange(4))].get(mode="fill", fill_value=-2.0),
+        lambda h, x: jnp.where(x[:, :1] > 0, -2.0, h),
+    ),
+    "a slice that would stick out": (lambda h, x: lax.dynamic_slice_in_dim(h, jnp.array(3), 2), lambda h, x: h[2:]),
+    "padding by a negative amount": (
+        lambda h, x: lax.pad(h, 0.3, ((-1, 2, 0), (0, 0, 0))),
+        lambda h, x: jnp.concatenate([h[1:], 0 * h[:2] + 0.3]),
+    ),
+    "gaps, cropped": (
+        lambda h, x: lax.pad(h, 0.3, ((-1, -1, 1), (0, 0, 0))),
+        lambda h, x: jnp.stack([0 * h[0] + 0.3, h[1], 0 * h[0] + 0.3, h[2], 0 * h[0] + 0.3]),
+    ),
+    "minima of windows": (
+        lambda h, x: lax.reduce_window(h, jnp.inf, lax.min, (2, 1), (2, 1), "VALID"),
+        lambda h, x: jnp.stack([jnp.minimum(h[0], h[1]), jnp.minimum(h[2], h[3])]),
+    ),
+    "one of three, by number": (
+        lambda h, x: lax.select_n(
+            jnp.broadcast_to(jnp.array([2, 0, 1, 2])[:, None], h.shape), h, jnp.sin(h), jnp.full_like(h, 2.0)
+        ),
+        lambda h, x: jnp.stack([0 * h[0] + 2, h[1], jnp.sin(h[2]), 0 * h[3] + 2]),
+    ),
+    "one of three, by a number of the input": (
+        lambda h, x: h * lax.select_n((x[:, 0] > 0) + (x[:, 1] > 0).astype(int), x[:, 0], x[:, 1], x[:, 2])[:, None],
+        lambda h, x: (
+            h
+            * jnp.where(
+                (x[:, 0] > 0) & (x[:, 1] > 0), x[:, 2], jnp.where((x[:, 0] > 0) | (x[:, 1] > 0), x[:, 1], x[:, 0])
+            )[:, None]
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_taking(name: str) -> None:
+    one, other = TAKEN[name]
+    phi = (lambda h: h) if "minima" in name or "three, by number" in name else jnp.cos
+    net = lambda change: lambda x: nn.dense(phi(change(nn.dense(x) + 0.5, x)).sum(0), features=1)
+    same(net(one), net(other))
+
+
+def test_a_stride_along_the_width_is_refused() -> None:
+    """The mean of every second coordinate was taken for twice the mean of all."""
+    with pytest.raises(tp.UnsupportedError, match="stride"):
+        tp.compile(lambda x: nn.dense(jnp.cos(nn.dense(x)[::2])), jnp.zeros(3))
