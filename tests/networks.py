@@ -61,6 +61,11 @@ POSITIONS: dict[str, Net] = {
     "dynamic-slice": lambda h: lax.dynamic_slice(h, (1, 0), (2, h.shape[1])),
     "mask": lambda h: jnp.where(np.array([[True], [False], [True], [True]]), h, 0.0),
     "weights": lambda h: h * np.linspace(-1, 1, 4)[:, None] / 3,
+    "at-add": lambda h: h.at[1:3].add(h[:2]).at[0].subtract(h[3]),
+    "at-set": lambda h: h.at[1].set(h[0]),
+    "at-multiply": lambda h: h.at[jnp.array([0, 3])].multiply(2.0),
+    "update-slice": lambda h: lax.dynamic_update_slice(h, h[:2], (1, 0)),
+    "segment-sum": lambda h: jax.ops.segment_sum(h, jnp.array([0, 1, 0, 2]), 4),
     "average": lambda h: nn.avg_pool(h, 2, strides=1, padding="SAME", normalize_edges=True),
 }
 
@@ -70,6 +75,9 @@ SEVERAL: dict[str, Net] = {
     "min": lambda h: h[:2].min(0),
     "window-max": lambda h: lax.reduce_window(h, -jnp.inf, lax.max, (2, 1), (2, 1), "VALID"),
     "window-max-padded": lambda h: lax.reduce_window(h, -jnp.inf, lax.max, (3, 1), (2, 1), [(1, 1), (0, 0)]),
+    "window-min": lambda h: lax.reduce_window(h, jnp.inf, lax.min, (2, 1), (2, 1), "VALID"),
+    "segment-max": lambda h: jax.ops.segment_max(h, jnp.array([1, 0, 1, 2]), 3),
+    "segment-min": lambda h: jax.ops.segment_min(h, jnp.array([1, 0, 1, 2]), 3),
     "softmax": lambda h: jax.nn.softmax(h, 0),
     "log-sum-exp": lambda h: jax.nn.logsumexp(h, 0, keepdims=True),
     "conv-grouped": lambda h: grouped(h, 2, h.shape[-1] // 2),

@@ -35,10 +35,7 @@ UNREACHED = {
     "acos": "jnp.arccos is written with atan2 or acos, by version",
 }
 
-DERIVED = {
-    "transposed",
-    "behind",
-}  # position maps that gradients and slopes alone have; see tests/passes/test_adjoint.py
+DERIVED = {"behind"}  # position maps that slopes alone have; see tests/passes/test_adjoint.py
 
 
 @pytest.fixture(scope="module")

@@ -224,7 +224,7 @@ def check_gradients(net: Callable, shape: tuple[int, ...], average: bool) -> Non
         np.testing.assert_allclose(made, wanted[name], rtol=0, atol=1e-12 * scale, err_msg=name)
 
 
-DERIVED = {"transposed", "behind"}  # made of the others
+DERIVED = {"behind"}  # made of the others
 
 
 def _placed(part: jax.Array, use: Use, lead: int, shape: tuple[int, ...]) -> np.ndarray:
