@@ -55,6 +55,7 @@ def test_what_maps_say(name: str, w: float) -> None:
             assert np.all(phase.errors[field] < 1e-2), field
 
 
+@pytest.mark.slow
 def test_small_signals_are_those_of_random_matrices() -> None:
     """At zero the step is (leak + gain slope W) h, whose powers grow like the largest absolute value of its eigenvalues: those of W fill
     the unit disk (Ginibre 1965). With a weight for each step it would be the square root of leak^2 + gain^2 slope^2."""
