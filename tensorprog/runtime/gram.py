@@ -55,7 +55,7 @@ class Layers:
         wide: bool = True,
     ):
         self._steps, self._names, self._entries = steps, tuple(names), entries
-        self._wide = wide and entries == 1
+        self._wide = wide
         self._cached, self._refine = cached, refine
         self._states = jax.jit(self._of_inputs, static_argnames="own")
         self._tile = Ahead(self._of_pairs, ("rows", "columns", "get"))
@@ -141,7 +141,7 @@ class Gram:
     def __init__(self, made: Functions, shortcut: Way | None = None, off: Collection[str] = (), average: bool = False):
         self._wide = average and made.kinks and not made.draws
         self.shape, self.pair_entries = made.shape, made.pair_entries
-        cached, wide = int(not ("rows" in off or made.draws)), "vectors" not in off
+        cached, wide = int(not ("rows" in off or made.draws)), "vectors" not in off and made.pair_entries == 1
         self._layers = Layers(made.steps or whole(made), GET, made.pair_entries, cached, refined(made), wide)
         self._shortcut, self._symmetry, self._threads = shortcut, "symmetry" not in off, "threads" not in off
         self._reuse = "reuse" not in off
