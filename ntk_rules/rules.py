@@ -214,12 +214,15 @@ def blocks(term: Term, law: Law, work: Derivation) -> sp.Expr | None:
 
 
 def two_densities(term: Term, law: Law, work: Derivation) -> sp.Expr | None:
-    """Two Gaussian factors and nothing else: the density at zero of both arguments with their noise, of determinant det."""
+    """Two Gaussian factors of two Gaussians and nothing else: the density at zero of both arguments with their noise, of determinant det.
+    (Of more Gaussians the determinant has minors that cancel.)"""
     if term.wave or any(term.powers) or len(term.forms) != 2:
         return None
     if any(form.order != 1 or form.nu == 0 or form.offset != 0 for form in term.forms):
         return None
     first, second = term.forms
+    if sum(a != 0 or b != 0 for a, b in zip(first.slope, second.slope, strict=True)) > 2:
+        return None
     work.say("Gaussian factors", f"the density at 0 of {readable(first)} and {readable(second)}, 1/(2 pi sqrt(det))")
     return sp.exp(settle(term.constant)) / (2 * sp.pi * sp.sqrt(joint_determinant(law, first, second)))
 
