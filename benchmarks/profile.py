@@ -3,11 +3,14 @@
     python -m benchmarks.profile                    # all cases, some minutes
     python -m benchmarks.profile fc                 # those whose name begins so, printed only
 
-Of the cases whose targets are hardest. Tile after tile, so that parts add up (XLA still spreads a large operation over the cores).
+Of the cases whose targets are hardest. Tile after tile, so that parts add up (XLA still spreads a large operation over the cores). Beside
+them the time with all cores, tiles at once, as a user has it, and that of a process that may use one core only: what two cores gain.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -33,6 +36,7 @@ NAMES = (
     "fc-erf-d5-gram4000", "cnn-flatten-8x8x1-gram100", "cnn-pool-8x8x1-gram40", "cnn-pool-16x16x3-gram16",
 )  # fmt: skip
 ROUNDS = 9
+ONE_CORE = "--on-one-core"
 PARTS = ("tiles", "other halves", "writing", "computed again", "the rest")
 
 
@@ -63,11 +67,10 @@ def parts_of(seconds: dict[str, float]) -> Iterator[None]:
 
 
 def measured(case: cases.Case) -> dict[str, Any]:
-    """Median seconds of a call, tile after tile, and of its parts; and of one product of the inputs, tile by tile, and of copying two arrays
-    of the result's size into fresh memory."""
-    random = np.random.default_rng(case.seed)
-    inputs = [jnp.asarray(random.standard_normal((n, *case.shape)), jnp.float32) for n in (case.n1, case.n2) if n]
-    kernel = tp.compile(network(case), jax.ShapeDtypeStruct(case.shape, np.float32)).without("threads")
+    """Median seconds of a call, tile after tile, and of its parts; with all cores and on one alone; and of one product of the inputs, tile
+    by tile, and of copying two arrays of the result's size into fresh memory."""
+    at_once, inputs = _compiled(case)
+    kernel = at_once.without("threads")
     jax.block_until_ready(kernel(*inputs))
     found: dict[str, list[float]] = defaultdict(list)
     product, copy = _product(inputs), _copy(len(inputs[0]), len(inputs[-1]))
@@ -85,7 +88,34 @@ def measured(case: cases.Case) -> dict[str, Any]:
             start = time.perf_counter()
             step()
             found[name].append(time.perf_counter() - start)
-    return {"case": case.title, **{name: float(np.median(values)) for name, values in found.items()}}
+    own = [sys.executable, "-m", "benchmarks.profile", ONE_CORE, case.name]
+    alone = float(subprocess.run(own, check=True, capture_output=True, text=True).stdout)
+    medians = {name: float(np.median(values)) for name, values in found.items()}
+    return {"case": case.title, **medians, "all cores": _median(at_once, inputs), "one core": alone}
+
+
+def _compiled(case: cases.Case) -> tuple[tp.Kernel, list[jax.Array]]:
+    """The case's kernel, and its inputs."""
+    random = np.random.default_rng(case.seed)
+    inputs = [jnp.asarray(random.standard_normal((n, *case.shape)), jnp.float32) for n in (case.n1, case.n2) if n]
+    return tp.compile(network(case), jax.ShapeDtypeStruct(case.shape, np.float32)), inputs
+
+
+def _median(kernel: tp.Kernel, inputs: list[jax.Array]) -> float:
+    """Median seconds of warm calls."""
+    seconds = []
+    for _ in range(ROUNDS + 2):
+        start = time.perf_counter()
+        jax.block_until_ready(kernel(*inputs))
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[2:]))
+
+
+def on_one_core(name: str) -> None:
+    """Print the median seconds of a case in this process, kept to one core (where the system can)."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    print(_median(*_compiled(next(case for case in cases.CASES if case.name == name))))
 
 
 def _product(inputs: list[jax.Array]) -> Callable[[], None]:
@@ -112,21 +142,25 @@ def _copy(n1: int, n2: int) -> Callable[[], None]:
 
 def row(found: dict[str, Any]) -> str:
     """A line of the table, in milliseconds."""
-    numbers = (found[name] for name in ("whole", *PARTS, "product", "copy"))
+    numbers = (found[name] for name in ("all cores", "one core", "whole", *PARTS, "product", "copy"))
     return f"| {found['case']} | {' | '.join(f'{1e3 * n:.3g}' for n in numbers)} |"
 
 
 def main(prefixes: list[str]) -> None:
     """Measure the cases whose names begin so, or all, which replaces the results kept."""
     head = [
-        "Milliseconds of warm calls for NNGP and NTK, float32, tile after tile, medians; parts of the whole, and beside them one product of",
-        "the inputs alone and two copies of the result into fresh memory, which no way to compute it can save. What binds: docs/speed.md.",
+        "Milliseconds of warm calls for NNGP and NTK, float32, medians: with all cores, as users have it; in a process kept to one core; and",
+        "tile after tile, as a whole and in parts. Beside them one product of the inputs alone and two copies of the result into fresh memory,",
+        "which no way to compute it can save. What binds: docs/speed.md.",
         "",
-        f"| case | whole | {' | '.join(PARTS)} | product alone | two copies |",
-        f"|---|---|{'---|' * (len(PARTS) + 2)}",
+        f"| case | all cores | one core | tile after tile | {' | '.join(PARTS)} | product alone | two copies |",
+        f"|---|---|---|---|{'---|' * (len(PARTS) + 2)}",
     ]
     study.of_cases(OUT, "Where the time goes", NAMES, prefixes, measured, row, head)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:2] == [ONE_CORE]:
+        on_one_core(sys.argv[2])
+    else:
+        main(sys.argv[1:])

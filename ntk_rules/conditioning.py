@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import sympy as sp
 
 from ntk_rules import heads, special
-from ntk_rules.evaluate import HEAD_MEANING, Entry, evaluation, limit, symbol_value
+from ntk_rules.evaluate import HEAD_MEANING, Entry, evaluation, limit, symbol_values
 from ntk_rules.functions import in_order, node_value
 from ntk_rules.method import MOVED
 
@@ -38,7 +38,8 @@ def rounding_bound(
     order = [node for node in in_order(formula) if node.args and node.free_symbols]
 
     def bound(covariances: dict[Entry, jax.Array], values: Sequence[jax.Array]) -> jax.Array:
-        given: Known = {s: symbol_value(s, covariances) for s in symbols} | dict(zip(parameters, values, strict=True))
+        read = {s: x for s, x in symbol_values(symbols, covariances).items() if s.is_Symbol}
+        given: Known = read | dict(zip(parameters, values, strict=True))
         if not given:
             return 4 * jnp.finfo(jnp.result_type(float)).eps * jnp.abs(jnp.asarray(float(formula)))
         given = dict(zip(given, special.as_floats(*given.values()), strict=True))
@@ -59,12 +60,12 @@ def _moved(given: Known, covariances: dict[Entry, jax.Array], names: list[str], 
     """The symbols with one more axis in front: as they are, then each correlation moved to either side, its sine with it."""
     out = {s: x.reshape(1, *(1,) * (rank - x.ndim), *x.shape) for s, x in given.items()}
     for k, name in enumerate(names):
-        rho = symbol_value(sp.Symbol(name, real=True), covariances)
+        pair = sp.Symbol(name, real=True), sp.Symbol(name.replace("rho_", "w_"), positive=True)
+        rho, sine = map(symbol_values(pair, covariances).__getitem__, pair)
         moves = [0.0] * (1 + 2 * len(names))
         moves[2 * k + 1], moves[2 * k + 2] = -MOVED * unit, MOVED * unit
         steps = jnp.asarray(moves, rho.dtype).reshape(-1, *(1,) * rank)
         moved = jnp.clip(rho * (1 + steps), -1, 1)
-        sine = symbol_value(sp.Symbol(name.replace("rho_", "w_"), positive=True), covariances)
         both = {"rho": moved, "w": jnp.where(steps == 0, sine, jnp.sqrt((1 - moved) * (1 + moved)))}
         for s in given:
             kind, _, index = s.name.partition("_")

@@ -7,7 +7,7 @@ symmetric value at zero variance and at correlation +-1, where the true value is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -75,7 +75,7 @@ def compile_formula(
     evaluate = evaluation(formula, together)
 
     def value(covariances: dict[Entry, jax.Array], values: Sequence[jax.Array]) -> jax.Array:
-        given = {s: symbol_value(s, covariances) for s in symbols} | dict(zip(parameters, values, strict=True))
+        given = symbol_values(symbols, covariances) | dict(zip(parameters, values, strict=True))
         return jnp.asarray(evaluate(given)[formula], jnp.result_type(*given.values(), 0.0) if given else None)
 
     return value
@@ -143,17 +143,27 @@ def _together(group: list[sp.Expr], known: dict[Any, Any]) -> dict[Any, jax.Arra
     return out
 
 
-def symbol_value(symbol: sp.Symbol, covariances: dict[Entry, jax.Array]) -> jax.Array:
-    """What a symbol of `law.py` stands for: a standard deviation, a covariance, a correlation or its sine."""
-    kind, _, index = symbol.name.partition("_")
-    if kind == "s":
-        i = int(index)
-        return jnp.sqrt(jnp.maximum(covariances[(i, i)], 0))
-    i, j = numbers_of(symbol)
-    if kind == "C":
-        return covariances[(i, j)]
-    rho, w = special.correlation(covariances[(i, i)], covariances[(j, j)], covariances[(i, j)])
-    return rho if kind == "rho" else w
+def symbol_values(symbols: Iterable[sp.Symbol], covariances: dict[Entry, jax.Array]) -> dict[sp.Expr, jax.Array]:
+    """What symbols of `law.py` stand for: standard deviations, covariances, correlations and their sines; and w^2 of every sine w, which
+    needs no root."""
+    found: dict[sp.Expr, jax.Array] = {}
+    pairs: dict[Entry, tuple[jax.Array, jax.Array]] = {}
+    for symbol in symbols:
+        kind, _, index = symbol.name.partition("_")
+        if kind == "s":
+            found[symbol] = jnp.sqrt(jnp.maximum(covariances[(int(index), int(index))], 0))
+            continue
+        i, j = numbers_of(symbol)
+        if kind == "C":
+            found[symbol] = covariances[(i, j)]
+            continue
+        if (i, j) not in pairs:
+            pairs[i, j] = special.correlation(covariances[(i, i)], covariances[(j, j)], covariances[(i, j)])
+        rho, w = pairs[i, j]
+        found[symbol] = rho if kind == "rho" else w
+        if kind == "w":
+            found[symbol**2] = (1 - rho) * (1 + rho)
+    return found
 
 
 def in_covariances(formula: sp.Expr, n: int) -> sp.Expr:

@@ -20,6 +20,7 @@ from ntk_rules.bases import (
     exponential,
     one_form,
     readable,
+    settle,
     three_centred_forms,
     two_forms,
     wave_and_form,
@@ -212,9 +213,24 @@ def blocks(term: Term, law: Law, work: Derivation) -> sp.Expr | None:
     return None if left is None or right is None else left * right
 
 
+def two_densities(term: Term, law: Law, work: Derivation) -> sp.Expr | None:
+    """Two Gaussian factors of two Gaussians and nothing else: the density at zero of both arguments with their noise, of determinant det.
+    (Of more Gaussians the determinant has minors that cancel.)"""
+    if term.wave or any(term.powers) or len(term.forms) != 2:
+        return None
+    if any(form.order != 1 or form.nu == 0 or form.offset != 0 for form in term.forms):
+        return None
+    first, second = term.forms
+    if sum(a != 0 or b != 0 for a, b in zip(first.slope, second.slope, strict=True)) > 2:
+        return None
+    work.say("Gaussian factors", f"the density at 0 of {readable(first)} and {readable(second)}, 1/(2 pi sqrt(det))")
+    return sp.exp(settle(term.constant)) / (2 * sp.pi * sp.sqrt(joint_determinant(law, first, second)))
+
+
 # Tried from the top; the first that does not decline answers.
 RULES: tuple[Callable[[Term, Law, Derivation], sp.Expr | None], ...] = (
     girsanov,
+    two_densities,
     condition,
     stein,
     exponential,

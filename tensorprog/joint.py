@@ -41,6 +41,7 @@ from tensorprog.runtime.blocks import BlockFunctions, Blocks, block_functions, p
 from tensorprog.runtime.joint_call import JointFunction
 from tensorprog.runtime.kernel import GET
 from tensorprog.runtime.loaded_joint import save_joint
+from tensorprog.runtime.optimisations import check_optimisations
 
 __all__ = ["JointKernel", "Part", "of_program", "outputs_joined", "parts_of_parameters"]
 
@@ -260,6 +261,28 @@ class JointKernel(JointFunction):
         self.outputs, self._out_tree, self._tolerance = tuple(parts), out_tree, tolerance
         self._method, self._made = method, dict[tuple[str, ...], Blocks]()
         self._moved: Movements = {}
+        self._off: frozenset[str] = frozenset()
+
+    def without(self, *names: str) -> JointKernel:
+        """The same kernels with optimisations switched off, as `Kernel.without`; "interpolation" is none of theirs.
+
+        Raises InputError for other names.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, tensorprog as tp
+            >>> from tensorprog import nn
+            >>> def net(x):
+            ...     h = jax.nn.relu(nn.dense(x))
+            ...     return nn.dense(h, features=1), jnp.mean(h)
+            >>> kernel, x = tp.joint(net, jnp.zeros(3)), jnp.ones((2, 3))
+            >>> same = jax.tree.map(lambda a, b: bool(jnp.allclose(a, b)), kernel(x).ntk, kernel.without("loops")(x).ntk)
+            >>> jax.tree.all(same)
+            True
+        """
+        other = copy(self)
+        other._off, other._made = self._off | check_optimisations(names), {}
+        other.__dict__.pop("_only_means", None)
+        return other
 
     def by_parameter(self, x1: Any, x2: Any = None, **hypers: Any) -> dict[str, Any]:
         """The tangent kernels' parts of every trained parameter, by its name; they add up to `ntk`."""
@@ -281,7 +304,7 @@ class JointKernel(JointFunction):
         if names not in self._made:
             pairs = [pair for name in names for pair in self._asked(name)]
             partners = partners_of(len(self.outputs), len(pairs) // len(self.outputs) ** 2)
-            self._made[names] = Blocks(self._functions(self._graph(pairs)), partners)
+            self._made[names] = Blocks(self._functions(self._graph(pairs)), partners, self._off)
         return self._made[names]
 
     def _asked(self, name: str) -> list[Pair]:
@@ -298,7 +321,7 @@ class JointKernel(JointFunction):
 
     @cached_property
     def _only_means(self) -> Blocks:
-        return Blocks(self._functions(self._graph([], self._ends)), [])
+        return Blocks(self._functions(self._graph([], self._ends)), [], self._off)
 
     @property
     def _ends(self) -> list[Node]:
@@ -316,7 +339,7 @@ class JointKernel(JointFunction):
         return self._graph([pair for name in GET for pair in self._asked(name)], self._ends)
 
     def _functions(self, graph: BlockGraph) -> BlockFunctions:
-        return block_functions(graph, lower_blocks(graph, self._inputs))
+        return block_functions(graph, lower_blocks(graph, self._inputs, self._off), self._off)
 
     def derivation(self) -> Derivation:
         """How the kernels come about, as Markdown with LaTeX: the program of all outputs, the rule and error bound of every Gaussian

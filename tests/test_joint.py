@@ -9,6 +9,7 @@ import pytest
 
 import tensorprog as tp
 from tensorprog import nn
+from tensorprog.runtime import tiles
 from tests.references import duals
 
 relu = jax.nn.relu
@@ -375,8 +376,6 @@ def test_tiles_and_symmetry(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(3).standard_normal((150, 3))
     whole = tp.joint(net, x[0])(x)
     cut = tp.joint(net, x[0])
-    from tensorprog.runtime import tiles
-
     monkeypatch.setattr(tiles, "TILE_BYTES", 1 << 16)
     tiled = cut(x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), whole, tiled)
@@ -385,6 +384,31 @@ def test_tiles_and_symmetry(monkeypatch: pytest.MonkeyPatch) -> None:
             for b in kernels:
                 turned = np.swapaxes(kernels[b][a], 0, 1)
                 assert np.array_equal(kernels[a][b], np.swapaxes(turned, 2, 3) if a == b == "p" else turned)
+
+
+def test_optimisations_change_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "CACHED", 64)
+    kernel = tp.joint(deep_and_windows, np.ones((4, 2)))
+    x = np.random.default_rng(2).standard_normal((9, 4, 2))
+    x[1] = x[0]
+    whole = jax.tree.leaves(kernel(x))
+    for names in (
+        ("packing",),
+        ("loops", "branches", "together", "windows"),
+        ("rows", "vectors", "threads", "reuse", "symmetry"),
+    ):
+        for a, b in zip(whole, jax.tree.leaves(kernel.without(*names)(x)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+    with pytest.raises(tp.InputError, match="'turbo' is no optimisation"):
+        kernel.without("turbo")
+
+
+def deep_and_windows(x: jax.Array) -> dict[str, jax.Array]:
+    h = x[0]
+    for _ in range(3):
+        h = relu(nn.dense(h, weight_var=1.5, bias_var=0.1))
+    field = relu(nn.conv(relu(nn.conv(x, 3)), 3))
+    return {"deep": nn.dense(h, features=1), "mean": jnp.mean(h), "field": nn.dense(field, features=1)}
 
 
 def test_refusals() -> None:

@@ -40,7 +40,7 @@ from tensorprog.lower.schedule import schedule
 from tensorprog.lower.tilted import tilted
 from tensorprog.lower.windows import at_once, axis_by_axis
 
-__all__ = ["SHIFT", "Context", "emit", "emit_together", "is_cross", "real_dtype", "value"]
+__all__ = ["SHIFT", "Context", "emit", "emit_open", "emit_together", "is_cross", "real_dtype", "value"]
 
 Hypers = dict[str, jax.Array]
 LEAST_VARIANCE = (
@@ -72,11 +72,16 @@ def emit(q: Quantity, args: list[jax.Array], context: Context) -> jax.Array:
     return emit_together([q], args, context)[0]
 
 
+def emit_open(found: Sequence[Quantity], args: list[jax.Array], context: Context) -> list[jax.Array]:
+    """Quantities that read the same, open to fusion with their readers."""
+    return [EMIT[type(q)](q, args, context) for q in found]
+
+
 def emit_together(found: Sequence[Quantity], args: list[jax.Array], context: Context) -> list[jax.Array]:
     """Quantities that read the same. What is costly is shielded from fusion, or XLA would compute it again for each of its readers: by a
     branch that is always taken, where it is given what tells so while it runs (on a CPU barriers are gone before XLA fuses), else by a
     barrier. In one branch they share what they compute."""
-    made = lambda given: [EMIT[type(q)](q, given, context) for q in found]
+    made = lambda given: emit_open(found, given, context)
     q = found[0]
     if not isinstance(q, SHIELDED):
         return made(args)

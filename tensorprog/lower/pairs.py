@@ -17,7 +17,7 @@ from tensorprog.ir import Input
 from tensorprog.kernel import KernelGraph
 from tensorprog.kernel.graph import Normals, quantities
 from tensorprog.kernel.joint import Block, BlockGraph
-from tensorprog.lower.emit import SHIFT, Context, emit_together, is_cross, real_dtype
+from tensorprog.lower.emit import SHIFT, Context, emit_open, emit_together, is_cross, real_dtype
 from tensorprog.lower.fingerprint import fingerprint
 from tensorprog.lower.population import AllNormals
 from tensorprog.lower.run import Outside, plan, run
@@ -85,7 +85,8 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
         normals = AllNormals((q for q in pair_steps if isinstance(q, Normals)), dtype, shift)
         context = Context({}, {}, dtype, shift, normals, live, off)
         step = lambda found, args: emit_together(found, args, context)
-        env = run(pair_steps, step, pair_ends, outside=Outside(slots, (a, b)), together=together)
+        openly = None if live is None or "packing" in off else lambda found, args: emit_open(found, args, context)
+        env = run(pair_steps, step, pair_ends, outside=Outside(slots, (a, b)), together=together, emit_open=openly)
         same = jnp.all(a[0] == b[0])
         found = []
         for block in graph.blocks:

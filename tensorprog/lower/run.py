@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tensorprog.kernel.graph import Expect, Operand, Quantity
+from tensorprog.lower.packing import fits, is_light, packed, unpacked
 from tensorprog.lower.schedule import Loop, Step, operands_of
 
 __all__ = ["Outside", "Results", "Slots", "plan", "run"]
@@ -128,8 +129,10 @@ def run(
     outside: Outside | None = None,
     *,
     together: bool = True,
+    emit_open: Emit | None = None,
 ) -> Results:
-    """Compute every step. kept: quantities that are read afterwards. together: expectations of the same Gaussians at once."""
+    """Compute every step. kept: quantities that are read afterwards. together: expectations of the same Gaussians at once. emit_open: emits
+    what XLA may fuse, for loops in one pass (`packing`); None where there are to be none."""
     results = Results(outside)
     looped = _places(steps)
     wanted = set(kept) | _read_outside(steps, looped)
@@ -137,7 +140,7 @@ def run(
     alike = dict(zip(single, _alike([(q, operands_of(q)) for q in single], together), strict=True))
     for number, step in enumerate(steps):
         if isinstance(step, Loop):
-            _run_loop(number, step, emit, results, wanted, together)
+            _run_loop(number, step, emit, results, wanted, together, emit_open)
         elif step not in results.values:
             group = [single[k] for k in alike[step]]
             values = emit(group, [results.read(o) for o in operands_of(step)])
@@ -173,7 +176,7 @@ def _read_outside(steps: Sequence[Step], looped: dict[Quantity, tuple[int, int, 
 
 
 def _run_loop(
-    number: int, loop: Loop, emit: Emit, results: Results, wanted: set[Quantity], together: bool
+    number: int, loop: Loop, emit: Emit, results: Results, wanted: set[Quantity], together: bool, emit_open: Emit | None
 ) -> None:  # fmt: skip
     last = len(loop.groups) - 1
     stacked = [j for j in range(len(loop.reads)) if any(group[j] in wanted for group in loop.groups[:-1])]
@@ -183,7 +186,7 @@ def _run_loop(
     fixed = {r: results.read(r.operands[0]) for row in loop.reads for r in row if r.kind == "fixed"}
     alike = _alike(list(zip(loop.groups[0], loop.reads, strict=True)), together)
 
-    def body(carry: tuple[jax.Array, ...], rows: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+    def body(carry: Sequence[jax.Array], rows: tuple[jax.Array, ...], emit: Emit = emit) -> tuple[Any, Any]:
         before, given = dict(zip(carried, carry, strict=True)), dict(zip(each, rows, strict=True))
         made: dict[int, jax.Array] = {}
         find = {
@@ -200,7 +203,13 @@ def _run_loop(
 
     xs = tuple(results.together(r.operands) for r in each)
     start = tuple(_start(loop, j, results, body, carried, xs) for j in carried)
-    end, stacks = lax.scan(body, start, xs, length=len(loop.groups))
+    end: Sequence[jax.Array]
+    stacks: Sequence[jax.Array] = ()
+    if emit_open is not None and not stacked and fits(start) and all(map(is_light, loop.groups[0])):
+        one_pass = lambda both, rows: (packed(body(unpacked(both), rows, emit_open)[0]), None)
+        end = unpacked(lax.scan(one_pass, packed(start), xs, length=len(loop.groups))[0])
+    else:
+        end, stacks = lax.scan(body, start, xs, length=len(loop.groups))
     for j, stack in zip(stacked, stacks, strict=True):
         results.stacks[number, j] = stack
         for g, group in enumerate(loop.groups):

@@ -84,7 +84,8 @@ def at_once(q: Shifts, value: jax.Array) -> jax.Array | None:
         assert terms is not None
         return terms
 
-    return total(axes, edge).reshape(value.shape)
+    # the first axis inmost: where padding keeps its shifts inside, only their sum is chosen from
+    return total(axes[::-1], edge).reshape(value.shape)
 
 
 def _shifts(shape: tuple[int, ...], places: tuple[int, ...], steps: list[int]) -> list[Shift]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -83,12 +83,12 @@ class BlockFunctions:
         return replace(self, block=block, diagonal=diagonal, shapes=shapes, rights=rights, steps=two, rows=rows)
 
 
-def block_functions(graph: BlockGraph, lowered: OfBlocks) -> BlockFunctions:
-    """Pairs into blocks: `jax.vmap` over both inputs."""
+def block_functions(graph: BlockGraph, lowered: OfBlocks, off: Collection[str] = ()) -> BlockFunctions:
+    """Pairs into blocks: `jax.vmap` over both inputs. off: optimisations that are switched off."""
     shapes, rights = tuple(b.shape for b in graph.blocks), tuple(b.right for b in graph.blocks)
     largest = pair_entries(graph.nodes)
     entries = max(sum(map(math.prod, shapes)), largest)
-    two = steps(lowered, entries)
+    two = steps(lowered, entries, off)
 
     def block(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
         return two.pairs(two.states(x1, hypers), two.states(x2, hypers))
@@ -106,13 +106,15 @@ def block_functions(graph: BlockGraph, lowered: OfBlocks) -> BlockFunctions:
 
 
 class Blocks:
-    """The matrices of blocks. partners: for each block (u, v) which one is (v, u)."""
+    """The matrices of blocks. partners: for each block (u, v) which one is (v, u). off: optimisations that are switched off."""
 
-    def __init__(self, made: BlockFunctions, partners: Sequence[int]):
+    def __init__(self, made: BlockFunctions, partners: Sequence[int], off: Collection[str] = ()):
         self._shapes, self._noise = made.shapes, made.noise
         self._partners = [(k, made.rights[k]) for k in partners]
         self._names = tuple(map(str, range(len(made.shapes))))
-        self._layers = Layers(made.steps or whole(made), self._names, made.entries, cached=int(not made.draws))
+        cached, wide = int(not ("rows" in off or made.draws)), not ("vectors" in off or made.positions)
+        self._layers = Layers(made.steps or whole(made), self._names, made.entries, cached, wide=wide)
+        self._off = frozenset(off)
         self._block, self._diagonal, self._means = jax.jit(made.block), jax.jit(made.diagonal), jax.jit(made.means)
         self.refine = _refined(made)
 
@@ -137,9 +139,11 @@ class Blocks:
                 sides = enumerate(zip(found, self._partners, strict=True))
                 found = [jnp.where(upper(a.shape, k, p), a, turned(found[p], axes)) for k, (a, (p, axes)) in sides]
         else:
-            made = matrices(shapes, np.dtype(dtype), x1, self._partners)
-            pieces = self._layers.pieces(x1, x2, hypers, self._names)
-            found = assemble(made, pieces, self._names, x2 is None, True, lambda items, total: items)
+            second = x1 if x2 is None and "symmetry" in self._off else x2
+            made = matrices(shapes, np.dtype(dtype), x1, self._partners, "reuse" not in self._off)
+            pieces = self._layers.pieces(x1, second, hypers, self._names)
+            threads = "threads" not in self._off
+            found = assemble(made, pieces, self._names, second is None, threads, lambda items, total: items)
         if x2 is None and self._noise:
             at = jnp.arange(n1)
             found = [k.at[at, at].set(own) for k, own in zip(found, self._diagonal(x1, hypers), strict=True)]

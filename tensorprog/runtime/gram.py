@@ -19,7 +19,9 @@ from tensorprog.runtime.tiles import TILE_BYTES, Tiling, pairs_in_memory
 
 __all__ = ["Gram", "Layers", "Way", "refined"]
 
-FEW = 2  # see `Piece.cached`: tiles of a series are passed over four times
+FEW = (
+    2  # see `Piece.cached`: tiles of a series are passed over four times, those of layers without positions little more
+)
 
 
 class Way(Protocol):
@@ -39,11 +41,21 @@ def refined(made: Functions) -> Refine | None:
 class Layers:
     """Pair by pair, one layer after the other: for every kernel there is.
 
-    names: of what a pair has. entries: of the largest array of a pair. cached: of `Piece`. refine: for near pairs.
+    names: of what a pair has. entries: of the largest array of a pair. cached: of `Piece`. refine: for near pairs. wide: vectors, where
+    arithmetic binds (with positions, memory does).
     """
 
-    def __init__(self, steps: Steps, names: Sequence[str], entries: int, cached: int = 1, refine: Refine | None = None):
+    def __init__(
+        self,
+        steps: Steps,
+        names: Sequence[str],
+        entries: int,
+        cached: int = 1,
+        refine: Refine | None = None,
+        wide: bool = True,
+    ):
         self._steps, self._names, self._entries = steps, tuple(names), entries
+        self._wide = wide
         self._cached, self._refine = cached, refine
         self._states = jax.jit(self._of_inputs, static_argnames="own")
         self._tile = Ahead(self._of_pairs, ("rows", "columns", "get"))
@@ -78,7 +90,7 @@ class Layers:
         names, at = get if refine is None else self._names, np.int32(0)
 
         def tile(rows: int, columns: int) -> Code:
-            code = self._tile(states, at, at, rows=rows, columns=columns, get=names)
+            code = self._tile(states, at, at, wide=self._wide, rows=rows, columns=columns, get=names)
             return lambda i, j: code(states, np.int32(i), np.int32(second + j))
 
         if refine is None:
@@ -109,11 +121,12 @@ class Layers:
     def pieces(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[Piece]:
         """A matrix in as many pieces as keep what pairs read of their inputs within the bound of memory."""
         most, other, pieces = self._inputs_at_once(x1, hypers), x1 if x2 is None else x2, []
+        cached = self._cached * (FEW if self._entries == 1 and x2 is not None else 1)
         for i, j in Tiling(len(x1[0]), len(other[0]), most, most, x2 is None):
             rows, columns = ([leaf[k : k + most] for leaf in x] for x, k in ((x1, i), (other, j)))
             own = x2 is None and i == j
             work = partial(self.work, rows, None if own else columns, hypers, get)
-            pieces.append(Piece(i, j, len(rows[0]), len(columns[0]), own, self._entries, self._cached, work))
+            pieces.append(Piece(i, j, len(rows[0]), len(columns[0]), own, self._entries, cached, work))
         return pieces
 
 
@@ -128,9 +141,8 @@ class Gram:
     def __init__(self, made: Functions, shortcut: Way | None = None, off: Collection[str] = (), average: bool = False):
         self._wide = average and made.kinks and not made.draws
         self.shape, self.pair_entries = made.shape, made.pair_entries
-        self._layers = Layers(
-            made.steps or whole(made), GET, made.pair_entries, int(not ("rows" in off or made.draws)), refined(made)
-        )
+        cached, wide = int(not ("rows" in off or made.draws)), "vectors" not in off and made.pair_entries == 1
+        self._layers = Layers(made.steps or whole(made), GET, made.pair_entries, cached, refined(made), wide)
         self._shortcut, self._symmetry, self._threads = shortcut, "symmetry" not in off, "threads" not in off
         self._reuse = "reuse" not in off
 

@@ -11,9 +11,11 @@ __all__ = ["OPTIMISATIONS", "check_optimisations"]
 OPTIMISATIONS = {
     "loops": "repeated layers are one loop",
     "branches": "on a CPU, costly arrays inside branches that are always taken: XLA fuses nothing into them",
+    "packing": "on a CPU, the two arrays that layers hand on as one of complex numbers: a layer is one pass",
     "together": "expectations of the same Gaussians in one branch, over as few axes as they have",
     "windows": "sums over windows in one pass, over all positions as one axis",
     "rows": "tiles of a matrix so small that their arrays stay in the processor's cache",
+    "vectors": "on a CPU, vectors as wide as it has, for kernels without positions",
     "threads": "as many tiles at once as there are cores",
     "reuse": "memory of results that are gone, for the next ones",
     "symmetry": "only the tiles on and above the diagonal of a gram matrix",

@@ -116,6 +116,19 @@ def test_slopes_of_either_sign() -> None:
         assert abs(got - references.split_plane(f, f, LAWS[0], (kink, kink))) < 1e-13
 
 
+def test_two_gaussian_factors_are_one_density() -> None:
+    """E[exp(-z'D z/2)] = 1/sqrt(det(1 + D C))."""
+    E = expectation(sp.exp(-(u**2)) * sp.exp(-((u + v) ** 2) / 4), (u, v))
+    assert E.tier == "closed form"
+    assert "the density at 0" in " ".join(E.steps)
+    for a, b, c in LAWS:
+        law = np.array([[a, c], [c, b]])
+        factors = np.array([[2 + 0.5, 0.5], [0.5, 0.5]])
+        exact = 1 / np.sqrt(np.linalg.det(np.eye(2) + factors @ law))
+        got = E.value([dict(zip(((0, 0), (1, 1), (0, 1)), (a, b, c), strict=True))[e] for e in E.needs], ())
+        assert abs(float(got) - exact) < 1e-15
+
+
 def test_the_derivation_names_its_rules() -> None:
     said = explain(relu(u) * sp.erf(v) + sp.exp(u) * sp.sin(v) * relu(v))
     for rule in ("Stein", "delta function", "Girsanov", "Gaussian factor"):

@@ -1,0 +1,110 @@
+"""Loops in one pass: two arrays as one of complex numbers."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tensorprog as tp
+from tensorprog import nn
+from tensorprog.runtime import assembly
+
+
+def deep(phi, depth: int = 4, bias_var: float = 0.1):  # type: ignore[no-untyped-def]
+    def net(x: jax.Array) -> jax.Array:
+        for _ in range(depth):
+            x = phi(nn.dense(x, weight_var=1.5, bias_var=bias_var))
+        return nn.dense(x, features=1)
+
+    return net
+
+
+def with_hyperparameter(x: jax.Array) -> jax.Array:
+    for _ in range(4):
+        x = jax.nn.relu(nn.dense(x, weight_var=tp.hyper("v", 1.5), bias_var=0.1))
+    return nn.dense(x, features=1)
+
+
+def residual(x: jax.Array) -> jax.Array:
+    x = nn.dense(x)
+    for _ in range(4):
+        x = x + nn.dense(jax.nn.relu(x), weight_var=0.5)
+    return nn.dense(x, features=1)
+
+
+def positions(x: jax.Array) -> jax.Array:
+    for _ in range(4):
+        x = jax.nn.relu(nn.dense(x, weight_var=2.0, bias_var=0.1))
+    return nn.dense(nn.global_avg_pool(x), features=1)
+
+
+def windows(x: jax.Array) -> jax.Array:
+    for _ in range(4):
+        x = jax.nn.relu(nn.conv(x, 3, weight_var=2.0))
+    return nn.dense(nn.flatten(x), features=1)
+
+
+def passes(kernel: tp.Kernel, shape: tuple[int, ...]) -> int:
+    """How many loops of a block hand on complex numbers."""
+    x = [jnp.ones((3, *shape))]
+    code = str(jax.make_jaxpr(lambda a: kernel.functions.block(a, a, {}))(x))
+    return len(re.findall(r"c128\[[\d,]*\] = scan\[", code))
+
+
+LIGHT = {
+    "relu": (deep(jax.nn.relu), (5,)),
+    "erf": (deep(jax.scipy.special.erf), (5,)),
+    "sine": (deep(jnp.sin), (5,)),
+    "gelu": (deep(lambda x: jax.nn.gelu(x, approximate=False)), (5,)),
+    "residual": (residual, (5,)),
+    "positions": (positions, (3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_kernels_and_slopes_are_those_without(name: str) -> None:
+    net, shape = LIGHT[name]
+    kernel = tp.compile(net, jnp.zeros(shape))
+    plain = kernel.without("packing")
+    assert passes(kernel, shape)
+    assert not passes(plain, shape)
+    x = np.random.default_rng(0).standard_normal((6, *shape))
+    x[1], x[2] = 2 * x[0], -x[0]
+    for a, b in zip(kernel(x), plain(x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-13)
+    slopes = [jax.grad(lambda v, k=k: jnp.sin(k(v, get="ntk")).sum())(jnp.asarray(x)) for k in (kernel, plain)]
+    np.testing.assert_allclose(*slopes, rtol=1e-10, atol=1e-11)
+
+
+def test_slopes_in_hyperparameters() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 3))
+    kernel = tp.compile(with_hyperparameter, jnp.zeros(3))
+    slopes = [jax.grad(lambda v, k=k: k(x, v=v, get="ntk").sum())(1.3) for k in (kernel, kernel.without("packing"))]
+    np.testing.assert_allclose(*slopes, rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [(windows, (5, 2)), (deep(lambda x: jax.nn.relu(x - 1)), (3,)), (deep(jax.nn.silu, 2), (3,))],
+    ids=["sums over windows", "long functions", "quadrature"],
+)
+def test_what_is_costly_keeps_its_branch(net, shape) -> None:  # type: ignore[no-untyped-def]
+    assert not passes(tp.compile(net, jnp.zeros(shape)), shape)
+
+
+def test_wide_vectors_change_nothing_but_the_code() -> None:
+    f = assembly.Ahead(lambda x: jnp.sqrt(x) * 2 + jnp.sin(x))
+    x = np.random.default_rng(0).random(1000)
+    np.testing.assert_allclose(f(x, wide=True)(x), f(x)(x), rtol=1e-15)
+    assert f(x, wide=True) is f(x, wide=True) is not f(x)
+
+
+def test_versions_of_xla_without_that_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembly, "WIDE", {"xla_cpu_vectors_of_the_future": "4096"})
+    x = np.arange(3.0)
+    np.testing.assert_array_equal(assembly.Ahead(lambda x: 2 * x)(x, wide=True)(x), 2 * x)
+    monkeypatch.setattr(assembly, "WIDE", {"xla_cpu_prefer_vector_width": "broad"})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="broad"):
+        assembly.Ahead(lambda x: 2 * x)(x, wide=True)
