@@ -25,19 +25,6 @@ def two_orders(x: jax.Array) -> jax.Array:
     return nn.dense(h, features=1)
 
 
-def rows_of_symmetric(x: jax.Array) -> jax.Array:
-    w = nn.symmetric(2 * nn.width())[: nn.width()] / jnp.sqrt(nn.width())
-    return nn.dense(w @ nn.dense(x, width=2), features=1)  # here
-
-
-def other_widths_beside(x: jax.Array) -> jax.Array:
-    n = nn.width()
-    w, h = nn.weight((n, 2 * n)) / jnp.sqrt(n), jnp.stack([nn.dense(x), nn.dense(x)])
-    a = w @ h.reshape(-1)
-    b = w @ jnp.concatenate([nn.dense(x, width=0.5), nn.dense(x, width=1.5)])  # here
-    return nn.dense(a * b, features=1)
-
-
 def hidden_jump(x: jax.Array) -> jax.Array:
     n = nn.width()
     w, h = nn.weight((n, n)) / jnp.sqrt(n), nn.dense(x)
@@ -132,8 +119,6 @@ def unknown_primitive(x: jax.Array) -> jax.Array:
 
 REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (two_orders, tp.UnsupportedError, r"'weight_0' multiplies vectors .* in different orders", "flatten all of them in one"),
-    (rows_of_symmetric, tp.UnsupportedError, r"holds some of its diagonal", "rows and columns at the same places"),
-    (other_widths_beside, tp.UnsupportedError, r"vectors of other widths beside each other", "cut the weight's axis in one way"),
     (hidden_jump, tp.UnsupportedError, r"no rule for the Gaussian expectation of sign", "a looser tolerance"),
     (readout_reused, tp.UnsupportedError, r"'weight_0' is used in two ways", "two independent weights"),
     (softmax_over_width, tp.UnsupportedError, r"softmax over the width", "over positions, heads or classes"),

@@ -96,7 +96,7 @@ def _labels(tree: Any) -> list[str]:
 
 def _results(traced: Trace) -> tuple[tuple[Input, ...], list[Value]]:
     """The inputs of a traced network, and what it returns. It is read again where uses of a parameter have to agree on its axes."""
-    settled = Settled()
+    settled, seen = Settled(), []
     while True:
         try:
             inputs, values = _read_through(traced, settled)
@@ -104,9 +104,11 @@ def _results(traced: Trace) -> tuple[tuple[Input, ...], list[Value]]:
                 return inputs, values
         except Redo as asked:
             redo = asked
-        if (more := settled.after(redo)) is None:
+        more = settled.after(redo)
+        if more is None or (more.divisions, more.apart) in seen:
             raise _disagreement(redo)
         settled = more
+        seen.append((settled.divisions, settled.apart))
 
 
 def _disagreement(redo: Redo) -> UnsupportedError:
