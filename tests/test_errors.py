@@ -113,12 +113,22 @@ def forgot_root_in_function(x: jax.Array) -> jax.Array:
     return nn.dense(jnp.tanh(w @ relu(nn.dense(x))), features=1)  # here
 
 
+def floor(x: jax.Array) -> jax.Array:
+    return nn.dense(jnp.floor(nn.dense(x)), features=1)  # here
+
+
+def angle(x: jax.Array) -> jax.Array:
+    return nn.dense(jnp.arctan2(nn.dense(x), nn.dense(x)), features=1)  # here
+
+
 def unknown_primitive(x: jax.Array) -> jax.Array:
     return nn.dense(jax.lax.lgamma(nn.dense(x)), features=1)  # here
 
 
 REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (two_orders, tp.UnsupportedError, r"'weight_0' multiplies vectors .* in different orders", "flatten all of them in one"),
+    (floor, tp.UnsupportedError, r"jumps at every whole number", "a sum of steps"),
+    (angle, tp.UnsupportedError, r"a function of two variables with a cut", "jnp.arctan"),
     (hidden_jump, tp.UnsupportedError, r"no rule for the Gaussian expectation of sign", "a looser tolerance"),
     (readout_reused, tp.UnsupportedError, r"'weight_0' is used in two ways", "two independent weights"),
     (softmax_over_width, tp.UnsupportedError, r"softmax over the width", "over positions, heads or classes"),
