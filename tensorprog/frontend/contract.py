@@ -353,9 +353,8 @@ def _weight_for(
         return weight_node(param, tuple(shape), tuple(widths), tuple(where)), "".join(letters)
     i, j = axes  # a part off the diagonal, which stands below it as its transpose
     if where[i][0] < where[j][1] and where[j][0] < where[i][1]:
-        raise Redo(
-            alike(param, (i, j), (*where[i], *where[j]))
-        )  # it holds some of the diagonal: that is a matrix of its own
+        # it holds some of the diagonal, which is a symmetric matrix of its own
+        raise Redo(alike(param, (i, j), (*where[i], *where[j])))
     if where[i][0] > where[j][0]:
         shape[i], shape[j] = shape[j], shape[i]
         widths[i], widths[j] = widths[j], widths[i]
