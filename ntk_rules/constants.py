@@ -72,6 +72,8 @@ def snap(x: float) -> sp.Expr:
         return sp.oo * int(math.copysign(1, x)) if math.isinf(x) else sp.nan
     if x == 0:
         return sp.S.Zero
+    if abs(x) > 1e38:  # the largest numbers, as the bounds of jnp.nan_to_num, of which no square is one
+        return sp.Float(x, 17)
     decimal = _small_fraction(x, 1) or _short_decimal(x)
     if decimal is not None:
         return decimal

@@ -30,6 +30,7 @@ from ntk_rules.panels import SHELL, beyond
 from ntk_rules.pieces import has_kinks
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.roundings import rounding_of
+from ntk_rules.sampling import no_mean
 from ntk_rules.smooth import refined_error
 
 _GENERATOR = (
@@ -40,6 +41,7 @@ _GENERATOR = (
     113217,
 )  # fmt: skip
 SEED, SHIFTS, POINTS = 20, 8, 2048
+TRIALS = 2**16  # of the tails
 BEST = 1e-5  # no tolerance below this is tried
 _PARAMETERS = np.array([1.0, 0.37, -0.61])  # at which the standard error is seen: at a single value F may be constant
 
@@ -191,6 +193,14 @@ def _refuse_heavy_tails(function: Callable[..., jax.Array], dimension: int, ques
     size = np.broadcast_to(size, POINTS)
     if not np.isfinite(size).all() or size.max() > 0.2 * size.sum():
         raise Declined("a few samples dominate the sum: the expectation is infinite or beyond sampling")
+    if dimension == 2 and not question.independent:  # of an input with itself, where both are one
+        with jax.enable_x64(True):
+            z = jnp.asarray(np.random.default_rng(SEED).standard_normal(TRIALS))
+            both = np.abs(np.asarray(function(z, z, *(jnp.ones(()) for _ in range(question.parameters)))))
+        if no_mean(np.broadcast_to(both, TRIALS)[:, None]):
+            raise Declined(
+                "where both Gaussians are one a few samples dominate the sum: the expectation is infinite or beyond sampling"
+            )
 
 
 def _normal_points(shift: jax.Array, dimension: int, dtype: jnp.dtype) -> jax.Array:

@@ -18,9 +18,11 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import ndtri
 
-__all__ = ["SEED", "SHIFTS", "factor", "normal_points"]
+__all__ = ["SEED", "SHIFTS", "factor", "no_mean", "normal_points"]
 
 SEED, SHIFTS = 20, 8
+LARGEST = 2**8  # one sample of so many is large
+LEAST_INDEX = 1.25  # of tails that have a mean within reach, by an estimate
 
 
 @lru_cache(maxsize=64)
@@ -69,3 +71,17 @@ def factor(covariance: jax.Array, scale: jax.Array | None = None) -> jax.Array:
         return lax.dynamic_update_index_in_dim(lower, made, j, -1)
 
     return lax.fori_loop(0, n, column, jnp.zeros_like(covariance))
+
+
+def no_mean(sizes: np.ndarray) -> bool:
+    """Do positive samples (trials, entries) have tails so heavy that their mean is infinite, or out of reach?
+
+    P(X > x) ~ x^-a has a mean for a > 1; a is estimated from the largest samples, to one part in the square root of their number (Hill 1975).
+    """
+    count = len(sizes) // LARGEST
+    if count < 2**6:
+        return False
+    largest = np.sort(sizes, axis=0)[-count - 1 :]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.mean(np.log(largest[1:] / largest[0]), axis=0)
+    return bool(np.any(np.where(largest[0] > 0, inverse, 0.0) > 1 / LEAST_INDEX))

@@ -52,6 +52,8 @@ def _rewritten(question: Question) -> Method:
     formula = total(list(terms), base_law(question.gaussians, question.independent), work)
     if formula is None:
         raise Declined("no base case for what is left of the normal form")
+    if formula.has(sp.nan, sp.zoo):
+        raise Declined("it is no number somewhere, as 0 times infinity, the slope of sqrt(relu(h)) below zero")
     joined = densities_parted(means_parted(tidy_formula(centred(differences_joined(minors_exposed(formula))))))
     evaluate, once = (compile_formula(joined, question.parameter_symbols(), together) for together in (False, True))
     formula = tidy_formula(formula)

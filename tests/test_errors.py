@@ -25,19 +25,6 @@ def two_orders(x: jax.Array) -> jax.Array:
     return nn.dense(h, features=1)
 
 
-def rows_of_symmetric(x: jax.Array) -> jax.Array:
-    w = nn.symmetric(2 * nn.width())[: nn.width()] / jnp.sqrt(nn.width())
-    return nn.dense(w @ nn.dense(x, width=2), features=1)  # here
-
-
-def other_widths_beside(x: jax.Array) -> jax.Array:
-    n = nn.width()
-    w, h = nn.weight((n, 2 * n)) / jnp.sqrt(n), jnp.stack([nn.dense(x), nn.dense(x)])
-    a = w @ h.reshape(-1)
-    b = w @ jnp.concatenate([nn.dense(x, width=0.5), nn.dense(x, width=1.5)])  # here
-    return nn.dense(a * b, features=1)
-
-
 def hidden_jump(x: jax.Array) -> jax.Array:
     n = nn.width()
     w, h = nn.weight((n, n)) / jnp.sqrt(n), nn.dense(x)
@@ -126,14 +113,22 @@ def forgot_root_in_function(x: jax.Array) -> jax.Array:
     return nn.dense(jnp.tanh(w @ relu(nn.dense(x))), features=1)  # here
 
 
+def floor(x: jax.Array) -> jax.Array:
+    return nn.dense(jnp.floor(nn.dense(x)), features=1)  # here
+
+
+def angle(x: jax.Array) -> jax.Array:
+    return nn.dense(jnp.arctan2(nn.dense(x), nn.dense(x)), features=1)  # here
+
+
 def unknown_primitive(x: jax.Array) -> jax.Array:
     return nn.dense(jax.lax.lgamma(nn.dense(x)), features=1)  # here
 
 
 REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (two_orders, tp.UnsupportedError, r"'weight_0' multiplies vectors .* in different orders", "flatten all of them in one"),
-    (rows_of_symmetric, tp.UnsupportedError, r"holds some of its diagonal", "rows and columns at the same places"),
-    (other_widths_beside, tp.UnsupportedError, r"vectors of other widths beside each other", "cut the weight's axis in one way"),
+    (floor, tp.UnsupportedError, r"jumps at every whole number", "a sum of steps"),
+    (angle, tp.UnsupportedError, r"a function of two variables with a cut", "jnp.arctan"),
     (hidden_jump, tp.UnsupportedError, r"no rule for the Gaussian expectation of sign", "a looser tolerance"),
     (readout_reused, tp.UnsupportedError, r"'weight_0' is used in two ways", "two independent weights"),
     (softmax_over_width, tp.UnsupportedError, r"softmax over the width", "over positions, heads or classes"),

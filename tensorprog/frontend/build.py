@@ -58,6 +58,7 @@ __all__ = [
     "scaled",
     "take_block",
     "to_var",
+    "unflattened",
     "weight_node",
 ]
 
@@ -366,6 +367,7 @@ def align(variables: Sequence[Var]) -> list[Var]:
     random = [v for v in variables if v.random]
     if not random:
         return list(variables)
+    variables = _beside_alike(variables)
     layout = _common_layout(variables)
     variables = [_grown(v, layout) if v.random else v for v in variables]
     random = [v for v in variables if v.random]
@@ -393,6 +395,21 @@ def _common_layout(variables: Sequence[Var]) -> Layout:
             "contract the width, or let both factors share it",
         )
     return tuple(layout)
+
+
+def _beside_alike(variables: Sequence[Var]) -> list[Var]:
+    """Flattened positions as vectors beside each other where other variables are such vectors."""
+    found = {
+        len(v.layout) - axis for v in variables if len(v.blocks) > 1 and (axis := width_axis(v.layout)) is not None
+    }
+    made = []
+    for var in variables:
+        axis = width_axis(var.layout)
+        apart = None
+        if axis is not None and len(var.layout[axis]) > 1 and len(var.layout) - axis in found:
+            apart = unflattened(var, axis)
+        made.append(var if apart is None else apart)
+    return made
 
 
 def _divide_alike(variables: Sequence[Var], from_end: int, axes: tuple[Axis, Axis]) -> None:
@@ -445,6 +462,24 @@ def cut_at(var: Var, ends: Sequence[Fraction]) -> Var:
             blocks.append((high - low, node if high - low == width else take_block(node, low - at, high - at)))
         at += width
     return Var(tuple(blocks), var.layout, var.power)
+
+
+def unflattened(var: Var, axis: int) -> Var | None:
+    """Positions flattened before the width as so many vectors beside each other; None where they stand behind it."""
+    have = var.layout[axis]
+    if len(have) == 1:
+        return var
+    if len(have) != 2 or not isinstance(have[1], Fraction):
+        return None
+    count, unit = int(have[0]), have[1]
+    blocks, shape = [], var.shape
+    for place in range(count):
+        start = tuple(place if i == axis else 0 for i in range(len(shape)))
+        stop = tuple(place + 1 if i == axis else n for i, n in enumerate(shape))
+        layout = (*var.layout[:axis], (unit,), *var.layout[axis + 1 :])
+        one = map_positions(var, position("slice", start=start, stop=stop, stride=(1,) * len(shape)), layout)
+        blocks.append((unit, one.node))
+    return Var(tuple(blocks), (*var.layout[:axis], (count * unit,), *var.layout[axis + 1 :]), var.power)
 
 
 def take_block(node: Node, start: Fraction, stop: Fraction) -> Node:

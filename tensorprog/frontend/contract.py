@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import sympy
 
-from tensorprog.frontend.agree import agreeing, check_symmetry
+from tensorprog.frontend.agree import agreeing, alike, among_zeros, at_places, check_symmetry, in_whole, places_of
 from tensorprog.frontend.build import (
     Refusal,
     constant,
@@ -28,6 +28,7 @@ from tensorprog.frontend.build import (
     to_var,
     weight_node,
 )
+from tensorprog.frontend.division import Redo
 from tensorprog.frontend.entrywise import readout_of
 from tensorprog.frontend.moves import beside, parts_along
 from tensorprog.frontend.values import WIDTHS, Axis, Layout, Param, Value, Var, aval, axis_of, unit_shape, width_axis
@@ -222,10 +223,15 @@ def _times_weight(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value
         if sum(w is not None for w in param.widths) == 2:
             raise Refusal(reason)
         return _swap_product(to_var(param), x, dims, weight_first)
+    parts = {own: places for own in range(len(param.widths)) if (places := places_of(param, own)) is not None}
+    laid = {own: param.laid(own) for own in parts}
     for i, j in zip(*dims.contract, strict=True):
         if (own := param.axes[i]) is not None and param.widths[own] is not None:
             x = agreeing(param, own, x, j)
+            x = among_zeros(x, j, parts.pop(own), in_whole(param, own).laid(own)) if own in parts else x
     check_symmetry(param)
+    for own in laid:
+        param = in_whole(param, own)
     letters_w = _param_letters(param)
     letters_x = [""] * rank_x
     spare = iter(LETTERS[len(param.widths) :])
@@ -248,6 +254,9 @@ def _times_weight(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value
         )
         letters_x = [c for j, c in enumerate(letters_x) if j not in gone]
     product = _matmul(param, x, letters_w, letters_x, shared, out)
+    made_letters = [letter for _, letter in out]
+    for own, places in parts.items():
+        product = at_places(product, made_letters.index(letters_w[own]), places, laid[own])
     return product if param.scale is None else scaled(product, param.scale)
 
 
@@ -344,10 +353,8 @@ def _weight_for(
         return weight_node(param, tuple(shape), tuple(widths), tuple(where)), "".join(letters)
     i, j = axes  # a part off the diagonal, which stands below it as its transpose
     if where[i][0] < where[j][1] and where[j][0] < where[i][1]:
-        raise Refusal(
-            f"it multiplies by a part of the symmetric weight {param.name!r} that holds some of its diagonal, and is not square about it",
-            "cut rows and columns at the same places, or multiply by the whole weight",
-        )
+        # it holds some of the diagonal, which is a symmetric matrix of its own
+        raise Redo(alike(param, (i, j), (*where[i], *where[j])))
     if where[i][0] > where[j][0]:
         shape[i], shape[j] = shape[j], shape[i]
         widths[i], widths[j] = widths[j], widths[i]

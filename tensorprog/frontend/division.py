@@ -20,10 +20,11 @@ from fractions import Fraction
 from tensorprog.frontend.values import Axis, Division, Key, Value, Var
 from tensorprog.ir import MatMul, Node, Weight, operands, topological
 
-__all__ = ["Redo", "Settled", "common", "differing", "division_of", "finer_by", "finer_origins"]
+__all__ = ["MOST_CUT", "Redo", "Settled", "borders", "common", "differing", "division_of", "finer_by", "finer_origins"]
 
 MOST_POSITIONS = 4096  # of a divided axis: covariances are arrays over pairs of them
 MOST_PARTS = 4  # beside each other; more of one width are positions
+MOST_CUT = 8  # positions that are parts, known to be independent, where one use has some of them only
 
 
 class Redo(Exception):
@@ -80,10 +81,18 @@ def common(a: Division, b: Division, size: Fraction) -> Division | None:
     return Division(math.lcm(a.before, b.before), math.lcm(a.behind, b.behind))
 
 
+def borders(division: Division, size: Fraction) -> tuple[Fraction, ...]:
+    """Where one position of a divided axis ends and the next begins."""
+    return tuple(size * k / division.before for k in range(1, division.before))
+
+
 def _common_parts(a: Division, b: Division, size: Fraction) -> Division | None:
     """Parts stay parts where there are few or unequal ones; beside positions, and where they are many, they are positions."""
     if a.behind * b.behind > 1:
         return None
+    for parts, other in ((a, b), (b, a)):  # what is parts already stays that
+        if parts.parts and other != Division() and {*other.parts, *borders(other, size)} <= set(parts.parts):
+            return parts
     cuts, before = sorted({*a.parts, *b.parts}), math.lcm(a.before, b.before)
     ends = [Fraction(0), *cuts, size]
     gaps = {stop - start for start, stop in itertools.pairwise(ends)}

@@ -96,7 +96,7 @@ def _labels(tree: Any) -> list[str]:
 
 def _results(traced: Trace) -> tuple[tuple[Input, ...], list[Value]]:
     """The inputs of a traced network, and what it returns. It is read again where uses of a parameter have to agree on its axes."""
-    settled = Settled()
+    settled, seen = Settled(), []
     while True:
         try:
             inputs, values = _read_through(traced, settled)
@@ -104,9 +104,11 @@ def _results(traced: Trace) -> tuple[tuple[Input, ...], list[Value]]:
                 return inputs, values
         except Redo as asked:
             redo = asked
-        if (more := settled.after(redo)) is None:
+        more = settled.after(redo)
+        if more is None or (more.divisions, more.apart) in seen:
             raise _disagreement(redo)
         settled = more
+        seen.append((settled.divisions, settled.apart))
 
 
 def _disagreement(redo: Redo) -> UnsupportedError:
@@ -333,7 +335,22 @@ _WIDTH_MIXERS = {
 }
 
 
+_ROUNDED = (
+    "it jumps at every whole number, and no rule integrates over infinitely many jumps to the error that is promised"
+)
+_UNRULED = {
+    "floor": _ROUNDED, "ceil": _ROUNDED, "round": _ROUNDED, "rem": _ROUNDED,
+    "atan2": "an angle jumps along a half line of its plane, and no rule integrates a function of two variables with a cut",
+}  # fmt: skip
+_INSTEAD = {
+    "atan2": "use jnp.arctan(a / b) where b has one sign, or a function of one hidden vector",
+}
+_STEPS = "write the jumps that count as a sum of steps, sum((h > k) for k in range(-3, 4)), or use one step, jnp.sign or h > 0"
+
+
 def _advice(primitive: str) -> tuple[str, str]:
+    if primitive in _UNRULED:
+        return _UNRULED[primitive], _INSTEAD.get(primitive, _STEPS)
     reason = _WIDTH_MIXERS.get(
         primitive, f"the primitive {primitive!r} is not in the table of rules for hidden vectors"
     )

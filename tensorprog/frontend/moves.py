@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tensorprog.frontend.build import Refusal, constant, exact, lincomb, map_positions, nonlin, take_block, to_var
+from tensorprog.frontend.build import (
+    Refusal,
+    constant,
+    exact,
+    lincomb,
+    map_positions,
+    nonlin,
+    take_block,
+    to_var,
+    unflattened,
+)
 from tensorprog.frontend.division import finer_origins
 from tensorprog.frontend.values import (
     WIDTHS,
@@ -241,8 +251,14 @@ def _cut_width(var: Var, i: int, start: tuple[int, int], stop: tuple[int, int], 
     low, high = _relative(start), _relative(stop)
     if stride == 1 and (made := _cut_positions(var, i, low, high)) is not None:
         return made
-    if stride != 1 or len(var.layout[i]) != 1:
-        raise Refusal("it cuts the width with a stride, or where positions are flattened into it")
+    if stride != 1:
+        raise Refusal("it cuts the width with a stride", "cut it into parts that grow with it, x[: n]")
+    var = var if var.det else _beside(var, i, "it cuts the width")
+    if len(var.layout[i]) > 1:
+        raise Refusal(
+            "it cuts the width of a constant where positions are flattened into it",
+            "make the constant in the shape it is used in",
+        )
     layout = (*var.layout[:i], (high - low,), *var.layout[i + 1 :])
     if var.det:
         return Var.of(var.node, layout, var.power)
@@ -417,16 +433,28 @@ def concatenate(eqn: Equation, *values: Value) -> Value:
 
 def beside(variables: Sequence[Var], axis: int) -> Var:
     """Hidden vectors one after the other along the width."""
-    if any(len(v.layout[axis]) != 1 or v.det for v in variables):
+    if any(v.det for v in variables):
         raise Refusal(
-            "it concatenates hidden vectors with deterministic values, or flattened positions, along the width",
+            "it concatenates hidden vectors with deterministic values along the width",
             "concatenate hidden vectors with hidden vectors; pass finite inputs through a layer first",
         )
+    variables = [_beside(v, axis, "it concatenates along the width") for v in variables]
     if len({v.power for v in variables}) > 1:
         raise Refusal("it concatenates vectors that scale with different powers of the width")
     total = sum((v.layout[axis][0] for v in variables), Fraction(0))
     layout = tuple((total,) if i == axis else a for i, a in enumerate(variables[0].layout))
     return Var(tuple(b for v in variables for b in v.blocks), layout, variables[0].power)
+
+
+def _beside(var: Var, axis: int, what: str) -> Var:
+    """Positions that are flattened into the width as vectors beside each other."""
+    made = unflattened(var, axis)
+    if made is None:
+        raise Refusal(
+            f"{what} where positions are flattened into it behind the coordinates",
+            "flatten (positions, n), by transposing first",
+        )
+    return made
 
 
 def split(eqn: Equation, x: Value) -> list[Value]:

@@ -28,6 +28,7 @@ from tensorprog.frontend.values import (
     Value,
     Var,
     aval,
+    layout_of,
     unit_shape,
     width_axis,
 )
@@ -86,8 +87,17 @@ def _function(eqn: Equation, variables: Sequence[Var]) -> Var:
             thetas.append(var)
     expr = expression(eqn.primitive, eqn.params[0], symbols)
     if not xs and not thetas:
-        return constant(np.float64(expr), (), power)
-    return nonlin(Phi(sympy.sympify(expr), len(xs), len(thetas)), xs, thetas, power)
+        return _in_full(constant(np.float64(expr), (), power), eqn)
+    made = nonlin(Phi(sympy.sympify(expr), len(xs), len(thetas)), xs, thetas, power)
+    return made if xs else _in_full(made, eqn)
+
+
+def _in_full(var: Var, eqn: Equation) -> Var:
+    """A deterministic value with the axes of the result, of which arrays of one number along the width, as `jnp.ones(n)`, had some."""
+    shapes = eqn.out_shapes()
+    if len(var.layout) == len(shapes[0]) or any(a == b != 1 for a, b in zip(*shapes, strict=True)):
+        return var
+    return map_positions(var, position("reshape", to=(1,) * len(shapes[0])), layout_of(shapes))
 
 
 def _reciprocal(var: Var) -> Var:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntk_rules.sampling import no_mean
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import Const, LinComb, MatMul, Node, Nonlin, PositionMap, Weight, operands, topological
 from tensorprog.kernel.body import value_of
@@ -28,6 +29,7 @@ __all__ = ["CHUNK", "LEAST_TOLERANCE", "chunk_entries", "field_of", "mixed_size"
 LEAST_TOLERANCE = 5e-4  # what two million points are good for
 FEWEST_POINTS, MOST_POINTS = 2**12, 2**21
 TRIALS = 1024
+MOST_TRIALS, MOST_ENTRIES = 2**16, 2**20  # where they are cheap
 CHUNK = 128  # points at a time
 
 Root = tuple[Node, str]
@@ -118,19 +120,24 @@ def _check_tails(roots: Sequence[Root]) -> None:
             for node in below
             if node.type.kind == "scalar"
         }
+        entries = max(math.prod(root.type.shape), *(math.prod(node.type.shape) for node in gaussians), 1)
+        trials = max(
+            TRIALS, min(MOST_TRIALS, 2 ** int(math.log2(MOST_ENTRIES / entries)) if entries < MOST_ENTRIES else 1)
+        )
         draw = np.random.default_rng(0).standard_normal
-        values = [jnp.asarray(draw((TRIALS, *node.type.shape))) for node in gaussians]
+        values = [jnp.asarray(draw((trials, *node.type.shape))) for node in gaussians]
         with jax.ensure_compile_time_eval(), jax.enable_x64(True):
             found = jax.vmap(lambda *v, given=given, root=root, names=gaussians: value_of(root, given, names, *v))(
                 *values
             )
-        size = np.abs(np.asarray(found)).reshape(TRIALS, -1)
-        if not np.isfinite(size).all() or np.any(size.max(0) ** 2 > 0.5 * (size**2).sum(0) + 1e-300):
+        squares = np.abs(np.asarray(found)).reshape(trials, -1) ** 2
+        first = squares[:TRIALS]
+        if not np.isfinite(squares).all() or np.any(first.max(0) > 0.5 * first.sum(0) + 1e-300) or no_mean(squares):
             raise UnsupportedError(
                 explain(
                     "a function of a hidden layer whose moments cannot be sampled", where=str(root.source or ""),
-                    reason=f"of {TRIALS} samples at unit variances a single one carries half of the mean square, or is infinite: the "
-                    "expectation is infinite, or out of reach",
+                    reason="of samples at unit variances a few carry the mean square, or one is infinite: the expectation is infinite, "
+                    "as that of the squared slope of sqrt(abs(h)), or out of reach",
                     mend="use a nonlinearity of slower growth, or a normalisation with a larger epsilon",
                 )
             )  # fmt: skip

@@ -262,7 +262,7 @@ def _run(node: ArrayOp, args: list[jax.Array], context: Context) -> jax.Array:
         case "to_boolean":
             return args[0].astype(bool)
         case "stein":
-            return _solved(args, dict(node.params)["place"])
+            return _solved(args, **dict(node.params))
     whole = [a.dtype for a in args if jnp.issubdtype(a.dtype, jnp.integer)]
     if whole:  # whole numbers of the input and of constants may differ in size
         kind = jnp.result_type(*whole)
@@ -275,13 +275,19 @@ def _run(node: ArrayOp, args: list[jax.Array], context: Context) -> jax.Array:
     return result[0] if primitive.multiple_results else result
 
 
-def _solved(args: list[jax.Array], place: int) -> jax.Array:
-    """(C^+ b) at one place, with b the first arguments and the rows of C the rest."""
-    count = math.isqrt(len(args))
-    b, rows = jnp.stack(args[:count], -1), jnp.stack(args[count:], -1)
-    c = rows.reshape((*rows.shape[:-1], count, count))
+def _solved(args: list[jax.Array], sizes: tuple[int, ...], which: int) -> jax.Array:
+    """The part of C^+ b of one of the families of variables, of `sizes` (`passes.jumps`): b the first arguments, (size, positions..), the rest
+    the blocks on and above the diagonal of C, (size, size, positions..)."""
+    last = lambda a, front: jnp.moveaxis(a, range(front), range(-front, 0))
+    b = jnp.concatenate([last(a, 1) for a in args[: len(sizes)]], -1)
+    rest = iter(args[len(sizes) :])
+    above = {(i, j): last(next(rest), 2) for i in range(len(sizes)) for j in range(i, len(sizes))}
+    block = lambda i, j: above[i, j] if i <= j else jnp.swapaxes(above[j, i], -1, -2)
+    c = jnp.concatenate([jnp.concatenate([block(i, j) for j in range(len(sizes))], -1) for i in range(len(sizes))], -2)
     inverse = jnp.linalg.pinv(c, rtol=LEAST_VARIANCE, hermitian=True)
-    return jnp.einsum("...i,...i->...", inverse[..., place, :], b)
+    start = sum(sizes[:which])
+    found = jnp.einsum("...ij,...j->...i", inverse[..., start : start + sizes[which], :], b)
+    return jnp.moveaxis(found, -1, 0)
 
 
 def _ran(q: Ran, args: list[jax.Array], context: Context) -> jax.Array:

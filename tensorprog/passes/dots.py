@@ -13,7 +13,7 @@ u = W^T y, a coefficient belongs to each pair of positions, summed in the letter
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tensorprog.errors import UnsupportedError
@@ -27,14 +27,16 @@ from tensorprog.ir import (
     Nonlin,
     PositionMap,
     Program,
+    Type,
     Weight,
     operands,
+    position,
     topological,
 )
 from tensorprog.ir.rebuild import rebuild
 from tensorprog.passes.cancel import cancelled, joined
 from tensorprog.passes.fuse import fuse_nodes
-from tensorprog.passes.jumps import EITHER, MOST_MIXED, by_stein, has_delta
+from tensorprog.passes.jumps import EITHER, by_stein, has_delta
 from tensorprog.passes.layouts import Layout, links_of
 from tensorprog.passes.slopes import Slopes, is_leaf, mean_of
 from tensorprog.passes.structure import Structure, opposite, parity_of, tied_weights
@@ -105,6 +107,7 @@ class _Work:
         self.made: set[Node] = set()  # those sums
         self._earlier: dict[Weight, dict[MatMul, None]] = {}
         self._slopes: dict[tuple[MatMul, Literal], Slopes] = {}
+        self._steins: dict[tuple[MatMul, MatMul], Node] = {}
 
     def add(self, node: Node) -> None:
         made = rebuild(node, [self.new[o] for o in operands(node)])
@@ -137,60 +140,82 @@ class _Work:
         if (links := links_of(made.x, by)) is None:
             return
         layout = Layout(made, by, links)
-        if layout.count > FEW_PLACES and (found := self._everywhere(made, by, layout)) is not None:
-            yield from found
+        if layout.count > FEW_PLACES:
+            yield from self._everywhere(made, by, layout)
             return
         for places in layout.places():
-            if (mean := self._mean_slope(made, by, layout, places)) is not None:
+            if (mean := self._at(made, by, layout, places)) is not None:
                 yield from (Dot(made, by, a, y) for a, y in layout.term(mean, places))
 
-    def _everywhere(self, made: MatMul, by: MatMul, layout: Layout) -> list[Dot] | None:
-        """The one term of all places together; None where a jump asks for them one by one."""
+    def _everywhere(self, made: MatMul, by: MatMul, layout: Layout) -> list[Dot]:
+        """The one term of all places together."""
         seed, lead = layout.all_places()
-        try:
-            slope = Slopes(by, seed, None, lead)[made.x]
-        except UnsupportedError:
-            if layout.count > MOST_MIXED:
-                raise
-            return None
-        if slope is None or (slope.type.kind == "vector" and _mean_vanishes(slope)):
-            return []
-        if has_delta(slope) and layout.count <= MOST_MIXED:
-            return None
-        mean = mean_of(slope)
+        shape = (*lead, *made.x.type.shape)
+        mean = self._mean_slope(
+            made, by, lambda: Slopes(by, seed, None, lead)[made.x], lambda all_: _reshaped(all_, shape)
+        )
         term = None if mean is None else layout.whole_term(mean)
         return [] if term is None else [Dot(made, by, *term)]
 
-    def _mean_slope(self, made: MatMul, by: MatMul, layout: Layout, places: dict[str, int]) -> Node | None:
-        """E[dx / d by]; where a jump makes delta functions, with the form that has none beside it."""
-        place = layout.place(places)
+    def _at(self, made: MatMul, by: MatMul, layout: Layout, places: dict[str, int]) -> Node | None:
+        """E[dx / d by] at some places of what is mixed on the way."""
+        flat = layout.flat(places)
+        return self._mean_slope(
+            made, by, lambda: self._slope(made.x, by, layout.seed(places)), lambda all_: _row(all_, flat)
+        )
+
+    def _mean_slope(
+        self, made: MatMul, by: MatMul, derived: Callable[[], Node | None], chosen: Callable[[Node], Node]
+    ) -> Node | None:
+        """E[dx / d by]; where a jump makes delta functions, with the form that has none beside it. chosen: of the latter's places."""
         try:
-            slope = self._slope(made.x, by, layout.seed(places))
+            slope = derived()
         except UnsupportedError:
-            if (found := self._without_derivatives(made, by, place)) is None:
-                raise
-            return found
+            return chosen(self._without_derivatives(made, by))
         if slope is None or (slope.type.kind == "vector" and _mean_vanishes(slope)):
             return None
         mean = mean_of(slope)
-        if mean is None or not has_delta(slope) or (other := self._without_derivatives(made, by, place)) is None:
+        if mean is None or not has_delta(slope):
             return mean
+        other = chosen(self._without_derivatives(made, by))
         return ArrayOp(EITHER, (), (mean, other), mean.type.shape, source=made.source)
 
-    def _without_derivatives(self, made: MatMul, by: MatMul, place: dict[int, int]) -> Node | None:
-        family = [
-            other
-            for other in self._earlier[made.root]
-            if (other.summed == by.summed or made.root.symmetric)
-            and not opposite(self.facts[other].odd, self.facts[by].odd)
-        ]
-        return by_stein(made.x, by, family, place)
+    def _without_derivatives(self, made: MatMul, by: MatMul) -> Node:
+        """E[dx / d by] at all places of what is mixed on the way."""
+        if (made, by) not in self._steins:
+            family = {}
+            for other in self._earlier[made.root]:
+                if other.summed != by.summed and not made.root.symmetric:
+                    continue
+                if opposite(self.facts[other].odd, self.facts[made.x].odd):
+                    continue  # the mean slope in it vanishes
+                if (links := links_of(made.x, other)) is not None:
+                    family[other] = Layout(made, other, links).links
+            self._steins[made, by] = by_stein(made.x, by, family)
+        return self._steins[made, by]
 
     def _slope(self, x: Node, by: MatMul, seed: Const) -> Node | None:
         key = (by, seed.value)
         if key not in self._slopes:
             self._slopes[key] = Slopes(by, seed)
         return self._slopes[key][x]
+
+
+def _row(array: Node, place: int) -> Node:
+    """One place of an array along its first axis."""
+    shape = array.type.shape
+    start, stop = (place, *(0 for _ in shape[1:])), (place + 1, *shape[1:])
+    cut = array
+    if shape[0] > 1:
+        op = position("slice", start=start, stop=stop, stride=(1,) * len(shape))
+        cut = PositionMap(op, (array,), Type("scalar", (1, *shape[1:])))
+    return _reshaped(cut, shape[1:])
+
+
+def _reshaped(array: Node, shape: tuple[int, ...]) -> Node:
+    if array.type.shape == shape:
+        return array
+    return PositionMap(position("reshape", to=shape), (array,), Type("scalar", shape))
 
 
 # ------------------------------------------------------------------------------------------ means that vanish

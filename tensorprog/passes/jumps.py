@@ -4,11 +4,13 @@ With C_ij = E[Z^{u_i} Z^{u_j}] and b_i = E[Z^{u_i} Z^x] for the earlier products
 E[dZ^x / dZ^{u_i}] are (C^+ b)_i (Yang, Tensor Programs III, section 2). Nothing in it is a derivative, so that it can be sampled where a
 delta function, the derivative of a jump, cannot. It costs digits where the u_i nearly coincide, and is no longer zero by
 structure, so that it is the second choice: `ArrayOp("either", (mean derivative, this))`, between which the kernel stage decides.
+
+A product at positions that are mixed on the way to x counts once for each of them. They stand along an axis in front, so that b and C are one
+expectation for each product and each pair of products, however many positions there are.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -16,13 +18,12 @@ import sympy
 
 from tensorprog.ir import ArrayOp, MatMul, Moment, Node, Nonlin, Phi, PositionMap, Type, position, topological
 from tensorprog.ir.phi import vector
-from tensorprog.passes.layouts import links_of
 from tensorprog.passes.slopes import is_leaf
 
-__all__ = ["EITHER", "MOST_MIXED", "STEIN", "by_stein", "has_delta"]
+__all__ = ["EITHER", "STEIN", "by_stein", "has_delta"]
 
 EITHER, STEIN = "either", "stein"
-MOST_MIXED = 16  # products at their mixed positions, all of whose covariances are asked for
+Links = Sequence[int | None]
 _PRODUCT = Phi(vector(0) * vector(1), 2)
 
 
@@ -32,53 +33,55 @@ def has_delta(slope: Node) -> bool:
     return any(isinstance(n, Nonlin) and n.phi.expr.has(sympy.DiracDelta) for n in inner)
 
 
-def by_stein(x: Node, by: MatMul, family: Sequence[MatMul], place: Mapping[int, int]) -> Node | None:
-    """E[dx / d by] at every position of x. family: all products with that matrix that `by` is correlated with. place: along the axes of
-    `by` whose positions are mixed on the way, which one. None where they are too many."""
-    placed: list[tuple[MatMul, dict[int, int], Node]] = []
-    for product in family:
-        links = links_of(x, product)
-        if links is None:
-            continue
-        sizes = product.type.shape
-        mixed = [i for i, (link, n) in enumerate(zip(links, sizes, strict=True)) if link is None and n > 1]
-        if len(placed) + math.prod(sizes[i] for i in mixed) > MOST_MIXED:
-            return None
-        for at in itertools.product(*(range(sizes[i]) for i in mixed)):
-            here = dict(zip(mixed, at, strict=True))
-            placed.append((product, here, _placed(_cut(product, here), links, x)))
-    vectors = [u for *_, u in placed]
+def by_stein(x: Node, by: MatMul, family: Mapping[MatMul, Links]) -> ArrayOp:
+    """E[dx / d by], at each place of the axes of `by` that are mixed on the way, in their order and as one axis in front, and at every
+    position of x. family: all products with that matrix that x may depend on, each with the axis of x that carries each of its own."""
     shape, source = x.type.shape, x.source
-    covariances = [Moment(_PRODUCT, (u, v), (), source=source) for u in vectors for v in vectors]
-    with_x = [Moment(_PRODUCT, (u, x), (), source=source) for u in vectors]
-    (which,) = (i for i, (product, here, _) in enumerate(placed) if product is by and here == dict(place))
-    return ArrayOp(STEIN, (("place", which),), (*with_x, *covariances), shape, source=source)
+    front = [_placed(u, links, x) for u, links in family.items()]
+    sizes = tuple(u.type.shape[0] for u in front)
+    with_x = [
+        Moment(_PRODUCT, (u, _spread(x, (n, *shape), 1)), (), source=source) for u, n in zip(front, sizes, strict=True)
+    ]
+    covariances = []
+    for i, (u, n) in enumerate(zip(front, sizes, strict=True)):
+        for v, m in zip(front[i:], sizes[i:], strict=True):
+            both = (n, m, *shape)
+            pair = _spread(u, both, 2, (0,)), _spread(v, both, 2, (1,))
+            covariances.append(Moment(_PRODUCT, pair, (), source=source))
+    which = list(family).index(by)
+    params = (("sizes", sizes), ("which", which))
+    return ArrayOp(STEIN, params, (*with_x, *covariances), (sizes[which], *shape), source=source)
 
 
-def _cut(u: MatMul, at: Mapping[int, int]) -> Node:
-    """A product at some places of the axes that are mixed."""
-    if not at:
+def _spread(u: Node, shape: tuple[int, ...], front: int, own: tuple[int, ...] = ()) -> Node:
+    """A variable along more axes in front. own: which of those it has already."""
+    axes = (*own, *range(front, len(shape)))
+    if axes == tuple(range(len(shape))):
         return u
-    shape = u.type.shape
-    start = tuple(at.get(i, 0) for i in range(len(shape)))
-    stop = tuple(at[i] + 1 if i in at else n for i, n in enumerate(shape))
-    op = position("slice", start=start, stop=stop, stride=(1,) * len(shape))
-    return PositionMap(op, (u,), Type("vector", op.shape(shape), u.type.axis, u.type.width), source=u.source)
+    assert u.type.axis is not None
+    made = Type("vector", shape, axes[u.type.axis], u.type.width)
+    return PositionMap(position("broadcast", to=shape, axes=axes), (u,), made, source=u.source)
 
 
-def _placed(u: Node, links: Sequence[int | None], x: Node) -> Node:
-    """A product at the positions of x."""
-    shape, axis, width = x.type.shape, x.type.axis, x.type.width
-    kept = [i for i in range(len(links)) if links[i] is not None or i == u.type.axis]
-    at = {i: axis if links[i] is None else links[i] for i in kept}
-    order = sorted(kept, key=lambda i: at[i])  # type: ignore[arg-type, return-value]
-    sizes = tuple(u.type.shape[i] for i in order)
-    if order == list(range(len(links))) and sizes == shape:
-        return u
-    whole = (*order, *(i for i in range(len(links)) if i not in kept))
-    turned = Type("vector", tuple(u.type.shape[i] for i in whole), whole.index(u.type.axis), width)
-    moved = PositionMap(position("transpose", permutation=whole), (u,), turned, source=u.source)
-    thin = Type("vector", sizes, order.index(u.type.axis), width)  # type: ignore[arg-type]
-    flat = PositionMap(position("reshape", to=sizes), (moved,), thin, source=u.source)
-    spread = position("broadcast", to=shape, axes=tuple(at[i] for i in order))
-    return PositionMap(spread, (flat,), Type("vector", shape, axis, width), source=u.source)
+def _placed(u: Node, links: Links, x: Node) -> Node:
+    """A product at the positions of x, its mixed places along one axis in front."""
+    shape, axis, width, own = x.type.shape, x.type.axis, x.type.width, u.type.shape
+    assert axis is not None and u.type.axis is not None
+    mixed = [i for i, link in enumerate(links) if link is None and i != u.type.axis]
+    at = {i: axis if link is None else link for i, link in enumerate(links) if i not in mixed}
+    kept = sorted(at, key=lambda i: at[i])
+    order = (*mixed, *kept)
+    current, place = u, len(mixed) + kept.index(u.type.axis)
+    if order != tuple(range(len(own))):
+        turned = Type("vector", tuple(own[i] for i in order), place, width)
+        current = PositionMap(position("transpose", permutation=order), (u,), turned, source=u.source)
+    count = math.prod(own[i] for i in mixed)
+    thin = (count, *(own[i] for i in kept))
+    if thin != current.type.shape:
+        joined = Type("vector", thin, 1 + place - len(mixed), width)
+        current = PositionMap(position("reshape", to=thin), (current,), joined, source=u.source)
+    full = (count, *shape)
+    if thin == full:
+        return current
+    spread = position("broadcast", to=full, axes=(0, *(1 + at[i] for i in kept)))
+    return PositionMap(spread, (current,), Type("vector", full, 1 + axis, width), source=u.source)

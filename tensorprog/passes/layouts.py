@@ -174,9 +174,12 @@ class Layout:
         for place in itertools.product(*(range(self.sizes[c]) for c in self.mixed)):
             yield dict(zip(self.mixed, place, strict=True))
 
-    def place(self, places: dict[str, int]) -> dict[int, int]:
-        """These positions by the axis of u, axes of size one left out."""
-        return {i: places[c] for i, c in enumerate(self.u) if c in places and self.by.type.shape[i] > 1}
+    def flat(self, places: dict[str, int]) -> int:
+        """The number of such positions in the order of `places`."""
+        number = 0
+        for c in self.mixed:
+            number = number * self.sizes[c] + places[c]
+        return number
 
     def seed(self, places: dict[str, int]) -> Const:
         """The derivative of u in itself at these positions, all others at once."""

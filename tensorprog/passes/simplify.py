@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tensorprog.ir import Const, LinComb, Literal, MatMul, Moment, Node, Nonlin, PositionMap, position
+from tensorprog.ir import Const, LinComb, Literal, MatMul, Moment, Node, Nonlin, Position, PositionMap, position
 from tensorprog.ir.phi import identity, parameter
 from tensorprog.passes.structure import Structure
 
@@ -130,6 +130,48 @@ def reshaped_constant(node: Node, facts: Structure) -> Node | None:
     return None
 
 
+def taken_back(node: Node, facts: Structure) -> Node | None:
+    """A slice of arrays that were put beside each other, as by a stack: of those that it reaches alone."""
+    if not isinstance(node, PositionMap) or node.op.name != "slice" or not isinstance(node.args[0], LinComb):
+        return None
+    kept = []
+    for a, x in node.args[0].terms:
+        if isinstance(a, Node) or not isinstance(x, PositionMap) or x.op.name != "pad" or len(x.args) > 1:
+            return None
+        part = _under(node.op, x)
+        if part is None:
+            return None
+        start, stop = part
+        inner = x.args[0]
+        if any(b <= a for a, b in zip(start, stop, strict=True)):
+            continue
+        if start != (0,) * len(start) or stop != inner.type.shape:
+            op = position("slice", start=start, stop=stop, stride=(1,) * len(start))
+            inner = PositionMap(op, (inner,), node.result, source=node.source)
+            inner = taken_back(inner, facts) or inner
+        kept.append((a, inner))
+    if not kept:
+        return None
+    return kept[0][1] if len(kept) == 1 and kept[0][0] == 1.0 else LinComb(tuple(kept), source=node.source)
+
+
+def _under(cut: Position, padded: PositionMap) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The part of a padded array that a slice of it takes, an empty one where it takes zeros only; None where it takes both."""
+    config, shape = padded.op.kw["config"], padded.args[0].type.shape
+    if any(step != 1 for step in cut.kw["stride"]) or any(low < 0 or high < 0 or gap for low, high, gap in config):
+        return None
+    parts = [
+        (start - low, stop - low)
+        for start, stop, (low, *_) in zip(cut.kw["start"], cut.kw["stop"], config, strict=True)
+    ]
+    if any(stop <= 0 or start >= n for (start, stop), n in zip(parts, shape, strict=True)):
+        return (0,) * len(shape), (0,) * len(shape)
+    if any(start < 0 or stop > n for (start, stop), n in zip(parts, shape, strict=True)):
+        return None
+    return tuple(start for start, _ in parts), tuple(stop for _, stop in parts)
+
+
 RULES: tuple[Callable[[Node, Structure], Node | None], ...] = (
     untransposed, mean_of_gaussian, copied, zero_moved, short_sum, factor_taken_in, only_reshapes, reshaped_constant,
+    taken_back,
 )  # fmt: skip

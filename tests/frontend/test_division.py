@@ -189,6 +189,75 @@ def symmetric_and_plain() -> Pair:
     return tied, apart
 
 
+def part_beside_whole() -> Pair:
+    """Of few positions, which are weights of their own."""
+
+    def tied(x: jax.Array) -> jax.Array:
+        n, w, h = nn.width(), one(2, 2), rows_of(x).reshape(-1)
+        h = relu(times(w, h))
+        g = relu(times(w[:n, n:], h[:n]))
+        return out(h, times(w[:n].T, g)[:n], times(w[n:, :n].T, g))
+
+    def apart(x: jax.Array) -> jax.Array:
+        w, h = weights(2, 2), list(rows_of(x))
+        h = [relu(times(a, h[0]) + times(b, h[1])) for a, b in w]
+        g = relu(times(w[0][1], h[0]))
+        return out(*h, times(w[0][0].T, g), times(w[1][0].T, g))
+
+    return tied, apart
+
+
+def half_positions() -> Pair:
+    """A part that is cut inside positions, of many."""
+
+    def tied(x: jax.Array) -> jax.Array:
+        n, w, h = nn.width(), one(1, 5), rows_of(jnp.repeat(x, 3, 0)[:5])
+        code = relu(times(w, h.reshape(-1)))
+        return out(code, erf(times(w[:, n // 2 : 3 * n // 2], h[1])), times(w, jnp.ones(5 * n) * x[0, 0]))
+
+    def apart(x: jax.Array) -> jax.Array:
+        n, h = nn.width(), rows_of(jnp.repeat(x, 3, 0)[:5]).reshape(10, -1)
+        w = [nn.weight((n, n // 2)) for _ in range(10)]
+        code = relu(sum(times(a, b) for a, b in zip(w, h, strict=True)))
+        ones = sum(times(a, jnp.ones(n // 2) * x[0, 0]) for a in w)
+        return out(code, erf(times(w[1], h[2]) + times(w[2], h[3])), ones)
+
+    return tied, apart
+
+
+def flattened_and_of_other_widths() -> Pair:
+    def tied(x: jax.Array) -> jax.Array:
+        w, h = one(1, 2), rows_of(x)
+        g = jnp.concatenate([nn.dense(x[0], width=0.5), nn.dense(x[1], width=1.5)])
+        return out(relu(times(w, h.reshape(-1))), times(w.T, relu(times(w, g))))
+
+    def apart(x: jax.Array) -> jax.Array:
+        n = nn.width()
+        w, h = [nn.weight((n, n // 2)) for _ in range(4)], rows_of(x).reshape(4, -1)
+        g = [nn.dense(x[0], width=0.5), *(nn.dense(x[1], width=0.5) for _ in range(3))]
+        both = lambda v: relu(sum(times(a, b) for a, b in zip(w, v, strict=True)))
+        return out(both(h), jnp.concatenate([times(a.T, both(g)) for a in w]))
+
+    return tied, apart
+
+
+def symmetric_part() -> Pair:
+    """Rows of a symmetric weight: a symmetric block and a plain one, whose transpose stands in the columns."""
+
+    def tied(x: jax.Array) -> jax.Array:
+        n, s, h = nn.width(), nn.symmetric(2 * nn.width()), rows_of(x).reshape(-1)
+        code = relu(times(s[:n], h))
+        return out(times(s[:, n:], code), relu(times(s[n:, :n], h[:n])), times(s[:n], jnp.ones(2 * n) * x[0, 0]))
+
+    def apart(x: jax.Array) -> jax.Array:
+        n, h = nn.width(), rows_of(x)
+        a, d, b = nn.symmetric(n), nn.symmetric(n), nn.weight((n, n))
+        code, ones = relu(times(a, h[0]) + times(b, h[1])), jnp.ones(n) * x[0, 0]
+        return out(times(b, code), times(d, code), relu(times(b.T, h[0])), times(a, ones) + times(b, ones))
+
+    return tied, apart
+
+
 PAIRS: dict[str, Callable[[], Pair]] = {
     "autoencoder": autoencoder,
     "autoencoder, never cut again": autoencoder_whole,
@@ -201,6 +270,10 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "symmetric, flattened": symmetric(beside=False),
     "symmetric, concatenated": symmetric(beside=True),
     "symmetric and plain": symmetric_and_plain,
+    "a part beside the whole": part_beside_whole,
+    "a part cut inside positions": half_positions,
+    "flattened, and of other widths beside each other": flattened_and_of_other_widths,
+    "a part of a symmetric one that holds some of its diagonal": symmetric_part,
 }
 
 
@@ -212,9 +285,10 @@ def test_one_weight_is_as_good_as_one_for_each_part(name: str, tolerance: Callab
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance(a.dtype) * float(jnp.abs(b).max()))
 
 
-def test_the_adjoint_program_of_a_divided_weight() -> None:
+@pytest.mark.parametrize("name", ["autoencoder", "a part cut inside positions"])
+def test_the_adjoint_program_of_a_divided_weight(name: str) -> None:
     x = jax.random.normal(jax.random.key(2), (2, 2, 3))
-    net, _ = autoencoder()
+    net, _ = PAIRS[name]()
     tangent, adjoint = (tp.compile(net, x[0], method=method)(x).ntk for method in ("tangent", "adjoint"))
     np.testing.assert_allclose(adjoint, tangent, rtol=0, atol=1e-12 * float(jnp.abs(tangent).max()))
 
@@ -239,4 +313,14 @@ def test_orders_of_flattening_are_told_apart() -> None:
         return nn.dense(times(w, h.reshape(-1)) + times(w, h.T.reshape(-1)), features=1)
 
     with pytest.raises(tp.UnsupportedError, match=r"'weight_0' multiplies vectors .* in different orders"):
+        tp.compile(net, jnp.zeros((2, 3)))
+
+
+def test_a_part_of_a_weight_that_has_positions_behind_its_coordinates_is_refused() -> None:
+    def net(x: jax.Array) -> jax.Array:
+        n, w, h = nn.width(), one(1, 2), rows_of(x)
+        code = relu(times(w, h.T.reshape(-1)))
+        return nn.dense(times(w[:, :n], code), features=1)
+
+    with pytest.raises(tp.UnsupportedError, match=r"'weight_0' is cut or laid out in two ways that overlap"):
         tp.compile(net, jnp.zeros((2, 3)))

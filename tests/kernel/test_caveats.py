@@ -57,3 +57,23 @@ def test_a_caveat(name: str) -> None:
 def test_none(name: str) -> None:
     net, shape = UNSAID[name]
     assert "caveat:" not in str(tp.compile(net, jnp.zeros(shape)).derivation()).lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cbrt", "sqrt of abs"])
+def test_slopes_without_a_mean_square_are_refused(name: str) -> None:
+    """E[|u|^(-4/3)] and E[1 / |u|] are infinite, and so is the tangent kernel of an input with itself, whatever a sample says."""
+    phi = {"cbrt": jnp.cbrt, "sqrt of abs": lambda h: jnp.sqrt(jnp.abs(h))}[name]
+    with pytest.raises(tp.UnsupportedError, match="whose moments cannot be sampled"):
+        tp.compile(plain(phi), jnp.ones(2), tolerance=1e-3)
+
+
+def test_slopes_that_are_no_numbers_are_refused() -> None:
+    """The slope of sqrt(relu(h)) below zero is infinity times 0, in JAX as well."""
+    with pytest.raises(tp.UnsupportedError, match="it is no number somewhere"):
+        tp.compile(plain(lambda h: jnp.sqrt(jax.nn.relu(h))), jnp.ones(2))
+
+
+def test_numbers_put_in_the_place_of_what_is_none() -> None:
+    found = tp.compile(plain(jnp.nan_to_num), jnp.ones(2))(jnp.ones((1, 2)))
+    assert abs(float(found.nngp[0, 0]) - 1) < 1e-6 and abs(float(found.ntk[0, 0]) - 2) < 1e-6  # float32

@@ -45,8 +45,21 @@ def moved(node: Node, to: tuple[int, ...]) -> PositionMap:
     return PositionMap(position("reshape", to=to), (node,), Type(node.type.kind, to, axis, node.type.width))
 
 
+def padded(node: Node, before: int, behind: int) -> PositionMap:
+    op = position("pad", config=((before, behind, 0),))
+    return PositionMap(op, (node,), Type("scalar", op.shape(node.type.shape)))
+
+
+def part(node: Node, start: int, stop: int) -> PositionMap:
+    op = position("slice", start=(start,), stop=(stop,), stride=(1,))
+    return PositionMap(op, (node,), Type("scalar", (stop - start,)))
+
+
 square = Weight("s", (1, 1), (ONE, ONE), 1.0, 1.0, ((Fraction(0), ONE),) * 2)
 goe = Weight("s", (1, 1), (ONE, ONE), 1.0, 1.0, ((Fraction(0), ONE),) * 2, symmetric=True)
+
+y = Input("y", (4,), "float64")
+beside = LinComb(((1.0, padded(x, 0, 4)), (3.0, padded(y, 4, 0))))
 
 CASES: dict[str, list[tuple[Callable[[], Node], Callable[[], Node | None]]]] = {
     "untransposed": [
@@ -91,6 +104,16 @@ CASES: dict[str, list[tuple[Callable[[], Node], Callable[[], Node | None]]]] = {
     "reshaped_constant": [
         (lambda: moved(one, (1, 1)), lambda: Const(Literal.of(np.ones((1, 1))))),
         (lambda: moved(x, (2, 2)), lambda: None),
+    ],
+    "taken_back": [
+        (lambda: part(beside, 0, 4), lambda: x),
+        (lambda: part(beside, 5, 7), lambda: LinComb(((3.0, part(y, 1, 3)),))),
+        (
+            lambda: part(LinComb(((1.0, padded(beside, 1, 0)), (1.0, padded(part(x, 0, 1), 0, 8)))), 5, 9),
+            lambda: LinComb(((3.0, y),)),
+        ),
+        (lambda: part(beside, 3, 5), lambda: None),  # some of both
+        (lambda: part(LinComb(((1.0, padded(x, 0, 4)), (1.0, padded(x, 4, 0)), (1.0, beside))), 0, 4), lambda: None),
     ],
 }
 
