@@ -120,6 +120,8 @@ class _Arguments:
         scale, base = 1.0, node
         while isinstance(base, LinComb) and len(base.terms) == 1 and not isinstance(base.terms[0][0], Node):
             scale, base = scale * base.terms[0][0], base.terms[0][1]
+        if scale == 0:
+            return sympy.Integer(0)
         first_scale, first = self._scales.setdefault(base, (scale, node))
         symbol = self.xs.setdefault(first, _symbol(f"x{len(self.xs)}"))
         return symbol if first is node else snap(scale / first_scale) * symbol

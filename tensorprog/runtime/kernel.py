@@ -138,9 +138,10 @@ def without_branches(off: Collection[str]) -> bool:
 
 def live_flag(x: Leaves, off: Collection[str] = ()) -> jax.Array | None:
     """True, but only when it runs: what shields costly quantities from fusion on a CPU (`tensorprog.lower.emit`)."""
-    if without_branches(off):
+    filled = [leaf for leaf in x if leaf.size]
+    if without_branches(off) or not filled:
         return None
-    some = lax.stop_gradient(x[0]).ravel()[0].astype(jnp.float32)
+    some = lax.stop_gradient(filled[0]).ravel()[0].astype(jnp.float32)
     return some == some
 
 
