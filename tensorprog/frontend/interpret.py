@@ -359,8 +359,13 @@ def _compute(eqn: Equation, values: Sequence[Known]) -> list[Value]:
             results.append([np.broadcast_to(shaped, e.params["shape"])])
             continue
         made = e.primitive.bind(*(jax.numpy.asarray(v.values[i]) for v in values), **e.params)
-        results.append([np.asarray(r) for r in (made if e.primitive.multiple_results else [made])])
+        results.append([_on_host(r) for r in (made if e.primitive.multiple_results else [made])])
     return [Known(pair) for pair in zip(*results, strict=True)]
+
+
+def _on_host(array: Any) -> Any:
+    """As a NumPy array; keys of random numbers, which NumPy does not have, as they are."""
+    return array if jax.numpy.issubdtype(array.dtype, jax.dtypes.extended) else np.asarray(array)
 
 
 _MOVES = {

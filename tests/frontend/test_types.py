@@ -83,3 +83,13 @@ def test_a_term_with_the_factor_zero() -> None:
     horner = lambda h: jnp.polyval(jnp.stack([0.3, 0.1, 1.0]), h)
     written = lambda h: 0.3 * h**2 + 0.1 * h + 1.0
     same(*(lambda x, f=f: nn.dense(f(nn.dense(x)), features=1) for f in (horner, written)), X)
+
+
+def test_numbers_drawn_inside_are_constants() -> None:
+    """A mask over positions from a fixed key, which ended in an error from within; one over the width has no limit."""
+    drawn = lambda shape: jax.random.bernoulli(jax.random.key(3), 0.5, shape)
+    mask = np.asarray(drawn((4, 1)), float)
+    layers = lambda mask: lambda x: nn.dense((jax.nn.relu(nn.dense(x[:, None])) * mask()).sum(0), features=1)
+    same(layers(lambda: drawn((4, 1))), layers(lambda: mask), X)
+    with pytest.raises(tp.UnsupportedError, match="vary along the width"):
+        tp.compile(layers(lambda: drawn((1, nn.width()))), X[0])
