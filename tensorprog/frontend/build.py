@@ -383,7 +383,7 @@ def _common_layout(variables: Sequence[Var]) -> Layout:
         for i, axis in enumerate(var.layout, start=rank - len(var.layout)):
             if axis and not layout[i]:
                 layout[i] = axis
-            elif axis and axis != layout[i] and not (var.det and math.prod(axis) == math.prod(layout[i])):
+            elif axis and axis != layout[i] and not (var.det and _one_number(axis, layout[i])):
                 _divide_alike(variables, rank - i, (axis, layout[i]))
                 raise Refusal(
                     f"it combines hidden arrays built differently along one axis: {_show(tuple(layout))} and {_show(var.layout)}",
@@ -395,6 +395,12 @@ def _common_layout(variables: Sequence[Var]) -> Layout:
             "contract the width, or let both factors share it",
         )
     return tuple(layout)
+
+
+def _one_number(axis: Axis, other: Axis) -> bool:
+    """Is a deterministic array the same along the whole of an axis, however the other one is built? (Numbers for groups of
+    coordinates are not, and have to meet their groups.)"""
+    return math.prod(axis) == math.prod(other) and all(isinstance(f, Fraction) for f in axis)
 
 
 def _divide_alike(variables: Sequence[Var], from_end: int, axes: tuple[Axis, Axis]) -> None:
