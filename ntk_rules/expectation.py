@@ -140,6 +140,11 @@ class Expectation:
         entries, values = self._arrays(covariances, parameters)
         return self._core.method.error(dict(zip(self.needs, entries, strict=True)), values)
 
+    @property
+    def reach(self) -> float:
+        """The largest variance for which `bound` was shown: infinite for closed forms, and where it is not known."""
+        return self._core.method.reach
+
     def latex(self) -> str:
         """The formula in LaTeX; of a numerical value, the name of its tier."""
         if self.formula is None:

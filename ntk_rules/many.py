@@ -25,7 +25,7 @@ from ntk_rules import special
 from ntk_rules.chunks import elementwise
 from ntk_rules.functions import to_jax
 from ntk_rules.method import Declined, Entry, Method, by_correlations
-from ntk_rules.numeric import DEFAULT_TOLERANCE, admissible, unknown_functions
+from ntk_rules.numeric import DEFAULT_TOLERANCE, admissible, unknown_functions, up_to
 from ntk_rules.panels import SHELL, beyond
 from ntk_rules.pieces import has_kinks
 from ntk_rules.question import Question, gaussian_symbols
@@ -126,8 +126,8 @@ def plane(question: Question) -> Method:
     moves = by_correlations(lambda c, p: plain(*arrays_of(c, p)), needs)
     step = "smooth function of two Gaussians: trapezoidal rule in the whitened plane"
     return Method(
-        "plane quadrature", needs, lambda c, p: plain(*arrays_of(c, p)), (step, *unknown_functions(question)), None, bound, reach,
-        lambda c, p: error(c, p)[0] + moves(c, p),
+        "plane quadrature", needs, lambda c, p: plain(*arrays_of(c, p)), (step, *unknown_functions(question)), None, bound, up_to(reach),
+        lambda c, p: error(c, p)[0] + moves(c, p), reach=reach,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ class Declined(Exception):
 
 @dataclass(frozen=True)
 class Method:
-    """How an expectation is computed."""
+    """How an expectation is computed. reach: the largest variance for which `bound` was shown."""
 
     tier: str
     needs: tuple[Entry, ...]
@@ -34,6 +35,7 @@ class Method:
     estimate: Compute | None = None
     pathwise: Compute | None = None  # differentiable in place of Price's theorem, where that has no rule
     once: Compute | None = None  # the value as a function that is quick to compile, for a single use
+    reach: float = math.inf
     terms: tuple[Term, ...] | None = None  # the normal form of what was asked, from which derivatives are taken
 
     def error(self, covariances: dict[Entry, jax.Array], parameters: tuple[jax.Array, ...]) -> jax.Array:

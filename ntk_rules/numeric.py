@@ -102,7 +102,7 @@ def assemble(
     def estimate(covariances, parameters):
         return error_and_scale(covariances, parameters)[0] + moves(covariances, parameters)
 
-    return Method(tier, needs, compute, steps, None, bound, reach, estimate)
+    return Method(tier, needs, compute, steps, None, bound, up_to(reach), estimate, reach=reach)
 
 
 def unknown_functions(question: Question) -> tuple[str, ...]:
@@ -305,7 +305,8 @@ def _independent_pair(f: Factor, g: Factor, left: sp.Expr, right: sp.Expr, quest
     needs = tuple(sorted({e for m in methods for e in m.needs}))
     steps = ("independence: E[f(u) g(v)] = E[f(u)] E[g(v)]", *methods[0].steps, *methods[1].steps)
     bound = methods[0].bound + methods[1].bound
-    return Method(methods[0].tier, needs, compute, steps, None, bound, methods[0].bound_range, estimate)
+    reach = min(m.reach for m in methods)
+    return Method(methods[0].tier, needs, compute, steps, None, bound, methods[0].bound_range, estimate, reach=reach)
 
 
 def conditioned(delta: Delta, i: int, g: Factor, question: Question) -> list[Part]:
@@ -385,11 +386,16 @@ def joint_density(weight: sp.Expr, a: sp.Expr, b: sp.Expr, i: int, j: int) -> sp
     return weight * sp.exp(-(x**2 + y**2 - 2 * rho * x * y) / (2 * w**2)) / (2 * sp.pi * s_i * s_j * w)
 
 
+def up_to(variance: float) -> str:
+    """The range of a bound in words."""
+    return f"relative to the scale of the answer, for variances up to {variance:g}"
+
+
 def admissible(
     error_at: Callable[..., tuple[jax.Array, jax.Array]], needs: tuple, question: Question,
     correlations: tuple[float, ...] = (0.9,),
-) -> tuple[float, str]:  # fmt: skip
-    """(bound relative to the scale of the answer, the variances it holds for), or Declined."""
+) -> tuple[float, float]:  # fmt: skip
+    """(bound relative to the scale of the answer, the largest variance it holds for), or Declined."""
     wanted = question.tolerance or DEFAULT_TOLERANCE
     variances = _VARIANCES + _SMALL_VARIANCES
     with jax.enable_x64(True):
@@ -409,5 +415,5 @@ def admissible(
     for k, variance in enumerate(_VARIANCES):
         bound = max(relative[k : len(_VARIANCES)].max(), small)
         if bound <= wanted:
-            return float(bound), f"relative to the scale of the answer, for variances up to {variance:g}"
+            return float(bound), variance
     raise Declined(f"reaches {max(relative[len(_VARIANCES) - 1], small):.1e} at variance 1, wanted {wanted:.1e}")

@@ -109,7 +109,8 @@ def independence(question: Question) -> Method:
     steps = ("independence: the factors one by one", *dict.fromkeys(s for m in methods for s in m.steps))
     tier = " * ".join(sorted({m.tier for m in methods}))
     bound = sum(m.bound for m in methods)
-    return Method(tier, needs, compute, steps, None, bound, worst.bound_range, estimate)
+    reach = min(m.reach for m in methods)
+    return Method(tier, needs, compute, steps, None, bound, worst.bound_range, estimate, reach=reach)
 
 
 def independent_blocks(
@@ -176,7 +177,8 @@ def linearity(question: Question) -> Method:
     names = " + ".join(sorted({m.tier for m in methods}))
     steps = ("linearity: the addends one by one", *dict.fromkeys(s for m in methods for s in m.steps))
     bound = sum(m.bound * (abs(float(c)) if c.is_number else 1.0) for (c, _), m in zip(parts, methods, strict=True))
-    return Method(names, needs, compute, steps, None, bound, worst.bound_range, estimate)
+    reach = min(m.reach for m in methods)
+    return Method(names, needs, compute, steps, None, bound, worst.bound_range, estimate, reach=reach)
 
 
 def _needs_sampling(expanded: sp.Expr, question: Question) -> bool:

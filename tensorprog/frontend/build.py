@@ -118,6 +118,8 @@ def to_var(value: Value) -> Var:
 
 
 def _known_var(value: Known) -> Var:
+    if value.values[0].dtype.kind == "V":  # bfloat16, a type that NumPy computes nothing with
+        value = Known((value.values[0].astype(float), value.values[1].astype(float)))
     try:
         layout = layout_of(value.shapes)
         array, power = fit_power((_at_unit(value.values[0], layout), _at_unit(value.values[1], layout)))
@@ -383,7 +385,7 @@ def _common_layout(variables: Sequence[Var]) -> Layout:
         for i, axis in enumerate(var.layout, start=rank - len(var.layout)):
             if axis and not layout[i]:
                 layout[i] = axis
-            elif axis and axis != layout[i] and not (var.det and math.prod(axis) == math.prod(layout[i])):
+            elif axis and axis != layout[i] and not (var.det and _one_number(axis, layout[i])):
                 _divide_alike(variables, rank - i, (axis, layout[i]))
                 raise Refusal(
                     f"it combines hidden arrays built differently along one axis: {_show(tuple(layout))} and {_show(var.layout)}",
@@ -410,6 +412,12 @@ def _beside_alike(variables: Sequence[Var]) -> list[Var]:
             apart = unflattened(var, axis)
         made.append(var if apart is None else apart)
     return made
+
+
+def _one_number(axis: Axis, other: Axis) -> bool:
+    """Is a deterministic array the same along the whole of an axis, however the other one is built? (Numbers for groups of
+    coordinates are not, and have to meet their groups.)"""
+    return math.prod(axis) == math.prod(other) and all(isinstance(f, Fraction) for f in axis)
 
 
 def _divide_alike(variables: Sequence[Var], from_end: int, axes: tuple[Axis, Axis]) -> None:

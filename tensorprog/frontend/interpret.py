@@ -35,6 +35,7 @@ from tensorprog.frontend.values import (
     Var,
     aval,
     fit_power,
+    kind_of,
     layout_of,
     loop_sizes,
     width_axis,
@@ -318,6 +319,11 @@ def evaluate(eqn: Equation, values: Sequence[Value]) -> list[Value]:
         if _simply_run(eqn, values):
             return _array_op(eqn, values)
         rule = RULES.get(eqn.primitive)
+        if _complex(eqn):
+            raise Refusal(
+                "it takes complex numbers of hidden values, or together with them",
+                "write real and imaginary parts as two real arrays; of the input alone any complex function may be taken",
+            )
         if rule is None:
             raise Refusal(*_advice(eqn.primitive))
         result = rule(eqn, *values)
@@ -370,8 +376,13 @@ def _compute(eqn: Equation, values: Sequence[Known]) -> list[Value]:
             results.append([np.broadcast_to(shaped, e.params["shape"])])
             continue
         made = e.primitive.bind(*(jax.numpy.asarray(v.values[i]) for v in values), **e.params)
-        results.append([np.asarray(r) for r in (made if e.primitive.multiple_results else [made])])
+        results.append([_on_host(r) for r in (made if e.primitive.multiple_results else [made])])
     return [Known(pair) for pair in zip(*results, strict=True)]
+
+
+def _on_host(array: Any) -> Any:
+    """As a NumPy array; keys of random numbers, which NumPy does not have, as they are."""
+    return array if jax.numpy.issubdtype(array.dtype, jax.dtypes.extended) else np.asarray(array)
 
 
 _MOVES = {
@@ -401,8 +412,9 @@ def _simply_run(eqn: Equation, values: Sequence[Value]) -> bool:
     """Is everything in this equation deterministic, without width axes and powers of the width?"""
     if (
         eqn.primitive in RULES
-        and (eqn.out_dtype.kind == "f" or eqn.primitive in _MOVES)
+        and (kind_of(eqn.eqns[0].outvars[0]) == "f" or eqn.primitive in _MOVES)
         and eqn.primitive not in _OPAQUE
+        and not _complex(eqn)
     ):
         return False
     for i, _ in enumerate(eqn.eqns[0].outvars):
@@ -413,6 +425,11 @@ def _simply_run(eqn: Equation, values: Sequence[Value]) -> bool:
         or (isinstance(v, Known) and np.array_equal(*v.values, equal_nan=v.values[0].dtype.kind == "f"))
         for v in values
     )
+
+
+def _complex(eqn: Equation) -> bool:
+    """Does it read complex numbers? The rules are those of real ones."""
+    return any(kind_of(atom) == "c" for atom in eqn.eqns[0].invars)
 
 
 def _array_op(eqn: Equation, values: Sequence[Value]) -> list[Value]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sympy
@@ -28,6 +28,7 @@ from tensorprog.frontend.values import (
     Value,
     Var,
     aval,
+    kind_of,
     layout_of,
     unit_shape,
     width_axis,
@@ -51,7 +52,7 @@ def elementwise(eqn: Equation, *values: Value) -> Value:
     name = eqn.primitive
     if (squared := _squares(eqn, values)) is not None:
         return squared
-    if (kept := _param_arithmetic(name, values) or _symmetrised(name, values)) is not None:
+    if (kept := _param_arithmetic(eqn, values) or _symmetrised(name, values)) is not None:
         return kept
     if name == "select_n" and isinstance(values[0], Known) and (chosen := _settled(values)) is not None:
         return chosen
@@ -152,18 +153,26 @@ def _power(eqn: Equation, variables: Sequence[Var]) -> Fraction:
 
 
 def _convert(eqn: Equation, var: Var) -> Var:
-    to = eqn.out_dtype
-    was = np.dtype(aval(eqn.eqns[0].invars[0]).dtype)
-    if (to.kind == "f" and was.kind == "f") or (var.det and to.kind == was.kind):
+    """Numbers of another type. Precisions of real numbers are all the same: the kernel is computed in that of its inputs."""
+    before, after = eqn.eqns[0].invars[0], eqn.eqns[0].outvars[0]
+    was, to, dtype = kind_of(before), kind_of(after), eqn.out_dtype
+    if was == to == "f" or (var.det and was == to and not _loses(aval(before).dtype, dtype)):
         return var
-    if var.random and to.kind != "f":
-        raise Refusal(f"it makes {to} of hidden values", "keep hidden vectors real")
+    if var.random and to != "f":
+        raise Refusal(f"it makes {dtype} of hidden values", "keep hidden vectors real")
     if var.det:
         from tensorprog.ir import ArrayOp
 
-        kind = {"f": "real", "i": "integer", "u": "integer", "b": "boolean"}[to.kind]
-        return Var.of(ArrayOp(f"to_{kind}", (), (var.node,), var.shape), var.layout, var.power)
+        kind = {"f": "real", "i": "integer", "u": "integer", "b": "boolean", "c": "complex"}[to]
+        kept = _loses(aval(before).dtype, dtype)
+        params = (("bits", 8 * dtype.itemsize), ("signed", to == "i")) if kept else ()
+        return Var.of(ArrayOp(f"to_{kind}", params, (var.node,), var.shape), var.layout, var.power)
     return _function(eqn, [var])
+
+
+def _loses(was: Any, to: np.dtype) -> bool:
+    """Do whole numbers wrap around, or saturate, where those of JAX's own size do not?"""
+    return to.kind in "iu" and not np.can_cast(was, to) and (to.itemsize < 4 or to.kind == "u")
 
 
 def _squares(eqn: Equation, values: Sequence[Value]) -> Squares | None:
@@ -175,14 +184,15 @@ def _squares(eqn: Equation, values: Sequence[Value]) -> Squares | None:
     return Squares(first) if squares or (eqn.primitive == "mul" and len(values) == 2) else None
 
 
-def _param_arithmetic(name: str, values: Sequence[Value]) -> Param | None:
+def _param_arithmetic(eqn: Equation, values: Sequence[Value]) -> Param | None:
     """A matrix scaled by a number stays a parameter."""
+    name = eqn.primitive
     params = [v for v in values if isinstance(v, Param) and sum(w is not None for w in v.widths) <= 2]
     if len(params) != 1:
         return None
     param = params[0]
     if name == "convert_element_type":
-        return param
+        return param if kind_of(eqn.eqns[0].outvars[0]) == "f" else None
     if name == "neg":
         return _scale_param(param, constant(np.float64(-1.0), ()))
     others = [v for v in values if v is not param]

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ntk_rules.constants import snap
@@ -37,6 +38,7 @@ __all__ = [
     "aval",
     "axis_of",
     "fit_power",
+    "kind_of",
     "layout_of",
     "loop_sizes",
     "unit_shape",
@@ -211,6 +213,12 @@ Value = Known | Var | Param | Squares
 def aval(atom: Any) -> Any:
     """The shape and dtype of an atom of a jaxpr (JAX types it too widely)."""
     return atom.aval
+
+
+def kind_of(atom: Any) -> str:
+    """What an atom of a jaxpr holds: "f" (real numbers of any precision, bfloat16 too, which NumPy knows nothing of), "i", "u", "b" or "c"."""
+    dtype = aval(atom).dtype
+    return "f" if jnp.issubdtype(dtype, jnp.floating) else str(np.dtype(dtype).kind)
 
 
 def loop_sizes(eqn: Any, body: Any) -> tuple[int, int]:

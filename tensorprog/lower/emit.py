@@ -258,7 +258,10 @@ def _run(node: ArrayOp, args: list[jax.Array], context: Context) -> jax.Array:
         case "to_real":
             return args[0].astype(context.dtype)
         case "to_integer":
-            return args[0].astype(int)
+            known = dict(node.params)
+            return args[0].astype(f"{'int' if known['signed'] else 'uint'}{known['bits']}" if known else int)
+        case "to_complex":
+            return args[0].astype(complex)
         case "to_boolean":
             return args[0].astype(bool)
         case "stein":

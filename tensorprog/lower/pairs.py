@@ -22,6 +22,7 @@ from tensorprog.lower.fingerprint import fingerprint
 from tensorprog.lower.population import AllNormals
 from tensorprog.lower.run import Outside, plan, run
 from tensorprog.lower.schedule import operands_of, schedule
+from tensorprog.lower.strained import strained
 
 __all__ = ["Lowered", "lower", "lower_blocks"]
 
@@ -33,12 +34,14 @@ class Lowered:
     """Blocks as functions without batch axes.
 
     state: (inputs, hypers, live) -> what one input contributes. pair: (state, state, live) -> the blocks. live: see
-    `emit.Context`. diagonal: state -> the blocks of an input with itself. means: state -> the means.
+    `emit.Context`. diagonal: state -> the blocks of an input with itself. strained: a check of the states of many inputs. means:
+    state -> the means.
     """
 
     state: Callable[..., State]
     pair: Callable[..., tuple[jax.Array, ...]]
     diagonal: Callable[[State], tuple[jax.Array, ...]]
+    strained: Callable[[Any], None] | None
     means: Callable[[State], tuple[jax.Array, ...]]
 
 
@@ -102,4 +105,4 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
     def means(a: State) -> tuple[jax.Array, ...]:
         return tuple(slots.read(a, q).astype(read(a)[0]) for q in graph.means)
 
-    return Lowered(state, pair, diagonal, means)
+    return Lowered(state, pair, diagonal, strained(quantities(pair_ends), slots), means)

@@ -119,6 +119,8 @@ class _Arguments:
             return sympy.Integer(0)
         scale, base = 1.0, node
         while isinstance(base, LinComb) and len(base.terms) == 1 and not isinstance(base.terms[0][0], Node):
+            if base.terms[0][0] == 0:  # nothing is a multiple of it
+                break
             scale, base = scale * base.terms[0][0], base.terms[0][1]
         first_scale, first = self._scales.setdefault(base, (scale, node))
         symbol = self.xs.setdefault(first, _symbol(f"x{len(self.xs)}"))

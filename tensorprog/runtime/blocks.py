@@ -78,7 +78,7 @@ class BlockFunctions:
             rows = lambda x1, x2, hypers: chosen(every(x1, x2, hypers))
         if two is not None:
             pairs, own = two.pairs, two.own
-            two = Steps(two.states, lambda a, b: chosen(pairs(a, b)), lambda a: chosen(own(a)))
+            two = Steps(two.states, lambda a, b: chosen(pairs(a, b)), lambda a: chosen(own(a)), two.strained)
         shapes, rights = chosen(self.shapes), chosen(self.rights)
         return replace(self, block=block, diagonal=diagonal, shapes=shapes, rights=rights, steps=two, rows=rows)
 

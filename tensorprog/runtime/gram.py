@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from tensorprog.runtime.assembly import Ahead, Pairs
+from tensorprog.runtime.inputs import is_traced
 from tensorprog.runtime.kernel import GET, Functions, Hypers, Leaves, Steps, float_dtype, whole
 from tensorprog.runtime.pieces import Code, Piece, Progress, Work, assemble, matrices, part
 from tensorprog.runtime.refine import Refine, in_float64, sketch
@@ -87,6 +88,7 @@ class Layers:
         sides, second = ([x1], 0) if x2 is None else ([x1, x2], len(x1[0]))  # where the second inputs begin
         refine = self._refine if "ntk" in get and float_dtype(x1) == np.float32 else None
         states = self._states(sides, hypers, own=refine is not None)
+        self._check(states)
         names, at = get if refine is None else self._names, np.int32(0)
 
         def tile(rows: int, columns: int) -> Code:
@@ -108,6 +110,20 @@ class Layers:
             return Pairs(i + found, j + columns[at])
 
         return Work(names, tile, again, lambda pairs: {"ntk": refine.mended(x1, sides[-1], ntk, hypers, pairs)})
+
+    def _check(self, states: Any) -> None:
+        if self._steps.strained is not None:
+            self._steps.strained(states[0])
+
+    def check(self, x: Leaves, hypers: Hypers, largest: bool = False) -> None:
+        """InputError where variances are beyond what quadrature follows. largest: look at the longest input alone."""
+        if self._steps.strained is None or is_traced((x, hypers)):
+            return
+        if largest:
+            sizes = sum(np.square(np.asarray(leaf, float)).reshape(len(leaf), -1).sum(1) for leaf in x)
+            at = int(np.argmax(sizes))
+            x = [leaf[at : at + 1] for leaf in x]
+        self._check(self._states([x], hypers, own=False))
 
     def _inputs_at_once(self, x: Leaves, hypers: Hypers) -> int:
         """Of how many inputs what pairs read fits into the bound of memory."""
@@ -159,6 +175,7 @@ class Gram:
         if x[0].shape[0] == 0:
             empty = jnp.zeros((0, *self.shape, *self.shape), float_dtype(x))
             return empty, empty
+        self._layers.check(x, hypers)
         return self._diagonal(x, hypers)
 
     def traced(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:
@@ -205,4 +222,7 @@ class Gram:
         work = None if self._shortcut is None else self._shortcut.work(x1, x2, hypers, get)
         if work is None:
             return self._layers.pieces(x1, x2, hypers, get)
+        for x in (x1, x2):
+            if x is not None:
+                self._layers.check(x, hypers, largest=True)
         return [Piece(0, 0, len(x1[0]), len((x1 if x2 is None else x2)[0]), x2 is None, 1, FEW, lambda: work)]

@@ -62,11 +62,13 @@ def float_dtype(x: Iterable[jax.Array]) -> Any:
 @dataclass(frozen=True)
 class Steps:
     """states: (x, hypers) -> all that pairs read of the inputs, a tree of arrays with a batch axis. pairs: (states, states) -> the
-    blocks of every pair. own: states -> the blocks of every input with itself."""
+    blocks of every pair. own: states -> the blocks of every input with itself. strained: raises InputError where variances are beyond
+    what quadrature follows."""
 
     states: Callable[[Leaves, Hypers], Any]
     pairs: Callable[[Any, Any], tuple[jax.Array, ...]]
     own: Callable[[Any], tuple[jax.Array, ...]]
+    strained: Callable[[Any], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class OfPairs(Protocol):
     def pair(self) -> Callable[..., Any]: ...
     @property
     def diagonal(self) -> Callable[..., Any]: ...
+    @property
+    def strained(self) -> Callable[[Any], None] | None: ...
 
 
 def by_rows(pairs: Callable[[Any, Any], Any], first: Any, second: Any, entries: int) -> Any:
@@ -138,9 +142,10 @@ def without_branches(off: Collection[str]) -> bool:
 
 def live_flag(x: Leaves, off: Collection[str] = ()) -> jax.Array | None:
     """True, but only when it runs: what shields costly quantities from fusion on a CPU (`tensorprog.lower.emit`)."""
-    if without_branches(off):
+    filled = [leaf for leaf in x if leaf.size]
+    if without_branches(off) or not filled:
         return None
-    some = lax.stop_gradient(x[0]).ravel()[0].astype(jnp.float32)
+    some = lax.stop_gradient(filled[0]).ravel()[0].astype(jnp.float32)
     return some == some
 
 
@@ -155,7 +160,7 @@ def steps(lowered: OfPairs, entries: int, off: Collection[str] = ()) -> Steps:
         live = live_flag(jax.tree.leaves(first), off)
         return jax.vmap(jax.vmap(lambda a, b: lowered.pair(a, b, live), (None, 0)), (0, None))(first, second)
 
-    return Steps(states, pairs, jax.vmap(lowered.diagonal))
+    return Steps(states, pairs, jax.vmap(lowered.diagonal), lowered.strained)
 
 
 class InOne(Protocol):

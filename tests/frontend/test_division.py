@@ -324,3 +324,25 @@ def test_a_part_of_a_weight_that_has_positions_behind_its_coordinates_is_refused
 
     with pytest.raises(tp.UnsupportedError, match=r"'weight_0' is cut or laid out in two ways that overlap"):
         tp.compile(net, jnp.zeros((2, 3)))
+
+
+def test_numbers_for_groups_of_coordinates_meet_their_groups() -> None:
+    """Averages over groups, repeated along the width, as in group norms of libraries: every group read those of all, which ended in an
+    error from within. Flattened in the other order they are refused."""
+    x = jax.random.normal(jax.random.key(0), (3, 4, 2))
+    groups = lambda h: h.reshape(4, -1)
+    squares = lambda h: jnp.mean(groups(h) ** 2, axis=1)
+    repeated = lambda h: h - jnp.repeat(squares(h), h.size // 4)
+    grouped = lambda h: (groups(h) - squares(h)[:, None]).reshape(-1)
+    net = lambda change: lambda x: nn.dense(jax.nn.relu(change(nn.dense(x.reshape(-1)))), features=1)
+    wanted = tp.compile(net(grouped), x[0])(x)
+    for method in ("tangent", "adjoint"):
+        found = tp.compile(net(repeated), x[0], method=method)(x)
+        for a, b in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * float(jnp.abs(b).max()))
+    flat = lambda order: lambda x: nn.dense(jax.nn.relu(nn.dense(x).reshape(-1) + order(x[:, 0])), features=1)
+    kept = tp.compile(flat(lambda a: jnp.repeat(a, nn.width())), x[0])(x)
+    other = tp.compile(lambda x: nn.dense(jax.nn.relu(nn.dense(x) + x[:, :1]).reshape(-1), features=1), x[0])(x)
+    np.testing.assert_allclose(kept.ntk, other.ntk, rtol=1e-12)
+    with pytest.raises(tp.UnsupportedError, match="built differently along one axis"):
+        tp.compile(flat(lambda a: jnp.tile(a, nn.width())), x[0])

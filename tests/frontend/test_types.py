@@ -1,0 +1,95 @@
+"""Arrays of other types inside a network: whole numbers, truth values, half precision, complex numbers, arrays without entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tensorprog as tp
+from tensorprog import nn
+from tests.frontend.test_scatter import same
+
+X = jax.random.normal(jax.random.key(0), (3, 4))
+
+
+def net(h: jax.Array) -> jax.Array:
+    return nn.dense(jax.nn.relu(nn.dense(h, bias_var=0.2)), features=1)
+
+
+def of_inputs(inside: Callable, x: jax.Array) -> None:
+    """The kernel with `inside` in the network is that of inputs on which JAX has done the same before."""
+    outside = jax.vmap(lambda one: jnp.asarray(inside(one), float))(x)
+    wanted = tp.compile(net, outside[0])(outside)
+    for method in ("tangent", "adjoint"):
+        found = tp.compile(lambda one: net(inside(one)), x[0], method=method)(x)
+        for a, b in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * float(jnp.abs(b).max()))
+
+
+INSIDE = {
+    "the size of a spectrum": (lambda x: jnp.abs(jnp.fft.rfft(x)), X),
+    "a complex function": (lambda x: jnp.real(jnp.exp(1j * x) * x), X),
+    "narrow whole numbers": (lambda x: x.astype(jnp.int8), jnp.arange(-6, 6).reshape(3, 4) * 50),
+    "narrow whole numbers without sign": (lambda x: x.astype(jnp.uint8), jnp.arange(-6, 6).reshape(3, 4) * 50),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_what_is_done_to_inputs_is_done_as_jax_does_it(name: str) -> None:
+    """The size of a spectrum was that of its real part; narrow whole numbers did not wrap around."""
+    of_inputs(*INSIDE[name])
+
+
+def test_weights_are_not_made_whole_numbers() -> None:
+    """They were taken as they are, so that the kernel was wrong."""
+    first = lambda kind: lambda x: nn.dense(jax.nn.relu(nn.weight((nn.width(), 4)).astype(kind) @ x), features=1)
+    hidden = lambda kind: lambda x: net(nn.weight((nn.width(), nn.width())).astype(kind) @ nn.dense(x) / nn.width())
+    for made, reason in ((first, "of hidden values"), (hidden, "another way than multiplying")):
+        for kind in (int, bool):
+            with pytest.raises(tp.UnsupportedError, match=reason):
+                tp.compile(made(kind), X[0])
+
+
+def test_complex_numbers_of_hidden_values_are_refused() -> None:
+    for phi in (lambda h: jnp.abs(h * 1j), lambda h: jnp.real(jnp.exp(1j * h))):
+        with pytest.raises(tp.UnsupportedError, match="complex128 of hidden values"):
+            tp.compile(lambda x, phi=phi: nn.dense(phi(nn.dense(x)), features=1), X[0])
+
+
+def test_half_precision_inside_is_that_of_the_inputs() -> None:
+    """bfloat16 was no number to the front end."""
+
+    def half(x: jax.Array) -> jax.Array:
+        w = nn.weight((nn.width(), 4)).astype(jnp.bfloat16)
+        return nn.dense(jax.nn.relu(w @ x.astype(jnp.bfloat16)).astype(jnp.float32), features=1)
+
+    same(half, lambda x: nn.dense(jax.nn.relu(nn.weight((nn.width(), 4)) @ x), features=1), X)
+
+
+def test_arrays_without_entries() -> None:
+    x = {"a": jnp.zeros((3, 0)), "b": X}
+    found = tp.compile(lambda x: net(jnp.concatenate([x["a"], x["b"]])), jax.tree.map(lambda leaf: leaf[0], x))(x)
+    np.testing.assert_array_equal(found.ntk, tp.compile(net, X[0])(X).ntk)
+    bias = lambda x: nn.dense(jax.nn.relu(nn.weight((nn.width(), 0)) @ x + nn.bias((nn.width(),))), features=1)
+    np.testing.assert_allclose(tp.compile(bias, jnp.zeros(0))(x["a"]).nngp, np.full((3, 3), 0.5), rtol=1e-12)
+
+
+def test_a_term_with_the_factor_zero() -> None:
+    """As Horner's scheme has it, which starts with 0 h + a: it divided by zero."""
+    horner = lambda h: jnp.polyval(jnp.stack([0.3, 0.1, 1.0]), h)
+    written = lambda h: 0.3 * h**2 + 0.1 * h + 1.0
+    same(*(lambda x, f=f: nn.dense(f(nn.dense(x)), features=1) for f in (horner, written)), X)
+
+
+def test_numbers_drawn_inside_are_constants() -> None:
+    """A mask over positions from a fixed key, which ended in an error from within; one over the width has no limit."""
+    drawn = lambda shape: jax.random.bernoulli(jax.random.key(3), 0.5, shape)
+    mask = np.asarray(drawn((4, 1)), float)
+    layers = lambda mask: lambda x: nn.dense((jax.nn.relu(nn.dense(x[:, None])) * mask()).sum(0), features=1)
+    same(layers(lambda: drawn((4, 1))), layers(lambda: mask), X)
+    with pytest.raises(tp.UnsupportedError, match="vary along the width"):
+        tp.compile(layers(lambda: drawn((1, nn.width()))), X[0])
