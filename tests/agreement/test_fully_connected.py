@@ -5,11 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.agreement.common import agrees, compiled, relative
+from tests.agreement.common import agrees, compiled, everyday, relative
 from tests.cases import Case, fully_connected
 
+SLOW = (
+    "fc-relu-depth5-wv2.0-bv0.1",
+    "fc-relu-depth20-wv2.0-bv0.1",
+    "fc-erf-depth5-wv1.5-bv0.2",
+    "fc-erf-depth20-wv1.5-bv0.2",
+    "fc-erf-depth10-wv1.5-bv0.2",
+)
 
-@pytest.mark.parametrize("case", fully_connected.CASES, ids=str)
+
+@pytest.mark.parametrize("case", everyday(fully_connected.CASES, SLOW), ids=str)
 def test_agrees(case: Case) -> None:
     agrees(case)
 

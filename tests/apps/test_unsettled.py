@@ -75,6 +75,7 @@ def test_critical_lines_are_those_of_random_matrices() -> None:
         followed().critical("gain", (0.2, 0.8), x[0])
 
 
+@pytest.mark.slow
 def test_chaos_of_sampled_networks() -> None:
     """The variance that goes on, and the growth of a change, at width 1,000."""
     x, n, depth = inputs((3,)), 1000, 30

@@ -27,11 +27,11 @@ def network(change: Callable, phi: Callable = jnp.cos) -> Callable:
 
 
 def same(one: Callable, other: Callable, x: jax.Array = X, **options: object) -> None:
+    """By the adjoint program, which needs the transposes of maps; the other by the tangent program, as is the default."""
     wanted = tp.compile(other, x[0], **options)(x)
-    for method in ("tangent", "adjoint"):
-        found = tp.compile(one, x[0], method=method, **options)(x)
-        for a, b in zip(found, wanted, strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * float(jnp.abs(b).max()))
+    found = tp.compile(one, x[0], method="adjoint", **options)(x)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * float(jnp.abs(b).max()))
 
 
 WRITTEN = {

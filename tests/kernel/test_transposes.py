@@ -326,6 +326,7 @@ def test_a_sampled_jump_at_positions_that_mix() -> None:
     assert 0 < error[1] < 1e-2 * exact and abs(found[1] - exact) < 5 * error[1]
 
 
+@pytest.mark.slow
 def test_a_step_of_training_written_out() -> None:
     """W1 = W - (c/n) e z', e = v phi'(W z), z of another input: W1' tanh(W1 y) against networks with that very matrix."""
     rate, other = 0.7, jnp.array([0.3, -0.8])

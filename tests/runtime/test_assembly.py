@@ -35,8 +35,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("net", [relu_net, positions])
-@pytest.mark.parametrize("accelerator", [False, True])
-@pytest.mark.parametrize("piece", [1, 4, 11])
+@pytest.mark.parametrize(("accelerator", "piece"), [(False, 1), (False, 4), (True, 4), (True, 11)])
 def test_every_entry_is_in_its_place(
     net: Callable[..., Any], accelerator: bool, piece: int, small_tiles: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -61,6 +61,15 @@ SEEN: dict[str, Callable[[jax.Array], Any]] = {
     "its shards": lambda k: k.addressable_shards[0].data,
     "a view, and the array deleted": lambda k: (np.asarray(k), k.delete())[0],
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> Iterator[None]:
+    """What other tests have left is not looked through by every `gc.collect()` here."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("name", SEEN)
