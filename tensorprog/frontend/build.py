@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import sympy
 
-from tensorprog.errors import UnsupportedError, explain
+from tensorprog.frontend.blocks import take_block
 from tensorprog.frontend.division import common, division_of, finer_by, finer_origins
+from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import (
     Axis,
     Division,
@@ -38,7 +38,6 @@ from tensorprog.ir import (
     Phi,
     Position,
     PositionMap,
-    Source,
     Type,
     Weight,
     position,
@@ -46,7 +45,6 @@ from tensorprog.ir import (
 from tensorprog.ir.phi import snap
 
 __all__ = [
-    "Refusal",
     "align",
     "constant",
     "cut_at",
@@ -56,32 +54,12 @@ __all__ = [
     "moment",
     "nonlin",
     "scaled",
-    "take_block",
     "to_var",
     "unflattened",
     "weight_node",
 ]
 
 ZERO = Fraction(0)
-
-
-class Refusal(Exception):
-    """A rule cannot take an equation; the interpreter adds where and which, and raises `UnsupportedError`."""
-
-    def __init__(self, reason: str, mend: str = "write this part of the network with operations the theorem covers"):
-        super().__init__(reason)
-        self.reason, self.mend = reason, mend
-
-    def at(self, primitive: str, source: Source | None) -> UnsupportedError:
-        where = str(source) if source else None
-        return UnsupportedError(
-            explain(
-                f"the network's {primitive!r} has no infinite-width rule here",
-                where=where,
-                reason=self.reason,
-                mend=self.mend,
-            )
-        )
 
 
 def constant(array: Any, layout: Layout | None = None, power: Fraction = ZERO) -> Var:
@@ -488,60 +466,3 @@ def unflattened(var: Var, axis: int) -> Var | None:
         one = map_positions(var, position("slice", start=start, stop=stop, stride=(1,) * len(shape)), layout)
         blocks.append((unit, one.node))
     return Var(tuple(blocks), (*var.layout[:axis], (count * unit,), *var.layout[axis + 1 :]), var.power)
-
-
-def take_block(node: Node, start: Fraction, stop: Fraction) -> Node:
-    """The coordinates from start n to stop n of a vector variable: the block is taken at the weights that made it."""
-    from tensorprog.ir import MatMul
-    from tensorprog.ir.nodes import operands
-
-    done: dict[Node, Node] = {}
-    stack = [node]
-    while stack:
-        current = stack[-1]
-        waits = (
-            []
-            if isinstance(current, MatMul)
-            else [p for p in operands(current) if p.type.kind == "vector" and p not in done]
-        )
-        if waits:
-            stack.extend(waits)
-            continue
-        stack.pop()
-        if current not in done:
-            done[current] = _rebuild(current, start, stop, done)
-    return done[node]
-
-
-def _rebuild(node: Node, start: Fraction, stop: Fraction, done: dict[Node, Node]) -> Node:
-    from tensorprog.ir import MatMul
-
-    new: Callable[[Node], Node] = lambda n: done.get(n, n)
-    match node:
-        case Weight():
-            return _weight_block(node, node.type.axis, start, stop)
-        case MatMul(spec=spec, weight=Weight() as weight, x=x):
-            letters = node.letters
-            assert node.type.axis is not None
-            axis = letters[0].index(letters[2][node.type.axis])
-            return MatMul(spec, _weight_block(weight, axis, start, stop), x, source=node.source)
-        case LinComb(terms=terms):
-            return LinComb(tuple((a, new(x)) for a, x in terms), source=node.source)
-        case Nonlin(phi=phi, xs=xs, thetas=thetas):
-            return Nonlin(phi, tuple(map(new, xs)), thetas, source=node.source)
-        case PositionMap(op=op, args=args, result=result):
-            width = stop - start
-            return PositionMap(
-                op, (new(args[0]), *args[1:]), Type(result.kind, result.shape, result.axis, width), source=node.source
-            )
-    raise Refusal(f"a {type(node).__name__} cannot be cut along the width")
-
-
-def _weight_block(weight: Weight, axis: int | None, start: Fraction, stop: Fraction) -> Weight:
-    assert axis is not None
-    if weight.shape[axis] != 1:
-        raise Refusal("an axis where positions and width were flattened together cannot be cut along the width")
-    at = weight.region[axis][0]
-    region = (*weight.region[:axis], (at + start, at + stop), *weight.region[axis + 1 :])
-    widths = (*weight.widths[:axis], stop - start, *weight.widths[axis + 1 :])
-    return replace(weight, widths=widths, region=region)

@@ -18,7 +18,6 @@ import sympy
 
 from tensorprog.frontend.agree import agreeing, alike, among_zeros, at_places, check_symmetry, in_whole, places_of
 from tensorprog.frontend.build import (
-    Refusal,
     constant,
     lincomb,
     map_positions,
@@ -31,6 +30,7 @@ from tensorprog.frontend.build import (
 from tensorprog.frontend.division import Redo
 from tensorprog.frontend.entrywise import readout_of
 from tensorprog.frontend.moves import beside, parts_along
+from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import WIDTHS, Axis, Layout, Param, Value, Var, aval, axis_of, unit_shape, width_axis
 from tensorprog.ir import MatMul, Node, Phi, Weight, position
 from tensorprog.ir.phi import parameter, vector

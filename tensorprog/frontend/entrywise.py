@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import sympy
 
-from tensorprog.frontend.build import Refusal, lincomb
+from tensorprog.frontend.build import lincomb
+from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import Layout, Var, width_axis
 from tensorprog.ir import (
     Const,

@@ -18,7 +18,7 @@ from jax import lax
 from jax.extend import core as jex
 
 from tensorprog.errors import NetworkError, UnsupportedError, explain
-from tensorprog.frontend.build import Refusal, to_var
+from tensorprog.frontend.build import to_var
 from tensorprog.frontend.division import Redo, Settled, differing
 from tensorprog.frontend.logits import logits_refusal
 from tensorprog.frontend.moves import stack_steps, take_step
@@ -26,6 +26,7 @@ from tensorprog.frontend.outputs import Output, average_of, output_of
 from tensorprog.frontend.own_rules import CUSTOM, named, with_own_slopes
 from tensorprog.frontend.params import Constant, Gaussian
 from tensorprog.frontend.primitives import RULES, elementwise
+from tensorprog.frontend.refusals import Refusal, advice
 from tensorprog.frontend.trace import Trace, from_library, source_of
 from tensorprog.frontend.values import (
     WIDTHS,
@@ -325,43 +326,11 @@ def evaluate(eqn: Equation, values: Sequence[Value]) -> list[Value]:
                 "write real and imaginary parts as two real arrays; of the input alone any complex function may be taken",
             )
         if rule is None:
-            raise Refusal(*_advice(eqn.primitive))
+            raise Refusal(*advice(eqn.primitive))
         result = rule(eqn, *values)
         return result if isinstance(result, list) else [result]
     except Refusal as refusal:
         raise refusal.at(eqn.primitive, eqn.source) from None
-
-
-_WIDTH_MIXERS = {
-    "sort": "sorting mixes the coordinates of a hidden vector, which the theorem treats one by one",
-    "argmax": "an argmax over hidden coordinates is not a function of each coordinate",
-    "argmin": "an argmin over hidden coordinates is not a function of each coordinate",
-    "top_k": "a top-k over hidden coordinates is not a function of each coordinate",
-    "fft": "a Fourier transform along the width mixes coordinates with fixed coefficients",
-}
-
-
-_ROUNDED = (
-    "it jumps at every whole number, and no rule integrates over infinitely many jumps to the error that is promised"
-)
-_UNRULED = {
-    "floor": _ROUNDED, "ceil": _ROUNDED, "round": _ROUNDED, "rem": _ROUNDED,
-    "atan2": "an angle jumps along a half line of its plane, and no rule integrates a function of two variables with a cut",
-}  # fmt: skip
-_INSTEAD = {
-    "atan2": "use jnp.arctan(a / b) where b has one sign, or a function of one hidden vector",
-}
-_STEPS = "write the jumps that count as a sum of steps, sum((h > k) for k in range(-3, 4)), or use one step, jnp.sign or h > 0"
-
-
-def _advice(primitive: str) -> tuple[str, str]:
-    if primitive in _UNRULED:
-        return _UNRULED[primitive], _INSTEAD.get(primitive, _STEPS)
-    reason = _WIDTH_MIXERS.get(
-        primitive, f"the primitive {primitive!r} is not in the table of rules for hidden vectors"
-    )
-    mend = "use elementwise functions, products with weights, means over the width and linear maps of positions"
-    return reason, mend
 
 
 def _compute(eqn: Equation, values: Sequence[Known]) -> list[Value]:

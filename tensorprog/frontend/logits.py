@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from tensorprog.frontend.build import Refusal
+from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import Var
 from tensorprog.ir import Moment
 from tensorprog.ir.nodes import Node, operands

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tensorprog.frontend.blocks import take_block
 from tensorprog.frontend.build import (
-    Refusal,
     constant,
-    exact,
     lincomb,
     map_positions,
     nonlin,
-    take_block,
     to_var,
     unflattened,
 )
 from tensorprog.frontend.division import finer_origins
+from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import (
     WIDTHS,
     Axis,
@@ -43,8 +42,8 @@ if TYPE_CHECKING:
     from tensorprog.frontend.interpret import Equation
 
 __all__ = [
-    "beside", "broadcast", "concatenate", "dynamic_slice", "gather", "join", "pad", "parts_along", "reshape", "rev", "slice_",
-    "split", "stack", "stack_steps", "take_step", "tile", "transpose",
+    "beside", "broadcast", "concatenate", "cut", "dynamic_slice", "gather", "join", "parts_along", "reshape", "rev", "slice_",
+    "split", "stack", "stack_steps", "take_step", "tile", "transpose", "whole",
 ]  # fmt: skip
 
 
@@ -356,46 +355,6 @@ def tile(eqn: Equation, x: Value) -> Value:
     return map_positions(copied, position("reshape", to=unit_shape(layout)), layout)
 
 
-def pad(eqn: Equation, x: Value, fill: Value) -> Value:
-    """New positions of one value around and between the old ones."""
-    config = tuple(tuple(c) for c in eqn.params[0]["padding_config"])
-    var, filler = to_var(x), to_var(fill)
-    axis = width_axis(var.layout)
-    if axis is not None and config[axis] != (0, 0, 0):
-        raise Refusal("it pads the width", "pad positions only")
-    if any(low < 0 or high < 0 for low, high, _ in config):
-        return _cropped(var, filler, config)
-    return _padded(var, filler, config)
-
-
-def _cropped(var: Var, filler: Var, config: tuple[tuple[int, int, int], ...]) -> Value:
-    """Padding by negative amounts takes away from what the gaps made of the array."""
-    wide = _padded(var, filler, tuple((max(low, 0), max(high, 0), gap) for low, high, gap in config))
-    starts = [max(-low, 0) for low, _, _ in config]
-    stops = [max(n + min(high, 0), start) for n, start, (_, high, _) in zip(wide.shape, starts, config, strict=True)]
-    whole = _whole(wide)
-    at = width_axis(wide.layout)
-    ends = [whole[i] if i == at else (stop, stop) for i, stop in enumerate(stops)]
-    return cut(wide, [(start, start) for start in starts], ends, (1,) * len(starts))
-
-
-def _padded(var: Var, filler: Var, config: tuple[tuple[int, int, int], ...]) -> Var:
-    op = position("pad", config=config)
-    shape = op.shape(var.shape)
-    layout = tuple(
-        a if config[i] == (0, 0, 0) else () if shape[i] == 1 else (shape[i],) for i, a in enumerate(var.layout)
-    )
-    padded = map_positions(var, op, layout)
-    if exact(filler) == 0:
-        return padded
-    inside = np.zeros(shape)
-    inside[
-        tuple(slice(low, low + (n - 1) * (i + 1) + 1, i + 1) for n, (low, _, i) in zip(var.shape, config, strict=True))
-    ] = 1.0
-    outside = nonlin(Phi(parameter(0) * parameter(1), 0, 2), [], [filler, constant(1.0 - inside, layout)], filler.power)
-    return lincomb([(1.0, padded), (1.0, outside)])
-
-
 def rev(eqn: Equation, x: Value) -> Value:
     """Positions in reverse order."""
     var, axes = to_var(x), tuple(eqn.params[0]["dimensions"])
@@ -464,13 +423,13 @@ def split(eqn: Equation, x: Value) -> list[Value]:
 
 def parts_along(x: Value, axis: int, count: int) -> list[Value]:
     """`count` equal parts along an axis of a variable, or of a parameter."""
-    sizes = _whole(x)[axis]
+    sizes = whole(x)[axis]
     if any(size % count for size in sizes):
         raise Refusal(f"it makes {count} equal parts of {sizes[0]} channels")
     return list(_parts(x, axis, [(sizes[0] // count, sizes[1] // count)] * count))
 
 
-def _whole(x: Value) -> list[tuple[int, int]]:
+def whole(x: Value) -> list[tuple[int, int]]:
     """The sizes of the axes at the two widths."""
     if isinstance(x, Param):
         return [(1, 1) if a is None else x.sizes(a) for a in x.axes]
@@ -485,11 +444,11 @@ def _sizes(axis: Axis) -> tuple[int, int]:
 
 
 def _parts(x: Value, axis: int, sizes: Sequence[tuple[int, int]]) -> Iterator[Value]:
-    whole, at = _whole(x), (0, 0)
+    every, at = whole(x), (0, 0)
     for size in sizes:
         end = (at[0] + size[0], at[1] + size[1])
-        starts = [at if i == axis else (0, 0) for i in range(len(whole))]
-        stops = [end if i == axis else pair for i, pair in enumerate(whole)]
+        starts = [at if i == axis else (0, 0) for i in range(len(every))]
+        stops = [end if i == axis else pair for i, pair in enumerate(every)]
         yield cut(x, starts, stops, (1,) * len(starts))
         at = end
 
@@ -500,10 +459,10 @@ def dynamic_slice(eqn: Equation, x: Value, *indices: Value) -> Value:
         raise Refusal("it slices at a place that depends on the input", "use indexing with an array (a gather) instead")
     sizes = _pairs(eqn, "slice_sizes")
     # a slice that would stick out is moved back inside
-    inside = lambda i, k, whole, size: min(max(int(i.values[k]), 0), whole[k] - size[k])
+    inside = lambda i, k, own, size: min(max(int(i.values[k]), 0), own[k] - size[k])
     starts = [
-        (inside(i, 0, whole, size), inside(i, 1, whole, size))
-        for i, whole, size in zip(indices, _whole(x), sizes, strict=True)
+        (inside(i, 0, own, size), inside(i, 1, own, size))
+        for i, own, size in zip(indices, whole(x), sizes, strict=True)
     ]
     return cut(x, starts, [(a + s, b + t) for (a, b), (s, t) in zip(starts, sizes, strict=True)], (1,) * len(sizes))
 

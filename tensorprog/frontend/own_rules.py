@@ -21,8 +21,9 @@ from jax.extend import core as jex
 
 from ntk_rules import functions as nf
 from ntk_rules.constants import snap
-from tensorprog.frontend.build import Refusal, exact, nonlin, to_var
+from tensorprog.frontend.build import exact, nonlin, to_var
 from tensorprog.frontend.elementwise import ELEMENTWISE, expression
+from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.trace import from_library
 from tensorprog.frontend.values import Known, Value, Var, aval
 from tensorprog.ir import Phi

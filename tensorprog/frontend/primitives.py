@@ -18,9 +18,11 @@ import sympy
 
 from ntk_rules import functions as nf
 from tensorprog.frontend import contract, moves, scatter
-from tensorprog.frontend.build import Refusal, constant, exact, lincomb, map_positions, nonlin, scaled, to_var
+from tensorprog.frontend.build import constant, exact, lincomb, map_positions, nonlin, scaled, to_var
 from tensorprog.frontend.elementwise import ELEMENTWISE, expression
 from tensorprog.frontend.logits import has_moment, logits_refusal
+from tensorprog.frontend.padding import pad
+from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import (
     Known,
     Param,
@@ -435,7 +437,7 @@ RULES: dict[str, Rule] = {
     "slice": moves.slice_,
     "dynamic_slice": moves.dynamic_slice,
     "gather": moves.gather,
-    "pad": moves.pad,
+    "pad": pad,
     "rev": moves.rev,
     "concatenate": moves.concatenate,
     "scatter": scatter.scatter,
