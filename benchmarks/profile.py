@@ -9,6 +9,7 @@ them the time with all cores, tiles at once, as a user has it, and that of a pro
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -36,7 +37,8 @@ NAMES = (
     "fc-erf-d5-gram4000", "cnn-flatten-8x8x1-gram100", "cnn-pool-8x8x1-gram40", "cnn-pool-16x16x3-gram16",
 )  # fmt: skip
 ROUNDS = 9
-ONE_CORE = "--on-one-core"
+ONE_CORE, FIRST = "--on-one-core", "--first-call"
+FIRST_PARTS = ("derive", "trace", "compile", "run")
 PARTS = ("tiles", "other halves", "writing", "computed again", "the rest")
 
 
@@ -88,10 +90,21 @@ def measured(case: cases.Case) -> dict[str, Any]:
             start = time.perf_counter()
             step()
             found[name].append(time.perf_counter() - start)
-    own = [sys.executable, "-m", "benchmarks.profile", ONE_CORE, case.name]
-    alone = float(subprocess.run(own, check=True, capture_output=True, text=True).stdout)
     medians = {name: float(np.median(values)) for name, values in found.items()}
-    return {"case": case.title, **medians, "all cores": _median(at_once, inputs), "one core": alone}
+    alone, first = _apart(ONE_CORE, case), _apart(FIRST, case)
+    return {
+        "case": case.title,
+        **medians,
+        "all cores": _median(at_once, inputs),
+        "one core": alone,
+        "first call": first,
+    }
+
+
+def _apart(what: str, case: cases.Case) -> Any:
+    """What another process finds."""
+    command = [sys.executable, "-m", "benchmarks.profile", what, case.name]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def _compiled(case: cases.Case) -> tuple[tp.Kernel, list[jax.Array]]:
@@ -109,6 +122,30 @@ def _median(kernel: tp.Kernel, inputs: list[jax.Array]) -> float:
         jax.block_until_ready(kernel(*inputs))
         seconds.append(time.perf_counter() - start)
     return float(np.median(seconds[2:]))
+
+
+def first_call(name: str) -> None:
+    """Print the seconds of derivation, of tracing and lowering, of XLA's compilation and of what else the first call does."""
+    seconds = dict.fromkeys(FIRST_PARTS, 0.0)
+    done: dict[str, list[tuple[float, float]]] = {part: [] for part in FIRST_PARTS}
+    parts = {"jaxpr_trace": "trace", "jaxpr_to_mlir_module": "trace", "backend_compile": "compile"}
+
+    def heard(event: str, duration: float, **_: Any) -> None:
+        part, now = parts.get(event.split("/")[-1].removesuffix("_duration")), time.perf_counter()
+        if part is not None:  # one within another ends before it, and is counted by then
+            inner = sum(length for begin, length in done[part] if begin >= now - duration)
+            done[part] = [(begin, length) for begin, length in done[part] if begin < now - duration]
+            seconds[part] += duration - inner
+            done[part].append((now - duration, duration))
+
+    jax.block_until_ready(jnp.ones(3) + 1)
+    start = time.perf_counter()
+    kernel, inputs = _compiled(next(case for case in cases.CASES if case.name == name))
+    seconds["derive"] = time.perf_counter() - start
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    jax.block_until_ready(kernel(*inputs))
+    seconds["run"] = time.perf_counter() - start - sum(seconds.values())
+    print(json.dumps(seconds))
 
 
 def on_one_core(name: str) -> None:
@@ -142,8 +179,9 @@ def _copy(n1: int, n2: int) -> Callable[[], None]:
 
 def row(found: dict[str, Any]) -> str:
     """A line of the table, in milliseconds."""
+    first = (found["first call"][name] for name in FIRST_PARTS)
     numbers = (found[name] for name in ("all cores", "one core", "whole", *PARTS, "product", "copy"))
-    return f"| {found['case']} | {' | '.join(f'{1e3 * n:.3g}' for n in numbers)} |"
+    return f"| {found['case']} | {' | '.join(f'{1e3 * n:.3g}' for n in numbers)} | {' / '.join(f'{n:.2g}' for n in first)} |"
 
 
 def main(prefixes: list[str]) -> None:
@@ -151,10 +189,11 @@ def main(prefixes: list[str]) -> None:
     head = [
         "Milliseconds of warm calls for NNGP and NTK, float32, medians: with all cores, as users have it; in a process kept to one core; and",
         "tile after tile, as a whole and in parts. Beside them one product of the inputs alone and two copies of the result into fresh memory,",
-        "which no way to compute it can save. What binds: docs/speed.md.",
+        "which no way to compute it can save. Last, in seconds, the first call of a process: deriving the kernel, tracing and lowering it,",
+        "XLA's compilation, and the rest. What binds: docs/speed.md.",
         "",
-        f"| case | all cores | one core | tile after tile | {' | '.join(PARTS)} | product alone | two copies |",
-        f"|---|---|---|---|{'---|' * (len(PARTS) + 2)}",
+        f"| case | all cores | one core | tile after tile | {' | '.join(PARTS)} | product alone | two copies | first call |",
+        f"|---|---|---|---|{'---|' * (len(PARTS) + 3)}",
     ]
     study.of_cases(OUT, "Where the time goes", NAMES, prefixes, measured, row, head)
 
@@ -162,5 +201,7 @@ def main(prefixes: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == [ONE_CORE]:
         on_one_core(sys.argv[2])
+    elif sys.argv[1:2] == [FIRST]:
+        first_call(sys.argv[2])
     else:
         main(sys.argv[1:])
