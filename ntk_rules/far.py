@@ -12,9 +12,11 @@ which grows exponentially in t from the scale b of the function and linearly fro
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ntk_rules import special
 from ntk_rules.chunks import broadcasting, elementwise
@@ -24,6 +26,7 @@ NODES64, NODES32 = 104, 44  # on either side of a cut
 REACH64, REACH32 = 9.0, 6.0
 _CHUNK = 16
 _SHARP = 0.5  # the scale of a function with its transition at zero
+Rule = tuple[Any, Any]
 _FINEST = 1e-9  # no law is so narrow that more than rounding lies within
 
 
@@ -32,9 +35,9 @@ def centred(*factors: Piecewise) -> bool:
     return all(not h.parameters and all(p.low == 0 for p in h.pieces[1:]) for h in factors)
 
 
-def _graded(cut: jax.Array, scale: jax.Array, n: int, reach: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(places, their distances from `cut` with signs, weights) on [-reach, reach], the node axis last, the n nodes left of it first."""
-    nodes, weights = (t.astype(cut.dtype) for t in special.gauss_legendre(n))
+def _graded(cut: jax.Array, scale: jax.Array, rule: Rule, reach: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(places, their distances from `cut` with signs, weights) on [-reach, reach], the node axis last, those left of it first."""
+    nodes, weights = (t.astype(cut.dtype) for t in rule)
     cut, scale = cut[..., None], scale[..., None]
     distances, sizes = [], []
     for side in (-1.0, 1.0):
@@ -53,21 +56,24 @@ def _sides(f: Piecewise, z: jax.Array, n: int) -> jax.Array:
     return jnp.concatenate([*values], -1)
 
 
-def mean_far(f: Piecewise, g: Piecewise, thin: int = 1) -> Callable[..., jax.Array]:
-    """E[f(s_u x) g(s_v (rho x + w y))] as a function of one-dimensional arrays (s_u, s_v, rho, w)."""
+def mean_far(f: Piecewise, g: Piecewise) -> Callable[..., jax.Array]:
+    """E[f(s_u x) g(s_v (rho x + w y))] as a function of one-dimensional arrays (s_u, s_v, rho, w), and of nodes and weights between 0 and
+    1 where these are not to be the usual ones.
+    """
     kinked = len(g.pieces) > 1
 
-    def value(s_u: jax.Array, s_v: jax.Array, rho: jax.Array, w: jax.Array) -> jax.Array:
-        double = special.is_double(s_u)
-        n, reach = (NODES64 // thin, REACH64) if double else (NODES32 // thin, REACH32)
+    def value(s_u: jax.Array, s_v: jax.Array, rho: jax.Array, w: jax.Array, rule: Rule | None = None) -> jax.Array:
+        most, reach = (NODES64, REACH64) if special.is_double(s_u) else (NODES32, REACH32)
+        rule = special.gauss_legendre(most) if rule is None else rule
+        n = len(rule[0])
         finest = _SHARP / jnp.maximum(jnp.maximum(s_u, s_v), 1)
         outer = jnp.clip(jnp.minimum(finest, w), _FINEST, 1) if kinked else finest
-        x, _, weights = _graded(jnp.zeros_like(s_u), outer, n, reach)
+        x, _, weights = _graded(jnp.zeros_like(s_u), outer, rule, reach)
         spread = (s_v * w)[:, None]
         flat = w[:, None] <= jnp.abs(rho[:, None] * x) / reach  # the step of g is out of reach
         cut = jnp.where(flat, -reach * jnp.sign(rho[:, None] * x), -rho[:, None] * x / jnp.where(flat, 1, w[:, None]))
         scale = jnp.broadcast_to(_SHARP / jnp.maximum(spread, 1), x.shape)
-        y, distance, inner = _graded(cut, scale, n, reach)
+        y, distance, inner = _graded(cut, scale, rule, reach)
         mean = (s_v * rho)[:, None] * x
         # From its own cut on v is what it is away from there: the difference of two large numbers would have no digits.
         v = spread[..., None] * distance + jnp.where(flat, mean + spread * cut, 0)[..., None]
@@ -101,3 +107,26 @@ def beyond(f: Piecewise, g: Piecewise, single: float, double: float) -> Callable
         return jax.lax.cond(jnp.all(near), lambda: usual, integrated)
 
     return broadcasting(chosen)
+
+
+def thinned(f: Piecewise, g: Piecewise, thins: tuple[int, ...]) -> Callable[..., list[jax.Array]]:
+    """A function of (s_u, s_v, rho, w): the means with all nodes and with fewer, by one compiled loop, nodes too many having no weight."""
+    value = mean_far(f, g)
+
+    @jax.jit
+    def run(rule: Rule, law: tuple[jax.Array, ...]) -> jax.Array:
+        return jax.lax.map(lambda row: value(*(x[None] for x in row), rule)[0], law)
+
+    def values(*law: jax.Array) -> list[jax.Array]:
+        shape = jnp.broadcast_shapes(*(x.shape for x in law))
+        flat = tuple(jnp.broadcast_to(x, shape).reshape(-1) for x in law)
+        most = NODES64 if special.is_double(law[0]) else NODES32
+        found = []
+        for thin in thins:
+            nodes, weights = special.gauss_legendre(most // thin)
+            more = most - len(nodes)
+            rule = np.append(nodes, np.full(more, 0.5)), np.append(weights, np.zeros(more))
+            found.append(run(tuple(x.astype(flat[0].dtype) for x in rule), flat).reshape(shape))
+        return found
+
+    return values

@@ -11,6 +11,7 @@ and up to which variance, is decided at compile time by the same code in float64
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,7 @@ DEFAULT_TOLERANCE = 1e-12
 _VARIANCES = (1e8, 1e6, 1e4, 1e3, 384.0, 256.0, 192.0, 128.0, 96.0, 64.0, 48.0, 32.0, 24.0, 16.0, 8.0, 4.0, 2.0, 1.0)
 _SMALL_VARIANCES = (0.3, 0.01)
 _PLANE_CHUNK = 16
+_EVERYWHERE = (1 - 1e-6, 0.999, 0.9, 0.0)  # correlations: transitions of every width
 _SERIES64, _SERIES32 = 1e-12, 3e-7  # up to where a series is taken, relative to the scale of the answer
 THIN = (1, 2, 4)  # by how much the nodes are thinned to see the error
 
@@ -80,7 +82,7 @@ def two_separable(question: Question) -> Method:
         parts += conditioned(delta, f.index, g, question)
     for delta in g.deltas:
         parts += conditioned(delta, g.index, replace(f, deltas=()), question)
-    correlations = (0.9,) if f.deltas or g.deltas else (1 - 1e-6, 0.999, 0.9, 0.0)
+    correlations = (0.9,) if f.deltas or g.deltas or not f.regular or not g.regular else _EVERYWHERE
     return assemble(parts, ((i, i), (i, j), (j, j)), question, tier, correlations)
 
 
@@ -249,19 +251,21 @@ def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
 
     step = "Mehler's series: E[f(u) g(v)] = sum_k a_k(s_u) b_k(s_v) rho^k, Hermite coefficients by quadrature"
     part = Part(compute, error, step)
-    if far.centred(left, right):
-        part = _with_plane(part, left, right, (i, j), question)
-    return part, "Hermite series"
+    return _with_plane(part, left, right, (i, j), question), "Hermite series"
 
 
 def _with_plane(series: Part, left: panels.Piecewise, right: panels.Piecewise, at: Entry, question: Question) -> Part:
-    """The series up to the variances where it is as good as can be, in each precision, and the plane beyond."""
+    """The series up to the variances where it is as good as can be, in each precision, and the plane beyond; the series alone where the
+    plane, which is cut at zero, reaches no farther: transitions may be elsewhere.
+    """
+    if not far.centred(left, right):
+        return series
     i, j = at
     needs = ((i, i), (i, j), (j, j))
     _, how_far = admissible(series.error, needs, question, near=(_SERIES64, _SERIES32))
     double, single = how_far["near"]
     beyond = far.beyond(left, right, single, double)
-    rules = [elementwise(far.mean_far(left, right, thin), _PLANE_CHUNK) for thin in THIN]
+    thinned = far.thinned(left, right, THIN)
     sizes_of, unseen = [_size(h) for h in (left, right)], [_unseen(h) for h in (left, right)]
 
     def law(covariances):
@@ -276,13 +280,14 @@ def _with_plane(series: Part, left: panels.Piecewise, right: panels.Piecewise, a
         known = law(covariances)
         near = jnp.maximum(known[0], known[1]) ** 2 <= (double if special.is_double(known[0]) else single)
         usual, scale = series.error(covariances, parameters)
-        fine, coarse, coarser = (rule(*known) for rule in rules)
+        fine, coarse, coarser = thinned(*known)
         sizes, more = ([h(s, ()) for h, s in zip(each, known, strict=False)] for each in (sizes_of, unseen))
         off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
         return jnp.where(near, usual, off + more[0] * sizes[1] + more[1] * sizes[0]), scale
 
     step = f"; variances beyond {single:g} (float32), {double:g} (float64): the plane, cut where f and g have their transitions"
-    return Part(compute, error, series.step + step)
+    alone, joined = (admissible(e, needs, question, _EVERYWHERE)[1]["near"] for e in (series.error, error))
+    return Part(compute, error, series.step + step) if all(map(operator.ge, joined, alone)) else series
 
 
 def _coefficient_error(runs: list[jax.Array], size: jax.Array) -> jax.Array:
