@@ -39,6 +39,7 @@ _SMALL_VARIANCES = (0.3, 0.01)
 _PLANE_CHUNK = 16
 _EVERYWHERE = (1 - 1e-6, 0.999, 0.9, 0.0)  # correlations: transitions of every width
 _SERIES64, _SERIES32 = 1e-12, 3e-7  # up to where a series is taken, relative to the scale of the answer
+_RESOLVED = 0.01  # by how much a mean square may change with the nodes, to be one
 THIN = (1, 2, 4)  # by how much the nodes are thinned to see the error
 
 
@@ -161,7 +162,7 @@ def line_parts(f: Factor, question: Question) -> list[Part]:
         def error(covariances, parameters):
             s = standard_deviation(covariances[(i, i)])
             fine, coarse, coarser = (mean(s, parameters, thin) for thin in THIN)
-            scale = _size(pieces)(s, parameters)
+            scale = _line_scale(pieces)(s, parameters)
             off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
             unseen = _line_mean(pieces.rounded())(s, parameters, 1) + _out_of_reach(pieces.mapped(_absolute))(
                 s, parameters
@@ -200,6 +201,19 @@ def _size(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
     """(s, parameters) -> E[f(s x)^2]^(1/2)."""
     square = _line_mean(pieces.mapped(_squared))
     return lambda s, parameters: jnp.sqrt(square(s, parameters, 1))
+
+
+def _line_scale(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
+    """(s, parameters) -> E[f(s x)^2]^(1/2), and E[|f(s x)|] where that is not resolved: of |x|^-0.9 it is infinite, and what stands
+    for it grows with the nodes, so that no error would be large beside it.
+    """
+    square, plain = _line_mean(pieces.mapped(_squared)), _line_mean(pieces.mapped(_absolute))
+
+    def scale(s: jax.Array, parameters: tuple[jax.Array, ...]) -> jax.Array:
+        fine, coarse = (square(s, parameters, thin) for thin in THIN[:2])
+        return jnp.where(jnp.abs(fine - coarse) <= _RESOLVED * fine, jnp.sqrt(fine), plain(s, parameters, 1))
+
+    return scale
 
 
 def _out_of_reach(pieces: panels.Piecewise) -> Callable[..., jax.Array]:

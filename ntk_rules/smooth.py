@@ -200,7 +200,9 @@ def refined_error(first: jax.Array, second: jax.Array, scale: jax.Array) -> jax.
     """
     unit = jnp.finfo(scale.dtype).eps
     ratio = first / jnp.where(second == 0, jnp.finfo(scale.dtype).tiny, second)
-    seen = jnp.where(first > ROUNDING * unit * scale, first, 0)  # what is less is rounding, and no sign of slow convergence
+    seen = jnp.where(
+        first > ROUNDING * unit * scale, first, 0
+    )  # what is less is rounding, and no sign of slow convergence
     slow = 2 * seen * ratio / jnp.maximum(1 - ratio, 1e-3)
     error = jnp.where(10 * ratio < 1, first * (10 * ratio) ** 2, jnp.maximum(4 * jnp.maximum(first, second), slow))
     return jnp.minimum(error, 2 * scale) + ROUNDING * unit * scale

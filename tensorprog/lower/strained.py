@@ -26,7 +26,9 @@ def variances_of(found: Iterable[Quantity]) -> list[tuple[Expect, tuple[Quantity
     for q in found:
         if isinstance(q, Expect) and np.isfinite(q.expectation.holds(double=False)):
             places = zip(q.expectation.needs, q.operands, strict=False)
-            own = tuple(dict.fromkeys(o.quantity for (i, j), o in places if i == j and (o.side is not None or not q.cross)))
+            own = tuple(
+                dict.fromkeys(o.quantity for (i, j), o in places if i == j and (o.side is not None or not q.cross))
+            )
             out += [(q, own)] if own else []
     return out
 

@@ -40,7 +40,11 @@ def test_pairs_are_right_beyond_the_series() -> None:
         for s, t, rho in ((10.0, 30.0, 0.9), (30.0, 30.0, 1 - 1e-6), (100.0, 100.0, -0.5), (1.0, 100.0, 0.999)):
             a, b = np.array([[s, 0.0]]), np.array([[rho, (1 - rho**2) ** 0.5]]) * t
             found = PLANE(a * 2**0.5, b * 2**0.5)  # of two features the mean is taken
-            for got, f in zip((found.nngp, found.ntk - found.nngp), (np.tanh, lambda x: 1 / np.cosh(np.clip(x, -300, 300)) ** 2), strict=True):
+            for got, f in zip(
+                (found.nngp, found.ntk - found.nngp),
+                (np.tanh, lambda x: 1 / np.cosh(np.clip(x, -300, 300)) ** 2),
+                strict=True,
+            ):
                 want = pair(f, s, t, rho) * (1 if f is np.tanh else rho * s * t)
                 size = (pair(f, s, s, 1.0) * pair(f, t, t, 1.0)) ** 0.5 * (1 if f is np.tanh else s * t)
                 np.testing.assert_allclose(got[0, 0], want, rtol=0, atol=1e-10 * size)
