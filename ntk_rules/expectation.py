@@ -145,6 +145,10 @@ class Expectation:
         """The largest variance for which `bound` was shown: infinite for closed forms, and where it is not known."""
         return self._core.method.reach
 
+    def holds(self, double: bool) -> float:
+        """The largest variance for which no value is off by more than 1e-9 of the scale of the answer (1e-5 in single precision)."""
+        return self._core.method.near[0 if double else 1]
+
     def latex(self) -> str:
         """The formula in LaTeX; of a numerical value, the name of its tier."""
         if self.formula is None:

@@ -122,12 +122,13 @@ def plane(question: Question) -> Method:
         off = refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
         return off + rounding(*arrays) + beyond(*(shell(*arrays) for shell in shells)), scale
 
-    bound, reach = admissible(error, needs, question)
+    bound, how_far = admissible(error, needs, question)
+    words = up_to(how_far["reach"])
     moves = by_correlations(lambda c, p: plain(*arrays_of(c, p)), needs)
     step = "smooth function of two Gaussians: trapezoidal rule in the whitened plane"
     return Method(
-        "plane quadrature", needs, lambda c, p: plain(*arrays_of(c, p)), (step, *unknown_functions(question)), None, bound, up_to(reach),
-        lambda c, p: error(c, p)[0] + moves(c, p), reach=reach,
+        "plane quadrature", needs, lambda c, p: plain(*arrays_of(c, p)), (step, *unknown_functions(question)), None, bound, words,
+        lambda c, p: error(c, p)[0] + moves(c, p), **how_far,
     )  # fmt: skip
 
 

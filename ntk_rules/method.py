@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from ntk_rules.terms import Term
 
 Entry = tuple[int, int]
 MOVED = 6.0  # units of rounding of a correlation: two roots, two products, and what counts as 1
+NEAR = (1e-9, 1e-5)  # of the scale of the answer: what double and single precision may be off at most without an error
 Compute = Callable[[dict[Entry, jax.Array], tuple[jax.Array, ...]], jax.Array]
 
 
@@ -23,7 +25,8 @@ class Declined(Exception):
 
 @dataclass(frozen=True)
 class Method:
-    """How an expectation is computed. reach: the largest variance for which `bound` was shown."""
+    """How an expectation is computed. reach: the largest variance for which `bound` was shown; near: those for which errors of `NEAR`
+    were."""
 
     tier: str
     needs: tuple[Entry, ...]
@@ -36,6 +39,7 @@ class Method:
     pathwise: Compute | None = None  # differentiable in place of Price's theorem, where that has no rule
     once: Compute | None = None  # the value as a function that is quick to compile, for a single use
     reach: float = math.inf
+    near: tuple[float, float] = (math.inf, math.inf)
     terms: tuple[Term, ...] | None = None  # the normal form of what was asked, from which derivatives are taken
 
     def error(self, covariances: dict[Entry, jax.Array], parameters: tuple[jax.Array, ...]) -> jax.Array:
@@ -43,6 +47,14 @@ class Method:
         if self.estimate is None:
             return jnp.zeros_like(self.compute(covariances, parameters))
         return self.estimate(covariances, parameters)
+
+
+def reaches(methods: Sequence[Method]) -> dict[str, Any]:
+    """How far what is made of `methods` reaches, as keywords of a `Method`."""
+    return {
+        "reach": min(m.reach for m in methods),
+        "near": (min(m.near[0] for m in methods), min(m.near[1] for m in methods)),
+    }
 
 
 def by_correlations(compute: Compute, needs: tuple[Entry, ...]) -> Compute:

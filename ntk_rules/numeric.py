@@ -11,29 +11,35 @@ and up to which variance, is decided at compile time by the same code in float64
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
-from ntk_rules import panels, smooth, special
+from ntk_rules import far, panels, smooth, special
 from ntk_rules.chunks import elementwise
 from ntk_rules.detection import WINDOW
 from ntk_rules.evaluate import compile_formula
 from ntk_rules.factors import Delta, Factor, factor_of, piecewise, separated
 from ntk_rules.functions import Opaque
 from ntk_rules.law import covariance_symbol, std_symbol
-from ntk_rules.method import Compute, Declined, Method, by_correlations
+from ntk_rules.method import NEAR, Compute, Declined, Entry, Method, by_correlations, reaches
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.wedges import preferred, wedges
 
 DEFAULT_TOLERANCE = 1e-12
-_VARIANCES = (16.0, 8.0, 4.0, 2.0, 1.0)
+# Falling. Of one Gaussian quadrature may be good at any variance; how far series reach, a finer list tells.
+_VARIANCES = (1e8, 1e6, 1e4, 1e3, 384.0, 256.0, 192.0, 128.0, 96.0, 64.0, 48.0, 32.0, 24.0, 16.0, 8.0, 4.0, 2.0, 1.0)
 _SMALL_VARIANCES = (0.3, 0.01)
 _PLANE_CHUNK = 16
+_EVERYWHERE = (1 - 1e-6, 0.999, 0.9, 0.0)  # correlations: transitions of every width
+_SERIES64, _SERIES32 = 1e-12, 3e-7  # up to where a series is taken, relative to the scale of the answer
+_RESOLVED = 0.01  # by how much a mean square may change with the nodes, to be one
 THIN = (1, 2, 4)  # by how much the nodes are thinned to see the error
 
 
@@ -77,7 +83,8 @@ def two_separable(question: Question) -> Method:
         parts += conditioned(delta, f.index, g, question)
     for delta in g.deltas:
         parts += conditioned(delta, g.index, replace(f, deltas=()), question)
-    return assemble(parts, ((i, i), (i, j), (j, j)), question, tier)
+    correlations = (0.9,) if f.deltas or g.deltas or not f.regular or not g.regular else _EVERYWHERE
+    return assemble(parts, ((i, i), (i, j), (j, j)), question, tier, correlations)
 
 
 def assemble(
@@ -94,7 +101,7 @@ def assemble(
 
     if not parts:
         return zero_method()
-    bound, reach = admissible(error_and_scale, needs, question, correlations)
+    bound, how_far = admissible(error_and_scale, needs, question, correlations)
     steps = tuple(dict.fromkeys(p.step for p in parts)) + unknown_functions(question)
 
     moves = by_correlations(compute, needs)
@@ -102,7 +109,7 @@ def assemble(
     def estimate(covariances, parameters):
         return error_and_scale(covariances, parameters)[0] + moves(covariances, parameters)
 
-    return Method(tier, needs, compute, steps, None, bound, up_to(reach), estimate, reach=reach)
+    return Method(tier, needs, compute, steps, None, bound, up_to(how_far["reach"]), estimate, **how_far)
 
 
 def unknown_functions(question: Question) -> tuple[str, ...]:
@@ -155,7 +162,7 @@ def line_parts(f: Factor, question: Question) -> list[Part]:
         def error(covariances, parameters):
             s = standard_deviation(covariances[(i, i)])
             fine, coarse, coarser = (mean(s, parameters, thin) for thin in THIN)
-            scale = _size(pieces)(s, parameters)
+            scale = _line_scale(pieces)(s, parameters)
             off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
             unseen = _line_mean(pieces.rounded())(s, parameters, 1) + _out_of_reach(pieces.mapped(_absolute))(
                 s, parameters
@@ -194,6 +201,19 @@ def _size(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
     """(s, parameters) -> E[f(s x)^2]^(1/2)."""
     square = _line_mean(pieces.mapped(_squared))
     return lambda s, parameters: jnp.sqrt(square(s, parameters, 1))
+
+
+def _line_scale(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
+    """(s, parameters) -> E[f(s x)^2]^(1/2), and E[|f(s x)|] where that is not resolved: of |x|^-0.9 it is infinite, and what stands
+    for it grows with the nodes, so that no error would be large beside it.
+    """
+    square, plain = _line_mean(pieces.mapped(_squared)), _line_mean(pieces.mapped(_absolute))
+
+    def scale(s: jax.Array, parameters: tuple[jax.Array, ...]) -> jax.Array:
+        fine, coarse = (square(s, parameters, thin) for thin in THIN[:2])
+        return jnp.where(jnp.abs(fine - coarse) <= _RESOLVED * fine, jnp.sqrt(fine), plain(s, parameters, 1))
+
+    return scale
 
 
 def _out_of_reach(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
@@ -244,7 +264,44 @@ def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
         return jnp.broadcast_to(total, shape), jnp.broadcast_to(sizes[0] * sizes[1], shape)
 
     step = "Mehler's series: E[f(u) g(v)] = sum_k a_k(s_u) b_k(s_v) rho^k, Hermite coefficients by quadrature"
-    return Part(compute, error, step), "Hermite series"
+    part = Part(compute, error, step)
+    return _with_plane(part, left, right, (i, j), question), "Hermite series"
+
+
+def _with_plane(series: Part, left: panels.Piecewise, right: panels.Piecewise, at: Entry, question: Question) -> Part:
+    """The series up to the variances where it is as good as can be, in each precision, and the plane beyond; the series alone where the
+    plane, which is cut at zero, reaches no farther: transitions may be elsewhere.
+    """
+    if not far.centred(left, right):
+        return series
+    i, j = at
+    needs = ((i, i), (i, j), (j, j))
+    _, how_far = admissible(series.error, needs, question, near=(_SERIES64, _SERIES32))
+    double, single = how_far["near"]
+    beyond = far.beyond(left, right, single, double)
+    thinned = far.thinned(left, right, THIN)
+    sizes_of, unseen = [_size(h) for h in (left, right)], [_unseen(h) for h in (left, right)]
+
+    def law(covariances):
+        q_u, c, q_v = (covariances[e] for e in needs)
+        return standard_deviation(q_u), standard_deviation(q_v), *special.correlation(q_u, q_v, c)
+
+    def compute(covariances, parameters):
+        usual = series.compute(covariances, parameters)
+        return beyond(*special.as_floats(*law(covariances), usual))
+
+    def error(covariances, parameters):
+        known = law(covariances)
+        near = jnp.maximum(known[0], known[1]) ** 2 <= (double if special.is_double(known[0]) else single)
+        usual, scale = series.error(covariances, parameters)
+        fine, coarse, coarser = thinned(*known)
+        sizes, more = ([h(s, ()) for h, s in zip(each, known, strict=False)] for each in (sizes_of, unseen))
+        off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
+        return jnp.where(near, usual, off + more[0] * sizes[1] + more[1] * sizes[0]), scale
+
+    step = f"; variances beyond {single:g} (float32), {double:g} (float64): the plane, cut where f and g have their transitions"
+    alone, joined = (admissible(e, needs, question, _EVERYWHERE)[1]["near"] for e in (series.error, error))
+    return Part(compute, error, series.step + step) if all(map(operator.ge, joined, alone)) else series
 
 
 def _coefficient_error(runs: list[jax.Array], size: jax.Array) -> jax.Array:
@@ -305,8 +362,8 @@ def _independent_pair(f: Factor, g: Factor, left: sp.Expr, right: sp.Expr, quest
     needs = tuple(sorted({e for m in methods for e in m.needs}))
     steps = ("independence: E[f(u) g(v)] = E[f(u)] E[g(v)]", *methods[0].steps, *methods[1].steps)
     bound = methods[0].bound + methods[1].bound
-    reach = min(m.reach for m in methods)
-    return Method(methods[0].tier, needs, compute, steps, None, bound, methods[0].bound_range, estimate, reach=reach)
+    words = methods[0].bound_range
+    return Method(methods[0].tier, needs, compute, steps, None, bound, words, estimate, **reaches(methods))
 
 
 def conditioned(delta: Delta, i: int, g: Factor, question: Question) -> list[Part]:
@@ -393,9 +450,9 @@ def up_to(variance: float) -> str:
 
 def admissible(
     error_at: Callable[..., tuple[jax.Array, jax.Array]], needs: tuple, question: Question,
-    correlations: tuple[float, ...] = (0.9,),
-) -> tuple[float, float]:  # fmt: skip
-    """(bound relative to the scale of the answer, the largest variance it holds for), or Declined."""
+    correlations: tuple[float, ...] = (0.9,), near: tuple[float, float] = NEAR,
+) -> tuple[float, dict[str, Any]]:  # fmt: skip
+    """(bound relative to the scale of the answer, how far it and errors of `near` hold, as keywords of a Method), or Declined."""
     wanted = question.tolerance or DEFAULT_TOLERANCE
     variances = _VARIANCES + _SMALL_VARIANCES
     with jax.enable_x64(True):
@@ -411,9 +468,12 @@ def admissible(
         raise Declined("the function grows too fast: its square has no finite mean at variance 1")
     relative = np.where(usable & (scale > 0), error / np.where(usable & (scale > 0), scale, 1), 0.0)
     relative = np.where(usable, relative, np.inf)
-    small = relative[len(_VARIANCES) :].max()
-    for k, variance in enumerate(_VARIANCES):
-        bound = max(relative[k : len(_VARIANCES)].max(), small)
-        if bound <= wanted:
-            return float(bound), variance
-    raise Declined(f"reaches {max(relative[len(_VARIANCES) - 1], small):.1e} at variance 1, wanted {wanted:.1e}")
+    worst_so_far = np.maximum.accumulate(relative[::-1])[::-1]  # of this variance and all smaller ones
+
+    def place(allowed: float) -> int | None:
+        return next((k for k in range(len(_VARIANCES)) if worst_so_far[k] <= allowed), None)
+
+    if (k := place(wanted)) is None:
+        raise Declined(f"reaches {worst_so_far[len(_VARIANCES) - 1]:.1e} at variance 1, wanted {wanted:.1e}")
+    holds = tuple(_VARIANCES[place(max(wanted, allowed)) or 0] for allowed in near)
+    return float(worst_so_far[k]), {"reach": _VARIANCES[k], "near": holds}

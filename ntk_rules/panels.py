@@ -33,7 +33,7 @@ class Rule:
     orders: int
 
 
-LINE64, LINE32 = Rule(320, 13.0, 768), Rule(128, 9.0, 256)
+LINE64, LINE32 = Rule(320, 13.0, 768), Rule(256, 9.0, 768)
 PLANE64, PLANE32 = Rule(64, 9.0, 0), Rule(24, 6.0, 0)
 SHELL = 0.5  # the depth of the outermost shells, see `beyond`
 _OVER, _BELL = 32, 6  # exp(-32), and exp(-6^2), are beyond working precision

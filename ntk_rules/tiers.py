@@ -22,7 +22,7 @@ from ntk_rules.heads import centred, densities_parted, differences_joined, means
 from ntk_rules.kinked_plane import kinked_plane
 from ntk_rules.law import base_law, minors_exposed
 from ntk_rules.many import plane, quasi_monte_carlo
-from ntk_rules.method import Declined, Method
+from ntk_rules.method import Declined, Method, reaches
 from ntk_rules.numeric import one_gaussian, two_separable
 from ntk_rules.parse import Unparsed, parse
 from ntk_rules.points import as_written
@@ -109,8 +109,7 @@ def independence(question: Question) -> Method:
     steps = ("independence: the factors one by one", *dict.fromkeys(s for m in methods for s in m.steps))
     tier = " * ".join(sorted({m.tier for m in methods}))
     bound = sum(m.bound for m in methods)
-    reach = min(m.reach for m in methods)
-    return Method(tier, needs, compute, steps, None, bound, worst.bound_range, estimate, reach=reach)
+    return Method(tier, needs, compute, steps, None, bound, worst.bound_range, estimate, **reaches(methods))
 
 
 def independent_blocks(
@@ -177,8 +176,7 @@ def linearity(question: Question) -> Method:
     names = " + ".join(sorted({m.tier for m in methods}))
     steps = ("linearity: the addends one by one", *dict.fromkeys(s for m in methods for s in m.steps))
     bound = sum(m.bound * (abs(float(c)) if c.is_number else 1.0) for (c, _), m in zip(parts, methods, strict=True))
-    reach = min(m.reach for m in methods)
-    return Method(names, needs, compute, steps, None, bound, worst.bound_range, estimate, reach=reach)
+    return Method(names, needs, compute, steps, None, bound, worst.bound_range, estimate, **reaches(methods))
 
 
 def _needs_sampling(expanded: sp.Expr, question: Question) -> bool:

@@ -22,7 +22,7 @@ from tensorprog.lower.fingerprint import fingerprint
 from tensorprog.lower.population import AllNormals
 from tensorprog.lower.run import Outside, plan, run
 from tensorprog.lower.schedule import operands_of, schedule
-from tensorprog.lower.strained import strained
+from tensorprog.lower.strained import strained, variances_of
 
 __all__ = ["Lowered", "lower", "lower_blocks"]
 
@@ -65,6 +65,8 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
     used = {o.quantity for q in quantities(pair_ends) for o in operands_of(q) if o.side is not None}
     every = [*(q for b in graph.blocks for q in (b.cross, b.own)), *graph.means]
     ends = dict.fromkeys(q for q in every if not is_cross(q))
+    looked_at = variances_of(quantities([*pair_ends, *ends]))
+    used |= {v for _, own in looked_at for v in own}
     kept = [q for q in quantities([*ends, *(q for q in graph.nodes if q in used)]) if q in used or q in ends]
     state_steps = schedule(kept, False, roll=roll)
     slots = plan(state_steps, kept)
@@ -105,4 +107,4 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
     def means(a: State) -> tuple[jax.Array, ...]:
         return tuple(slots.read(a, q).astype(read(a)[0]) for q in graph.means)
 
-    return Lowered(state, pair, diagonal, strained(quantities(pair_ends), slots), means)
+    return Lowered(state, pair, diagonal, strained(looked_at, slots), means)
