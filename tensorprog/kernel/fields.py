@@ -30,6 +30,7 @@ LEAST_TOLERANCE = 5e-4  # what two million points are good for
 FEWEST_POINTS, MOST_POINTS = 2**12, 2**21
 TRIALS = 1024
 MOST_TRIALS, MOST_ENTRIES = 2**16, 2**20  # where they are cheap
+POINTS, STEEP = (1e-12, 1e-6), 63.0  # how much larger a function is at the first that grows like abs(h)**-0.3 at zero
 CHUNK = 128  # points at a time
 
 Root = tuple[Node, str]
@@ -130,14 +131,25 @@ def _check_tails(roots: Sequence[Root]) -> None:
             found = jax.vmap(lambda *v, given=given, root=root, names=gaussians: value_of(root, given, names, *v))(
                 *values
             )
+            at = lambda one, x, values=values, names=gaussians: [
+                v[0].at[(0,) * (v.ndim - 1)].set(x) if node is one else v[0]
+                for node, v in zip(names, values, strict=True)
+            ]
+            near = [[value_of(root, given, gaussians, *at(one, x)) for x in POINTS] for one in gaussians]
+        steep = any(np.any(np.abs(a) > STEEP * np.abs(b)) for a, b in near)
         squares = np.abs(np.asarray(found)).reshape(trials, -1) ** 2
         first = squares[:TRIALS]
-        if not np.isfinite(squares).all() or np.any(first.max(0) > 0.5 * first.sum(0) + 1e-300) or no_mean(squares):
+        if (
+            not np.isfinite(squares).all()
+            or np.any(first.max(0) > 0.5 * first.sum(0) + 1e-300)
+            or no_mean(squares)
+            or steep
+        ):
             raise UnsupportedError(
                 explain(
                     "a function of a hidden layer whose moments cannot be sampled", where=str(root.source or ""),
-                    reason="of samples at unit variances a few carry the mean square, or one is infinite: the expectation is infinite, "
-                    "as that of the squared slope of sqrt(abs(h)), or out of reach",
+                    reason="of samples at unit variances a few carry the mean square, or one is infinite, or all that counts is near "
+                    "zero: the expectation is infinite, as that of the squared slope of sqrt(abs(h)), or out of reach",
                     mend="use a nonlinearity of slower growth, or a normalisation with a larger epsilon",
                 )
             )  # fmt: skip

@@ -94,10 +94,6 @@ def at_once(jobs: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-# XLA takes 256 bits by itself; processors without such registers get what they have
-WIDE: dict[str, str | bool] = {"xla_cpu_prefer_vector_width": "512"}
-
-
 class Ahead:
     """A function compiled in the caller's thread, for threads that only run it.
 
@@ -108,25 +104,14 @@ class Ahead:
         self._jitted = jax.jit(function, static_argnames=tuple(static))
         self._made: dict[Any, Callable[..., Any]] = {}
 
-    def __call__(self, *args: Any, wide: bool = False, **static: Any) -> Callable[..., Any]:
-        """The compiled function, for arguments like these and these static ones. wide: on a CPU, with vectors as wide as it has."""
+    def __call__(self, *args: Any, **static: Any) -> Callable[..., Any]:
+        """The compiled function, for arguments like these and these static ones."""
         leaves, tree = jax.tree.flatten(args)
         kinds = tuple((a.shape, a.dtype, getattr(a, "sharding", None)) for a in leaves)
-        key = (tree, kinds, tuple(sorted(static.items())), wide, jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+        key = (tree, kinds, tuple(sorted(static.items())), jax.config.jax_enable_x64)  # type: ignore[attr-defined]
         if key not in self._made:
-            lowered = self._jitted.lower(*args, **static)
-            self._made[key] = _wide(lowered) if wide and jax.default_backend() == "cpu" else lowered.compile()
+            self._made[key] = self._jitted.lower(*args, **static).compile()
         return self._made[key]
-
-
-def _wide(lowered: jax.stages.Lowered) -> Callable[..., Any]:
-    """Compiled for wide vectors, where this version of XLA knows of them."""
-    try:
-        return lowered.compile(compiler_options=WIDE)
-    except jax.errors.JaxRuntimeError as error:
-        if "No such compile option" not in str(error):
-            raise
-        return lowered.compile()
 
 
 def turned(block: Any, right: int) -> Any:

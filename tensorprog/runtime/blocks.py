@@ -112,8 +112,8 @@ class Blocks:
         self._shapes, self._noise = made.shapes, made.noise
         self._partners = [(k, made.rights[k]) for k in partners]
         self._names = tuple(map(str, range(len(made.shapes))))
-        cached, wide = int(not ("rows" in off or made.draws)), not ("vectors" in off or made.positions)
-        self._layers = Layers(made.steps or whole(made), self._names, made.entries, cached, wide=wide)
+        cached = int(not ("rows" in off or made.draws))
+        self._layers = Layers(made.steps or whole(made), self._names, made.entries, cached)
         self._off = frozenset(off)
         self._block, self._diagonal, self._means = jax.jit(made.block), jax.jit(made.diagonal), jax.jit(made.means)
         self.refine = _refined(made)

@@ -20,9 +20,7 @@ from tensorprog.runtime.tiles import TILE_BYTES, Tiling, pairs_in_memory
 
 __all__ = ["Gram", "Layers", "Way", "refined"]
 
-FEW = (
-    2  # see `Piece.cached`: tiles of a series are passed over four times, those of layers without positions little more
-)
+FEW = 2  # see `Piece.cached`: tiles of a series, and of layers without positions, are passed over few times
 
 
 class Way(Protocol):
@@ -42,21 +40,11 @@ def refined(made: Functions) -> Refine | None:
 class Layers:
     """Pair by pair, one layer after the other: for every kernel there is.
 
-    names: of what a pair has. entries: of the largest array of a pair. cached: of `Piece`. refine: for near pairs. wide: vectors, where
-    arithmetic binds (with positions, memory does).
+    names: of what a pair has. entries: of the largest array of a pair. cached: of `Piece`. refine: for near pairs.
     """
 
-    def __init__(
-        self,
-        steps: Steps,
-        names: Sequence[str],
-        entries: int,
-        cached: int = 1,
-        refine: Refine | None = None,
-        wide: bool = True,
-    ):
+    def __init__(self, steps: Steps, names: Sequence[str], entries: int, cached: int = 1, refine: Refine | None = None):
         self._steps, self._names, self._entries = steps, tuple(names), entries
-        self._wide = wide
         self._cached, self._refine = cached, refine
         self._states = jax.jit(self._of_inputs, static_argnames="own")
         self._tile = Ahead(self._of_pairs, ("rows", "columns", "get"))
@@ -92,7 +80,7 @@ class Layers:
         names, at = get if refine is None else self._names, np.int32(0)
 
         def tile(rows: int, columns: int) -> Code:
-            code = self._tile(states, at, at, wide=self._wide, rows=rows, columns=columns, get=names)
+            code = self._tile(states, at, at, rows=rows, columns=columns, get=names)
             return lambda i, j: code(states, np.int32(i), np.int32(second + j))
 
         if refine is None:
@@ -157,8 +145,8 @@ class Gram:
     def __init__(self, made: Functions, shortcut: Way | None = None, off: Collection[str] = (), average: bool = False):
         self._wide = average and made.kinks and not made.draws
         self.shape, self.pair_entries = made.shape, made.pair_entries
-        cached, wide = int(not ("rows" in off or made.draws)), "vectors" not in off and made.pair_entries == 1
-        self._layers = Layers(made.steps or whole(made), GET, made.pair_entries, cached, refined(made), wide)
+        cached = int(not ("rows" in off or made.draws))
+        self._layers = Layers(made.steps or whole(made), GET, made.pair_entries, cached, refined(made))
         self._shortcut, self._symmetry, self._threads = shortcut, "symmetry" not in off, "threads" not in off
         self._reuse = "reuse" not in off
 

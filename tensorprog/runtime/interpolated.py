@@ -61,7 +61,6 @@ class Interpolated:
         self._features = jax.jit(lambda x, hypers: jax.vmap(lambda leaves: features(leaves, hypers))(x))
         self._rows, self._block = jax.jit(rows), jax.jit(block)
         self._live = None if without_branches(off) else np.array(True)
-        self._wide = "vectors" not in off
         self._run: Any = None
         self._traced: Any = None
         self._cost = math.inf  # of a pair by its layers, in operations
@@ -91,7 +90,7 @@ class Interpolated:
         halves, in_powers = _in_powers(_by_parity(series.coefficients[which]))
         states = [_state(side, series, dtype, which) for side in sides]
         args = (states[0], states[-1], *jax.device_put((halves.astype(dtype), self._live), sides[0].device))
-        options = dict(wide=self._wide, in_powers=in_powers, gram=len(sides) == 1)
+        options = dict(in_powers=in_powers, gram=len(sides) == 1)
 
         def tile(rows: int, columns: int) -> Code:
             code = _TILE(*args, np.int32(0), np.int32(0), rows=rows, columns=columns, **options)

@@ -9,7 +9,6 @@ import pytest
 
 import tensorprog as tp
 from tensorprog import nn
-from tensorprog.runtime import assembly
 
 
 def deep(phi, depth: int = 4, bias_var: float = 0.1):  # type: ignore[no-untyped-def]
@@ -92,19 +91,3 @@ def test_slopes_in_hyperparameters() -> None:
 )
 def test_what_is_costly_keeps_its_branch(net, shape) -> None:  # type: ignore[no-untyped-def]
     assert not passes(tp.compile(net, jnp.zeros(shape)), shape)
-
-
-def test_wide_vectors_change_nothing_but_the_code() -> None:
-    f = assembly.Ahead(lambda x: jnp.sqrt(x) * 2 + jnp.sin(x))
-    x = np.random.default_rng(0).random(1000)
-    np.testing.assert_allclose(f(x, wide=True)(x), f(x)(x), rtol=1e-15)
-    assert f(x, wide=True) is f(x, wide=True) is not f(x)
-
-
-def test_versions_of_xla_without_that_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assembly, "WIDE", {"xla_cpu_vectors_of_the_future": "4096"})
-    x = np.arange(3.0)
-    np.testing.assert_array_equal(assembly.Ahead(lambda x: 2 * x)(x, wide=True)(x), 2 * x)
-    monkeypatch.setattr(assembly, "WIDE", {"xla_cpu_prefer_vector_width": "broad"})
-    with pytest.raises(jax.errors.JaxRuntimeError, match="broad"):
-        assembly.Ahead(lambda x: 2 * x)(x, wide=True)
