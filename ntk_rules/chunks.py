@@ -8,6 +8,7 @@ slice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,7 +43,9 @@ def elementwise(function: Callable[..., jax.Array], size: int) -> Callable[..., 
     def sliced(*arrays: jax.Array) -> jax.Array:
         shape = jnp.broadcast_shapes(*(a.shape for a in arrays))
         flat = [jnp.broadcast_to(a, shape).reshape(-1) for a in arrays]
-        count = flat[0].size
+        count = math.prod(shape)
+        if not isinstance(count, int):  # while a function for any sizes is exported
+            return jax.lax.map(lambda row: function(*row), tuple(a.reshape(-1, 1) for a in flat)).reshape(shape)
         if count <= size:
             return function(*flat).reshape(shape)
         chunks = -(-count // size)
