@@ -146,7 +146,7 @@ class Expectation:
         return self._core.method.reach
 
     def holds(self, double: bool) -> float:
-        """The largest variance for which no value is off by more than 1e-9 of the scale of the answer (1e-5 in single precision)."""
+        """The largest variance for which the estimated error stays below 1e-9 of the scale of the answer (1e-5 in single precision)."""
         return self._core.method.near[0 if double else 1]
 
     def latex(self) -> str:

@@ -1,6 +1,7 @@
 """Loops in one pass: two arrays as one of complex numbers."""
 
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,10 @@ import tensorprog as tp
 from tensorprog import nn
 
 
-def deep(phi, depth: int = 4, bias_var: float = 0.1):  # type: ignore[no-untyped-def]
+Net = Callable[[jax.Array], jax.Array]
+
+
+def deep(phi: Net, depth: int = 4, bias_var: float = 0.1) -> Net:
     def net(x: jax.Array) -> jax.Array:
         for _ in range(depth):
             x = phi(nn.dense(x, weight_var=1.5, bias_var=bias_var))
@@ -89,5 +93,5 @@ def test_slopes_in_hyperparameters() -> None:
     [(windows, (5, 2)), (deep(lambda x: jax.nn.relu(x - 1)), (3,)), (deep(jax.nn.silu, 2), (3,))],
     ids=["sums over windows", "long functions", "quadrature"],
 )
-def test_what_is_costly_keeps_its_branch(net, shape) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_costly_keeps_its_branch(net: Net, shape: tuple[int, ...]) -> None:
     assert not passes(tp.compile(net, jnp.zeros(shape)), shape)
