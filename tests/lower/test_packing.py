@@ -11,7 +11,6 @@ import pytest
 import tensorprog as tp
 from tensorprog import nn
 
-
 Net = Callable[[jax.Array], jax.Array]
 
 
