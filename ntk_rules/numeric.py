@@ -36,6 +36,7 @@ DEFAULT_TOLERANCE = 1e-12
 # Falling. Of one Gaussian quadrature may be good at any variance; how far series reach, a finer list tells.
 _VARIANCES = (1e8, 1e6, 1e4, 1e3, 384.0, 256.0, 192.0, 128.0, 96.0, 64.0, 48.0, 32.0, 24.0, 16.0, 8.0, 4.0, 2.0, 1.0)
 _SMALL_VARIANCES = (0.3, 0.01)
+_LARGE_VARIANCES = (1e16, 1e12)  # of one variable alone: depth drives them there
 _PLANE_CHUNK = 16
 _EVERYWHERE = (1 - 1e-6, 0.999, 0.9, 0.0)  # correlations: transitions of every width
 _SERIES64, _SERIES32 = 1e-12, 3e-7  # up to where a series is taken, relative to the scale of the answer
@@ -454,7 +455,8 @@ def admissible(
 ) -> tuple[float, dict[str, Any]]:  # fmt: skip
     """(bound relative to the scale of the answer, how far it and errors of `near` hold, as keywords of a Method), or Declined."""
     wanted = question.tolerance or DEFAULT_TOLERANCE
-    variances = _VARIANCES + _SMALL_VARIANCES
+    large = (_LARGE_VARIANCES if len(needs) == 1 else ()) + _VARIANCES
+    variances = large + _SMALL_VARIANCES
     with jax.enable_x64(True):
         q = np.asarray(variances)
         rho = np.asarray(correlations)[:, None]
@@ -464,16 +466,16 @@ def admissible(
     worst = np.argmax(np.where(np.isfinite(error), error, np.inf), axis=0)
     error, scale = error[worst, np.arange(q.size)], scale[worst, np.arange(q.size)]
     usable = np.isfinite(error) & np.isfinite(scale)
-    if not usable[len(_VARIANCES) - 1 :].all():
+    if not usable[len(large) - 1 :].all():
         raise Declined("the function grows too fast: its square has no finite mean at variance 1")
     relative = np.where(usable & (scale > 0), error / np.where(usable & (scale > 0), scale, 1), 0.0)
     relative = np.where(usable, relative, np.inf)
     worst_so_far = np.maximum.accumulate(relative[::-1])[::-1]  # of this variance and all smaller ones
 
     def place(allowed: float) -> int | None:
-        return next((k for k in range(len(_VARIANCES)) if worst_so_far[k] <= allowed), None)
+        return next((k for k in range(len(large)) if worst_so_far[k] <= allowed), None)
 
     if (k := place(wanted)) is None:
-        raise Declined(f"reaches {worst_so_far[len(_VARIANCES) - 1]:.1e} at variance 1, wanted {wanted:.1e}")
-    holds = tuple(_VARIANCES[place(max(wanted, allowed)) or 0] for allowed in near)
-    return float(worst_so_far[k]), {"reach": _VARIANCES[k], "near": holds}
+        raise Declined(f"reaches {worst_so_far[len(large) - 1]:.1e} at variance 1, wanted {wanted:.1e}")
+    holds = tuple(large[place(max(wanted, allowed)) or 0] for allowed in near)
+    return float(worst_so_far[k]), {"reach": large[k], "near": holds}

@@ -41,7 +41,7 @@ class Lowered:
     state: Callable[..., State]
     pair: Callable[..., tuple[jax.Array, ...]]
     diagonal: Callable[[State], tuple[jax.Array, ...]]
-    strained: Callable[[Any], None] | None
+    strained: Callable[..., None] | None
     means: Callable[[State], tuple[jax.Array, ...]]
 
 

@@ -33,10 +33,11 @@ def variances_of(found: Iterable[Quantity]) -> list[tuple[Expect, tuple[Quantity
     return out
 
 
-def strained(looked_at: Sequence[tuple[Expect, tuple[Quantity, ...]]], slots: Slots) -> Callable[[Any], None] | None:
+def strained(looked_at: Sequence[tuple[Expect, tuple[Quantity, ...]]], slots: Slots) -> Callable[..., None] | None:
     """A check of the states of many inputs, which raises InputError; None where nothing is to be looked at.
 
-    looked_at: from `variances_of`; the state keeps these variances.
+    looked_at: from `variances_of`; the state keeps these variances. own: are inputs met with themselves alone? Then expectations of one
+    Gaussian variable are asked, which follow far larger variances than those of pairs.
     """
     of: dict[Any, tuple[Expect, dict[Quantity, None]]] = {}
     for q, own in looked_at:
@@ -50,8 +51,10 @@ def strained(looked_at: Sequence[tuple[Expect, tuple[Quantity, ...]]], slots: Sl
 
     largest_of_all = jax.jit(lambda states: [jnp.max(v) for v in jax.vmap(largest)(states)])
 
-    def check(states: Any) -> None:
+    def check(states: Any, own: bool = False) -> None:
         for (q, _), variance in zip(read, largest_of_all(states), strict=True):
+            if own and q.cross:
+                continue
             double = variance.dtype == np.float64
             most = q.expectation.holds(double)
             if variance > most * (1 + 1e-4):  # rounding of a variance that is the limit

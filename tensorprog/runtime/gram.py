@@ -99,19 +99,20 @@ class Layers:
 
         return Work(names, tile, again, lambda pairs: {"ntk": refine.mended(x1, sides[-1], ntk, hypers, pairs)})
 
-    def _check(self, states: Any) -> None:
+    def _check(self, states: Any, own: bool = False) -> None:
         if self._steps.strained is not None:
-            self._steps.strained(states[0])
+            self._steps.strained(states[0], own)
 
-    def check(self, x: Leaves, hypers: Hypers, largest: bool = False) -> None:
-        """InputError where variances are beyond what quadrature follows. largest: look at the longest input alone."""
+    def check(self, x: Leaves, hypers: Hypers, largest: bool = False, own: bool = False) -> None:
+        """InputError where variances are beyond what quadrature follows. largest: look at the longest input alone. own: only what an
+        input with itself asks for."""
         if self._steps.strained is None or is_traced((x, hypers)):
             return
         if largest:
             sizes = sum(np.square(np.asarray(leaf, float)).reshape(len(leaf), -1).sum(1) for leaf in x)
             at = int(np.argmax(sizes))
             x = [leaf[at : at + 1] for leaf in x]
-        self._check(self._states([x], hypers, own=False))
+        self._check(self._states([x], hypers, own=False), own)
 
     def _inputs_at_once(self, x: Leaves, hypers: Hypers) -> int:
         """Of how many inputs what pairs read fits into the bound of memory."""
@@ -163,7 +164,7 @@ class Gram:
         if x[0].shape[0] == 0:
             empty = jnp.zeros((0, *self.shape, *self.shape), float_dtype(x))
             return empty, empty
-        self._layers.check(x, hypers)
+        self._layers.check(x, hypers, own=True)
         return self._diagonal(x, hypers)
 
     def traced(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:

@@ -62,13 +62,13 @@ def float_dtype(x: Iterable[jax.Array]) -> Any:
 @dataclass(frozen=True)
 class Steps:
     """states: (x, hypers) -> all that pairs read of the inputs, a tree of arrays with a batch axis. pairs: (states, states) -> the
-    blocks of every pair. own: states -> the blocks of every input with itself. strained: raises InputError where variances are beyond
-    what quadrature follows."""
+    blocks of every pair. own: states -> the blocks of every input with itself. strained: (states, own=False) -> None, or InputError where variances are
+    beyond what quadrature follows; own: of inputs met with themselves alone."""
 
     states: Callable[[Leaves, Hypers], Any]
     pairs: Callable[[Any, Any], tuple[jax.Array, ...]]
     own: Callable[[Any], tuple[jax.Array, ...]]
-    strained: Callable[[Any], None] | None = None
+    strained: Callable[..., None] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class OfPairs(Protocol):
     @property
     def diagonal(self) -> Callable[..., Any]: ...
     @property
-    def strained(self) -> Callable[[Any], None] | None: ...
+    def strained(self) -> Callable[..., None] | None: ...
 
 
 def by_rows(pairs: Callable[[Any, Any], Any], first: Any, second: Any, entries: int) -> Any:
