@@ -1,12 +1,7 @@
 """E[f(u) g(v)] at variances beyond the reach of a series: the plane, with nodes on the scale of the functions and on that of the law.
 
 At large variances f and g are steps to the law, and the law is flat to them. With u = s_u x and v = s_v (rho x + w y) the step of g lies at
-y = -rho x/w, and that of f at x = 0. Both integrals are cut there, and on either side the distance d from the cut is
-
-    d = log(1 + b (e^t - 1)),
-
-which grows exponentially in t from the scale b of the function and linearly from 1, the scale of the law, on. It is analytic for
-|Im t| < pi, so that Gauss-Legendre in t converges geometrically; the range of t grows with the logarithm of the variance alone.
+y = -rho x/w, and that of f at x = 0. Both integrals are cut there, with graded panels on either side.
 """
 
 from __future__ import annotations
@@ -20,12 +15,11 @@ import numpy as np
 
 from ntk_rules import special
 from ntk_rules.chunks import broadcasting, elementwise
-from ntk_rules.panels import Piecewise, density
+from ntk_rules.panels import SHARP, Piecewise, density, graded
 
 NODES64, NODES32 = 104, 44  # on either side of a cut
 REACH64, REACH32 = 9.0, 6.0
 _CHUNK = 16
-_SHARP = 0.5  # the scale of a function with its transition at zero
 Rule = tuple[Any, Any]
 _FINEST = 1e-9  # no law is so narrow that more than rounding lies within
 
@@ -37,16 +31,9 @@ def centred(*factors: Piecewise) -> bool:
 
 def _graded(cut: jax.Array, scale: jax.Array, rule: Rule, reach: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(places, their distances from `cut` with signs, weights) on [-reach, reach], the node axis last, those left of it first."""
-    nodes, weights = (t.astype(cut.dtype) for t in rule)
-    cut, scale = cut[..., None], scale[..., None]
-    distances, sizes = [], []
-    for side in (-1.0, 1.0):
-        length = jnp.log1p(jnp.expm1(reach - side * cut) / scale)
-        grown = scale * jnp.expm1(length * nodes)
-        distances.append(side * jnp.log1p(grown))
-        sizes.append(length * weights * (grown + scale) / (1 + grown))
-    distance = jnp.concatenate(distances, -1)
-    return cut + distance, distance, jnp.concatenate(sizes, -1)
+    left, right = (graded(reach - side * cut, scale, rule) for side in (-1, 1))
+    distance = jnp.concatenate([-left[0], right[0]], -1)
+    return cut[..., None] + distance, distance, jnp.concatenate([left[1], right[1]], -1)
 
 
 def _sides(f: Piecewise, z: jax.Array, n: int) -> jax.Array:
@@ -66,13 +53,13 @@ def mean_far(f: Piecewise, g: Piecewise) -> Callable[..., jax.Array]:
         most, reach = (NODES64, REACH64) if special.is_double(s_u) else (NODES32, REACH32)
         rule = special.gauss_legendre(most) if rule is None else rule
         n = len(rule[0])
-        finest = _SHARP / jnp.maximum(jnp.maximum(s_u, s_v), 1)
+        finest = SHARP / jnp.maximum(jnp.maximum(s_u, s_v), 1)
         outer = jnp.clip(jnp.minimum(finest, w), _FINEST, 1) if kinked else finest
         x, _, weights = _graded(jnp.zeros_like(s_u), outer, rule, reach)
         spread = (s_v * w)[:, None]
         flat = w[:, None] <= jnp.abs(rho[:, None] * x) / reach  # the step of g is out of reach
         cut = jnp.where(flat, -reach * jnp.sign(rho[:, None] * x), -rho[:, None] * x / jnp.where(flat, 1, w[:, None]))
-        scale = jnp.broadcast_to(_SHARP / jnp.maximum(spread, 1), x.shape)
+        scale = jnp.broadcast_to(SHARP / jnp.maximum(spread, 1), x.shape)
         y, distance, inner = _graded(cut, scale, rule, reach)
         mean = (s_v * rho)[:, None] * x
         # From its own cut on v is what it is away from there: the difference of two large numbers would have no digits.

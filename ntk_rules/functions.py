@@ -135,12 +135,18 @@ def exponentials_exposed(expr: sp.Expr) -> sp.Expr:
 
 
 def differences_kept(expr: sp.Expr) -> sp.Expr:
-    """`expr` with f exp(x) - f written f expm1(x), which has digits at small x.
+    """`expr` with differences of nearly equal numbers written without: f exp(x) - f as f expm1(x), and 1 - tanh(x)^2 as a product of
+    sigmoids, which has digits at large x.
 
     >>> x = sp.Symbol("x")
     >>> differences_kept(2 * sp.exp(x) - 2), differences_kept(x * sp.exp(x) - x + 1)
     (2*expm1(x), x*expm1(x) + 1)
+    >>> differences_kept(1 - sp.tanh(x) ** 2)
+    4*logistic(-2*x)*logistic(2*x)
     """
+    if expr.has(sp.tanh):
+        x = sp.Wild("x")
+        expr = expr.replace(1 - sp.tanh(x) ** 2, 4 * logistic(2 * x) * logistic(-2 * x))
     if not expr.has(sp.exp):
         return expr
     return expr.replace(lambda part: part.is_Add and part.has(sp.exp), _differences_of)

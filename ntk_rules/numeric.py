@@ -239,7 +239,8 @@ def _hermite(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
 def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
     left, right = (piecewise(h.regular, h.index, question) for h in (f, g))
     if left.kinks and right.kinks:
-        return plane_pair(left, right, f.index, g.index), "quadrature split at the kinks"
+        part = plane_pair(left, right, f.index, g.index)
+        return _with_plane(part, left, right, (f.index, g.index), question), "quadrature split at the kinks"
     i, j = f.index, g.index
     series = (_hermite(left), _hermite(right))
     sizes_of, unseen = [_size(h) for h in (left, right)], [_unseen(h) for h in (left, right)]
@@ -269,15 +270,15 @@ def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
     return _with_plane(part, left, right, (i, j), question), "Hermite series"
 
 
-def _with_plane(series: Part, left: panels.Piecewise, right: panels.Piecewise, at: Entry, question: Question) -> Part:
-    """The series up to the variances where it is as good as can be, in each precision, and the plane beyond; the series alone where the
-    plane, which is cut at zero, reaches no farther: transitions may be elsewhere.
+def _with_plane(usual: Part, left: panels.Piecewise, right: panels.Piecewise, at: Entry, question: Question) -> Part:
+    """The usual way up to the variances where it is as good as can be, in each precision, and graded panels beyond; the usual one alone
+    where these, which are cut at zero, reach no farther: transitions may be elsewhere.
     """
     if not far.centred(left, right):
-        return series
+        return usual
     i, j = at
     needs = ((i, i), (i, j), (j, j))
-    _, how_far = admissible(series.error, needs, question, near=(_SERIES64, _SERIES32))
+    _, how_far = admissible(usual.error, needs, question, _EVERYWHERE, (_SERIES64, _SERIES32))
     double, single = how_far["near"]
     beyond = far.beyond(left, right, single, double)
     thinned = far.thinned(left, right, THIN)
@@ -288,21 +289,21 @@ def _with_plane(series: Part, left: panels.Piecewise, right: panels.Piecewise, a
         return standard_deviation(q_u), standard_deviation(q_v), *special.correlation(q_u, q_v, c)
 
     def compute(covariances, parameters):
-        usual = series.compute(covariances, parameters)
-        return beyond(*special.as_floats(*law(covariances), usual))
+        value = usual.compute(covariances, parameters)
+        return beyond(*special.as_floats(*law(covariances), value))
 
     def error(covariances, parameters):
         known = law(covariances)
         near = jnp.maximum(known[0], known[1]) ** 2 <= (double if special.is_double(known[0]) else single)
-        usual, scale = series.error(covariances, parameters)
+        there, scale = usual.error(covariances, parameters)
         fine, coarse, coarser = thinned(*known)
         sizes, more = ([h(s, ()) for h, s in zip(each, known, strict=False)] for each in (sizes_of, unseen))
         off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
-        return jnp.where(near, usual, off + more[0] * sizes[1] + more[1] * sizes[0]), scale
+        return jnp.where(near, there, off + more[0] * sizes[1] + more[1] * sizes[0]), scale
 
     step = f"; variances beyond {single:g} (float32), {double:g} (float64): the plane, cut where f and g have their transitions"
-    alone, joined = (admissible(e, needs, question, _EVERYWHERE)[1]["near"] for e in (series.error, error))
-    return Part(compute, error, series.step + step) if all(map(operator.ge, joined, alone)) else series
+    alone, joined = (admissible(e, needs, question, _EVERYWHERE)[1]["near"] for e in (usual.error, error))
+    return Part(compute, error, usual.step + step) if all(map(operator.ge, joined, alone)) else usual
 
 
 def _coefficient_error(runs: list[jax.Array], size: jax.Array) -> jax.Array:

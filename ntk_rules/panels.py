@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ class Rule:
 
 LINE64, LINE32 = Rule(320, 13.0, 768), Rule(256, 9.0, 768)
 PLANE64, PLANE32 = Rule(64, 9.0, 0), Rule(24, 6.0, 0)
+SHARP = 0.5  # the scale on which a function has its transition at a kink
 SHELL = 0.5  # the depth of the outermost shells, see `beyond`
 _OVER, _BELL = 32, 6  # exp(-32), and exp(-6^2), are beyond working precision
 
@@ -98,18 +100,25 @@ class Piecewise:
         return [ends[0], *inner, ends[1]]
 
     def samples(
-        self, mean: jax.Array, std: jax.Array, parameters: Parameters, rule: Rule
+        self, mean: jax.Array, std: jax.Array, parameters: Parameters, rule: Rule, fine: bool = False
     ) -> tuple[jax.Array, jax.Array]:
         """(nodes x, weight times f(mean + std x)) on all panels, the node axis last; no density factor.
 
-        Every piece is evaluated where it holds alone: a panel out of reach is empty, but exp may overflow there.
+        Every piece is evaluated where it holds alone: a panel out of reach is empty, but exp may overflow there. fine: do nodes of the outer
+        panels lie dense at the kinks, on the scale of f?
         """
         edges = self.edges(mean, std, parameters, rule.reach)
         inner = tuple(p[..., None] for p in parameters)
         ends: list[jax.Array | float] = [-jnp.inf, *(kink(*inner) for kink in self.kinks), jnp.inf]
         xs, values = [], []
         for k, f in enumerate(self.functions):
-            x, weights = panel(edges[k], edges[k + 1], rule.nodes)
+            outward = {0: -1, len(self.kinks): 1}.get(k) if fine and self.kinks else None
+            if outward is None:
+                x, weights = panel(edges[k], edges[k + 1], rule.nodes)
+            else:
+                start, length = edges[k + 1] if outward < 0 else edges[k], edges[k + 1] - edges[k]
+                distance, weights = graded(length, SHARP / jnp.maximum(std, SHARP), special.gauss_legendre(rule.nodes))
+                x = start[..., None] + outward * distance
             xs.append(x)
             values.append(weights * f(jnp.clip(mean[..., None] + std[..., None] * x, ends[k], ends[k + 1]), *inner))
         return jnp.concatenate(xs, -1), jnp.concatenate(values, -1)
@@ -152,6 +161,19 @@ def panel(low: jax.Array, high: jax.Array, n: int) -> tuple[jax.Array, jax.Array
     return low[..., None] + width * nodes, width * weights
 
 
+def graded(length: jax.Array, scale: jax.Array, rule: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    """(distances from one end of a panel, weights), the node axis last: dense on `scale` there, and evenly spread from 1 on.
+
+    The distance log(1 + b (e^t - 1)) grows exponentially in t from the scale b and linearly from 1 on. It is analytic for
+    |Im t| < pi, so that Gauss-Legendre in t converges geometrically; the range of t grows with log(1/b) alone.
+    """
+    nodes, weights = (t.astype(length.dtype) for t in rule)
+    length, scale = length[..., None], scale[..., None]
+    span = jnp.log1p(jnp.expm1(length) / scale)
+    grown = scale * jnp.expm1(span * nodes)
+    return jnp.log1p(grown), span * weights * (grown + scale) / (1 + grown)
+
+
 def density(x: jax.Array) -> jax.Array:
     """The standard normal density."""
     return jnp.exp(-x * x / 2) / math.sqrt(2 * math.pi)
@@ -163,7 +185,7 @@ def mean_one(
     """E[f(mean + std x)]; `thin` divides the number of nodes; of the outermost nodes alone if `shell` is their depth."""
     rule = line_rule(std)
     rule = Rule(rule.nodes // (2 * thin), rule.reach, 0)
-    x, values = f.samples(mean, std, parameters, rule)
+    x, values = f.samples(mean, std, parameters, rule, fine=True)
     if shell:
         values = jnp.where(jnp.abs(x) > rule.reach - shell, values, 0)
     return jnp.sum(density(x) * values, axis=-1)

@@ -40,9 +40,21 @@ def _to_number(x: Expr) -> Expr:
     return sympy.Piecewise((1, x), (0, True)) if boolean else x
 
 
+def _sum(a: Expr, b: Expr) -> Expr:
+    """a + b, where max(c, d) + log(1 + exp(-|c - d|)), as JAX writes log(exp(c) + exp(d)), is softplus(c - d) + d: smooth, and with a
+    slope that does not cancel.
+    """
+    for most, rest in ((a, b), (b, a)):
+        if isinstance(most, sympy.Max) and isinstance(rest, nf.softplus) and len(most.args) == 2:
+            c, d = sorted(most.args, key=lambda x: x.is_number)
+            if rest == nf.softplus(-sympy.Abs(c - d)):
+                return nf.softplus(c - d) + d
+    return a + b
+
+
 ELEMENTWISE: dict[str, Callable[..., Expr]] = {
-    "add": lambda a, b: a + b,
-    "add_any": lambda a, b: a + b,
+    "add": _sum,
+    "add_any": _sum,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "div": lambda a, b: a / b,

@@ -48,12 +48,15 @@ def with_own_slopes(eqn: Equation, values: Sequence[Value], results: list[Value]
     return [_marked(result, values, *one) for result, one in zip(results, ruled, strict=True)]
 
 
-def _marked(result: Value, values: Sequence[Value], body: sympy.Expr, slopes: Sequence[sympy.Expr]) -> Value:
+def _marked(result: Value, values: Sequence[Value], body: sympy.Expr, slopes: Sequence[sympy.Expr] | None) -> Value:
+    """slopes: None where those of `body` are right."""
     if not isinstance(result, Var):
         return result
     arguments = [to_var(v) for v in values]
     power = next((v.power for v in arguments if v.power), None)
-    if power and not all(_scale_free(s) for s in slopes):
+    if power and slopes is None:
+        return result
+    if power and slopes and not all(_scale_free(s) for s in slopes):
         raise Refusal(
             f"its argument scales like n^{power} with the width n, and its derivative is given by a rule",
             "bring it to order one first, such as 1/sqrt(n) before a sum over n coordinates",
@@ -70,8 +73,11 @@ def _marked(result: Value, values: Sequence[Value], body: sympy.Expr, slopes: Se
 
     value = symbol(result) if power else body  # the walk through the body has kept count of powers of the width
     names = {place: symbol(var) for place, var in zip(_places(len(arguments)), arguments, strict=True)}
-    rule = [part.xreplace(names) for pair in zip(names, slopes, strict=True) for part in pair]
-    return nonlin(Phi(nf.by_rule(value.xreplace(names), *rule), len(xs), len(thetas)), xs, thetas, result.power)
+    value = value.xreplace(names)
+    if slopes is not None:
+        rule = [part.xreplace(names) for pair in zip(names, slopes, strict=True) for part in pair]
+        value = nf.by_rule(value, *rule)
+    return nonlin(Phi(value, len(xs), len(thetas)), xs, thetas, result.power)
 
 
 def _places(n: int) -> tuple[sympy.Symbol, ...]:
@@ -88,11 +94,13 @@ def _scale_free(expr: sympy.Expr) -> bool:
 # ------------------------------------------------------------------------------------------ the rule against the body
 
 
-Ruled = list[tuple[sympy.Expr, list[sympy.Expr]]]
+Ruled = list[tuple[sympy.Expr, list[sympy.Expr] | None]]
 
 
 def _ruled(eqn: jex.JaxprEqn) -> Ruled | None:
-    """Every result, and the rule's slopes in every argument, in the symbols of `_places`; None where the body's slopes are the same."""
+    """Every result, and the rule's slopes in every argument, in the symbols of `_places`; None where the body's slopes are the same, and
+    nothing is gained by taking the body as one function.
+    """
     body = _body(eqn)
     if not from_library(body):
         return _compared(eqn, body)
@@ -117,6 +125,9 @@ def _closed(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> jex.ClosedJaxpr:
     return jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jex.ClosedJaxpr(jaxpr, ())
 
 
+# A body bends and the whole does not: JAX writes log(exp(c) + exp(d)) with a maximum and the modulus of c - d.
+_BENDS = ("max", "min", "abs", "select_n")
+_KINKED = (sympy.Max, sympy.Min, sympy.Abs, sympy.Piecewise, sympy.sign, sympy.Heaviside)
 _KNOWN: dict[Any, Ruled | None] = {}  # of JAX's own functions: there the body and its name say all
 
 
@@ -130,7 +141,10 @@ def _compared(eqn: jex.JaxprEqn, body: jex.ClosedJaxpr) -> Ruled | None:
     ours = [[_derivative(value, r) for r in rs] for value in values]
     pairs = list(zip(itertools.chain(*ours), itertools.chain(*slopes), strict=True))
     if all(_agree(a, b, rs, (*_GENERIC, *_special(body))) for a, b in pairs):
-        return None
+        healed = not any(value.has(*_KINKED) for value in values) and any(
+            e.primitive.name in _BENDS for e in body.jaxpr.eqns
+        )
+        return [(value, None) for value in values] if healed else None
     return [(value, [_in_steps(s) for s in row]) for value, row in zip(values, slopes, strict=True)]
 
 
