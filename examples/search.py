@@ -197,7 +197,7 @@ def draw(found: Found, path: Path) -> None:
     figure, both = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     for k, (axes, kind) in enumerate(zip(both, ("NNGP", "NTK"), strict=True)):
         kernel = 100 - 100 * found.kernels[k].mean(1)
-        for i, name, mark in zip(range(len(kernel)), ARCHITECTURES, "ovs^Dv<>ph*XPd8ovs^D", strict=True):
+        for i, name, mark in zip(range(len(kernel)), ARCHITECTURES, "ovs^D2<>ph*XPdx1vs^D", strict=True):
             color = "tab:red" if name.startswith("conv") else "tab:blue"
             spread = trained[i].std(ddof=1) / np.sqrt(SEEDS)
             axes.errorbar(

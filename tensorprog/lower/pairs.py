@@ -7,7 +7,7 @@ matrix product and keeps every self quantity at N, not N^2.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from tensorprog.lower.fingerprint import fingerprint
 from tensorprog.lower.population import AllNormals
 from tensorprog.lower.run import Outside, plan, run
 from tensorprog.lower.schedule import operands_of, schedule
-from tensorprog.lower.strained import strained, variances_of
+from tensorprog.lower.strained import Strained, variances_of
 
 __all__ = ["Lowered", "lower", "lower_blocks"]
 
@@ -41,8 +41,25 @@ class Lowered:
     state: Callable[..., State]
     pair: Callable[..., tuple[jax.Array, ...]]
     diagonal: Callable[[State], tuple[jax.Array, ...]]
-    strained: Callable[..., None] | None
+    strained: Strained | None
     means: Callable[[State], tuple[jax.Array, ...]]
+
+    @property
+    def guarded(self) -> Lowered:
+        """The same, with NaN where variances are beyond what quadrature follows."""
+        if self.strained is None:
+            return self
+        beyond = self.strained.beyond
+
+        def marked(bad: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            return tuple(jnp.where(bad, jnp.nan, block) for block in found)
+
+        return replace(
+            self,
+            pair=lambda a, b, live=None: marked(beyond(a) | beyond(b), self.pair(a, b, live)),
+            diagonal=lambda a: marked(beyond(a, own=True), self.diagonal(a)),
+            means=lambda a: marked(beyond(a, own=True), self.means(a)),
+        )
 
 
 def lower(graph: KernelGraph, inputs: tuple[Input, ...], off: Collection[str] = ()) -> Lowered:
@@ -107,4 +124,4 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
     def means(a: State) -> tuple[jax.Array, ...]:
         return tuple(slots.read(a, q).astype(read(a)[0]) for q in graph.means)
 
-    return Lowered(state, pair, diagonal, strained(looked_at, slots), means)
+    return Lowered(state, pair, diagonal, Strained(looked_at, slots) if looked_at else None, means)

@@ -1,12 +1,13 @@
 """Are variances so large that quadrature no longer follows a function? Then the kernel is refused rather than wrong.
 
 A function without closed form is integrated by rules of a fixed size. Up to which variance their error stays below `ntk_rules.method.NEAR`
-is found when the rule is derived; inputs with larger ones are refused, whatever correlation their pairs have.
+is found when the rule is derived; inputs with larger ones are refused, whatever correlation their pairs have. Where nothing can be raised,
+in code that is traced or exported, the kernel is NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from tensorprog.errors import InputError, explain
 from tensorprog.kernel.graph import Expect, Quantity
 from tensorprog.lower.run import Slots
 
-__all__ = ["strained", "variances_of"]
+__all__ = ["Strained", "variances_of"]
 
 
 def variances_of(found: Iterable[Quantity]) -> list[tuple[Expect, tuple[Quantity, ...]]]:
@@ -33,39 +34,44 @@ def variances_of(found: Iterable[Quantity]) -> list[tuple[Expect, tuple[Quantity
     return out
 
 
-def strained(looked_at: Sequence[tuple[Expect, tuple[Quantity, ...]]], slots: Slots) -> Callable[..., None] | None:
-    """A check of the states of many inputs, which raises InputError; None where nothing is to be looked at.
+class Strained:
+    """A check of the variances that states keep: loud where calls are run, and NaN where they are traced.
 
-    looked_at: from `variances_of`; the state keeps these variances. own: are inputs met with themselves alone? Then expectations of one
-    Gaussian variable are asked, which follow far larger variances than those of pairs.
+    own: are inputs met with themselves alone? Then expectations of one Gaussian variable are asked, which follow far larger variances than
+    those of pairs.
     """
-    of: dict[Any, tuple[Expect, dict[Quantity, None]]] = {}
-    for q, own in looked_at:
-        of.setdefault(q.expectation, (q, {}))[1].update(dict.fromkeys(own))
-    read = list(of.values())
-    if not read:
-        return None
 
-    def largest(state: Any) -> list[jax.Array]:
-        return [jnp.max(jnp.stack([jnp.max(slots.read(state, v)) for v in own])) for _, own in read]
+    def __init__(self, looked_at: Sequence[tuple[Expect, tuple[Quantity, ...]]], slots: Slots):
+        of: dict[Any, tuple[Expect, dict[Quantity, None]]] = {}
+        for q, own in looked_at:
+            of.setdefault(q.expectation, (q, {}))[1].update(dict.fromkeys(own))
+        self._read, self._slots = list(of.values()), slots
+        self._largest_of_all = jax.jit(lambda states: [jnp.max(v) for v in jax.vmap(self._largest)(states)])
 
-    largest_of_all = jax.jit(lambda states: [jnp.max(v) for v in jax.vmap(largest)(states)])
+    def _largest(self, state: Any) -> list[jax.Array]:
+        return [jnp.max(jnp.stack([jnp.max(self._slots.read(state, v)) for v in own])) for _, own in self._read]
 
-    def check(states: Any, own: bool = False) -> None:
-        for (q, _), variance in zip(read, largest_of_all(states), strict=True):
-            if own and q.cross:
-                continue
-            double = variance.dtype == np.float64
-            most = q.expectation.holds(double)
-            if variance > most * (1 + 1e-4):  # rounding of a variance that is the limit
+    def _judged(self, largest: Sequence[jax.Array], own: bool) -> Iterator[tuple[Expect, jax.Array, float, Any]]:
+        """(expectation, variance, the most it holds for, is it more?)"""
+        for (q, _), variance in zip(self._read, largest, strict=True):
+            if not (own and q.cross):
+                most = q.expectation.holds(variance.dtype == np.float64)
+                yield q, variance, most, variance > most * (1 + 1e-4)  # rounding of a variance that is the limit
+
+    def beyond(self, state: Any, own: bool = False) -> jax.Array:
+        """Is a variance of one input's state beyond what is followed?"""
+        return jnp.any(jnp.stack([False, *(more for *_, more in self._judged(self._largest(state), own))]))
+
+    def __call__(self, states: Any, own: bool = False) -> None:
+        """InputError where a variance of the states of many inputs is."""
+        for q, variance, most, more in self._judged(self._largest_of_all(states), own):
+            if more:
                 raise InputError(
                     explain(
                         f"kernel: the inputs give the argument of {q.function} a variance of {float(variance):.2g}, expected at most {most:g}",
                         reason="this expectation has no closed form, and beyond that quadrature may be off by more than "
-                        + ("1e-9 of its size" if double else "1e-5 of its size"),
+                        + ("1e-9 of its size" if variance.dtype == np.float64 else "1e-5 of its size"),
                         mend="scale the inputs down, or the variances of weights; functions with a closed form, such as erf and ReLU, "
                         "have no such limit",
                     )
                 )
-
-    return check

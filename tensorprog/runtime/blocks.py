@@ -41,6 +41,8 @@ class OfBlocks(OfPairs, Protocol):
 
     @property
     def means(self) -> Callable[..., Any]: ...
+    @property
+    def guarded(self) -> OfBlocks: ...
 
 
 @dataclass(frozen=True)
@@ -88,18 +90,19 @@ def block_functions(graph: BlockGraph, lowered: OfBlocks, off: Collection[str] =
     shapes, rights = tuple(b.shape for b in graph.blocks), tuple(b.right for b in graph.blocks)
     largest = pair_entries(graph.nodes)
     entries = max(sum(map(math.prod, shapes)), largest)
-    two = steps(lowered, entries, off)
+    two, guarded = steps(lowered, entries, off), lowered.guarded
+    marked = steps(guarded, entries, off)
 
     def block(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
-        return two.pairs(two.states(x1, hypers), two.states(x2, hypers))
+        return marked.pairs(two.states(x1, hypers), two.states(x2, hypers))
 
     def own(which: Callable[..., Any]) -> Callable[[Leaves, Hypers], tuple[jax.Array, ...]]:
         return lambda x, hypers: by_inputs(lambda leaves: which(lowered.state(leaves, hypers)), x, entries)
 
     def rows(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
-        return jax.vmap(lowered.pair)(two.states(x1, hypers), two.states(x2, hypers))
+        return jax.vmap(guarded.pair)(two.states(x1, hypers), two.states(x2, hypers))
 
-    diagonal, means = own(lowered.diagonal), own(lowered.means)
+    diagonal, means = own(guarded.diagonal), own(guarded.means)
     return BlockFunctions(
         block, diagonal, means, shapes, rights, entries, graph.noise, two, draws(graph.nodes), rows, kinked(graph.nodes), largest > 1
     )  # fmt: skip

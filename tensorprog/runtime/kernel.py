@@ -62,8 +62,8 @@ def float_dtype(x: Iterable[jax.Array]) -> Any:
 @dataclass(frozen=True)
 class Steps:
     """states: (x, hypers) -> all that pairs read of the inputs, a tree of arrays with a batch axis. pairs: (states, states) -> the
-    blocks of every pair. own: states -> the blocks of every input with itself. strained: (states, own=False) -> None, or InputError where variances are
-    beyond what quadrature follows; own: of inputs met with themselves alone."""
+    blocks of every pair. own: states -> the blocks of every input with itself. strained: (states, own=False) -> None, or InputError
+    where variances are beyond what quadrature follows; own: of inputs met with themselves alone."""
 
     states: Callable[[Leaves, Hypers], Any]
     pairs: Callable[[Any, Any], tuple[jax.Array, ...]]
@@ -107,6 +107,8 @@ class OfPairs(Protocol):
     def diagonal(self) -> Callable[..., Any]: ...
     @property
     def strained(self) -> Callable[..., None] | None: ...
+    @property
+    def guarded(self) -> OfPairs: ...
 
 
 def by_rows(pairs: Callable[[Any, Any], Any], first: Any, second: Any, entries: int) -> Any:
@@ -184,8 +186,8 @@ def whole(made: InOne) -> Steps:
 
 def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -> Functions:
     """Pairs into blocks. off: optimisations that are switched off."""
-    entries = pair_entries(graph.nodes)
-    two = steps(lowered, entries, off)
+    entries, guarded = pair_entries(graph.nodes), lowered.guarded
+    two, marked = steps(lowered, entries, off), steps(guarded, entries, off)
 
     def both(x1: Leaves, x2: Leaves, hypers: Hypers, live: jax.Array | None) -> tuple[Any, Any]:
         """The states of two sets of inputs: one graph, not two."""
@@ -196,15 +198,15 @@ def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -
 
     def block(x1: Leaves, x2: Leaves, hypers: Hypers) -> Any:
         first, second = both(x1, x2, hypers, live_flag(x1, off))
-        return two.pairs(first, second) if "rows" in off else by_rows(two.pairs, first, second, entries)
+        return marked.pairs(first, second) if "rows" in off else by_rows(marked.pairs, first, second, entries)
 
     def diagonal(x: Leaves, hypers: Hypers) -> Any:
         live = live_flag(x, off)
-        return by_inputs(lambda leaves: lowered.diagonal(lowered.state(leaves, hypers, live)), x, entries)
+        return by_inputs(lambda leaves: guarded.diagonal(lowered.state(leaves, hypers, live)), x, entries)
 
     def rows(x1: Leaves, x2: Leaves, hypers: Hypers) -> Any:
         live = live_flag(x1, off)
-        return jax.vmap(lambda a, b: lowered.pair(a, b, live))(*both(x1, x2, hypers, live))
+        return jax.vmap(lambda a, b: guarded.pair(a, b, live))(*both(x1, x2, hypers, live))
 
     kinks, directions = kinked(graph.nodes), sees_directions(graph.nodes)
     return Functions(block, diagonal, graph.shape, entries, two, rows, kinks, draws(graph.nodes), directions)

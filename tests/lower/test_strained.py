@@ -30,7 +30,9 @@ def test_diagonals_are_right_at_every_variance(wide: bool) -> None:
     with jax.enable_x64(wide):
         for variance in (1e-12, 1.0, 16.0, 40.0, 100.0, 1e4, 1e6, 1e10, 1e14):
             x = np.full((1, 1), variance**0.5, np.float64 if wide else np.float32)
-            for found in (KERNEL(x), KERNEL.diag(x)) if variance <= 1e6 else (KERNEL.diag(x),):  # pairs end at 1e6 and 1e8
+            for found in (
+                (KERNEL(x), KERNEL.diag(x)) if variance <= 1e6 else (KERNEL.diag(x),)
+            ):  # pairs end at 1e6 and 1e8
                 for got, want in zip(found, diagonal(variance), strict=True):
                     np.testing.assert_allclose(got.item(), want, rtol=1e-11 if wide else 2e-6)
 
@@ -88,6 +90,19 @@ def test_refusals_name_function_and_variance_in_every_call() -> None:
     for call in (KERNEL, alone, lambda x: KERNEL(x[:1], x), loud):
         with pytest.raises(tp.InputError, match=r"(tanh|logistic)(.|\n)*variance of \d(.|\n)*scale the inputs down"):
             call(x)
+
+
+def test_what_cannot_raise_gives_nan(tmp_path) -> None:
+    KERNEL.export(tmp_path / "kernel.tpk")
+    x = np.array([[1.0], [2e3], [3e4]], np.float32)
+    want = np.asarray(KERNEL(x[:2]).ntk)
+    for call in (jax.jit(KERNEL), tp.load(tmp_path / "kernel.tpk")):
+        found = np.asarray(call(x).ntk)
+        np.testing.assert_allclose(found[:2, :2], want, rtol=1e-5)  # float32, compiled in other ways
+        assert np.isnan(found[2]).all()
+        assert np.isnan(found[:, 2]).all()
+        assert np.isfinite(call(x[:2]).nngp).all()
+        np.testing.assert_array_equal(np.isnan(np.asarray(jax.jit(KERNEL.diag)(x * 1e4).ntk)), [False, False, True])
 
 
 def test_what_a_series_alone_follows_is_refused_early() -> None:
