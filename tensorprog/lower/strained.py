@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.errors import InputError, explain
@@ -46,15 +45,15 @@ def strained(looked_at: Sequence[tuple[Expect, tuple[Quantity, ...]]], slots: Sl
     if not read:
         return None
 
-    def largest(state: Any) -> list[jax.Array]:
-        return [jnp.max(jnp.stack([jnp.max(slots.read(state, v)) for v in own])) for _, own in read]
-
-    largest_of_all = jax.jit(lambda states: [jnp.max(v) for v in jax.vmap(largest)(states)])
+    def largest(states: Any, own: dict[Quantity, None]) -> Any:
+        return max(np.max(slots.of_all(states, v)) for v in own)
 
     def check(states: Any, own: bool = False) -> None:
-        for (q, _), variance in zip(read, largest_of_all(states), strict=True):
+        states = jax.tree.map(np.asarray, states)
+        for q, variables in read:
             if own and q.cross:
                 continue
+            variance = largest(states, variables)
             double = variance.dtype == np.float64
             most = q.expectation.holds(double)
             if variance > most * (1 + 1e-4):  # rounding of a variance that is the limit

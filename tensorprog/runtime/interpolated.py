@@ -18,10 +18,10 @@ import numpy as np
 from jax import lax
 from numpy.polynomial.chebyshev import cheb2poly
 
+from ntk_rules.interpreted import interpreted, operations
 from ntk_rules.special import signed_angle
 from tensorprog.runtime.assembly import Ahead, Pairs
 from tensorprog.runtime.kernel import GET, Hypers, Leaves, float_dtype, without_branches
-from tensorprog.runtime.operations import operations
 from tensorprog.runtime.pieces import Code, Work, part
 from tensorprog.runtime.series import TOLERANCE, Points, Series, make_series
 
@@ -62,8 +62,8 @@ class Interpolated:
         self._rows, self._block = jax.jit(rows), jax.jit(block)
         self._live = None if without_branches(off) else np.array(True)
         self._run: Any = None
-        self._traced: Any = None
         self._cost = math.inf  # of a pair by its layers, in operations
+        self._traced: Any = None
         self._made: tuple[Any, float, float, Series | None] | None = None
 
     def work(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> Work | None:
@@ -119,26 +119,23 @@ class Interpolated:
 
     def _layers(self, hypers: Hypers) -> float:
         """What a pair costs by its layers."""
-        with jax.enable_x64(True):
-            if self._traced is None:
-                points = _points(AT_ONCE)
-                self._traced = self._rows.trace(points, points, _wide(hypers))
+        if self._traced is None:
+            with jax.enable_x64(True):
+                points, values = _points(AT_ONCE), _wide(hypers)
+                self._traced = self._rows.trace(points, points, values)
                 self._cost = operations(self._traced.jaxpr) / AT_ONCE
+                if self._cost >= COSTLY:
+                    self._traced = self._block.trace(_points(FIRST), _points(SECOND), values)
         return self._cost
 
     def _sample(self, hypers: Hypers, first: Points, second: Points) -> np.ndarray:
-        """The kernels of all pairs of points."""
+        """The kernels of all pairs of points. They are few: NumPy has them before XLA has compiled the layers."""
+        self._layers(hypers)
         if self._run is None:
-            self._run = self._compiled(hypers)
-        values, one, other = _wide(hypers), _in_the_plane(first), _in_the_plane(second)
-        run = lambda i, j: np.stack(self._run([jnp.asarray(one[i])], [jnp.asarray(other[j])], values))
+            self._run = interpreted(self._traced.jaxpr)
+        values, one, other = jax.tree.leaves(_wide(hypers)), _in_the_plane(first), _in_the_plane(second)
+        run = lambda i, j: np.stack(self._run(one[i], other[j], *values))
         return (_by_rows if self._cost < COSTLY else _by_blocks)(run, len(one), len(other))
-
-    def _compiled(self, hypers: Hypers) -> Any:
-        """The layers of a batch. Where they cost little they run a few times in no time, and are compiled without optimisation."""
-        if self._layers(hypers) < COSTLY:
-            return self._traced.lower().compile(compiler_options={"xla_backend_optimization_level": 0})
-        return self._block.trace(_points(FIRST), _points(SECOND), _wide(hypers)).lower().compile()
 
 
 def _by_rows(run: Callable[[np.ndarray, np.ndarray], np.ndarray], n1: int, n2: int) -> np.ndarray:
