@@ -23,6 +23,7 @@ __all__ = ["by_numpy", "interpreted", "loop_sizes", "operations"]
 
 _WHILE = 16  # rounds of a loop whose number of rounds is not known
 _MUCH = 1e9  # operations of a part that XLA, which fuses them, computes in less time, its compilation included
+_SHORT = 2**16  # bytes of constants that are compared
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
 
 Run = Callable[..., list[Any]]
@@ -68,7 +69,7 @@ def _compiled(jaxpr: Any, consts: Sequence[Any]) -> Run:
     """The steps of a function: those that read constants alone, which are run once, and the others."""
     program = _Program(len(jaxpr.invars))
     ends = program.add(jaxpr, list(range(len(jaxpr.invars))), consts)
-    fixed, steps = program.parted()
+    fixed, steps = program.fixed, program.steps
     freed = _freed(steps, ends)
 
     @functools.cache
@@ -93,51 +94,56 @@ def _compiled(jaxpr: Any, consts: Sequence[Any]) -> Run:
 
 
 class _Program:
-    """Operations on numbered slots, the first of them the arguments; calls are taken apart. known: what is in a slot from the beginning."""
+    """Operations on numbered slots, the first of them the arguments; calls are taken apart. known: what is in a slot from the beginning.
+    fixed: steps on constants alone, each once. steps: the others."""
 
     def __init__(self, arguments: int):
         self.known: list[Any] = [None] * arguments
-        self.constant: set[int] = set()
+        self.fixed: list[Step] = []
         self.steps: list[Step] = []
+        self._constant: set[int] = set()
+        self._numbers: dict[Any, int] = {}
+        self._made: dict[Any, list[int]] = {}
 
     def add(self, jaxpr: Any, arguments: Sequence[int], consts: Sequence[Any]) -> list[int]:
         """The steps of a function; returns the slots of its results."""
         slots = dict(zip(jaxpr.invars, arguments, strict=True))
-        slots.update(zip(jaxpr.constvars, map(self._fixed, consts), strict=True))
+        slots.update(zip(jaxpr.constvars, map(self._number, consts), strict=True))
 
         def slot(atom: Any) -> int:
-            return self._fixed(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, jex.Literal) else slots[atom]
+            return self._number(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, jex.Literal) else slots[atom]
 
         for eqn in jaxpr.eqns:
             read = [slot(v) for v in eqn.invars]
             body = _called(eqn)
-            if body is not None:
-                filled = self.add(body[0], read, body[1])
-            else:
-                filled = [self._new() for _ in eqn.outvars]
-                self.steps.append((_rule(eqn), read, filled))
+            filled = self._step(eqn, read) if body is None else self.add(body[0], read, body[1])
             slots.update(zip(eqn.outvars, filled, strict=True))
         return [slot(v) for v in jaxpr.outvars]
 
-    def parted(self) -> tuple[list[Step], list[Step]]:
-        """Steps on constants alone, and the others."""
-        fixed, others = [], []
-        for step in self.steps:
-            if self.constant.issuperset(step[1]):
-                self.constant.update(step[2])
-                fixed.append(step)
-            else:
-                others.append(step)
-        return fixed, others
+    def _step(self, eqn: Any, read: list[int]) -> list[int]:
+        constant, key = self._constant.issuperset(read), (id(eqn), *read)
+        if (
+            constant and key in self._made
+        ):  # tables, that of Hermite polynomials above all, are made in one function for every layer
+            return self._made[key]
+        filled = [self._new(None) for _ in eqn.outvars]
+        (self.fixed if constant else self.steps).append((_rule(eqn), read, filled))
+        if constant:
+            self._constant.update(filled)
+            self._made[key] = filled
+        return filled
 
-    def _new(self, value: Any = None) -> int:
+    def _new(self, value: Any) -> int:
         self.known.append(value)
         return len(self.known) - 1
 
-    def _fixed(self, value: Any) -> int:
-        slot = self._new(np.asarray(value))
-        self.constant.add(slot)
-        return slot
+    def _number(self, value: Any) -> int:
+        array = np.asarray(value)
+        key = (array.shape, array.dtype, array.tobytes() if array.nbytes < _SHORT else id(value))
+        if key not in self._numbers:
+            self._numbers[key] = self._new(array)
+            self._constant.add(self._numbers[key])
+        return self._numbers[key]
 
 
 def _freed(steps: Sequence[Step], ends: Sequence[int]) -> list[list[int]]:
@@ -194,16 +200,14 @@ def _rule(eqn: Any) -> Run:
 
 def _left_to_jax(eqn: Any) -> Run:
     """The equation by itself, compiled when it is first run."""
-    inputs = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, jex.Literal)))
 
     @functools.cache
-    def compiled() -> Callable[..., list[jax.Array]]:
-        alone = jex.Jaxpr([], inputs, eqn.outvars, [eqn], eqn.effects)
-        return jax.jit(jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, ())))
+    def compiled() -> Callable[..., Any]:
+        return jax.jit(lambda *values: eqn.primitive.bind(*values, **eqn.params))
 
     def run(*values: Any) -> list[Any]:
-        given = {v: value for v, value in zip(eqn.invars, values, strict=True) if not isinstance(v, jex.Literal)}
-        return [np.asarray(v) for v in compiled()(*(given[v] for v in inputs))]
+        found = compiled()(*values)
+        return [np.asarray(v) for v in (found if eqn.primitive.multiple_results else [found])]
 
     return run
 

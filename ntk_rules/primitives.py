@@ -74,9 +74,7 @@ def _pad(params: dict[str, Any]) -> Callable[..., Any] | None:
     def pad(x: Any, value: Any) -> Any:
         gaps = [(inner + 1) * max(n - 1, 0) + min(n, 1) for n, (_, _, inner) in zip(x.shape, config, strict=True)]
         found = np.full([low + n + high for n, (low, high, _) in zip(gaps, config, strict=True)], value, x.dtype)
-        found[
-            tuple(slice(low, low + n, inner + 1) for n, (low, _, inner) in zip(gaps, config, strict=True))
-        ] = x
+        found[tuple(slice(low, low + n, inner + 1) for n, (low, _, inner) in zip(gaps, config, strict=True))] = x
         return found
 
     return pad

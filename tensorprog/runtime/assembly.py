@@ -105,6 +105,7 @@ class Ahead:
     def __init__(self, function: Callable[..., Any], static: Sequence[str] = ()):
         self._jitted = jax.jit(function, static_argnames=tuple(static))
         self._made: dict[Any, Callable[..., Any]] = {}
+        self._begun: dict[Any, tuple[Future[Any], Any]] = {}
 
     def __call__(self, *args: Any, **static: Any) -> Callable[..., Any]:
         """The compiled function, for arguments like these and these static ones."""
@@ -112,6 +113,16 @@ class Ahead:
         if key not in self._made:
             self._made[key] = self._jitted.lower(*args, **static).compile()
         return self._made[key]
+
+    def begun(self, *args: Any, **static: Any) -> tuple[Future[Any], Any]:
+        """The same in a thread, while the caller compiles what reads its values; and of what shapes and dtypes they will be."""
+        key = _kind(args, static, placed=True)
+        if key not in self._begun:
+            traced = self._jitted.trace(*args, **static)
+            thread = ThreadPoolExecutor(1)
+            self._begun[key] = thread.submit(traced.lower().compile), traced.out_info
+            thread.shutdown(wait=False)
+        return self._begun[key]
 
 
 class Interpreted:

@@ -37,7 +37,6 @@ CHUNK = 2**14  # pairs computed again at once
 LEAST_ANGLES = 10  # of a series in norms: one layer of erf has 25
 AT_ONCE = 1024  # pairs in the plane that are computed together
 FIRST, SECOND = 16, 64  # points between which costly kernels are
-COSTLY = 1e5  # operations of a pair by its layers, such as those of a sum over nodes in the plane
 
 
 class Interpolated:
@@ -51,16 +50,18 @@ class Interpolated:
         *,
         homogeneous: bool,
         kinks: bool,
+        costly: bool = False,
         off: Collection[str] = (),
     ):
         """features: phi of one input. rows, block: the kernels of pairs of points in the plane, the i-th with the i-th, or
         all with all. homogeneous: does k depend on the angle alone?
-        kinks: has a nonlinearity kinks? If so, and k depends on the norms, it has a corner at equal inputs and no short series. off:
-        optimisations that are switched off."""
+        kinks: has a nonlinearity kinks? If so, and k depends on the norms, it has a corner at equal inputs and no short series. costly: is
+        one without closed form? off: optimisations that are switched off."""
         self._homogeneous, self._corner = homogeneous, kinks and not homogeneous
         self._features = jax.jit(lambda x, hypers: jax.vmap(lambda leaves: features(leaves, hypers))(x))
-        self._rows, self._block = jax.jit(rows), jax.jit(block)
+        self._function, self._costly = jax.jit(block if costly else rows), costly
         self._live = None if without_branches(off) else np.array(True)
+        self._by_numpy = "numpy" not in off
         self._run: Any = None
         self._cost = math.inf  # of a pair by its layers, in operations
         self._traced: Any = None
@@ -121,21 +122,24 @@ class Interpolated:
         """What a pair costs by its layers."""
         if self._traced is None:
             with jax.enable_x64(True):
-                points, values = _points(AT_ONCE), _wide(hypers)
-                self._traced = self._rows.trace(points, points, values)
-                self._cost = operations(self._traced.jaxpr) / AT_ONCE
-                if self._cost >= COSTLY:
-                    self._traced = self._block.trace(_points(FIRST), _points(SECOND), values)
+                sizes = (FIRST, SECOND) if self._costly else (AT_ONCE, AT_ONCE)
+                self._traced = self._function.trace(*map(_points, sizes), _wide(hypers))
+                self._cost = operations(self._traced.jaxpr) / (FIRST * SECOND if self._costly else AT_ONCE)
         return self._cost
 
     def _sample(self, hypers: Hypers, first: Points, second: Points) -> np.ndarray:
         """The kernels of all pairs of points. They are few: NumPy has them before XLA has compiled the layers."""
         self._layers(hypers)
         if self._run is None:
-            self._run = interpreted(self._traced.jaxpr)
-        values, one, other = jax.tree.leaves(_wide(hypers)), _in_the_plane(first), _in_the_plane(second)
-        run = lambda i, j: np.stack(self._run(one[i], other[j], *values))
-        return (_by_rows if self._cost < COSTLY else _by_blocks)(run, len(one), len(other))
+            self._run = _run_by_numpy(self._traced) if self._by_numpy else self._traced.lower().compile()
+        values, one, other = _wide(hypers), _in_the_plane(first), _in_the_plane(second)
+        run = lambda i, j: np.stack(self._run([one[i]], [other[j]], values))
+        return (_by_blocks if self._costly else _by_rows)(run, len(one), len(other))
+
+
+def _run_by_numpy(traced: Any) -> Callable[..., list[np.ndarray]]:
+    run = interpreted(traced.jaxpr)
+    return lambda *arguments: run(*jax.tree.leaves(arguments))
 
 
 def _by_rows(run: Callable[[np.ndarray, np.ndarray], np.ndarray], n1: int, n2: int) -> np.ndarray:
@@ -241,7 +245,7 @@ def _tile(
     if gram:
         itself = i + np.arange(rows)[:, None] == j + np.arange(columns)
         cosine, near = jnp.where(itself, 1, cosine), jnp.where(itself, 0, near)
-    place = lax.optimization_barrier(_place(cosine)) if live is None else lax.cond(live, _place, jnp.zeros_like, cosine)
+    place = lax.optimization_barrier(_place(cosine)) if live is None else lax.cond(live, _place, lambda c: c, cosine)
     kernels = [
         scale1[:, k, None] * scale2[:, k] * _sum(_terms(coefficients[k], basis1, basis2), place, in_powers)
         for k in range(len(coefficients))
