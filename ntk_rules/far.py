@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ntk_rules import special
 from ntk_rules.chunks import broadcasting, elementwise

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 import numpy as np
 
 from ntk_rules.primitives import RULES
@@ -33,7 +34,6 @@ Step = tuple[Run, list[int], list[int]]  # what is run, the slots that it reads,
 def by_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` of trees of arrays, traced at each call and run by NumPy.
 
-    >>> import jax.numpy as jnp
     >>> bool(by_numpy(lambda x: jnp.sum(jnp.tanh(x)))(np.zeros(3)) == 0)
     True
     """
@@ -111,7 +111,10 @@ class _Program:
         slots.update(zip(jaxpr.constvars, map(self._number, consts), strict=True))
 
         def slot(atom: Any) -> int:
-            return self._number(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, jex.Literal) else slots[atom]
+            if not isinstance(atom, jex.Literal):
+                return slots[atom]
+            kind: Any = atom.aval
+            return self._number(np.asarray(atom.val, kind.dtype))
 
         for eqn in jaxpr.eqns:
             read = [slot(v) for v in eqn.invars]
@@ -187,7 +190,7 @@ def _rule(eqn: Any) -> Run:
     function = RULES[name](eqn.params) if name in RULES else None
     if function is None:
         return by_jax
-    kind = eqn.outvars[0].aval.dtype
+    kind: Any = eqn.outvars[0].aval.dtype
 
     def one(*values: Any) -> list[Any]:
         found = function(*values)
@@ -207,9 +210,14 @@ def _left_to_jax(eqn: Any) -> Run:
 
     def run(*values: Any) -> list[Any]:
         found = compiled()(*values)
-        return [np.asarray(v) for v in (found if eqn.primitive.multiple_results else [found])]
+        return [_as_numpy(v) for v in (found if eqn.primitive.multiple_results else [found])]
 
     return run
+
+
+def _as_numpy(value: Any) -> Any:
+    """The same in NumPy, but for keys of random numbers, which only JAX knows."""
+    return value if jnp.issubdtype(value.dtype, jax.dtypes.extended) else np.asarray(value)
 
 
 def _closed(body: Any) -> Run:

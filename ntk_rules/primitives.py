@@ -46,7 +46,7 @@ def _power(params: dict[str, Any]) -> Callable[..., Any]:
 def _select(which: Any, *cases: Any) -> Any:
     if which.dtype == bool:
         return np.where(which, cases[1], cases[0])
-    return np.choose(which, cases) if which.ndim == 0 or which.shape == cases[0].shape else None
+    return np.choose(which, cases) if len(cases) < 32 and which.shape in ((), cases[0].shape) else None
 
 
 def _bits(params: dict[str, Any]) -> Callable[..., Any] | None:
@@ -152,26 +152,29 @@ def _converted(params: dict[str, Any]) -> Callable[..., Any] | None:
     return (lambda x: x.astype(to)) if to.kind in "fcb" else (lambda x: x.astype(to) if x.dtype.kind in "iub" else None)
 
 
-_same = _always(lambda x: x)
+def _complex(a: Any, b: Any) -> Any:
+    found = np.empty(a.shape, np.result_type(a, np.complex64))
+    found.real, found.imag = a, b  # a + 1j b has no infinite parts
+    return found
+
+
+_ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "add": np.add, "add_any": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative, "abs": np.abs,
+    "max": np.maximum, "min": np.minimum, "pow": np.power, "sign": np.sign, "floor": np.floor, "ceil": np.ceil,
+    "exp": np.exp, "exp2": np.exp2, "log": np.log, "log1p": np.log1p, "expm1": np.expm1, "sqrt": np.sqrt, "cbrt": np.cbrt,
+    "square": np.square, "sin": np.sin, "cos": np.cos, "tan": np.tan, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh,
+    "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "atan2": np.arctan2,
+    "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
+    "is_finite": np.isfinite, "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
+    "ge": np.greater_equal, "not": np.invert, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+    "real": np.real, "imag": np.imag, "conj": np.conj, "complex": _complex,
+    "rsqrt": lambda x: 1 / np.sqrt(x), "logistic": lambda x: 1 / (1 + np.exp(-x)),
+    "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
+    "shift_right_logical": _logical_shift, "stop_gradient": lambda x: x, "copy": lambda x: x, "copy_p": lambda x: x,
+}  # fmt: skip
 RULES: dict[str, Rule] = {
-    **{name: _always(function) for name, function in {
-        "add": np.add, "add_any": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative, "abs": np.abs,
-        "max": np.maximum, "min": np.minimum, "pow": np.power, "sign": np.sign, "floor": np.floor, "ceil": np.ceil,
-        "exp": np.exp, "exp2": np.exp2, "log": np.log, "log1p": np.log1p, "expm1": np.expm1, "sqrt": np.sqrt, "cbrt": np.cbrt,
-        "square": np.square, "sin": np.sin, "cos": np.cos, "tan": np.tan, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh,
-        "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "atan2": np.arctan2,
-        "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
-        "is_finite": np.isfinite, "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
-        "ge": np.greater_equal, "not": np.invert, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
-        "real": np.real, "imag": np.imag, "conj": np.conj,
-        "rsqrt": lambda x: 1 / np.sqrt(x),
-        "logistic": lambda x: 1 / (1 + np.exp(-x)),
-        "complex": lambda a, b: a + 1j * b,
-        "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
-        "shift_right_logical": _logical_shift,
-        "dynamic_update_slice": _dynamic_update_slice,
-    }.items()},
-    **dict.fromkeys(("stop_gradient", "copy", "copy_p", "reduce_precision_none"), _same),
+    **{name: _always(function) for name, function in _ELEMENTWISE.items()},
+    "dynamic_update_slice": _always(_dynamic_update_slice),
     "select_n": _always(_select),
     "div": _always(lambda a, b: a / b if a.dtype.kind in "fc" else None),
     "rem": _always(lambda a, b: np.fmod(a, b) if a.dtype.kind == "f" else None),

@@ -62,8 +62,8 @@ def float_dtype(x: Iterable[jax.Array]) -> Any:
 @dataclass(frozen=True)
 class Steps:
     """states: (x, hypers) -> all that pairs read of the inputs, a tree of arrays with a batch axis. pairs: (states, states) -> the
-    blocks of every pair. own: states -> the blocks of every input with itself. strained: (states, own=False) -> None, or InputError where variances are
-    beyond what quadrature follows; own: of inputs met with themselves alone."""
+    blocks of every pair. own: states -> the blocks of every input with itself. strained: (states, own=False) -> None, or InputError where
+    variances are beyond what quadrature follows; own: of inputs met with themselves alone."""
 
     states: Callable[[Leaves, Hypers], Any]
     pairs: Callable[[Any, Any], tuple[jax.Array, ...]]

@@ -31,7 +31,10 @@ UNARY = (
     lambda x: lax.bitcast_convert_type(x, jnp.uint32 if x.dtype == jnp.float32 else jnp.uint64), lambda x: x.astype(jnp.int32),
     lambda x: jnp.where(x > 0.5, x, jnp.arange(4.0)), lambda x: jax.scipy.special.erf(x), lambda x: jnp.sort(x, 1),
     lambda x: x[jnp.array([2, 0])], lambda x: jnp.real(lax.complex(x, 2 * x) * 1j), lambda x: jnp.abs(lax.complex(x, x)),
-    lambda x: lax.optimization_barrier(x) + 1, lambda x: jnp.linspace(0, 1, 5) * x[0, 0], lambda x: lax.stop_gradient(x) / 3,
+    lambda x: jnp.real(lax.complex(x, 1 / (x - x))),
+    lambda x: jax.random.uniform(jax.random.key(3), (4,)) * x,
+    lambda x: lax.optimization_barrier(x) + 1, lambda x: jnp.linspace(0, 1, 5) * x[0, 0],
+    lambda x: lax.stop_gradient(x) / 3,
 )  # fmt: skip
 BINARY = (
     jnp.add, jnp.subtract, jnp.multiply, jnp.divide, jnp.maximum, jnp.minimum, jnp.power, jnp.arctan2, jnp.equal, jnp.less,
@@ -96,7 +99,8 @@ def branched(x: jax.Array) -> jax.Array:
 
 
 CONTROL: tuple[Callable[[jax.Array], Any], ...] = (
-    backwards, halved, branched, jax.jit(lambda x: jax.jit(jnp.sin)(x) + 1), doubled, summed, jax.vmap(summed), jax.grad(lambda x: doubled(x).sum()),
+    backwards, halved, branched, jax.jit(lambda x: jax.jit(jnp.sin)(x) + 1), doubled, summed, jax.vmap(summed),
+    jax.grad(lambda x: doubled(x).sum()),
     lambda x: lax.map(lambda row: row * row.sum(), x), lambda x: lax.fori_loop(0, 5, lambda k, c: c + k * x, x), jax.checkpoint(jnp.sin),
     lambda x: {"a": x, "b": (x.sum(), jnp.zeros(()))},
 )  # fmt: skip
