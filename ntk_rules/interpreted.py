@@ -23,7 +23,7 @@ from ntk_rules.primitives import RULES
 __all__ = ["by_numpy", "interpreted", "loop_sizes", "operations"]
 
 _WHILE = 16  # rounds of a loop whose number of rounds is not known
-_MUCH = 1e9  # operations of a part that XLA, which fuses them, computes in less time, its compilation included
+_MUCH = 5e8  # operations of a part that XLA, which fuses them, computes in less time, its compilation included
 _SHORT = 2**16  # bytes of constants that are compared
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
 
@@ -55,7 +55,8 @@ def by_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def interpreted(closed: Any) -> Run:
-    """A traced function of its leaves as one that NumPy runs; under `jax.enable_x64` where it was traced so."""
+    """A traced function of its leaves as one that NumPy runs; under `jax.enable_x64` where it was traced so. Results are to be read only:
+    they may be arguments, or constants that are kept."""
     whole, kinds = _compiled(closed.jaxpr, closed.consts), [v.aval.dtype for v in closed.jaxpr.invars]
 
     def run(*arguments: Any) -> list[np.ndarray]:
@@ -125,9 +126,7 @@ class _Program:
 
     def _step(self, eqn: Any, read: list[int]) -> list[int]:
         constant, key = self._constant.issuperset(read), (id(eqn), *read)
-        if (
-            constant and key in self._made
-        ):  # tables, that of Hermite polynomials above all, are made in one function for every layer
+        if constant and key in self._made:  # such as the table of Hermite polynomials, which every layer asks for
             return self._made[key]
         filled = [self._new(None) for _ in eqn.outvars]
         (self.fixed if constant else self.steps).append((_rule(eqn), read, filled))
@@ -141,8 +140,9 @@ class _Program:
         return len(self.known) - 1
 
     def _number(self, value: Any) -> int:
-        array = np.asarray(value)
-        key = (array.shape, array.dtype, array.tobytes() if array.nbytes < _SHORT else id(value))
+        array = _as_numpy(value)
+        short = isinstance(array, np.ndarray) and array.nbytes < _SHORT
+        key = (array.shape, array.dtype, array.tobytes() if short else id(value))
         if key not in self._numbers:
             self._numbers[key] = self._new(array)
             self._constant.add(self._numbers[key])

@@ -46,10 +46,9 @@ def strained(looked_at: Sequence[tuple[Expect, tuple[Quantity, ...]]], slots: Sl
         return None
 
     def largest(states: Any, own: dict[Quantity, None]) -> Any:
-        return max(np.max(slots.of_all(states, v)) for v in own)
+        return max(np.max(np.asarray(slots.of_all(states, v))) for v in own)
 
     def check(states: Any, own: bool = False) -> None:
-        states = jax.tree.map(np.asarray, states)
         for q, variables in read:
             if own and q.cross:
                 continue

@@ -36,6 +36,7 @@ EQUAL = 1e-6  # range of log-norms that rounding makes
 CHUNK = 2**14  # pairs computed again at once
 LEAST_ANGLES = 10  # of a series in norms: one layer of erf has 25
 AT_ONCE = 1024  # pairs in the plane that are computed together
+OFTEN = 4  # series of costly layers after which XLA's compilation is worth its time
 FIRST, SECOND = 16, 64  # points between which costly kernels are
 
 
@@ -62,7 +63,8 @@ class Interpolated:
         self._function, self._costly = jax.jit(block if costly else rows), costly
         self._live = None if without_branches(off) else np.array(True)
         self._by_numpy = "numpy" not in off
-        self._run: Any = None
+        self._run: tuple[bool, Any] | None = None  # the layers, and are they run by NumPy?
+        self._anew = 0  # how many series were made
         self._cost = math.inf  # of a pair by its layers, in operations
         self._traced: Any = None
         self._made: tuple[Any, float, float, Series | None] | None = None
@@ -113,6 +115,7 @@ class Interpolated:
         """The series for this range of norms, made anew where the last one was for other hyperparameters or a smaller range."""
         key = (dtype, *((name, np.asarray(value).tobytes()) for name, value in sorted(hypers.items())))
         if self._made is None or self._made[0] != key or not self._made[1] <= low <= high <= self._made[2]:
+            self._anew += 1
             with jax.enable_x64(True):
                 made = make_series(partial(self._sample, hypers), low, high, dtype, self._homogeneous)
             self._made = key, low, high, made
@@ -128,12 +131,14 @@ class Interpolated:
         return self._cost
 
     def _sample(self, hypers: Hypers, first: Points, second: Points) -> np.ndarray:
-        """The kernels of all pairs of points. They are few: NumPy has them before XLA has compiled the layers."""
+        """The kernels of all pairs of points. They are few: NumPy has them before XLA has compiled the layers, which it does where costly ones
+        are asked for again and again, with other hyperparameters."""
         self._layers(hypers)
-        if self._run is None:
-            self._run = _run_by_numpy(self._traced) if self._by_numpy else self._traced.lower().compile()
+        by_numpy = self._by_numpy and not (self._costly and self._anew > OFTEN)
+        if self._run is None or self._run[0] != by_numpy:
+            self._run = by_numpy, _run_by_numpy(self._traced) if by_numpy else self._traced.lower().compile()
         values, one, other = _wide(hypers), _in_the_plane(first), _in_the_plane(second)
-        run = lambda i, j: np.stack(self._run([one[i]], [other[j]], values))
+        run = lambda i, j: np.stack(self._run[1]([one[i]], [other[j]], values))
         return (_by_blocks if self._costly else _by_rows)(run, len(one), len(other))
 
 

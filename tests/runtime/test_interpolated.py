@@ -120,6 +120,24 @@ def test_however_the_layers_are_computed_for_it_the_series_is_the_same(
             np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
+def test_costly_layers_asked_for_again_and_again_are_compiled(
+    always: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interpolated, "OFTEN", 1)
+
+    def net(x: jax.Array) -> jax.Array:
+        h = jax.nn.silu(nn.dense(jnp.ravel(x), weight_var=tp.hyper("v", 1.0)))
+        return nn.dense(h, features=1)
+
+    kernel, x = tp.compile(net, jnp.zeros((2, 2))), inputs(8)
+    plain, ways = kernel.without("interpolation"), []
+    for v in (0.7, 1.1, 1.3):
+        np.testing.assert_allclose(kernel(x, v=v).ntk, plain(x, v=v).ntk, rtol=1e-10)
+        assert kernel._interpolated is not None and kernel._interpolated._run is not None
+        ways.append(kernel._interpolated._run[0])
+    assert ways == [True, False, False] and all(always)
+
+
 def test_near_inputs_keep_their_digits_in_float32(always: list[bool]) -> None:
     kernel = tp.compile(deep(jax.nn.relu, 8), jnp.zeros((2, 2)))
     x = inputs(40, np.float32)
