@@ -123,18 +123,19 @@ def test_however_the_layers_are_computed_for_it_the_series_is_the_same(
 def test_costly_layers_asked_for_again_and_again_are_compiled(
     always: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def costly(self: Any, *args: Any, **options: Any) -> None:
+        init(self, *args, **options | {"costly": True})
+
+    init = interpolated.Interpolated.__init__
+    monkeypatch.setattr(interpolated.Interpolated, "__init__", costly)
     monkeypatch.setattr(interpolated, "OFTEN", 1)
-
-    def net(x: jax.Array) -> jax.Array:
-        h = jax.nn.silu(nn.dense(jnp.ravel(x), weight_var=tp.hyper("v", 1.0)))
-        return nn.dense(h, features=1)
-
-    kernel, x = tp.compile(net, jnp.zeros((2, 2))), inputs(8)
-    plain, ways = kernel.without("interpolation"), []
+    kernel, x = tp.compile(deep(erf, 1, tp.hyper("v", 0.1)), jnp.zeros((2, 2))), inputs(8)
+    made, ways = kernel._interpolated, []
+    assert made is not None
     for v in (0.7, 1.1, 1.3):
-        np.testing.assert_allclose(kernel(x, v=v).ntk, plain(x, v=v).ntk, rtol=1e-10)
-        assert kernel._interpolated is not None and kernel._interpolated._run is not None
-        ways.append(kernel._interpolated._run[0])
+        np.testing.assert_allclose(kernel(x, v=v).ntk, kernel.without("interpolation")(x, v=v).ntk, rtol=1e-10)
+        assert made._run is not None
+        ways.append(made._run[0])
     assert ways == [True, False, False] and all(always)
 
 
