@@ -82,8 +82,8 @@ class Layers:
         sides, second = ([x1], 0) if x2 is None else ([x1, x2], len(x1[0]))  # where the second inputs begin
         refine = self._refine if "ntk" in get and float_dtype(x1) == np.float32 else None
         compiled, kinds = self._states.begun(sides, hypers, own=refine is not None)
-        kinds = _placed(kinds, x1[0])
         states = functools.cache(lambda: compiled.result()(sides, hypers))
+        kinds = _placed(kinds, [leaf for x in sides for leaf in x]) or states()
         if self._steps.strained is not None:
             self._check(states())
         names, at = get if refine is None else self._names, np.int32(0)
@@ -150,11 +150,14 @@ class Layers:
         return pieces
 
 
-def _placed(kinds: Any, like: Any) -> Any:
-    """Shapes and dtypes of what is made of `like`, which stays where that is."""
-    if not getattr(like, "committed", False):
+def _placed(kinds: Any, inputs: Leaves) -> Any:
+    """Shapes and dtypes of what is made of the inputs, on the device that they are bound to, if any; None where they are on several."""
+    if any(len(leaf.devices()) > 1 for leaf in inputs):
+        return None
+    bound = [leaf.sharding for leaf in inputs if leaf.committed]
+    if not bound:
         return kinds
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=like.sharding), kinds)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=bound[0]), kinds)
 
 
 class Gram:
