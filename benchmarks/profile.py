@@ -27,6 +27,7 @@ import numpy as np
 
 import tensorprog as tp
 from benchmarks import cases, study
+from benchmarks.worker_limit import limit
 from benchmarks.worker_ours import network
 from tensorprog.runtime import pieces
 from tensorprog.runtime.assembly import HostMatrices
@@ -34,7 +35,8 @@ from tensorprog.runtime.assembly import HostMatrices
 OUT = study.RESULTS / "profile"
 NAMES = (
     "fc-relu-d3", "fc-relu-d3-bias", "fc-relu-d20", "fc-relu-d20-bias", "fc-relu-d3-gram4000", "fc-relu-d20-gram4000", "fc-erf-d5",
-    "fc-erf-d5-gram4000", "cnn-flatten-8x8x1-gram100", "cnn-pool-8x8x1-gram40", "cnn-pool-16x16x3-gram16",
+    "fc-erf-d5-gram4000", "fc-swish-quad-d3-gram250", "fc-tanh-gelu-quad-d3-gram250", "cnn-flatten-8x8x1-gram100",
+    "cnn-pool-8x8x1-gram40", "cnn-pool-16x16x3-gram16",
 )  # fmt: skip
 ROUNDS = 9
 ONE_CORE, FIRST = "--on-one-core", "--first-call"
@@ -92,10 +94,13 @@ def measured(case: cases.Case) -> dict[str, Any]:
             found[name].append(time.perf_counter() - start)
     medians = {name: float(np.median(values)) for name, values in found.items()}
     alone, first = _apart(ONE_CORE, case), _apart(FIRST, case)
+    whole, busy = _median(at_once, inputs)
     return {
         "case": case.title,
         **medians,
-        "all cores": _median(at_once, inputs),
+        "all cores": whole,
+        "processor": busy,
+        "limit": _limit(case, inputs),
         "one core": alone,
         "first call": first,
     }
@@ -114,45 +119,58 @@ def _compiled(case: cases.Case) -> tuple[tp.Kernel, list[jax.Array]]:
     return tp.compile(network(case), jax.ShapeDtypeStruct(case.shape, np.float32)), inputs
 
 
-def _median(kernel: tp.Kernel, inputs: list[jax.Array]) -> float:
-    """Median seconds of warm calls."""
-    seconds = []
+def _median(kernel: tp.Kernel, inputs: list[jax.Array]) -> tuple[float, float]:
+    """Median seconds of warm calls, and of the processor: those of all cores together."""
+    return _medians(lambda: kernel(*inputs))
+
+
+def _medians(call: Callable[[], Any]) -> tuple[float, float]:
+    found = []
     for _ in range(ROUNDS + 2):
-        start = time.perf_counter()
-        jax.block_until_ready(kernel(*inputs))
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds[2:]))
+        start, busy = time.perf_counter(), time.process_time()
+        jax.block_until_ready(call())
+        found.append((time.perf_counter() - start, time.process_time() - busy))
+    seconds, of_cores = np.median(found[2:], axis=0)
+    return float(seconds), float(of_cores)
 
 
 def first_call(name: str) -> None:
-    """Print the seconds of derivation, of tracing and lowering, of XLA's compilation and of what else the first call does."""
-    seconds = dict.fromkeys(FIRST_PARTS, 0.0)
-    done: dict[str, list[tuple[float, float]]] = {part: [] for part in FIRST_PARTS}
+    """Print the seconds of derivation, of tracing and lowering, of XLA's compilation while nothing is traced, and of what else the first
+    call does."""
+    spans: dict[str, list[tuple[float, float]]] = {"trace": [], "compile": []}
     parts = {"jaxpr_trace": "trace", "jaxpr_to_mlir_module": "trace", "backend_compile": "compile"}
 
     def heard(event: str, duration: float, **_: Any) -> None:
         part, now = parts.get(event.split("/")[-1].removesuffix("_duration")), time.perf_counter()
-        if part is not None:  # one within another ends before it, and is counted by then
-            inner = sum(length for begin, length in done[part] if begin >= now - duration)
-            done[part] = [(begin, length) for begin, length in done[part] if begin < now - duration]
-            seconds[part] += duration - inner
-            done[part].append((now - duration, duration))
+        if part is not None:
+            spans[part].append((now - duration, now))
 
     jax.block_until_ready(jnp.ones(3) + 1)
     start = time.perf_counter()
     kernel, inputs = _compiled(next(case for case in cases.CASES if case.name == name))
-    seconds["derive"] = time.perf_counter() - start
+    derived = time.perf_counter()
     jax.monitoring.register_event_duration_secs_listener(heard)
     jax.block_until_ready(kernel(*inputs))
-    seconds["run"] = time.perf_counter() - start - sum(seconds.values())
+    whole = time.perf_counter() - derived
+    trace, both = _covered(spans["trace"]), _covered(spans["trace"] + spans["compile"])
+    seconds = {"derive": derived - start, "trace": trace, "compile": both - trace, "run": whole - both}
     print(json.dumps(seconds))
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """How long some span lasts, of which others may be parts."""
+    total, end = 0.0, -np.inf
+    for first, last in sorted(spans):
+        total += max(0.0, last - max(first, end))
+        end = max(end, last)
+    return total
 
 
 def on_one_core(name: str) -> None:
     """Print the median seconds of a case in this process, kept to one core (where the system can)."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    print(_median(*_compiled(next(case for case in cases.CASES if case.name == name))))
+    print(_median(*_compiled(next(case for case in cases.CASES if case.name == name)))[0])
 
 
 def _product(inputs: list[jax.Array]) -> Callable[[], None]:
@@ -172,6 +190,13 @@ def _product(inputs: list[jax.Array]) -> Callable[[], None]:
     return run
 
 
+def _limit(case: cases.Case, inputs: list[jax.Array]) -> float:
+    """Seconds of the limit that the comparison has: one product of the inputs, read once, and two results of its size."""
+    x, y = inputs[0], inputs[-1]
+    compiled = jax.jit(limit, static_argnums=0).lower(case.positions, x, y).compile()
+    return _medians(lambda: compiled(x, y))[0]
+
+
 def _copy(n1: int, n2: int) -> Callable[[], None]:
     source = np.ones((n1, n2), np.float32)
     return lambda: [source.copy() for _ in range(2)] and None
@@ -180,20 +205,28 @@ def _copy(n1: int, n2: int) -> Callable[[], None]:
 def row(found: dict[str, Any]) -> str:
     """A line of the table, in milliseconds."""
     first = (found["first call"][name] for name in FIRST_PARTS)
-    numbers = (found[name] for name in ("all cores", "one core", "whole", *PARTS, "product", "copy"))
+    numbers = (
+        found[name] for name in ("all cores", "processor", "limit", "one core", "whole", *PARTS, "product", "copy")
+    )
     return f"| {found['case']} | {' | '.join(f'{1e3 * n:.3g}' for n in numbers)} | {' / '.join(f'{n:.2g}' for n in first)} |"
 
 
 def main(prefixes: list[str]) -> None:
     """Measure the cases whose names begin so, or all, which replaces the results kept."""
+    before, after = (
+        ("all cores", "processor", "limit", "one core", "tile after tile"),
+        ("product alone", "two copies", "first call"),
+    )
+    columns = (*before, *PARTS, *after)
     head = [
-        "Milliseconds of warm calls for NNGP and NTK, float32, medians: with all cores, as users have it; in a process kept to one core; and",
-        "tile after tile, as a whole and in parts. Beside them one product of the inputs alone and two copies of the result into fresh memory,",
-        "which no way to compute it can save. Last, in seconds, the first call of a process: deriving the kernel, tracing and lowering it,",
-        "XLA's compilation, and the rest. What binds: docs/speed.md.",
+        "Milliseconds of warm calls for NNGP and NTK, float32, medians: with all cores, as users have it, and the time of all cores together",
+        "that it takes; the limit of the comparison (one product of the inputs, read once, and two results); in a process kept to one core;",
+        "and tile after tile, as a whole and in parts. Beside them one product of the inputs alone and two copies of the result into fresh",
+        "memory, which no way to compute it can save. Last, in seconds, the first call of a process: deriving the kernel, tracing and",
+        "lowering it, XLA's compilation while nothing is traced, and the rest. What binds: docs/speed.md.",
         "",
-        f"| case | all cores | one core | tile after tile | {' | '.join(PARTS)} | product alone | two copies | first call |",
-        f"|---|---|---|---|{'---|' * (len(PARTS) + 3)}",
+        f"| case | {' | '.join(columns)} |",
+        f"|{'---|' * (1 + len(columns))}",
     ]
     study.of_cases(OUT, "Where the time goes", NAMES, prefixes, measured, row, head)
 

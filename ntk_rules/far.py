@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ntk_rules import special
 from ntk_rules.chunks import broadcasting, elementwise
@@ -97,23 +96,17 @@ def beyond(f: Piecewise, g: Piecewise, single: float, double: float) -> Callable
 
 
 def thinned(f: Piecewise, g: Piecewise, thins: tuple[int, ...]) -> Callable[..., list[jax.Array]]:
-    """A function of (s_u, s_v, rho, w): the means with all nodes and with fewer, by one compiled loop, nodes too many having no weight."""
+    """A function of (s_u, s_v, rho, w): the means with all nodes and with fewer."""
     value = mean_far(f, g)
-
-    @jax.jit
-    def run(rule: Rule, law: tuple[jax.Array, ...]) -> jax.Array:
-        return jax.lax.map(lambda row: value(*(x[None] for x in row), rule)[0], law)
 
     def values(*law: jax.Array) -> list[jax.Array]:
         shape = jnp.broadcast_shapes(*(x.shape for x in law))
         flat = tuple(jnp.broadcast_to(x, shape).reshape(-1) for x in law)
         most = NODES64 if special.is_double(law[0]) else NODES32
-        found = []
-        for thin in thins:
-            nodes, weights = special.gauss_legendre(most // thin)
-            more = most - len(nodes)
-            rule = np.append(nodes, np.full(more, 0.5)), np.append(weights, np.zeros(more))
-            found.append(run(tuple(x.astype(flat[0].dtype) for x in rule), flat).reshape(shape))
-        return found
+        rules = (special.gauss_legendre(most // thin) for thin in thins)
+        return [
+            jax.lax.map(lambda row, rule=rule: value(*(x[None] for x in row), rule)[0], flat).reshape(shape)
+            for rule in rules
+        ]
 
     return values

@@ -10,6 +10,7 @@ and up to which variance, is decided at compile time by the same code in float64
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from ntk_rules.detection import WINDOW
 from ntk_rules.evaluate import compile_formula
 from ntk_rules.factors import Delta, Factor, factor_of, piecewise, separated
 from ntk_rules.functions import Opaque
+from ntk_rules.interpreted import by_numpy
 from ntk_rules.law import covariance_symbol, std_symbol
 from ntk_rules.method import NEAR, Compute, Declined, Entry, Method, by_correlations, reaches
 from ntk_rules.question import Question, gaussian_symbols
@@ -96,12 +98,13 @@ def assemble(
     def compute(covariances, parameters):
         return sum(p.compute(covariances, parameters) for p in parts)
 
-    def error_and_scale(covariances, parameters):
+    def together(covariances, parameters):
         pairs = [p.error(covariances, parameters) for p in parts]
         return sum(e for e, _ in pairs), sum(s for _, s in pairs)
 
     if not parts:
         return zero_method()
+    error_and_scale = parts[0].error if len(parts) == 1 else together  # what was looked at before is known
     bound, how_far = admissible(error_and_scale, needs, question, correlations)
     steps = tuple(dict.fromkeys(p.step for p in parts)) + unknown_functions(question)
 
@@ -278,7 +281,8 @@ def _with_plane(usual: Part, left: panels.Piecewise, right: panels.Piecewise, at
         return usual
     i, j = at
     needs = ((i, i), (i, j), (j, j))
-    _, how_far = admissible(usual.error, needs, question, _EVERYWHERE, (_SERIES64, _SERIES32))
+    probes = probed(usual.error, needs, question.parameters, _EVERYWHERE)
+    _, how_far = judged(probes, question, (_SERIES64, _SERIES32))
     double, single = how_far["near"]
     beyond = far.beyond(left, right, single, double)
     thinned = far.thinned(left, right, THIN)
@@ -302,7 +306,8 @@ def _with_plane(usual: Part, left: panels.Piecewise, right: panels.Piecewise, at
         return jnp.where(near, there, off + more[0] * sizes[1] + more[1] * sizes[0]), scale
 
     step = f"; variances beyond {single:g} (float32), {double:g} (float64): the plane, cut where f and g have their transitions"
-    alone, joined = (admissible(e, needs, question, _EVERYWHERE)[1]["near"] for e in (usual.error, error))
+    both = (probes, probed(error, needs, question.parameters, _EVERYWHERE))
+    alone, joined = (judged(found, question)[1]["near"] for found in both)
     return Part(compute, error, usual.step + step) if all(map(operator.ge, joined, alone)) else usual
 
 
@@ -450,22 +455,46 @@ def up_to(variance: float) -> str:
     return f"relative to the scale of the answer, for variances up to {variance:g}"
 
 
+@dataclass(frozen=True)
+class Probes:
+    """(error, scale) at variances that fall, the first `large` of them 1 or more, and correlations, a row each."""
+
+    variances: tuple[float, ...]
+    large: int
+    error: np.ndarray
+    scale: np.ndarray
+
+
+@functools.lru_cache(maxsize=8)
+def probed(
+    error_at: Callable[..., tuple[jax.Array, jax.Array]], needs: tuple, parameters: int, correlations: tuple[float, ...]
+) -> Probes:  # fmt: skip
+    """What `error_at` finds in double precision, of equal variances, by NumPy: it is run once."""
+    large = (_LARGE_VARIANCES if len(needs) == 1 else ()) + _VARIANCES
+    q = np.asarray(large + _SMALL_VARIANCES)
+    rho = np.asarray(correlations)[:, None]
+    known = {e: (1.0 if e[0] == e[1] else rho) * q for e in needs}
+    with jax.enable_x64(True):
+        found = by_numpy(error_at)(known, tuple(np.ones_like(q) for _ in range(parameters)))
+    error, scale = (np.broadcast_to(x, (len(rho), q.size)) for x in found)
+    return Probes(tuple(q.tolist()), len(large), error, scale)
+
+
 def admissible(
     error_at: Callable[..., tuple[jax.Array, jax.Array]], needs: tuple, question: Question,
-    correlations: tuple[float, ...] = (0.9,), near: tuple[float, float] = NEAR,
+    correlations: tuple[float, ...] = (0.9,),
 ) -> tuple[float, dict[str, Any]]:  # fmt: skip
+    """`judged` of what `error_at` finds."""
+    return judged(probed(error_at, needs, question.parameters, correlations), question)
+
+
+def judged(probes: Probes, question: Question, near: tuple[float, float] = NEAR) -> tuple[float, dict[str, Any]]:
     """(bound relative to the scale of the answer, how far it and errors of `near` hold, as keywords of a Method), or Declined."""
     wanted = question.tolerance or DEFAULT_TOLERANCE
-    large = (_LARGE_VARIANCES if len(needs) == 1 else ()) + _VARIANCES
-    variances = large + _SMALL_VARIANCES
-    with jax.enable_x64(True):
-        q = np.asarray(variances)
-        rho = np.asarray(correlations)[:, None]
-        known = {e: jnp.asarray((1.0 if e[0] == e[1] else rho) * q) for e in needs}
-        probes = tuple(jnp.ones_like(q) for _ in range(question.parameters))
-        error, scale = (np.broadcast_to(x, (len(rho), q.size)) for x in error_at(known, probes))
+    large, error, scale = probes.variances[: probes.large], probes.error, probes.scale
+    every = np.arange(len(probes.variances))
     worst = np.argmax(np.where(np.isfinite(error), error, np.inf), axis=0)
-    error, scale = error[worst, np.arange(q.size)], scale[worst, np.arange(q.size)]
+    error, scale = error[worst, every], scale[worst, every]
     usable = np.isfinite(error) & np.isfinite(scale)
     if not usable[len(large) - 1 :].all():
         raise Declined("the function grows too fast: its square has no finite mean at variance 1")

@@ -59,31 +59,21 @@ def nodes_and_step(grid: Grid, thin: int) -> tuple[np.ndarray, float]:
     return np.linspace(-grid.reach, grid.reach, intervals + 1), 2 * grid.reach / intervals
 
 
-@functools.cache
-def filled_up(reach: float, nodes: int, thin: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes, and the step at each: as many of a thinned grid as of the whole one, so that what looks at errors, operation by operation,
-    compiles every one for one size. Those too many are the last one again, with a step of 0."""
-    x, step = nodes_and_step(Grid(reach, nodes, 0), thin)
-    more = nodes + 1 - len(x)
-    return np.append(x, np.full(more, x[-1])), np.append(np.full(len(x), step), np.zeros(more))
-
-
 @functools.partial(jax.jit, static_argnums=1)
 def hermite_rows(x: jax.Array, orders: int) -> jax.Array:
     """(orders, *x.shape): h_k(x) exp(-x^2/4), h_k the orthonormal Hermite polynomials, by their recurrence.
 
-    Computed in the compiled function rather than stored, so that artefacts stay small; jitted, so that every
-    derivation's probe of its error shares one compiled loop.
+    Computed in the compiled function rather than stored, so that artefacts stay small; jitted, so that it is traced once.
     """
     roots = jnp.sqrt(jnp.arange(orders + 1, dtype=x.dtype))
 
-    def step(state, k):
+    def step(state, root):
         previous, current = state
-        following = (x * current - roots[k] * previous) / roots[k + 1]
-        return (current, following), current
+        this, following = root
+        return (current, (x * current - this * previous) / following), current
 
     start = (jnp.zeros_like(x), jnp.exp(-x * x / 4))
-    return jax.lax.scan(step, start, jnp.arange(orders))[1]
+    return jax.lax.scan(step, start, (roots[:-1], roots[1:]))[1]
 
 
 def mean_one(
@@ -96,11 +86,11 @@ def mean_one(
     it is pi/4), so that as many nodes do for every variance.
     """
     reach = grid_for(s).reach
-    unit, steps = (jnp.asarray(t, s.dtype) for t in filled_up(1.0, _LINE, thin))
+    unit, step = nodes_and_step(Grid(1.0, _LINE, 0), thin)
     bend = _BEND / jnp.maximum(s, _BEND)[..., None]  # in standard deviations
     length = jnp.arcsinh(reach / bend)
-    x = bend * jnp.sinh(length * unit)
-    weights = length * steps * jnp.sqrt(bend * bend + x * x) * jnp.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    x = bend * jnp.sinh(length * jnp.asarray(unit, s.dtype))
+    weights = length * step * jnp.sqrt(bend * bend + x * x) * jnp.exp(-x * x / 2) / math.sqrt(2 * math.pi)
     if shell:
         weights = jnp.where(jnp.abs(x) > reach - shell, weights, 0)
     return jnp.sum(f(s[..., None] * x, *(p[..., None] for p in parameters)) * weights, axis=-1)
@@ -109,8 +99,8 @@ def mean_one(
 def coefficients(f: Function, s: jax.Array, parameters: tuple[jax.Array, ...], thin: int = 1) -> jax.Array:
     """a_k(s) for all orders of the grid, the order axis first."""
     grid = grid_for(s)
-    x, steps = filled_up(grid.reach, grid.nodes, thin)
-    half = steps * np.exp(-x * x / 4) / math.sqrt(2 * math.pi)
+    x, step = nodes_and_step(grid, thin)
+    half = step * np.exp(-x * x / 4) / math.sqrt(2 * math.pi)
     table = hermite_rows(jnp.asarray(x, s.dtype), grid.orders) * half.astype(s.dtype)
     samples = f(s[..., None] * x.astype(s.dtype), *(p[..., None] for p in parameters))
     return jnp.moveaxis(jnp.matmul(samples, table.T, precision=jax.lax.Precision.HIGHEST), -1, 0)

@@ -20,7 +20,7 @@ from tensorprog.frontend.trace import trace
 from tensorprog.ir import Input, Program, parse_program, verify
 from tensorprog.joint import JointKernel, of_program, outputs_joined
 from tensorprog.kernel import KernelGraph, derive
-from tensorprog.kernel.graph import Average, Sampled
+from tensorprog.kernel.graph import Average, Expect, Sampled
 from tensorprog.kernel.invariant import PLANE, features, homogeneous, in_the_plane
 from tensorprog.kernel.report import Derivation, derivation
 from tensorprog.lower import SHIFT, lower, value
@@ -99,13 +99,16 @@ class Kernel(KernelFunction):
         made = functions(lower(plane, (PLANE,)), plane)
         assert made.rows is not None
         scales, point = homogeneous(self.graph, vector), value(vector, self.program.inputs)
-        return Interpolated(point, made.rows, made.block, homogeneous=scales, kinks=made.kinks, off=self._off)
+        costly = any(isinstance(q, Expect) and q.expectation.formula is None for q in plane.nodes)
+        return Interpolated(
+            point, made.rows, made.block, homogeneous=scales, kinks=made.kinks, costly=costly, off=self._off
+        )
 
     def without(self, *names: str) -> Kernel:
         """The same kernel with optimisations switched off, to measure them or to check them: docs/speed.md says what each does.
 
         names: of "loops", "branches", "packing", "together", "windows", "rows", "threads", "reuse", "symmetry",
-        "interpolation". Values agree to rounding ("interpolation": to 1e-12 of sqrt(K(x, x) K(x', x')) in float64, 1e-7 in float32).
+        "interpolation", "numpy". Values agree to rounding ("interpolation": to 1e-12 of sqrt(K(x, x) K(x', x')) in float64, 1e-7 in float32).
 
         Raises InputError for other names.
 

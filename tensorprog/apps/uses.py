@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
-from tensorprog.frontend.values import loop_sizes
+from ntk_rules.interpreted import loop_sizes
 
 __all__ = ["Use", "derivatives", "uses_of"]
 

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
+from ntk_rules.interpreted import loop_sizes
 from tensorprog.errors import NetworkError, UnsupportedError, explain
 from tensorprog.frontend.build import to_var
 from tensorprog.frontend.division import Redo, Settled, differing
@@ -38,7 +39,6 @@ from tensorprog.frontend.values import (
     fit_power,
     kind_of,
     layout_of,
-    loop_sizes,
     width_axis,
 )
 from tensorprog.ir import ArrayOp, Hyper, Input, Node, Program, Source

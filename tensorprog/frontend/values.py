@@ -40,7 +40,6 @@ __all__ = [
     "fit_power",
     "kind_of",
     "layout_of",
-    "loop_sizes",
     "unit_shape",
     "width_axis",
 ]
@@ -219,14 +218,6 @@ def kind_of(atom: Any) -> str:
     """What an atom of a jaxpr holds: "f" (real numbers of any precision, bfloat16 too, which NumPy knows nothing of), "i", "u", "b" or "c"."""
     dtype = aval(atom).dtype
     return "f" if jnp.issubdtype(dtype, jnp.floating) else str(np.dtype(dtype).kind)
-
-
-def loop_sizes(eqn: Any, body: Any) -> tuple[int, int]:
-    """How many constants and carried values a scan has, by the shapes of what its body takes and gives: what goes through it step by step
-    has one axis less there. (How its parameters say so depends on JAX's version.)"""
-    same = lambda outside, inside: [aval(a).ndim == aval(b).ndim for a, b in zip(outside, inside, strict=True)]
-    carried = sum(same(eqn.outvars, body.outvars))
-    return sum(same(eqn.invars, body.invars)) - carried, carried
 
 
 def axis_of(sizes: tuple[int, int]) -> Axis:

@@ -88,7 +88,13 @@ def emit_together(found: Sequence[Quantity], args: list[jax.Array], context: Con
     if context.live is None or not q.shape or isinstance(q, Normals):  # normals are drawn once, for many readers
         return lax.optimization_barrier(made(args))
     like = jax.eval_shape(made, args)
-    return lax.cond(context.live, made, lambda given: [jnp.zeros(a.shape, a.dtype) for a in like], args)
+    return lax.cond(context.live, made, lambda given: [_never_read(a, given) for a in like], args)
+
+
+def _never_read(like: jax.ShapeDtypeStruct, given: list[jax.Array]) -> jax.Array:
+    """An array of that shape and dtype: one of those given where it can be, for which XLA has nothing to compile."""
+    fitting = [a for a in given if (a.shape, a.dtype) == (like.shape, like.dtype)]
+    return fitting[0] if fitting else jnp.zeros(like.shape, like.dtype)
 
 
 def is_cross(quantity: Quantity) -> bool:

@@ -89,6 +89,11 @@ class Slots:
         entry, row = self.places[quantity]
         return state[1 + entry] if row is None else state[1 + entry][row]
 
+    def of_all(self, states: Sequence[Any], quantity: Quantity) -> Any:
+        """The values of a quantity in the states of many inputs, with a batch axis."""
+        entry, row = self.places[quantity]
+        return states[1 + entry] if row is None else states[1 + entry][:, row]
+
 
 @dataclass(frozen=True)
 class Outside:

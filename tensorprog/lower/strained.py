@@ -46,12 +46,15 @@ class Strained:
         for q, own in looked_at:
             of.setdefault(q.expectation, (q, {}))[1].update(dict.fromkeys(own))
         self._read, self._slots = list(of.values()), slots
-        self._largest_of_all = jax.jit(lambda states: [jnp.max(v) for v in jax.vmap(self._largest)(states)])
 
     def _largest(self, state: Any) -> list[jax.Array]:
         return [jnp.max(jnp.stack([jnp.max(self._slots.read(state, v)) for v in own])) for _, own in self._read]
 
-    def _judged(self, largest: Sequence[jax.Array], own: bool) -> Iterator[tuple[Expect, jax.Array, float, Any]]:
+    def _largest_of_all(self, states: Any) -> list[Any]:
+        """Of the states of many inputs, by NumPy."""
+        return [np.max([np.max(np.asarray(self._slots.of_all(states, v))) for v in own]) for _, own in self._read]
+
+    def _judged(self, largest: Sequence[Any], own: bool) -> Iterator[tuple[Expect, Any, float, Any]]:
         """(expectation, variance, the most it holds for, is it more?)"""
         for (q, _), variance in zip(self._read, largest, strict=True):
             if not (own and q.cross):

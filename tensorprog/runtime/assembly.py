@@ -23,12 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ntk_rules.interpreted import interpreted
 from tensorprog.runtime.memory import fresh, results
 
 __all__ = [
     "Ahead",
     "DeviceMatrices",
     "HostMatrices",
+    "Interpreted",
     "Matrices",
     "Pairs",
     "Place",
@@ -103,15 +105,47 @@ class Ahead:
     def __init__(self, function: Callable[..., Any], static: Sequence[str] = ()):
         self._jitted = jax.jit(function, static_argnames=tuple(static))
         self._made: dict[Any, Callable[..., Any]] = {}
+        self._begun: dict[Any, tuple[Future[Any], Any]] = {}
 
     def __call__(self, *args: Any, **static: Any) -> Callable[..., Any]:
         """The compiled function, for arguments like these and these static ones."""
-        leaves, tree = jax.tree.flatten(args)
-        kinds = tuple((a.shape, a.dtype, getattr(a, "sharding", None)) for a in leaves)
-        key = (tree, kinds, tuple(sorted(static.items())), jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+        key = _kind(args, static, placed=True)
         if key not in self._made:
             self._made[key] = self._jitted.lower(*args, **static).compile()
         return self._made[key]
+
+    def begun(self, *args: Any, **static: Any) -> tuple[Future[Any], Any]:
+        """The same in a thread, while the caller compiles what reads its values; and of what shapes and dtypes they will be."""
+        key = _kind(args, static, placed=True)
+        if key not in self._begun:
+            traced = self._jitted.trace(*args, **static)
+            thread = ThreadPoolExecutor(1)
+            self._begun[key] = thread.submit(traced.lower().compile), traced.out_info
+            thread.shutdown(wait=False)
+        return self._begun[key]
+
+
+class Interpreted:
+    """A function for few numbers, which NumPy has computed before XLA has compiled it."""
+
+    def __init__(self, function: Callable[..., Any], static: Sequence[str] = ()):
+        self._jitted = jax.jit(function, static_argnames=tuple(static))
+        self._made: dict[Any, tuple[Callable[..., list[Any]], Any]] = {}
+
+    def __call__(self, *args: Any, **static: Any) -> Any:
+        """Its values, as NumPy's arrays; traced at the first call with arguments like these and these static ones."""
+        key = _kind(args, static, placed=False)
+        if key not in self._made:
+            traced = self._jitted.trace(*args, **static)
+            self._made[key] = interpreted(traced.jaxpr), jax.tree.structure(traced.out_info)
+        run, tree = self._made[key]
+        return jax.tree.unflatten(tree, run(*jax.tree.leaves(args)))
+
+
+def _kind(args: Any, static: dict[str, Any], placed: bool) -> Any:
+    leaves, tree = jax.tree.flatten(args)
+    kinds = tuple((a.shape, a.dtype, getattr(a, "sharding", None) if placed else None) for a in leaves)
+    return tree, kinds, tuple(sorted(static.items())), jax.config.jax_enable_x64  # type: ignore[attr-defined]
 
 
 def turned(block: Any, right: int) -> Any:

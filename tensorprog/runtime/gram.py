@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tensorprog.runtime.assembly import Ahead, Pairs
+from tensorprog.runtime.assembly import Ahead, Interpreted, Pairs
 from tensorprog.runtime.inputs import is_traced
 from tensorprog.runtime.kernel import GET, Functions, Hypers, Leaves, Steps, float_dtype, whole
 from tensorprog.runtime.pieces import Code, Piece, Progress, Work, assemble, matrices, part
@@ -46,7 +47,12 @@ class Layers:
     def __init__(self, steps: Steps, names: Sequence[str], entries: int, cached: int = 1, refine: Refine | None = None):
         self._steps, self._names, self._entries = steps, tuple(names), entries
         self._cached, self._refine = cached, refine
-        self._states = jax.jit(self._of_inputs, static_argnames="own")
+        self._states = Ahead(self._of_inputs, ("own",))
+        self._few = Interpreted(self._of_inputs, ("own",))
+        self._passed: tuple[Any, float] = (
+            None,
+            0.0,
+        )  # the longest input that `check` has let pass, and for which hyperparameters
         self._tile = Ahead(self._of_pairs, ("rows", "columns", "get"))
 
     def _of_inputs(self, sides: list[Leaves], hypers: Hypers, own: bool) -> Any:
@@ -75,20 +81,24 @@ class Layers:
         """The matrices named by `get`."""
         sides, second = ([x1], 0) if x2 is None else ([x1, x2], len(x1[0]))  # where the second inputs begin
         refine = self._refine if "ntk" in get and float_dtype(x1) == np.float32 else None
-        states = self._states(sides, hypers, own=refine is not None)
-        self._check(states)
+        compiled, kinds = self._states.begun(sides, hypers, own=refine is not None)
+        states = functools.cache(lambda: compiled.result()(sides, hypers))
+        kinds = _placed(kinds, [leaf for x in sides for leaf in x]) or states()
+        if self._steps.strained is not None:
+            self._check(states())
         names, at = get if refine is None else self._names, np.int32(0)
 
         def tile(rows: int, columns: int) -> Code:
-            code = self._tile(states, at, at, rows=rows, columns=columns, get=names)
-            return lambda i, j: code(states, np.int32(i), np.int32(second + j))
+            code, made = self._tile(kinds, at, at, rows=rows, columns=columns, get=names), states()
+            return lambda i, j: code(made, np.int32(i), np.int32(second + j))
 
         if refine is None:
             return Work(names, tile)
-        own, ntk = (np.asarray(kernel) for kernel in states[1][0])
-        directions = None if states[1][1] is None else np.asarray(states[1][1])
+        # nngp and ntk of each input with itself, and sketches of directions
+        looked_at = functools.cache(lambda: jax.tree.map(np.asarray, states()[1]))
 
         def again(kernels: list[np.ndarray], i: int, j: int, columns: np.ndarray) -> Pairs:
+            (own, _), directions = looked_at()
             some = kernels[0][:, columns]
             rows, others = slice(i, i + len(some)), second + j + columns
             near = refine.near(some, own[rows], own[others], np)
@@ -97,7 +107,8 @@ class Layers:
             found, at = np.nonzero(near)
             return Pairs(i + found, j + columns[at])
 
-        return Work(names, tile, again, lambda pairs: {"ntk": refine.mended(x1, sides[-1], ntk, hypers, pairs)})
+        exact = lambda pairs: {"ntk": refine.mended(x1, sides[-1], looked_at()[0][1], hypers, pairs)}
+        return Work(names, tile, again, exact)
 
     def _check(self, states: Any, own: bool = False) -> None:
         if self._steps.strained is not None:
@@ -108,11 +119,15 @@ class Layers:
         input with itself asks for."""
         if self._steps.strained is None or is_traced((x, hypers)):
             return
-        if largest:
-            sizes = sum(np.square(np.asarray(leaf, float)).reshape(len(leaf), -1).sum(1) for leaf in x)
-            at = int(np.argmax(sizes))
-            x = [leaf[at : at + 1] for leaf in x]
-        self._check(self._states([x], hypers, own=False), own)
+        if not largest:
+            self._check(self._states([x], hypers, own=False)([x], hypers), own)
+            return
+        sizes = sum(np.square(np.asarray(leaf, float)).reshape(len(leaf), -1).sum(1) for leaf in x)
+        at = int(np.argmax(sizes))
+        key = (float_dtype(x), *((name, np.asarray(value).tobytes()) for name, value in sorted(hypers.items())))
+        if self._passed[0] != key or self._passed[1] < sizes[at]:
+            self._check(self._few([[np.asarray(leaf)[at : at + 1] for leaf in x]], hypers, own=False), own)
+            self._passed = key, sizes[at]
 
     def _inputs_at_once(self, x: Leaves, hypers: Hypers) -> int:
         """Of how many inputs what pairs read fits into the bound of memory."""
@@ -133,6 +148,16 @@ class Layers:
             work = partial(self.work, rows, None if own else columns, hypers, get)
             pieces.append(Piece(i, j, len(rows[0]), len(columns[0]), own, self._entries, cached, work))
         return pieces
+
+
+def _placed(kinds: Any, inputs: Leaves) -> Any:
+    """Shapes and dtypes of what is made of the inputs, on the device that they are bound to, if any; None where they are on several."""
+    if any(len(leaf.devices()) > 1 for leaf in inputs):
+        return None
+    bound = [leaf.sharding for leaf in inputs if leaf.committed]
+    if not bound:
+        return kinds
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=bound[0]), kinds)
 
 
 class Gram:

@@ -18,10 +18,10 @@ import numpy as np
 from jax import lax
 from numpy.polynomial.chebyshev import cheb2poly
 
+from ntk_rules.interpreted import interpreted, operations
 from ntk_rules.special import signed_angle
 from tensorprog.runtime.assembly import Ahead, Pairs
 from tensorprog.runtime.kernel import GET, Hypers, Leaves, float_dtype, without_branches
-from tensorprog.runtime.operations import operations
 from tensorprog.runtime.pieces import Code, Work, part
 from tensorprog.runtime.series import TOLERANCE, Points, Series, make_series
 
@@ -36,8 +36,8 @@ EQUAL = 1e-6  # range of log-norms that rounding makes
 CHUNK = 2**14  # pairs computed again at once
 LEAST_ANGLES = 10  # of a series in norms: one layer of erf has 25
 AT_ONCE = 1024  # pairs in the plane that are computed together
+OFTEN = 4  # series of costly layers after which XLA's compilation is worth its time
 FIRST, SECOND = 16, 64  # points between which costly kernels are
-COSTLY = 1e5  # operations of a pair by its layers, such as those of a sum over nodes in the plane
 
 
 class Interpolated:
@@ -51,19 +51,22 @@ class Interpolated:
         *,
         homogeneous: bool,
         kinks: bool,
+        costly: bool = False,
         off: Collection[str] = (),
     ):
         """features: phi of one input. rows, block: the kernels of pairs of points in the plane, the i-th with the i-th, or
         all with all. homogeneous: does k depend on the angle alone?
-        kinks: has a nonlinearity kinks? If so, and k depends on the norms, it has a corner at equal inputs and no short series. off:
-        optimisations that are switched off."""
+        kinks: has a nonlinearity kinks? If so, and k depends on the norms, it has a corner at equal inputs and no short series. costly: is
+        one without closed form? off: optimisations that are switched off."""
         self._homogeneous, self._corner = homogeneous, kinks and not homogeneous
         self._features = jax.jit(lambda x, hypers: jax.vmap(lambda leaves: features(leaves, hypers))(x))
-        self._rows, self._block = jax.jit(rows), jax.jit(block)
+        self._function, self._costly = jax.jit(block if costly else rows), costly
         self._live = None if without_branches(off) else np.array(True)
-        self._run: Any = None
-        self._traced: Any = None
+        self._by_numpy = "numpy" not in off
+        self._run: tuple[bool, Any] | None = None  # the layers, and are they run by NumPy?
+        self._anew = 0  # how many series were made
         self._cost = math.inf  # of a pair by its layers, in operations
+        self._traced: Any = None
         self._made: tuple[Any, float, float, Series | None] | None = None
 
     def work(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> Work | None:
@@ -112,6 +115,7 @@ class Interpolated:
         """The series for this range of norms, made anew where the last one was for other hyperparameters or a smaller range."""
         key = (dtype, *((name, np.asarray(value).tobytes()) for name, value in sorted(hypers.items())))
         if self._made is None or self._made[0] != key or not self._made[1] <= low <= high <= self._made[2]:
+            self._anew += 1
             with jax.enable_x64(True):
                 made = make_series(partial(self._sample, hypers), low, high, dtype, self._homogeneous)
             self._made = key, low, high, made
@@ -119,26 +123,28 @@ class Interpolated:
 
     def _layers(self, hypers: Hypers) -> float:
         """What a pair costs by its layers."""
-        with jax.enable_x64(True):
-            if self._traced is None:
-                points = _points(AT_ONCE)
-                self._traced = self._rows.trace(points, points, _wide(hypers))
-                self._cost = operations(self._traced.jaxpr) / AT_ONCE
+        if self._traced is None:
+            with jax.enable_x64(True):
+                sizes = (FIRST, SECOND) if self._costly else (AT_ONCE, AT_ONCE)
+                self._traced = self._function.trace(*map(_points, sizes), _wide(hypers))
+                self._cost = operations(self._traced.jaxpr) / (FIRST * SECOND if self._costly else AT_ONCE)
         return self._cost
 
     def _sample(self, hypers: Hypers, first: Points, second: Points) -> np.ndarray:
-        """The kernels of all pairs of points."""
-        if self._run is None:
-            self._run = self._compiled(hypers)
+        """The kernels of all pairs of points. They are few: NumPy has them before XLA has compiled the layers, which it does where costly ones
+        are asked for again and again, with other hyperparameters."""
+        self._layers(hypers)
+        by_numpy = self._by_numpy and not (self._costly and self._anew > OFTEN)
+        if self._run is None or self._run[0] != by_numpy:
+            self._run = by_numpy, _run_by_numpy(self._traced) if by_numpy else self._traced.lower().compile()
         values, one, other = _wide(hypers), _in_the_plane(first), _in_the_plane(second)
-        run = lambda i, j: np.stack(self._run([jnp.asarray(one[i])], [jnp.asarray(other[j])], values))
-        return (_by_rows if self._cost < COSTLY else _by_blocks)(run, len(one), len(other))
+        run = lambda i, j: np.stack(self._run[1]([one[i]], [other[j]], values))
+        return (_by_blocks if self._costly else _by_rows)(run, len(one), len(other))
 
-    def _compiled(self, hypers: Hypers) -> Any:
-        """The layers of a batch. Where they cost little they run a few times in no time, and are compiled without optimisation."""
-        if self._layers(hypers) < COSTLY:
-            return self._traced.lower().compile(compiler_options={"xla_backend_optimization_level": 0})
-        return self._block.trace(_points(FIRST), _points(SECOND), _wide(hypers)).lower().compile()
+
+def _run_by_numpy(traced: Any) -> Callable[..., list[np.ndarray]]:
+    run = interpreted(traced.jaxpr)
+    return lambda *arguments: run(*jax.tree.leaves(arguments))
 
 
 def _by_rows(run: Callable[[np.ndarray, np.ndarray], np.ndarray], n1: int, n2: int) -> np.ndarray:
@@ -244,7 +250,7 @@ def _tile(
     if gram:
         itself = i + np.arange(rows)[:, None] == j + np.arange(columns)
         cosine, near = jnp.where(itself, 1, cosine), jnp.where(itself, 0, near)
-    place = lax.optimization_barrier(_place(cosine)) if live is None else lax.cond(live, _place, jnp.zeros_like, cosine)
+    place = lax.optimization_barrier(_place(cosine)) if live is None else lax.cond(live, _place, lambda c: c, cosine)
     kernels = [
         scale1[:, k, None] * scale2[:, k] * _sum(_terms(coefficients[k], basis1, basis2), place, in_powers)
         for k in range(len(coefficients))

@@ -19,6 +19,7 @@ OPTIMISATIONS = {
     "reuse": "memory of results that are gone, for the next ones",
     "symmetry": "only the tiles on and above the diagonal of a gram matrix",
     "interpolation": "matrices of rotation invariant kernels by a series in norms and angle",
+    "numpy": "the layers at the few points of such a series by NumPy, which needs no compilation",
 }
 
 

@@ -101,15 +101,42 @@ def test_an_even_and_an_odd_half(degree: int, in_powers: bool) -> None:
         np.testing.assert_allclose(found, chebval(t, coefficients[k, 0, 0]), atol=1e-14)
 
 
-def test_costly_layers_are_sampled_in_blocks(always: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The series is the same however the layers are computed for it."""
-    x, found = inputs(12), []
-    for costly in (np.inf, 0.0):
-        monkeypatch.setattr(interpolated, "COSTLY", costly)
-        found.append(tp.compile(deep(erf, 1, 0.1), jnp.zeros((2, 2)))(x))
-    assert all(always) and len(always) == 2
-    for a, b in zip(*found, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12)
+def test_however_the_layers_are_computed_for_it_the_series_is_the_same(
+    always: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks or pair by pair, by NumPy or by XLA."""
+    x, found, made = inputs(12), [], interpolated.Interpolated.__init__
+    for costly in (True, False):
+
+        def forced(self: Any, *args: Any, costly: bool, chosen: bool = costly, **options: Any) -> None:
+            made(self, *args, costly=chosen, **options)
+
+        monkeypatch.setattr(interpolated.Interpolated, "__init__", forced)
+        kernel = tp.compile(deep(erf, 1, 0.1), jnp.zeros((2, 2)))
+        found += [kernel(x), kernel.without("numpy")(x)]
+    assert all(always) and len(always) == 4
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_costly_layers_asked_for_again_and_again_are_compiled(
+    always: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def costly(self: Any, *args: Any, **options: Any) -> None:
+        init(self, *args, **options | {"costly": True})
+
+    init = interpolated.Interpolated.__init__
+    monkeypatch.setattr(interpolated.Interpolated, "__init__", costly)
+    monkeypatch.setattr(interpolated, "OFTEN", 1)
+    kernel, x = tp.compile(deep(erf, 1, tp.hyper("v", 0.1)), jnp.zeros((2, 2))), inputs(8)
+    made, ways = kernel._interpolated, []
+    assert made is not None
+    for v in (0.7, 1.1, 1.3):
+        np.testing.assert_allclose(kernel(x, v=v).ntk, kernel.without("interpolation")(x, v=v).ntk, rtol=1e-10)
+        assert made._run is not None
+        ways.append(made._run[0])
+    assert ways == [True, False, False] and all(always)
 
 
 def test_near_inputs_keep_their_digits_in_float32(always: list[bool]) -> None:
