@@ -22,6 +22,7 @@ from ntk_rules.constants import snap_floats
 from ntk_rules.errors import NoRule
 from ntk_rules.evaluate import in_covariances
 from ntk_rules.factors import collected
+from ntk_rules.functions import ceiling, floor
 from ntk_rules.question import Question, canonical, cov_derivative, parameter_derivative
 
 Entry = tuple[int, int]
@@ -196,7 +197,7 @@ def expectation(
     >>> round(float(kernel.value((1.0, 1.0, 1.0))), 6)
     0.5
     """
-    F = snap_floats(sp.sympify(F))
+    F = snap_floats(sp.sympify(F)).replace(sp.floor, floor).replace(sp.ceiling, ceiling)
     gaussians, parameters = tuple(gaussians), tuple(parameters)
     _validate(F, gaussians, parameters, means, independent)
     pairs = frozenset((min(p), max(p)) for p in independent)

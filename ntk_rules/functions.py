@@ -19,6 +19,7 @@ from ntk_rules import special
 from ntk_rules.detection import kinks_of
 from ntk_rules.heads import powered
 from ntk_rules.products import guarded_product
+from ntk_rules.whole import ROUNDING, Rounding, ceiling, floor, round_away, round_even, trunc
 
 
 class _Elementary(sp.Function):
@@ -160,7 +161,7 @@ def _differences_of(total: sp.Add) -> sp.Expr:
 
 def elementary(expr: sp.Expr) -> sp.Expr:
     """`expr` with our own functions written out in SymPy's, for symbolic and high-precision work."""
-    return expr.replace(lambda part: isinstance(part, _Elementary), lambda part: part.written_out())
+    return expr.replace(lambda part: isinstance(part, _Elementary | Rounding), lambda part: part.written_out())
 
 
 class Opaque(sp.Function):
@@ -221,7 +222,7 @@ MEANING: dict[type, Callable[..., jax.Array]] = {
     log1p: jnp.log1p, expm1: jnp.expm1, sp.sinc: lambda x: jnp.sinc(x / jnp.pi),
     sp.StrictGreaterThan: jnp.greater, sp.GreaterThan: jnp.greater_equal, sp.StrictLessThan: jnp.less,
     sp.LessThan: jnp.less_equal, sp.Equality: jnp.equal, sp.Unequality: jnp.not_equal,
-    sp.Not: jnp.logical_not,
+    sp.Not: jnp.logical_not, **ROUNDING,
 }  # fmt: skip
 
 # Functions of any number of arguments, folded in pairs.

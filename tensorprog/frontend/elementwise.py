@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import sympy
 from sympy import Expr
 
@@ -40,6 +41,32 @@ def _to_number(x: Expr) -> Expr:
     return sympy.Piecewise((1, x), (0, True)) if boolean else x
 
 
+def _differ(a: Expr, b: Expr) -> Expr:
+    """Whether truth values differ. Known ones are numbers."""
+    a, b = (sympy.sympify(bool(x)) if x.is_number else x for x in map(sympy.sympify, (a, b)))
+    return sympy.Or(sympy.And(a, sympy.Not(b)), sympy.And(sympy.Not(a), b))
+
+
+def _round(a: Expr, *, rounding_method: int) -> Expr:
+    away = rounding_method == int(jax.lax.RoundingMethod.AWAY_FROM_ZERO)
+    return nf.round_away(a) if away else nf.round_even(a)
+
+
+def _angle(y: Expr, x: Expr) -> Expr:
+    """lax.atan2: in one variable by functions of that, where the sign of the other is known."""
+    if x.is_positive:
+        return sympy.atan(y / x)
+    if x.is_negative:
+        return sympy.atan(y / x) + sympy.pi * sympy.Piecewise((1, y >= 0), (-1, True))
+    if x.is_zero:
+        return sympy.pi / 2 * sympy.sign(y)
+    if y.is_zero:
+        return sympy.pi * sympy.Piecewise((1, x < 0), (0, True))
+    if y.is_positive or y.is_negative:
+        return (1 if y.is_positive else -1) * sympy.pi / 2 - sympy.atan(x / y)
+    return sympy.atan2(y, x)
+
+
 ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "add": lambda a, b: a + b,
     "add_any": lambda a, b: a + b,
@@ -55,6 +82,10 @@ ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "cbrt": lambda a, **_: sympy.sign(a) * sympy.Abs(a) ** sympy.Rational(1, 3),
     "abs": lambda a: sympy.Abs(a),
     "sign": lambda a: sympy.sign(a),
+    "floor": lambda a: nf.floor(a),
+    "ceil": lambda a: nf.ceiling(a),
+    "round": _round,
+    "rem": lambda a, b: a - b * nf.trunc(a / b),
     "max": lambda a, b: sympy.Max(a, b),
     "min": lambda a, b: sympy.Min(a, b),
     "clamp": _clamp,
@@ -73,6 +104,7 @@ ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "asin": lambda a, **_: sympy.asin(a),
     "acos": lambda a, **_: sympy.acos(a),
     "atan": lambda a, **_: sympy.atan(a),
+    "atan2": _angle,
     "asinh": lambda a, **_: sympy.asinh(a),
     "erf": lambda a, **_: sympy.erf(a),
     "erfc": lambda a, **_: 1 - sympy.erf(a),
@@ -87,13 +119,16 @@ ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "ge": lambda a, b: sympy.Ge(a, b),
     "and": lambda a, b: sympy.And(a, b),
     "or": lambda a, b: sympy.Or(a, b),
+    "xor": _differ,
     "not": lambda a: sympy.Not(a),
     "select_n": _select,
     "convert_element_type": lambda a, **_: _to_number(a),
 }
 
 
-def expression(primitive: str, params: dict[str, Any], args: list[Expr]) -> Expr:
-    """The scalar function of one equation applied to expressions."""
-    kept = {k: v for k, v in params.items() if k == "y"}
+def expression(primitive: str, params: dict[str, Any], args: list[Expr], boolean: bool = False) -> Expr:
+    """The scalar function of one equation applied to expressions. boolean: of truth values?"""
+    if boolean and primitive in ("eq", "ne"):
+        return _differ(*args) if primitive == "ne" else sympy.Not(_differ(*args))
+    kept = {k: v for k, v in params.items() if k in ("y", "rounding_method")}
     return ELEMENTWISE[primitive](*args, **kept)

@@ -228,7 +228,7 @@ def _expressions(jaxpr: jex.ClosedJaxpr, args: Sequence[sympy.Expr]) -> list[sym
         ):
             made = [values[0]]
         elif name in ELEMENTWISE:
-            made = [sympy.sympify(expression(name, eqn.params, values))]
+            made = [sympy.sympify(expression(name, eqn.params, values, aval(eqn.invars[0]).dtype == bool))]
         else:
             return None
         env.update(zip(eqn.outvars, made, strict=True))
