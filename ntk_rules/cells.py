@@ -51,6 +51,8 @@ def cells_of(expr: sp.Expr, z: sp.Symbol) -> Cells:
     """
     if expr.free_symbols != {z}:
         raise NotCuttable(f"jumps of {expr} move with {sorted(map(str, expr.free_symbols - {z}))}")
+    if expr.has(sp.atan2):
+        raise NotCuttable(f"an angle in {expr} jumps along a half line")
     if expr.has(Opaque, sp.DiracDelta):
         raise NotCuttable(f"nothing symbolic is known of a function in {expr}")
     window = WINDOW

@@ -22,6 +22,9 @@ from ntk_rules.products import guarded_product
 from ntk_rules.whole import ROUNDING, Rounding, ceiling, floor, round_away, round_even, trunc
 
 
+JUMPING = (Rounding, sp.atan2)  # functions that jump at infinitely many places, or along a line of several arguments
+
+
 class _Elementary(sp.Function):
     """Base of functions that SymPy can write out in its own: real for real arguments, and numbers for numbers."""
 

@@ -23,7 +23,7 @@ from jax.scipy.special import ndtri
 
 from ntk_rules import special
 from ntk_rules.chunks import elementwise
-from ntk_rules.functions import Rounding, to_jax
+from ntk_rules.functions import JUMPING, to_jax
 from ntk_rules.method import Declined, Entry, Method, by_correlations
 from ntk_rules.numeric import DEFAULT_TOLERANCE, admissible, unknown_functions, up_to
 from ntk_rules.panels import SHELL, beyond
@@ -182,7 +182,7 @@ def quasi_monte_carlo(question: Question) -> Method:
     return Method(
         "quasi-Monte Carlo", needs, lambda c, p: chunked["value"](*arrays_of(c, p)), (step, *unknown_functions(question)), None, reached,
         "three standard errors at unit variances, correlations 0.5 (an estimate); `error` has the local one",
-        lambda c, p: 3 * chunked["spread"](*arrays_of(c, p)), pathwise=None if question.expr.has(Rounding) else lambda c, p: value(*arrays_of(c, p)),
+        lambda c, p: 3 * chunked["spread"](*arrays_of(c, p)), pathwise=None if question.expr.has(*JUMPING) else lambda c, p: value(*arrays_of(c, p)),
     )  # fmt: skip
 
 

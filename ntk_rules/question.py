@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import sympy as sp
 
 from ntk_rules.errors import NoRule
-from ntk_rules.functions import Rounding
+from ntk_rules.functions import JUMPING
 from ntk_rules.pieces import has_kinks
 from ntk_rules.steps import canonical_kinks
 from ntk_rules.terms import Term, differentiate, differentiate_parameter
@@ -86,8 +86,8 @@ def cov_derivative(question: Question, entry: tuple[int, int]) -> Question | Non
 
 def _check_steps(question: Question, symbols: tuple[sp.Symbol, ...]) -> None:
     """Raise NoRule where the derivative is no function: that of rounding is a comb of delta functions."""
-    if question.expr is not None and any(f.has(*symbols) for f in question.expr.atoms(Rounding)):
-        raise NoRule(f"the derivative of {question.expr} has delta functions at infinitely many places")
+    if question.expr is not None and any(f.has(*symbols) for f in question.expr.atoms(*JUMPING)):
+        raise NoRule(f"the derivative of {question.expr} has delta functions at infinitely many places, or along a line")
 
 
 def _second_derivative(question: Question, entry: tuple[int, int]) -> sp.Expr | None:

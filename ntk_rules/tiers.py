@@ -18,7 +18,7 @@ from ntk_rules.conditioning import rounding_bound
 from ntk_rules.coordinates import in_forms
 from ntk_rules.errors import NoRule
 from ntk_rules.evaluate import compile_formula, entries_read
-from ntk_rules.functions import Rounding
+from ntk_rules.functions import JUMPING
 from ntk_rules.heads import centred, densities_parted, differences_joined, means_parted
 from ntk_rules.kinked_plane import kinked_plane
 from ntk_rules.law import base_law, minors_exposed
@@ -77,7 +77,7 @@ def choose(question: Question) -> Method:
 
 def _first(question: Question) -> Method:
     reasons = []
-    rounds = question.expr is not None and question.expr.has(Rounding)
+    rounds = question.expr is not None and question.expr.has(*JUMPING)
     for name, tier in STEPPED if rounds else TIERS:
         try:
             return tier(question)
