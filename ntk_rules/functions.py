@@ -17,6 +17,7 @@ from jax.scipy import special as jsp
 
 from ntk_rules import special
 from ntk_rules.detection import kinks_of
+from ntk_rules.further import FURTHER, betainc, igamma, igammac
 from ntk_rules.heads import powered
 from ntk_rules.products import guarded_product
 from ntk_rules.whole import ROUNDING, Rounding, ceiling, floor, round_away, round_even, trunc
@@ -209,6 +210,12 @@ def opaque(
     return type(name, (Opaque,), body)
 
 
+# Functions of JAX's that SymPy has not, by name.
+NAMED = {
+    name: opaque(getattr(jax.lax, name), name, kinks=(0.0,)) for name in ("bessel_i0e", "bessel_i1e")
+}
+
+
 def _heaviside(x: jax.Array, at_zero: jax.Array | float = 0.5) -> jax.Array:
     return jnp.where(x > 0, 1.0, jnp.where(x < 0, 0.0, at_zero)).astype(jnp.result_type(x))
 
@@ -225,7 +232,7 @@ MEANING: dict[type, Callable[..., jax.Array]] = {
     log1p: jnp.log1p, expm1: jnp.expm1, sp.sinc: lambda x: jnp.sinc(x / jnp.pi),
     sp.StrictGreaterThan: jnp.greater, sp.GreaterThan: jnp.greater_equal, sp.StrictLessThan: jnp.less,
     sp.LessThan: jnp.less_equal, sp.Equality: jnp.equal, sp.Unequality: jnp.not_equal,
-    sp.Not: jnp.logical_not, **ROUNDING,
+    sp.Not: jnp.logical_not, **ROUNDING, **FURTHER,
 }  # fmt: skip
 
 # Functions of any number of arguments, folded in pairs.

@@ -27,7 +27,7 @@ from jax.scipy.special import ndtr
 
 from ntk_rules import smooth, special
 from ntk_rules.cells import MOST, Cells, cells_of
-from ntk_rules.chunks import elementwise, once
+from ntk_rules.chunks import elementwise, in_slices, once
 from ntk_rules.evaluate import compile_formula
 from ntk_rules.functions import to_jax
 from ntk_rules.method import Declined, Method, by_correlations
@@ -70,19 +70,19 @@ def one_stepped(question: Question) -> Method:
         off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
         return size * (off + jnp.abs(fine - value(s, 1, 0.5))), size * scale
 
-    def compute(covariances, parameters):
-        return outside(covariances, parameters) * value(standard_deviation(covariances[(i, i)]), 1, 0.0)
+    def compute(covariances, parameters, slices=elementwise):
+        return outside(covariances, parameters) * value(standard_deviation(covariances[(i, i)]), 1, 0.0, slices)
 
     probe = lambda covariances, parameters: once(error_and_scale, covariances, parameters)
     bound, how_far = _held(probe, ((i, i),), question, cells.window)
     step = f"one Gaussian: Gauss-Legendre between the jumps and kinks of {expr}{_known(cells)}"
     return Method(
         "one-dimensional quadrature", ((i, i),), compute, (step,), None, bound, up_to(how_far["reach"]),
-        lambda c, p: error_and_scale(c, p)[0], pathwise=compute, **how_far,
+        lambda c, p: error_and_scale(c, p)[0], pathwise=lambda c, p: compute(c, p, in_slices), **how_far,
     )  # fmt: skip
 
 
-def _mean(cells: Cells, function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array, int, float], jax.Array]:
+def _mean(cells: Cells, function: Callable[[jax.Array], jax.Array]) -> Callable[..., jax.Array]:
     """(s, thin, less) -> E[f(s x)] with fewer nodes, and less reach."""
     at_zero = lambda s: function(jnp.zeros_like(s))
 
@@ -97,9 +97,9 @@ def _mean(cells: Cells, function: Callable[[jax.Array], jax.Array]) -> Callable[
         x, weights = panel(edges[..., :-1], edges[..., 1:], _LINE // thin)
         total = jnp.sum(weights * density(x) * function(safe[..., None] * x), axis=(-2, -1))
         total = jnp.where(reach * s <= cells.window, total, jnp.nan)
-        return jnp.where(s > 0, total, at_zero(s))
+        return jnp.where(s == 0, at_zero(s), total)
 
-    return lambda s, thin, less: elementwise(lambda flat: value(flat, thin, less), _CHUNK)(s)
+    return lambda s, thin, less, slices=elementwise: slices(lambda flat: value(flat, thin, less), _CHUNK)(s)
 
 
 def _held(
@@ -111,8 +111,8 @@ def _held(
     with jax.enable_x64(True):
         q = jnp.asarray(variances) * (1 - 1e-9)
         known = {e: q if e[0] == e[1] else correlation * q for e in needs}
-        error, scale = error_at(known, tuple(jnp.ones_like(q) for _ in range(question.parameters)))
-    relative = np.asarray(jnp.where(scale > 0, error / jnp.where(scale > 0, scale, 1), jnp.where(error > 0, jnp.inf, 0)))
+        error, scale = map(np.asarray, error_at(known, tuple(jnp.ones_like(q) for _ in range(question.parameters))))
+    relative = np.where(scale > 0, error / np.where(scale > 0, scale, 1), np.where(error > 0, np.inf, 0))
     worst = np.maximum.accumulate(np.where(np.isfinite(relative), relative, np.inf)[::-1])[::-1]
     wanted = question.tolerance or DEFAULT_TOLERANCE
     k = next((k for k, (q, r) in enumerate(zip(variances, worst, strict=True)) if r <= wanted and q >= 1 - 1e-9), None)
@@ -187,6 +187,7 @@ def two_stairs(question: Question) -> Method:
         raise Declined(str(reason)) from None
     needs = ((i, i), (i, j), (j, j)) if (i, j) not in question.independent else ((i, i), (j, j))
     outside = compile_formula(coefficient, question.parameter_symbols())
+    moving = _pair(f, g, 1, 0.0, pathwise=True)
     values = [_pair(f, g, thin, less) for thin, less in ((1, 0.0), (2, 0.0), (4, 0.0), (1, 0.5))]
     sizes = [_pair(h, h, 1, 0.0) for h in (f, g)]
 
@@ -212,12 +213,12 @@ def two_stairs(question: Question) -> Method:
     step += "" if math.isinf(window) else f"; their places are known up to {window:g}"
     return Method(
         "sums over jumps", needs, compute, (step,), None, bound, up_to(how_far["reach"]),
-        lambda c, p: error_and_scale(c, p)[0] + moves(c, p), pathwise=compute, **how_far,
+        lambda c, p: error_and_scale(c, p)[0] + moves(c, p), pathwise=lambda c, p: outside(c, p) * moving(*arrays(c)), **how_far,
     )  # fmt: skip
 
 
-def _pair(f: Stair, g: Stair, thin: int, less: float) -> Callable[..., jax.Array]:
-    """E[f(u) g(v)] as a function of Var u, Cov(u, v), Var v."""
+def _pair(f: Stair, g: Stair, thin: int, less: float, pathwise: bool = False) -> Callable[..., jax.Array]:
+    """E[f(u) g(v)] as a function of Var u, Cov(u, v), Var v. pathwise: to be differentiated."""
 
     def value(q_u: jax.Array, c: jax.Array, q_v: jax.Array) -> jax.Array:
         double = special.is_double(q_u)
@@ -226,7 +227,7 @@ def _pair(f: Stair, g: Stair, thin: int, less: float) -> Callable[..., jax.Array
         rule = np.pad(rule, ((0, 0), (0, n - n // thin))).astype(q_u.dtype)  # as many nodes, for one compiled function
         return _pair_value(_arrays(f, q_u.dtype), _arrays(g, q_u.dtype), _reach(q_u) - less, rule, q_u, c, q_v)
 
-    return elementwise(value, _CHUNK)
+    return (in_slices if pathwise else elementwise)(value, _CHUNK)
 
 
 class _Arrays(NamedTuple):
@@ -280,7 +281,7 @@ class _Side:
 
     def whole_mean(self) -> jax.Array:
         """E[f]."""
-        return jnp.where(self.s > 0, self.mean(), self.at_zero)
+        return jnp.where(self.s == 0, self.at_zero, self.mean())
 
     def block(self, k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Some of the places, their jumps away from zero, and their sides."""
@@ -294,7 +295,7 @@ def _joint(first: _Side, second: _Side, rho: jax.Array, w: jax.Array, rule: jax.
     sign = jnp.where(rho < 0, -1.0, 1.0).astype(rho.dtype)
     on = w <= 0
     extent = jnp.log(math.pi / 2 / jnp.arctan2(jnp.where(on, 1, w), jnp.where(on, 0, jnp.abs(rho))))
-    stretches = jnp.ceil(jnp.max(extent) / EXTENT).astype(int)
+    stretches = jnp.ceil(jnp.max(extent) / EXTENT).astype(jnp.int32)
 
     def pair(k: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         apart_from_one, at_one = state

@@ -14,6 +14,7 @@ import sympy
 from sympy import Expr
 
 from ntk_rules import functions as nf
+from tensorprog.frontend.refusals import Refusal
 
 __all__ = ["ELEMENTWISE"]
 
@@ -67,6 +68,20 @@ def _angle(y: Expr, x: Expr) -> Expr:
     return sympy.atan2(y, x)
 
 
+def _of_number(name: str, function: Callable[..., Expr]) -> Callable[..., Expr]:
+    """A function whose arguments but the last are numbers."""
+
+    def row(*args: Expr) -> Expr:
+        if not all(a.is_number for a in args[:-1]):
+            raise Refusal(
+                f"only the last argument of {name} may be hidden or depend on the input: JAX has no other derivative of it",
+                "give the other arguments as numbers",
+            )
+        return function(*args)
+
+    return row
+
+
 ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "add": lambda a, b: a + b,
     "add_any": lambda a, b: a + b,
@@ -108,6 +123,17 @@ ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "asinh": lambda a, **_: sympy.asinh(a),
     "erf": lambda a, **_: sympy.erf(a),
     "erfc": lambda a, **_: 1 - sympy.erf(a),
+    "acosh": lambda a, **_: sympy.acosh(a),
+    "atanh": lambda a, **_: sympy.atanh(a),
+    "erf_inv": lambda a, **_: sympy.erfinv(a),
+    "lgamma": lambda a, **_: sympy.loggamma(a),
+    "digamma": lambda a, **_: sympy.polygamma(0, a),
+    "polygamma": _of_number("polygamma", sympy.polygamma),
+    "igamma": _of_number("igamma", nf.igamma),
+    "igammac": _of_number("igammac", nf.igammac),
+    "regularized_incomplete_beta": _of_number("betainc", nf.betainc),
+    "bessel_i0e": lambda a, **_: nf.NAMED["bessel_i0e"](a),
+    "bessel_i1e": lambda a, **_: nf.NAMED["bessel_i1e"](a),
     "exp_neg_sq": lambda a, **_: sympy.exp(
         -(a**2)
     ),  # a function of JAX's, not a primitive: the slope of erf from JAX 0.12 on

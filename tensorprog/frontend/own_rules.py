@@ -299,6 +299,8 @@ def _close(a: mpmath.mpf | None, b: mpmath.mpf | None) -> bool:
 @lru_cache(maxsize=256)
 def _evaluated(expr: sympy.Expr, symbols: tuple[sympy.Symbol, ...]) -> Callable[..., mpmath.mpf | None]:
     plain = nf.elementary(nf.value_of(expr)).replace(sympy.Heaviside, _step)
+    if plain.has(*_JAX_ALONE):
+        return _by_jax(nf.value_of(expr), symbols)
     function = sympy.lambdify(symbols, plain, "mpmath")
 
     def value(*point: float) -> mpmath.mpf | None:
@@ -307,6 +309,21 @@ def _evaluated(expr: sympy.Expr, symbols: tuple[sympy.Symbol, ...]) -> Callable[
         except (ZeroDivisionError, ValueError, OverflowError):
             return None
         return made if mpmath.isfinite(made) else None
+
+    return value
+
+
+_JAX_ALONE = (nf.Opaque, nf.igamma, nf.igammac, nf.betainc)
+
+
+def _by_jax(expr: sympy.Expr, symbols: tuple[sympy.Symbol, ...]) -> Callable[..., mpmath.mpf | None]:
+    """The same for functions that only JAX evaluates."""
+    function = nf.to_jax(expr, symbols)
+
+    def value(*point: float) -> mpmath.mpf | None:
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            made = float(function(*map(jnp.asarray, map(float, point))))
+        return mpmath.mpf(made) if np.isfinite(made) else None
 
     return value
 

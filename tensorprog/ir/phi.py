@@ -196,4 +196,4 @@ def _call(name: str, args: Sequence[sympy.Expr], text: str) -> sympy.Expr:
 @lru_cache(maxsize=1)
 def _functions() -> dict[str, Callable[..., sympy.Expr]]:
     known = {cls.__name__: cls for cls in (*nf.MEANING, *nf.FOLDED)}
-    return known | _RULED | {"sqrt": sympy.sqrt, "Eq": sympy.Eq, "Ne": sympy.Ne}
+    return known | nf.NAMED | _RULED | {"sqrt": sympy.sqrt, "Eq": sympy.Eq, "Ne": sympy.Ne}
