@@ -17,11 +17,19 @@ from jax.scipy import special as jsp
 
 from ntk_rules import special
 from ntk_rules.detection import kinks_of
-from ntk_rules.further import FURTHER, betainc, igamma, igammac
+from ntk_rules.further import FURTHER
+from ntk_rules.further import betainc as betainc
+from ntk_rules.further import igamma as igamma
+from ntk_rules.further import igammac as igammac
 from ntk_rules.heads import powered
 from ntk_rules.products import guarded_product
-from ntk_rules.whole import ROUNDING, Rounding, ceiling, floor, round_away, round_even, trunc
-
+from ntk_rules.whole import ROUNDING
+from ntk_rules.whole import Rounding as Rounding
+from ntk_rules.whole import ceiling as ceiling
+from ntk_rules.whole import floor as floor
+from ntk_rules.whole import round_away as round_away
+from ntk_rules.whole import round_even as round_even
+from ntk_rules.whole import trunc as trunc
 
 JUMPING = (Rounding, sp.atan2)  # functions that jump at infinitely many places, or along a line of several arguments
 
@@ -211,9 +219,7 @@ def opaque(
 
 
 # Functions of JAX's that SymPy has not, by name.
-NAMED = {
-    name: opaque(getattr(jax.lax, name), name, kinks=(0.0,)) for name in ("bessel_i0e", "bessel_i1e")
-}
+NAMED = {name: opaque(getattr(jax.lax, name), name, kinks=(0.0,)) for name in ("bessel_i0e", "bessel_i1e")}
 
 
 def _heaviside(x: jax.Array, at_zero: jax.Array | float = 0.5) -> jax.Array:

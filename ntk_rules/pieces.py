@@ -31,7 +31,9 @@ class Piece:
 def has_kinks(expr: sp.Expr, z: sp.Symbol | None = None) -> bool:
     """True when `expr` has a function with kinks in it; with `z`, one of z (what has kinks in parameters alone is constant in z)."""
     if z is not None:
-        return any(f.has(z) for f in expr.atoms(*KINKED, *JUMPING)) or any(f.kinks and f.has(z) for f in expr.atoms(Opaque))
+        return any(f.has(z) for f in expr.atoms(*KINKED, *JUMPING)) or any(
+            f.kinks and f.has(z) for f in expr.atoms(Opaque)
+        )
     return expr.has(*KINKED, *JUMPING) or any(f.kinks for f in expr.atoms(Opaque))
 
 

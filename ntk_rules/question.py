@@ -87,7 +87,9 @@ def cov_derivative(question: Question, entry: tuple[int, int]) -> Question | Non
 def _check_steps(question: Question, symbols: tuple[sp.Symbol, ...]) -> None:
     """Raise NoRule where the derivative is no function: that of rounding is a comb of delta functions."""
     if question.expr is not None and any(f.has(*symbols) for f in question.expr.atoms(*JUMPING)):
-        raise NoRule(f"the derivative of {question.expr} has delta functions at infinitely many places, or along a line")
+        raise NoRule(
+            f"the derivative of {question.expr} has delta functions at infinitely many places, or along a line"
+        )
 
 
 def _second_derivative(question: Question, entry: tuple[int, int]) -> sp.Expr | None:

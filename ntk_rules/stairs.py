@@ -4,12 +4,13 @@ A stair is f(z) = c z + F(z) with F constant on every cell (`cells.py`): floor, 
 Of two of them, with F = F_0 + sum_m D_m 1[z beyond a_m], all is known but the joint law of the jumps:
 
     E[f(u) g(v)] = (c d + c E[G'] + d E[F']) Cov(u, v) + E[F(u) G(v)],     E[F'] = sum_m D_m p_u(a_m)     (Stein's lemma)
-    E[F(u) G(v)] = E[F] E[G] + 1/(2 pi) int_0^arcsin(rho) sum_mn D_m D'_n exp(-(x_m^2 + y_n^2 - 2 x_m y_n sin t) / (2 cos(t)^2)) dt
+    E[F(u) G(v)] = E[F] E[G] + 1/(2 pi) int_0^arcsin(rho) sum_mn D_m D'_n
+                                                    exp(-(x_m^2 + y_n^2 - 2 x_m y_n sin t) / (2 cos(t)^2)) dt
 
-(Plackett's identity d P(u > a, v > b)/d rho = p(a, b), integrated as Drezner and Wesolowsky 1990 do), x_m = a_m / s_u, y_n = b_n / s_v. In the logarithm
-of the angle to the diagonal the integrand is smooth at every scale, so that Gauss-Legendre converges geometrically however close to 1 the
-correlation is. Jumps beyond `REACH` standard deviations do not count; of infinitely many, those within a window are known, and a variance
-that would reach beyond has no value: NaN, never a wrong number.
+(Plackett's identity d P(u > a, v > b)/d rho = p(a, b), integrated as Drezner and Wesolowsky 1990 do), x_m = a_m / s_u, y_n = b_n / s_v.
+In the logarithm of the angle to the diagonal the integrand is smooth at every scale, so that Gauss-Legendre converges geometrically
+however close to 1 the correlation is. Jumps beyond `REACH64` (`REACH32`) standard deviations do not count; of infinitely many, those within a
+window are known, and a variance that would reach beyond has no value: NaN, never a wrong number.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from ntk_rules import smooth, special
 from ntk_rules.cells import MOST, Cells, cells_of
 from ntk_rules.chunks import elementwise, in_slices, once
 from ntk_rules.evaluate import compile_formula
+from ntk_rules.factors import separated
 from ntk_rules.functions import to_jax
 from ntk_rules.method import Declined, Method, by_correlations
-from ntk_rules.factors import separated
 from ntk_rules.numeric import DEFAULT_TOLERANCE, THIN, standard_deviation, up_to
 from ntk_rules.panels import density, panel
 from ntk_rules.question import Question, gaussian_symbols
@@ -139,8 +140,8 @@ def _known(*cells: Cells) -> str:
 
 @dataclass(frozen=True)
 class Stair:
-    """c z + F(z). places in order of their distance from zero; jumps: D_m, of the side away from zero against that towards it; base: F_0; at_zero:
-    the value at zero as it is written."""
+    """c z + F(z). places in order of their distance from zero; jumps: D_m, of the side away from zero against that towards it; base: F_0;
+    at_zero: the value at zero as it is written."""
 
     slope: float
     places: np.ndarray
@@ -233,9 +234,9 @@ def _pair(f: Stair, g: Stair, thin: int, less: float, pathwise: bool = False) ->
 class _Arrays(NamedTuple):
     """A stair in arrays, which compiled functions share: padded to one size."""
 
-    places: np.ndarray
-    jumps: np.ndarray
-    numbers: np.ndarray  # slope, base, at_zero, window
+    places: jax.Array | np.ndarray
+    jumps: jax.Array | np.ndarray
+    numbers: jax.Array | np.ndarray  # slope, base, at_zero, window
 
 
 def _arrays(stair: Stair, dtype: jnp.dtype) -> _Arrays:
@@ -263,7 +264,7 @@ class _Side:
         self.s, self.safe = s, jnp.where(s > 0, s, 1)[:, None]
         _, self.base, self.at_zero, window = stair.numbers
         self.known = reach * s <= window
-        self.x = stair.places / self.safe
+        self.x = jnp.asarray(stair.places) / self.safe
         self.weights = jnp.where(jnp.abs(self.x) <= reach, stair.jumps, 0)
         self.sides = jnp.where(stair.places >= 0, 1, -1).astype(s.dtype)  # 1 where a jump is met going up
         met = (jnp.abs(stair.places) <= reach * jnp.max(jnp.where(self.known, s, 0))) & (stair.jumps != 0)
@@ -295,6 +296,7 @@ def _joint(first: _Side, second: _Side, rho: jax.Array, w: jax.Array, rule: jax.
     sign = jnp.where(rho < 0, -1.0, 1.0).astype(rho.dtype)
     on = w <= 0
     extent = jnp.log(math.pi / 2 / jnp.arctan2(jnp.where(on, 1, w), jnp.where(on, 0, jnp.abs(rho))))
+    extent = jnp.where(jnp.isnan(extent), 0, extent)  # one that is no number must not count for others
     stretches = jnp.ceil(jnp.max(extent) / EXTENT).astype(jnp.int32)
 
     def pair(k: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

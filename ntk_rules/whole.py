@@ -7,6 +7,7 @@ the jumps are those of JAX. What is integrated exactly, `cells.py` and `stairs.p
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -115,7 +116,7 @@ class round_away(_Nearest):
 
 
 # What each computes in JAX.
-ROUNDING = {
+ROUNDING: dict[type, Callable[..., jax.Array]] = {
     floor: jnp.floor, ceiling: jnp.ceil, trunc: jnp.trunc, round_even: jnp.round,
     round_away: lambda x: jax.lax.round(jnp.asarray(x), jax.lax.RoundingMethod.AWAY_FROM_ZERO),
 }  # fmt: skip

@@ -167,7 +167,9 @@ ELEMENTS: dict[str, Callable[[Any, Any], Any]] = {
     "not": lambda h, g: jnp.where(~(h > 0), h, 0.0),
     "select_n": lambda h, g: lax.select_n(h > 0, 2 * h, h),
     "convert_element_type": lambda h, g: (h > 0).astype(float) + g,
-    "convert_element_type to whole numbers": lambda h, g: (3 * h).astype(int) // 2 + h.astype(int) * 0.5 + g.astype(bool),
+    "convert_element_type to whole numbers": lambda h, g: (
+        (3 * h).astype(int) // 2 + h.astype(int) * 0.5 + g.astype(bool)
+    ),
     "add_any": lambda h, g: jax.vmap(jax.grad(lambda a: a * jnp.sin(a)))(h),
 }
 
