@@ -222,6 +222,9 @@ def opaque(
 NAMED = {name: opaque(getattr(jax.lax, name), name, kinks=(0.0,)) for name in ("bessel_i0e", "bessel_i1e")}
 
 
+JAX_ALONE = (Opaque, igamma, igammac, betainc)  # what is evaluated in JAX, and nowhere else
+
+
 def _heaviside(x: jax.Array, at_zero: jax.Array | float = 0.5) -> jax.Array:
     return jnp.where(x > 0, 1.0, jnp.where(x < 0, 0.0, at_zero)).astype(jnp.result_type(x))
 

@@ -299,7 +299,7 @@ def _close(a: mpmath.mpf | None, b: mpmath.mpf | None) -> bool:
 @lru_cache(maxsize=256)
 def _evaluated(expr: sympy.Expr, symbols: tuple[sympy.Symbol, ...]) -> Callable[..., mpmath.mpf | None]:
     plain = nf.elementary(nf.value_of(expr)).replace(sympy.Heaviside, _step)
-    if plain.has(*_JAX_ALONE):
+    if plain.has(*nf.JAX_ALONE):
         return _by_jax(nf.value_of(expr), symbols)
     function = sympy.lambdify(symbols, plain, "mpmath")
 
@@ -311,9 +311,6 @@ def _evaluated(expr: sympy.Expr, symbols: tuple[sympy.Symbol, ...]) -> Callable[
         return made if mpmath.isfinite(made) else None
 
     return value
-
-
-_JAX_ALONE = (nf.Opaque, nf.igamma, nf.igammac, nf.betainc)
 
 
 def _by_jax(expr: sympy.Expr, symbols: tuple[sympy.Symbol, ...]) -> Callable[..., mpmath.mpf | None]:
