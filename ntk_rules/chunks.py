@@ -39,6 +39,11 @@ def broadcasting(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]
 
 def elementwise(function: Callable[..., jax.Array], size: int) -> Callable[..., jax.Array]:
     """`function` of equal one-dimensional arrays as a broadcasting function, `size` elements at a time."""
+    return broadcasting(in_slices(function, size))
+
+
+def in_slices(function: Callable[..., jax.Array], size: int) -> Callable[..., jax.Array]:
+    """The same in JAX's own operations, which can be differentiated; every axis that vmap adds makes the slices larger."""
 
     def sliced(*arrays: jax.Array) -> jax.Array:
         shape = jnp.broadcast_shapes(*(a.shape for a in arrays))
@@ -52,7 +57,7 @@ def elementwise(function: Callable[..., jax.Array], size: int) -> Callable[..., 
         padded = [jnp.pad(a, (0, chunks * size - count), mode="edge").reshape(chunks, size) for a in flat]
         return jax.lax.map(lambda rows: function(*rows), tuple(padded)).reshape(-1)[:count].reshape(shape)
 
-    return broadcasting(sliced)
+    return sliced
 
 
 def once(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -22,6 +22,7 @@ from ntk_rules.constants import snap_floats
 from ntk_rules.errors import NoRule
 from ntk_rules.evaluate import in_covariances
 from ntk_rules.factors import collected
+from ntk_rules.functions import ceiling, floor
 from ntk_rules.interpreted import by_numpy
 from ntk_rules.question import Question, canonical, cov_derivative, parameter_derivative
 
@@ -97,13 +98,31 @@ def _pathwise_slope(method, key, known, parameters):
     has no rule.
     """
 
-    def along(moved):
-        if isinstance(key, tuple):
-            return method.pathwise({**known, key: moved}, parameters)
-        return method.pathwise(known, (*parameters[:key], moved, *parameters[key + 1 :]))
+    entries = tuple(known)
 
-    start = known[key] if isinstance(key, tuple) else parameters[key]
-    return jax.jvp(along, (start,), (jnp.ones_like(start),))[1]
+    def value(*arrays):
+        return method.pathwise(dict(zip(entries, arrays, strict=False)), arrays[len(entries) :])
+
+    place = entries.index(key) if isinstance(key, tuple) else len(entries) + key
+    return _derivative(value, place)(*known.values(), *parameters)
+
+
+def _derivative(function, k):
+    """The derivative of an elementwise function in its k-th argument, by forward mode however often it is asked for: loops have no other."""
+
+    def forward(*xs):
+        along = lambda x: function(*xs[:k], x, *xs[k + 1 :])
+        return jax.jvp(along, (xs[k],), (jnp.ones_like(xs[k]),))[1]
+
+    slope = jax.custom_jvp(forward)
+
+    def rule(primals, tangents):
+        out = slope(*primals)
+        moving = [(m, t) for m, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]
+        return out, sum((_derivative(forward, m)(*primals) * t for m, t in moving), jnp.zeros_like(out))
+
+    slope.defjvp(rule, symbolic_zeros=True)
+    return slope
 
 
 @functools.cache
@@ -201,7 +220,7 @@ def expectation(
     >>> round(float(kernel.value((1.0, 1.0, 1.0))), 6)
     0.5
     """
-    F = snap_floats(sp.sympify(F))
+    F = snap_floats(sp.sympify(F)).replace(sp.floor, floor).replace(sp.ceiling, ceiling)
     gaussians, parameters = tuple(gaussians), tuple(parameters)
     _validate(F, gaussians, parameters, means, independent)
     pairs = frozenset((min(p), max(p)) for p in independent)

@@ -17,8 +17,21 @@ from jax.scipy import special as jsp
 
 from ntk_rules import special
 from ntk_rules.detection import kinks_of
+from ntk_rules.further import FURTHER
+from ntk_rules.further import betainc as betainc
+from ntk_rules.further import igamma as igamma
+from ntk_rules.further import igammac as igammac
 from ntk_rules.heads import powered
 from ntk_rules.products import guarded_product
+from ntk_rules.whole import ROUNDING
+from ntk_rules.whole import Rounding as Rounding
+from ntk_rules.whole import ceiling as ceiling
+from ntk_rules.whole import floor as floor
+from ntk_rules.whole import round_away as round_away
+from ntk_rules.whole import round_even as round_even
+from ntk_rules.whole import trunc as trunc
+
+JUMPING = (Rounding, sp.atan2)  # functions that jump at infinitely many places, or along a line of several arguments
 
 
 class _Elementary(sp.Function):
@@ -166,7 +179,7 @@ def _differences_of(total: sp.Add) -> sp.Expr:
 
 def elementary(expr: sp.Expr) -> sp.Expr:
     """`expr` with our own functions written out in SymPy's, for symbolic and high-precision work."""
-    return expr.replace(lambda part: isinstance(part, _Elementary), lambda part: part.written_out())
+    return expr.replace(lambda part: isinstance(part, _Elementary | Rounding), lambda part: part.written_out())
 
 
 class Opaque(sp.Function):
@@ -211,6 +224,13 @@ def opaque(
     return type(name, (Opaque,), body)
 
 
+# Functions of JAX's that SymPy has not, by name.
+NAMED = {name: opaque(getattr(jax.lax, name), name, kinks=(0.0,)) for name in ("bessel_i0e", "bessel_i1e")}
+
+
+JAX_ALONE = (Opaque, igamma, igammac, betainc)  # what is evaluated in JAX, and nowhere else
+
+
 def _heaviside(x: jax.Array, at_zero: jax.Array | float = 0.5) -> jax.Array:
     return jnp.where(x > 0, 1.0, jnp.where(x < 0, 0.0, at_zero)).astype(jnp.result_type(x))
 
@@ -227,7 +247,7 @@ MEANING: dict[type, Callable[..., jax.Array]] = {
     log1p: jnp.log1p, expm1: jnp.expm1, sp.sinc: lambda x: jnp.sinc(x / jnp.pi),
     sp.StrictGreaterThan: jnp.greater, sp.GreaterThan: jnp.greater_equal, sp.StrictLessThan: jnp.less,
     sp.LessThan: jnp.less_equal, sp.Equality: jnp.equal, sp.Unequality: jnp.not_equal,
-    sp.Not: jnp.logical_not,
+    sp.Not: jnp.logical_not, **ROUNDING, **FURTHER,
 }  # fmt: skip
 
 # Functions of any number of arguments, folded in pairs.

@@ -23,7 +23,7 @@ from jax.scipy.special import ndtri
 
 from ntk_rules import special
 from ntk_rules.chunks import elementwise
-from ntk_rules.functions import to_jax
+from ntk_rules.functions import JUMPING, to_jax
 from ntk_rules.method import Declined, Entry, Method, by_correlations
 from ntk_rules.numeric import DEFAULT_TOLERANCE, admissible, unknown_functions, up_to
 from ntk_rules.panels import SHELL, beyond
@@ -144,6 +144,7 @@ def quasi_monte_carlo(question: Question) -> Method:
     if not 1 <= len(used) <= len(_GENERATOR):
         raise Declined(f"{len(used)} Gaussians occur, at most {len(_GENERATOR)} are allowed")
     wanted = question.tolerance or DEFAULT_TOLERANCE
+    jumps = question.expr is not None and question.expr.has(*JUMPING)  # its derivative is not that of the samples
     zs = gaussian_symbols(question.gaussians)
     function = to_jax(question.expr, (*(zs[i] for i in used), *question.parameter_symbols()))
     needs = _needs(used, question)
@@ -182,7 +183,7 @@ def quasi_monte_carlo(question: Question) -> Method:
     return Method(
         "quasi-Monte Carlo", needs, lambda c, p: chunked["value"](*arrays_of(c, p)), (step, *unknown_functions(question)), None, reached,
         "three standard errors at unit variances, correlations 0.5 (an estimate); `error` has the local one",
-        lambda c, p: 3 * chunked["spread"](*arrays_of(c, p)), pathwise=lambda c, p: value(*arrays_of(c, p)),
+        lambda c, p: 3 * chunked["spread"](*arrays_of(c, p)), pathwise=None if jumps else lambda c, p: value(*arrays_of(c, p)),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import sympy as sp
 
 from ntk_rules import special
-from ntk_rules.functions import Opaque
+from ntk_rules.functions import JUMPING, Opaque
 from ntk_rules.method import Compute, Entry, Method
 from ntk_rules.pieces import KINKED
 from ntk_rules.question import Question, gaussian_symbols
@@ -85,7 +85,7 @@ def _joined(question: Question, method: Method, fixed: _Fixed, there: Method) ->
 def _where_it_matters(question: Question) -> list[_Fixed]:
     """The linear forms at whose zeros F, as it is written, is not halfway between its sides."""
     written, standard = question.written, question.expr
-    if written is None or standard is None or written.has(Opaque):
+    if written is None or standard is None or written.has(Opaque, *JUMPING):
         return []
     zs = gaussian_symbols(question.gaussians)
     found = []

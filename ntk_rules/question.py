@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import sympy as sp
 
+from ntk_rules.errors import NoRule
+from ntk_rules.functions import JUMPING
 from ntk_rules.pieces import has_kinks
 from ntk_rules.steps import canonical_kinks
 from ntk_rules.terms import Term, differentiate, differentiate_parameter
@@ -68,6 +70,7 @@ def canonical(
 def cov_derivative(question: Question, entry: tuple[int, int]) -> Question | None:
     """Price's theorem: the question whose answer is dE[F]/dC_ij."""
     i, j = entry
+    _check_steps(question, gaussian_symbols(question.gaussians))
     half = sp.Rational(1, 2) if i == j else sp.S.One
     if question.terms is not None:
         first = [d for t in question.terms for d in differentiate(t, i)]
@@ -79,6 +82,14 @@ def cov_derivative(question: Question, entry: tuple[int, int]) -> Question | Non
         )
     expr = _second_derivative(question, entry)
     return replace(question, expr=expr, written=None) if expr != 0 else None
+
+
+def _check_steps(question: Question, symbols: tuple[sp.Symbol, ...]) -> None:
+    """Raise NoRule where the derivative is no function: that of rounding is a comb of delta functions."""
+    if question.expr is not None and any(f.has(*symbols) for f in question.expr.atoms(*JUMPING)):
+        raise NoRule(
+            f"the derivative of {question.expr} has delta functions at infinitely many places, or along a line"
+        )
 
 
 def _second_derivative(question: Question, entry: tuple[int, int]) -> sp.Expr | None:
@@ -105,6 +116,7 @@ def _by_factor(expr: sp.Expr, zs: tuple[sp.Symbol, ...], i: int) -> sp.Expr:
 def parameter_derivative(question: Question, k: int) -> Question | None:
     """The question whose answer is dE[F]/d a_k."""
     a = question.parameter_symbols()[k]
+    _check_steps(question, (a,))
     if question.terms is not None:
         changed = tuple(d for t in question.terms for d in differentiate_parameter(t, a))
         return replace(question, expr=None, terms=changed, written=None) if changed else None

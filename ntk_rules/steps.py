@@ -10,6 +10,7 @@ import functools
 
 import sympy as sp
 
+from ntk_rules.functions import JUMPING
 from ntk_rules.pieces import KINKED, branches, cut, has_kinks
 from ntk_rules.regions import regions, written_out
 from ntk_rules.switches import NotCuttable
@@ -23,8 +24,8 @@ def canonical_kinks(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
     >>> canonical_kinks(sp.tanh(sp.Max(u, v)) + u * v, (u, v))
     u*v + (tanh(u) - tanh(v))*Heaviside(u - v) + tanh(v)
     """
-    used = [z for z in zs if expr.has(z)]
-    if not used or not has_kinks(expr) or expr.has(sp.DiracDelta):
+    used = [z for z in zs if expr.has(z)]  # what rounds stays as it is: it has no finite number of steps
+    if not used or not has_kinks(expr) or expr.has(sp.DiracDelta, *JUMPING):
         return expr
     if len(used) == 1:
         try:

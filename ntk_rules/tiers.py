@@ -18,6 +18,7 @@ from ntk_rules.conditioning import rounding_bound
 from ntk_rules.coordinates import in_forms
 from ntk_rules.errors import NoRule
 from ntk_rules.evaluate import compile_formula, entries_read
+from ntk_rules.functions import JUMPING
 from ntk_rules.heads import centred, densities_parted, differences_joined, means_parted
 from ntk_rules.kinked_plane import kinked_plane
 from ntk_rules.law import base_law, minors_exposed
@@ -30,6 +31,7 @@ from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.ranges import kept_accurate
 from ntk_rules.rules import total
 from ntk_rules.special import as_floats
+from ntk_rules.stairs import one_stepped, two_stairs
 
 
 def closed_form(question: Question) -> Method:
@@ -75,7 +77,8 @@ def choose(question: Question) -> Method:
 
 def _first(question: Question) -> Method:
     reasons = []
-    for name, tier in TIERS:
+    rounds = question.expr is not None and question.expr.has(*JUMPING)
+    for name, tier in STEPPED if rounds else TIERS:
         try:
             return tier(question)
         except Declined as reason:
@@ -234,5 +237,14 @@ TIERS: tuple[tuple[str, Callable[[Question], Method]], ...] = (
     ("linearity", linearity),
     ("plane quadrature", plane),
     ("kinks in the plane", kinked_plane),
+    ("quasi-Monte Carlo", quasi_monte_carlo),
+)
+
+# Of functions that round to whole numbers, which jump at infinitely many places.
+STEPPED: tuple[tuple[str, Callable[[Question], Method]], ...] = (
+    ("independence", independence),
+    ("one Gaussian", one_stepped),
+    ("sums over jumps", two_stairs),
+    ("linearity", linearity),
     ("quasi-Monte Carlo", quasi_monte_carlo),
 )

@@ -113,22 +113,48 @@ def forgot_root_in_function(x: jax.Array) -> jax.Array:
     return nn.dense(jnp.tanh(w @ relu(nn.dense(x))), features=1)  # here
 
 
-def floor(x: jax.Array) -> jax.Array:
-    return nn.dense(jnp.floor(nn.dense(x)), features=1)  # here
+def bits(x: jax.Array) -> jax.Array:
+    return nn.dense(jax.lax.reduce_precision(nn.dense(x), 4, 3), features=1)  # here
+
+
+def narrow(x: jax.Array) -> jax.Array:
+    return nn.dense((3 * nn.dense(x)).astype(jnp.int8) * 1.0, features=1)  # here
+
+
+def bits_of_whole_numbers(x: jax.Array) -> jax.Array:
+    return nn.dense((nn.dense(x).astype(int) & 1) * 1.0, features=1)  # here
+
+
+def triangle(x: jax.Array) -> jax.Array:
+    h = nn.dense(x)
+    return nn.dense(jnp.abs(h - jnp.round(h)), features=1)  # here
 
 
 def angle(x: jax.Array) -> jax.Array:
     return nn.dense(jnp.arctan2(nn.dense(x), nn.dense(x)), features=1)  # here
 
 
-def unknown_primitive(x: jax.Array) -> jax.Array:
+def two_hidden_parameters(x: jax.Array) -> jax.Array:
+    return nn.dense(jax.lax.igamma(1 + nn.dense(x) ** 2, 1.0), features=1)  # here
+
+
+def poles(x: jax.Array) -> jax.Array:
     return nn.dense(jax.lax.lgamma(nn.dense(x)), features=1)  # here
+
+
+def unknown_primitive(x: jax.Array) -> jax.Array:
+    return nn.dense(jax.lax.zeta(2 + nn.dense(x) ** 2, 1.0), features=1)  # here
 
 
 REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (two_orders, tp.UnsupportedError, r"'weight_0' multiplies vectors .* in different orders", "flatten all of them in one"),
-    (floor, tp.UnsupportedError, r"jumps at every whole number", "a sum of steps"),
-    (angle, tp.UnsupportedError, r"a function of two variables with a cut", "jnp.arctan"),
+    (bits, tp.UnsupportedError, r"works on the bits", "jnp.round"),
+    (narrow, tp.UnsupportedError, r"int8 of hidden values, which end or wrap around", "jnp.int32"),
+    (bits_of_whole_numbers, tp.UnsupportedError, r"the bits of whole numbers", "arithmetic"),
+    (triangle, tp.UnsupportedError, r"no line of one slope", "a looser tolerance"),
+    (angle, tp.UnsupportedError, r"angle|atan2", "tolerance"),
+    (two_hidden_parameters, tp.UnsupportedError, r"only the last argument of igamma", "as numbers"),
+    (poles, tp.UnsupportedError, r"no rule for the Gaussian expectation of polygamma", "slower growth"),
     (hidden_jump, tp.UnsupportedError, r"no rule for the Gaussian expectation of sign", "a looser tolerance"),
     (readout_reused, tp.UnsupportedError, r"'weight_0' is used in two ways", "two independent weights"),
     (softmax_over_width, tp.UnsupportedError, r"softmax over the width", "over positions, heads or classes"),
@@ -146,7 +172,7 @@ REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (branches_on_input, tp.UnsupportedError, r"branches on a value of its input", "jnp.where"),
     (sum_of_two_orders, tp.UnsupportedError, r"different powers of the width: n\^0, n\^1/2", "1/sqrt"),
     (forgot_root_in_function, tp.UnsupportedError, r"scales like n\^1/2", "1/sqrt"),
-    (unknown_primitive, tp.UnsupportedError, r"'lgamma'", "elementwise functions"),
+    (unknown_primitive, tp.UnsupportedError, r"'zeta'.*\n.*\n.*no derivative of it", "elementwise functions"),
 ]  # fmt: skip
 
 

@@ -58,10 +58,18 @@ class Dims:
         return [i for i in range(rank) if i not in self.contract[side] and i not in self.batch[side]]
 
 
+def _in_numbers(value: Value, atom: Any) -> Value:
+    """Hidden truth values as the numbers 0 and 1, which JAX multiplies as they are."""
+    if not (isinstance(value, Var) and value.random and aval(atom).dtype == bool):
+        return value
+    return nonlin(Phi(sympy.Piecewise((1, vector(0)), (0, True)), 1), [value], [], value.power)
+
+
 def dot_general(eqn: Equation, lhs: Value, rhs: Value) -> Value:
     """A product of two arrays, read as what its operands make it."""
     contract, batch = eqn.params[0]["dimension_numbers"]
     dims = Dims(tuple(map(tuple, contract)), tuple(map(tuple, batch)))  # type: ignore[arg-type]
+    lhs, rhs = (_in_numbers(v, atom) for v, atom in zip((lhs, rhs), eqn.eqns[0].invars, strict=True))
     params = [isinstance(v, Param) for v in (lhs, rhs)]
     if all(params):
         matrices = [sum(w is not None for w in v.widths) == 2 for v in (lhs, rhs)]  # type: ignore[union-attr]

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import sympy
 from sympy import Expr
 
 from ntk_rules import functions as nf
+from tensorprog.frontend.refusals import Refusal
 
 __all__ = ["ELEMENTWISE"]
 
@@ -52,6 +54,46 @@ def _sum(a: Expr, b: Expr) -> Expr:
     return a + b
 
 
+def _differ(a: Expr, b: Expr) -> Expr:
+    """Whether truth values differ. Known ones are numbers."""
+    a, b = (sympy.sympify(bool(x)) if x.is_number else x for x in map(sympy.sympify, (a, b)))
+    return sympy.Or(sympy.And(a, sympy.Not(b)), sympy.And(sympy.Not(a), b))
+
+
+def _round(a: Expr, *, rounding_method: int) -> Expr:
+    away = rounding_method == int(jax.lax.RoundingMethod.AWAY_FROM_ZERO)
+    return nf.round_away(a) if away else nf.round_even(a)
+
+
+def _angle(y: Expr, x: Expr) -> Expr:
+    """lax.atan2: in one variable by functions of that, where the sign of the other is known."""
+    if x.is_positive:
+        return sympy.atan(y / x)
+    if x.is_negative:
+        return sympy.atan(y / x) + sympy.pi * sympy.Piecewise((1, y >= 0), (-1, True))
+    if x.is_zero:
+        return sympy.pi / 2 * sympy.sign(y)
+    if y.is_zero:
+        return sympy.pi * sympy.Piecewise((1, x < 0), (0, True))
+    if y.is_positive or y.is_negative:
+        return (1 if y.is_positive else -1) * sympy.pi / 2 - sympy.atan(x / y)
+    return sympy.atan2(y, x)
+
+
+def _of_number(name: str, function: Callable[..., Expr]) -> Callable[..., Expr]:
+    """A function whose arguments but the last are numbers."""
+
+    def row(*args: Expr) -> Expr:
+        if not all(a.is_number for a in args[:-1]):
+            raise Refusal(
+                f"only the last argument of {name} may be hidden or depend on the input: JAX has no other derivative of it",
+                "give the other arguments as numbers",
+            )
+        return function(*args)
+
+    return row
+
+
 ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "add": _sum,
     "add_any": _sum,
@@ -67,6 +109,10 @@ ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "cbrt": lambda a, **_: sympy.sign(a) * sympy.Abs(a) ** sympy.Rational(1, 3),
     "abs": lambda a: sympy.Abs(a),
     "sign": lambda a: sympy.sign(a),
+    "floor": lambda a: nf.floor(a),
+    "ceil": lambda a: nf.ceiling(a),
+    "round": _round,
+    "rem": lambda a, b: a - b * nf.trunc(a / b),
     "max": lambda a, b: sympy.Max(a, b),
     "min": lambda a, b: sympy.Min(a, b),
     "clamp": _clamp,
@@ -85,9 +131,21 @@ ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "asin": lambda a, **_: sympy.asin(a),
     "acos": lambda a, **_: sympy.acos(a),
     "atan": lambda a, **_: sympy.atan(a),
+    "atan2": _angle,
     "asinh": lambda a, **_: sympy.asinh(a),
     "erf": lambda a, **_: sympy.erf(a),
     "erfc": lambda a, **_: 1 - sympy.erf(a),
+    "acosh": lambda a, **_: sympy.acosh(a),
+    "atanh": lambda a, **_: sympy.atanh(a),
+    "erf_inv": lambda a, **_: sympy.erfinv(a),
+    "lgamma": lambda a, **_: sympy.loggamma(a),
+    "digamma": lambda a, **_: sympy.polygamma(0, a),
+    "polygamma": _of_number("polygamma", sympy.polygamma),
+    "igamma": _of_number("igamma", nf.igamma),
+    "igammac": _of_number("igammac", nf.igammac),
+    "regularized_incomplete_beta": _of_number("betainc", nf.betainc),
+    "bessel_i0e": lambda a, **_: nf.NAMED["bessel_i0e"](a),
+    "bessel_i1e": lambda a, **_: nf.NAMED["bessel_i1e"](a),
     "exp_neg_sq": lambda a, **_: sympy.exp(
         -(a**2)
     ),  # a function of JAX's, not a primitive: the slope of erf from JAX 0.12 on
@@ -99,13 +157,16 @@ ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "ge": lambda a, b: sympy.Ge(a, b),
     "and": lambda a, b: sympy.And(a, b),
     "or": lambda a, b: sympy.Or(a, b),
+    "xor": _differ,
     "not": lambda a: sympy.Not(a),
     "select_n": _select,
     "convert_element_type": lambda a, **_: _to_number(a),
 }
 
 
-def expression(primitive: str, params: dict[str, Any], args: list[Expr]) -> Expr:
-    """The scalar function of one equation applied to expressions."""
-    kept = {k: v for k, v in params.items() if k == "y"}
+def expression(primitive: str, params: dict[str, Any], args: list[Expr], boolean: bool = False) -> Expr:
+    """The scalar function of one equation applied to expressions. boolean: of truth values?"""
+    if boolean and primitive in ("eq", "ne"):
+        return _differ(*args) if primitive == "ne" else sympy.Not(_differ(*args))
+    kept = {k: v for k, v in params.items() if k in ("y", "rounding_method")}
     return ELEMENTWISE[primitive](*args, **kept)

@@ -242,7 +242,7 @@ def _expressions(jaxpr: jex.ClosedJaxpr, args: Sequence[sympy.Expr]) -> list[sym
         ):
             made = [values[0]]
         elif name in ELEMENTWISE:
-            made = [sympy.sympify(expression(name, eqn.params, values))]
+            made = [sympy.sympify(expression(name, eqn.params, values, aval(eqn.invars[0]).dtype == bool))]
         else:
             return None
         env.update(zip(eqn.outvars, made, strict=True))
@@ -313,6 +313,8 @@ def _close(a: mpmath.mpf | None, b: mpmath.mpf | None) -> bool:
 @lru_cache(maxsize=256)
 def _evaluated(expr: sympy.Expr, symbols: tuple[sympy.Symbol, ...]) -> Callable[..., mpmath.mpf | None]:
     plain = nf.elementary(nf.value_of(expr)).replace(sympy.Heaviside, _step)
+    if plain.has(*nf.JAX_ALONE):
+        return _by_jax(nf.value_of(expr), symbols)
     function = sympy.lambdify(symbols, plain, "mpmath")
 
     def value(*point: float) -> mpmath.mpf | None:
@@ -321,6 +323,18 @@ def _evaluated(expr: sympy.Expr, symbols: tuple[sympy.Symbol, ...]) -> Callable[
         except (ZeroDivisionError, ValueError, OverflowError):
             return None
         return made if mpmath.isfinite(made) else None
+
+    return value
+
+
+def _by_jax(expr: sympy.Expr, symbols: tuple[sympy.Symbol, ...]) -> Callable[..., mpmath.mpf | None]:
+    """The same for functions that only JAX evaluates."""
+    function = nf.to_jax(expr, symbols)
+
+    def value(*point: float) -> mpmath.mpf | None:
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            made = float(function(*map(jnp.asarray, map(float, point))))
+        return mpmath.mpf(made) if np.isfinite(made) else None
 
     return value
 

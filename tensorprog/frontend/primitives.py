@@ -62,6 +62,10 @@ def elementwise(eqn: Equation, *values: Value) -> Value:
     random = [v for v in variables if v.random]
     if name == "convert_element_type":
         return _convert(eqn, variables[0])
+    if random and eqn.out_dtype.kind in "iu" and name in ("div", *_BITWISE):
+        if name != "div":
+            raise Refusal("it works on the bits of whole numbers made of hidden values", "write it with arithmetic")
+        return _whole_quotient(eqn, variables)
     if random and name in ("add", "add_any", "sub", "neg"):
         signs = {"neg": [-1.0], "sub": [1.0, -1.0]}.get(name, [1.0, 1.0])
         return lincomb(list(zip(signs, variables, strict=True)))
@@ -71,6 +75,12 @@ def elementwise(eqn: Equation, *values: Value) -> Value:
     if len(random) == 1 and name == "div" and variables[0] is random[0]:
         return scaled(random[0], _reciprocal(variables[1]))
     return _function(eqn, variables)
+
+
+def _whole_quotient(eqn: Equation, variables: Sequence[Var]) -> Var:
+    """Whole numbers divide to whole numbers, rounded towards zero."""
+    made = _function(eqn, variables)
+    return nonlin(Phi(nf.trunc(vector(0)), 1), [made], [])
 
 
 def _function(eqn: Equation, variables: Sequence[Var]) -> Var:
@@ -88,7 +98,8 @@ def _function(eqn: Equation, variables: Sequence[Var]) -> Var:
         else:
             symbols.append(parameter(len(thetas)))
             thetas.append(var)
-    expr = expression(eqn.primitive, eqn.params[0], symbols)
+    boolean = np.dtype(aval(eqn.eqns[0].invars[0]).dtype).kind == "b"
+    expr = expression(eqn.primitive, eqn.params[0], symbols, boolean)
     if not xs and not thetas:
         return _in_full(constant(np.float64(expr), (), power), eqn)
     made = nonlin(Phi(sympy.sympify(expr), len(xs), len(thetas)), xs, thetas, power)
@@ -112,6 +123,7 @@ def _reciprocal(var: Var) -> Var:
     return nonlin(Phi(1 / parameter(0), 0, 1), [], [var], -var.power)
 
 
+_BITWISE = ("and", "or", "xor", "not")
 _HOMOGENEOUS = {"max", "min", "abs", "add", "sub", "neg", "add_any", "convert_element_type"}
 _COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
 
@@ -160,8 +172,8 @@ def _convert(eqn: Equation, var: Var) -> Var:
     was, to, dtype = kind_of(before), kind_of(after), eqn.out_dtype
     if was == to == "f" or (var.det and was == to and not _loses(aval(before).dtype, dtype)):
         return var
-    if var.random and to != "f":
-        raise Refusal(f"it makes {dtype} of hidden values", "keep hidden vectors real")
+    if var.random:
+        return _of_another_type(eqn, var, was, to)
     if var.det:
         from tensorprog.ir import ArrayOp
 
@@ -170,6 +182,23 @@ def _convert(eqn: Equation, var: Var) -> Var:
         params = (("bits", 8 * dtype.itemsize), ("signed", to == "i")) if kept else ()
         return Var.of(ArrayOp(f"to_{kind}", params, (var.node,), var.shape), var.layout, var.power)
     return _function(eqn, [var])
+
+
+def _of_another_type(eqn: Equation, var: Var, was: str, to: str) -> Var:
+    """Whole numbers of hidden values are rounded towards zero, truth values say which are not zero."""
+    dtype = eqn.out_dtype
+    if to in "uc" or (to == "i" and was != "b" and dtype.itemsize < 4):
+        raise Refusal(
+            f"it makes {dtype} of hidden values" + (", which end or wrap around at its limits" if to != "c" else ""),
+            "keep hidden vectors real, or make whole numbers of 32 bits of them, jnp.clip(h, -127, 127).astype(jnp.int32)",
+        )
+    if was == to or (was == "i" and to == "f"):
+        return var
+    if was == "b":
+        return _function(eqn, [var])
+    if var.power and to == "i":
+        raise Refusal(f"it rounds what scales like n^{var.power} with the width n", "bring it to order one first")
+    return nonlin(Phi(nf.trunc(vector(0)) if to == "i" else sympy.Ne(vector(0), 0), 1), [var], [])
 
 
 def _loses(was: Any, to: np.dtype) -> bool:

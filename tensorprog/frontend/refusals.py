@@ -36,25 +36,23 @@ _WIDTH_MIXERS = {
 }
 
 
-_ROUNDED = (
-    "it jumps at every whole number, and no rule integrates over infinitely many jumps to the error that is promised"
-)
+_BITS = "it works on the bits of its argument, for which there is no rule"
+_NO_SLOPE = "JAX has no derivative of it, which the tangent kernel needs"
 _UNRULED = {
-    "floor": _ROUNDED, "ceil": _ROUNDED, "round": _ROUNDED, "rem": _ROUNDED,
-    "atan2": "an angle jumps along a half line of its plane, and no rule integrates a function of two variables with a cut",
+    **dict.fromkeys(("clz", "population_count", "shift_left", "shift_right_arithmetic", "shift_right_logical", "mulhi"), _BITS),
+    **dict.fromkeys(("bitcast_convert_type", "nextafter", "reduce_precision"), _BITS),
+    **dict.fromkeys(("zeta", "igamma_grad_a", "random_gamma_grad"), _NO_SLOPE),
 }  # fmt: skip
-_INSTEAD = {
-    "atan2": "use jnp.arctan(a / b) where b has one sign, or a function of one hidden vector",
-}
-_STEPS = "write the jumps that count as a sum of steps, sum((h > k) for k in range(-3, 4)), or use one step, jnp.sign or h > 0"
+_ARITHMETIC = "write it with arithmetic of real numbers, as jnp.round(h / 0.25) * 0.25 for fewer digits"
+_INSTEAD = {name: _ARITHMETIC for name, reason in _UNRULED.items() if reason == _BITS}
+_ELSE = "use elementwise functions, products with weights, means over the width and linear maps of positions"
 
 
 def advice(primitive: str) -> tuple[str, str]:
     """Why there is no rule for a primitive, and what to do instead."""
     if primitive in _UNRULED:
-        return _UNRULED[primitive], _INSTEAD.get(primitive, _STEPS)
+        return _UNRULED[primitive], _INSTEAD.get(primitive, _ELSE)
     reason = _WIDTH_MIXERS.get(
         primitive, f"the primitive {primitive!r} is not in the table of rules for hidden vectors"
     )
-    mend = "use elementwise functions, products with weights, means over the width and linear maps of positions"
-    return reason, mend
+    return reason, _ELSE

@@ -110,6 +110,8 @@ class _Direction(sympy.Function):
 @lru_cache(maxsize=4096)
 def _diff(expr: sympy.Expr, symbol: sympy.Symbol) -> sympy.Expr:
     """The derivative almost everywhere: what backpropagation uses, so a jump contributes nothing."""
+    if isinstance(expr, sympy.logic.boolalg.Boolean) and not expr.is_Symbol:
+        return sympy.Integer(0)
     real = expr.replace(sympy.Abs, _Magnitude).replace(sympy.sign, _Direction)
     found = sympy.diff(real, symbol).replace(_Magnitude, sympy.Abs).replace(_Direction, sympy.sign)
     return found.replace(sympy.DiracDelta, lambda *_: sympy.Integer(0))
@@ -196,4 +198,4 @@ def _call(name: str, args: Sequence[sympy.Expr], text: str) -> sympy.Expr:
 @lru_cache(maxsize=1)
 def _functions() -> dict[str, Callable[..., sympy.Expr]]:
     known = {cls.__name__: cls for cls in (*nf.MEANING, *nf.FOLDED)}
-    return known | _RULED | {"sqrt": sympy.sqrt, "Eq": sympy.Eq, "Ne": sympy.Ne}
+    return known | nf.NAMED | _RULED | {"sqrt": sympy.sqrt, "Eq": sympy.Eq, "Ne": sympy.Ne}

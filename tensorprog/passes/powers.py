@@ -316,5 +316,14 @@ def _power(n: mpmath.mpf, power: Power) -> mpmath.mpf:
 
 @lru_cache(maxsize=4096)
 def _function(phi: Phi) -> Callable[..., mpmath.mpf]:
-    plain = nf.value_of(phi.expr).replace(sympy.Heaviside, lambda x, *_: sympy.Piecewise((1, x > 0), (0, True)))
+    if phi.expr.has(*nf.JAX_ALONE):
+        raise UnsupportedError(
+            explain(
+                f"no power of the width for {phi}", reason="a function in it is known to JAX alone",
+                mend="count powers of a network without this function",
+            )
+        )  # fmt: skip
+    plain = nf.elementary(nf.value_of(phi.expr)).replace(
+        sympy.Heaviside, lambda x, *_: sympy.Piecewise((1, x > 0), (0, True))
+    )
     return sympy.lambdify((*phi.vectors, *phi.parameters), plain, "mpmath")

@@ -218,6 +218,8 @@ def _derivative(phi: Phi, i: int, where: str) -> sympy.Expr:
     if not has_kinks(phi.expr):
         return plain
     z = vector(i)
+    if any(f.has(z) for f in phi.expr.atoms(*nf.JUMPING)):
+        raise _unseen(phi, where)
     steps = canonical_kinks(phi.expr, phi.vectors)
     if any(steps.has(kind) for kind in KINKED if kind is not sympy.Heaviside):
         raise _unseen(phi, where)

@@ -182,7 +182,9 @@ def _combine(part: sympy.Basic, signs: list[bool | None]) -> bool | None:
         return sum(map(bool, signs)) % 2 == 1
     if part.is_Pow and part.exp.is_Integer:
         return bool(signs[0]) and part.exp % 2 == 1
-    if isinstance(part, (sympy.sin, sympy.tanh, sympy.erf, sympy.sign, sympy.sinh, sympy.tan, sympy.atan, sympy.asinh)):
+    if isinstance(
+        part, (sympy.sin, sympy.tanh, sympy.erf, sympy.sign, sympy.sinh, sympy.tan, sympy.atan, sympy.asinh)
+    ) or getattr(part, "odd", False):
         return True
     if isinstance(part, (sympy.cos, sympy.cosh, sympy.Abs)):
         return False

@@ -44,14 +44,19 @@ def test_what_is_done_to_inputs_is_done_as_jax_does_it(name: str) -> None:
     of_inputs(*INSIDE[name])
 
 
-def test_weights_are_not_made_whole_numbers() -> None:
-    """They were taken as they are, so that the kernel was wrong."""
+def test_weights_that_are_made_whole_numbers() -> None:
+    """They were taken as they are, so that the kernel was wrong. A first weight is a function of Gaussians, which is sampled: truth values of
+    weights are all true, so that relu(sum x) is left."""
     first = lambda kind: lambda x: nn.dense(jax.nn.relu(nn.weight((nn.width(), 4)).astype(kind) @ x), features=1)
     hidden = lambda kind: lambda x: net(nn.weight((nn.width(), nn.width())).astype(kind) @ nn.dense(x) / nn.width())
-    for made, reason in ((first, "of hidden values"), (hidden, "another way than multiplying")):
+    for made, reason in ((first, "many positions"), (hidden, "another way than multiplying")):
         for kind in (int, bool):
             with pytest.raises(tp.UnsupportedError, match=reason):
                 tp.compile(made(kind), X[0])
+    total = np.maximum(X.sum(1), 0)
+    true = tp.compile(first(bool), X[0], tolerance=1e-2)(X)
+    np.testing.assert_allclose(true.nngp, np.outer(total, total), atol=1e-5)
+    np.testing.assert_allclose(true.ntk, true.nngp, atol=1e-12)
 
 
 def test_complex_numbers_of_hidden_values_are_refused() -> None:
