@@ -107,6 +107,7 @@ def test_layers_in_turn_norms_and_two_branches() -> None:
     assert abs(block.chi(q) - (1 + (W.default / 2 + 0.2) / q)) < 1e-12  # the norm divides by sqrt(q)
 
 
+@pytest.mark.slow
 def test_circular_convolutions_are_perceptrons_for_alike_positions() -> None:
     """Xiao et al. 2018, section 2.2: the maps of a convolution in the homogeneous direction."""
 
@@ -129,6 +130,7 @@ def test_circular_convolutions_are_perceptrons_for_alike_positions() -> None:
         apps.Block(padded, jnp.zeros((3, 2)))
 
 
+@pytest.mark.slow
 def test_dropout() -> None:
     """Schoenholz et al. 2017, section 5: the variance has 1/rho, the covariance of two inputs not, and they never become alike."""
 

@@ -110,6 +110,7 @@ def test_variances_that_grow() -> None:
     assert followed().chi(inputs((3,))[0], leak=1.0) == np.inf
 
 
+@pytest.mark.slow
 def test_words() -> None:
     shown = str(followed().phase(*inputs((3,))))
     assert "chaotic: variance" in shown and "(error about" in shown

@@ -102,6 +102,7 @@ def test_a_tied_readout_beside_a_free_one() -> None:
     close(found.ntk, 28 * value + 16 * step * Q + 0.3)
 
 
+@pytest.mark.slow
 def test_tied_readouts_beside_others(tmp_path: Path) -> None:
     """v.(v^2 relu) and v.relu: E v^4 = 3 between them, and E[3 v^2] and E[v^3 v] in their gradients; E[v^4 cos v] = -2/sqrt(e) with
     v.(cos(v) relu); a readout of weights that nothing else is made of has no part in the tied one."""

@@ -80,6 +80,7 @@ def test_every_stage_at_finite_width() -> None:
     check_stages(spiked(2, train=True), np.random.default_rng(0).normal(size=2))
 
 
+@pytest.mark.slow
 def test_message_passing_that_has_to_be_sampled() -> None:
     """The Onsager term brings earlier images back beside a Gaussian, so that the next function is one of several; its tangent meets
     plain Gaussian tangents."""
