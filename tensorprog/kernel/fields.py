@@ -150,7 +150,8 @@ def _check_tails(roots: Sequence[Root]) -> None:
                     "a function of a hidden layer whose moments cannot be sampled", where=str(root.source or ""),
                     reason="of samples at unit variances a few carry the mean square, or one is infinite, or all that counts is near "
                     "zero: the expectation is infinite, as that of the squared slope of sqrt(abs(h)), or out of reach",
-                    mend="use a nonlinearity of slower growth, or a normalisation with a larger epsilon",
+                    mend="use a nonlinearity of slower growth, or a normalisation with a larger epsilon; where the slope alone has no mean "
+                    "square, jax.lax.stop_gradient(f(h)) leaves the NNGP, and the tangent kernel of the layers above",
                 )
             )  # fmt: skip
 

@@ -36,7 +36,7 @@ from tensorprog.ir import (
 from tensorprog.ir.rebuild import rebuild
 from tensorprog.passes.cancel import cancelled, joined
 from tensorprog.passes.fuse import fuse_nodes
-from tensorprog.passes.jumps import EITHER, by_stein, has_delta
+from tensorprog.passes.jumps import EITHER, by_stein, cannot_be_sampled
 from tensorprog.passes.layouts import Layout, links_of
 from tensorprog.passes.slopes import Slopes, is_leaf, mean_of
 from tensorprog.passes.structure import Structure, opposite, parity_of, tied_weights
@@ -167,7 +167,7 @@ class _Work:
     def _mean_slope(
         self, made: MatMul, by: MatMul, derived: Callable[[], Node | None], chosen: Callable[[Node], Node]
     ) -> Node | None:
-        """E[dx / d by]; where a jump makes delta functions, with the form that has none beside it. chosen: of the latter's places."""
+        """E[dx / d by]; where samples cannot follow it, with the form that has none beside it. chosen: of the latter's places."""
         try:
             slope = derived()
         except UnsupportedError:
@@ -175,7 +175,7 @@ class _Work:
         if slope is None or (slope.type.kind == "vector" and _mean_vanishes(slope)):
             return None
         mean = mean_of(slope)
-        if mean is None or not has_delta(slope):
+        if mean is None or not cannot_be_sampled(slope):
             return mean
         other = chosen(self._without_derivatives(made, by))
         return ArrayOp(EITHER, (), (mean, other), mean.type.shape, source=made.source)

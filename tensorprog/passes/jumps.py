@@ -1,9 +1,10 @@
-"""Coefficients of a Zdot without derivatives, for functions with jumps of variables that have to be sampled.
+"""Coefficients of a Zdot without derivatives, for functions with jumps, or slopes with poles, of variables that have to be sampled.
 
 With C_ij = E[Z^{u_i} Z^{u_j}] and b_i = E[Z^{u_i} Z^x] for the earlier products u_i = W^T y_i on which x depends, the coefficients
 E[dZ^x / dZ^{u_i}] are (C^+ b)_i (Yang, Tensor Programs III, section 2). Nothing in it is a derivative, so that it can be sampled where a
-delta function, the derivative of a jump, cannot. It costs digits where the u_i nearly coincide, and is no longer zero by
-structure, so that it is the second choice: `ArrayOp("either", (mean derivative, this))`, between which the kernel stage decides.
+delta function, the derivative of a jump, cannot, and where few samples carry the mean, as that of |u|^(-2/3), the slope of the cube root.
+It costs digits where the u_i nearly coincide, and is no longer zero by structure, so that it is the second choice:
+`ArrayOp("either", (mean derivative, this))`, between which the kernel stage decides.
 
 A product at positions that are mixed on the way to x counts once for each of them. They stand along an axis in front, so that b and C are one
 expectation for each product and each pair of products, however many positions there are.
@@ -20,17 +21,30 @@ from tensorprog.ir import ArrayOp, MatMul, Moment, Node, Nonlin, Phi, PositionMa
 from tensorprog.ir.phi import vector
 from tensorprog.passes.slopes import is_leaf
 
-__all__ = ["EITHER", "STEIN", "by_stein", "has_delta"]
+__all__ = ["EITHER", "STEIN", "by_stein", "cannot_be_sampled"]
 
 EITHER, STEIN = "either", "stein"
 Links = Sequence[int | None]
 _PRODUCT = Phi(vector(0) * vector(1), 2)
 
 
-def has_delta(slope: Node) -> bool:
-    """Is there a delta function in a derivative?"""
+def cannot_be_sampled(slope: Node) -> bool:
+    """Is there a delta function in a derivative, or a pole, as at zero in that of the cube root?"""
     inner = topological([slope], skip=is_leaf)
-    return any(isinstance(n, Nonlin) and n.phi.expr.has(sympy.DiracDelta) for n in inner)
+    return any(isinstance(n, Nonlin) and (n.phi.expr.has(sympy.DiracDelta) or _has_pole(n.phi.expr)) for n in inner)
+
+
+def _has_pole(expr: sympy.Expr) -> bool:
+    """Is there a negative power of what has a zero: of a line, a modulus or another choice between pieces?"""
+    bases = (p.base for p in expr.atoms(sympy.Pow) if p.exp.is_negative and p.base.free_symbols)
+    return any(isinstance(base, _PIECES) or _is_line(base) for base in bases)
+
+
+_PIECES = (sympy.Abs, sympy.Max, sympy.Min, sympy.Piecewise)
+
+
+def _is_line(expr: sympy.Expr) -> bool:
+    return bool(expr.is_polynomial()) and sympy.Poly(expr, *expr.free_symbols).total_degree() == 1
 
 
 def by_stein(x: Node, by: MatMul, family: Mapping[MatMul, Links]) -> ArrayOp:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import tensorprog as tp
@@ -68,6 +70,26 @@ def test_slopes_out_of_reach_are_refused(name: str) -> None:
     phi = {"cbrt": jnp.cbrt, "sqrt of abs": lambda h: jnp.sqrt(jnp.abs(h)), "abs to the power 0.55": power}[name]
     with pytest.raises(tp.UnsupportedError, match="whose moments cannot be sampled"):
         tp.compile(plain(phi), jnp.ones(2), tolerance=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("phi", "mean"),
+    [
+        (jnp.cbrt, 2 ** (2 / 3) * math.gamma(7 / 6) / math.pi**0.5),
+        (lambda u: jnp.sqrt(jax.nn.relu(u)), 2 ** (-1 / 4) * math.gamma(5 / 4) / math.pi**0.5),
+    ],
+    ids=["cbrt", "sqrt of relu"],
+)
+def test_slopes_with_poles_between_a_weight_and_its_transpose(phi, mean: float) -> None:
+    """W' phi(W h) has the part E[phi'(u)] h, and E[phi'(u)] = E[u phi(u)], which samples follow where they do not follow the slope."""
+
+    def net(x: jax.Array) -> jax.Array:
+        n, h = nn.width(), nn.dense(x)
+        w = nn.weight((n, n))
+        return jnp.mean(h * (w.T @ jax.lax.stop_gradient(phi(w @ h / n**0.5)) / n**0.5))
+
+    found = tp.joint(net, jnp.zeros(2), tolerance=1e-2).mean(jnp.ones((1, 2)))
+    assert abs(float(np.ravel(found)[0]) - mean) < 1e-3 * mean  # sampled
 
 
 def test_slopes_that_are_no_numbers_are_refused() -> None:
