@@ -54,6 +54,11 @@ def _sum(a: Expr, b: Expr) -> Expr:
     return a + b
 
 
+def _polynomial(x: Expr, *coefficients: Expr) -> Expr:
+    """lax.polynomial, from JAX 0.12 on: the constant comes first."""
+    return sum((c * x**k for k, c in enumerate(coefficients)), sympy.S.Zero)
+
+
 def _differ(a: Expr, b: Expr) -> Expr:
     """Whether truth values differ. Known ones are numbers."""
     a, b = (sympy.sympify(bool(x)) if x.is_number else x for x in map(sympy.sympify, (a, b)))
@@ -102,6 +107,7 @@ ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "div": lambda a, b: a / b,
     "neg": lambda a: -a,
     "square": lambda a: a**2,
+    "polynomial": _polynomial,
     "integer_pow": lambda a, *, y: a**y,
     "pow": lambda a, b: a**b,
     "sqrt": lambda a, **_: sympy.sqrt(a),
