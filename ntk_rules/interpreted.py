@@ -1,7 +1,7 @@
 """JAX functions run by NumPy, operation by operation, where they are to run once or on few numbers.
 
-XLA takes some 20 ms to compile an operation called by itself, and some 10 ms for every loop of a function: longer than NumPy takes to
-compute it, where arrays are short or the function is not called again. An operation that NumPy has no row for (`primitives.py`), and a
+XLA compiles an operation called by itself, or a loop of a function, for longer than NumPy takes to compute it, where arrays are short or the
+function is not called again. An operation that NumPy has no row for (`primitives.py`), and a
 part with more arithmetic than a compilation is worth, are left to JAX.
 """
 

@@ -25,9 +25,10 @@ from ntk_rules import special
 from ntk_rules.chunks import elementwise
 from ntk_rules.functions import JUMPING, to_jax
 from ntk_rules.method import Declined, Entry, Method, by_correlations
-from ntk_rules.numeric import DEFAULT_TOLERANCE, admissible, unknown_functions, up_to
+from ntk_rules.numeric import unknown_functions
 from ntk_rules.panels import SHELL, beyond
 from ntk_rules.pieces import has_kinks
+from ntk_rules.probes import DEFAULT_TOLERANCE, admissible, up_to
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.roundings import rounding_of
 from ntk_rules.sampling import no_mean

@@ -10,16 +10,13 @@ and up to which variance, is decided at compile time by the same code in float64
 
 from __future__ import annotations
 
-import functools
 import itertools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import sympy as sp
 
 from ntk_rules import far, panels, smooth, special
@@ -28,17 +25,12 @@ from ntk_rules.detection import WINDOW
 from ntk_rules.evaluate import compile_formula
 from ntk_rules.factors import Delta, Factor, factor_of, piecewise, separated
 from ntk_rules.functions import Opaque
-from ntk_rules.interpreted import by_numpy
 from ntk_rules.law import covariance_symbol, std_symbol
-from ntk_rules.method import NEAR, Compute, Declined, Entry, Method, by_correlations, reaches
+from ntk_rules.method import Compute, Declined, Entry, Method, by_correlations, reaches
+from ntk_rules.probes import admissible, judged, probed, up_to
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.wedges import preferred, wedges
 
-DEFAULT_TOLERANCE = 1e-12
-# Falling. Of one Gaussian quadrature may be good at any variance; how far series reach, a finer list tells.
-_VARIANCES = (1e8, 1e6, 1e4, 1e3, 384.0, 256.0, 192.0, 128.0, 96.0, 64.0, 48.0, 32.0, 24.0, 16.0, 8.0, 4.0, 2.0, 1.0)
-_SMALL_VARIANCES = (0.3, 0.01)
-_LARGE_VARIANCES = (1e16, 1e12)  # of one variable alone: depth drives them there
 _PLANE_CHUNK = 16
 _EVERYWHERE = (1 - 1e-6, 0.999, 0.9, 0.0)  # correlations: transitions of every width
 _SERIES64, _SERIES32 = 1e-12, 3e-7  # up to where a series is taken, relative to the scale of the answer
@@ -448,64 +440,3 @@ def joint_density(weight: sp.Expr, a: sp.Expr, b: sp.Expr, i: int, j: int) -> sp
     s_i, s_j, rho, w = std_symbol(i), std_symbol(j), correlation_symbol(*entry), sine_symbol(*entry)
     x, y = a / s_i, b / s_j
     return weight * sp.exp(-(x**2 + y**2 - 2 * rho * x * y) / (2 * w**2)) / (2 * sp.pi * s_i * s_j * w)
-
-
-def up_to(variance: float) -> str:
-    """The range of a bound in words."""
-    return f"relative to the scale of the answer, for variances up to {variance:g}"
-
-
-@dataclass(frozen=True)
-class Probes:
-    """(error, scale) at variances that fall, the first `large` of them 1 or more, and correlations, a row each."""
-
-    variances: tuple[float, ...]
-    large: int
-    error: np.ndarray
-    scale: np.ndarray
-
-
-@functools.lru_cache(maxsize=8)
-def probed(
-    error_at: Callable[..., tuple[jax.Array, jax.Array]], needs: tuple, parameters: int, correlations: tuple[float, ...]
-) -> Probes:  # fmt: skip
-    """What `error_at` finds in double precision, of equal variances, by NumPy: it is run once."""
-    large = (_LARGE_VARIANCES if len(needs) == 1 else ()) + _VARIANCES
-    q = np.asarray(large + _SMALL_VARIANCES)
-    rho = np.asarray(correlations)[:, None]
-    known = {e: (1.0 if e[0] == e[1] else rho) * q for e in needs}
-    with jax.enable_x64(True):
-        found = by_numpy(error_at)(known, tuple(np.ones_like(q) for _ in range(parameters)))
-    error, scale = (np.broadcast_to(x, (len(rho), q.size)) for x in found)
-    return Probes(tuple(q.tolist()), len(large), error, scale)
-
-
-def admissible(
-    error_at: Callable[..., tuple[jax.Array, jax.Array]], needs: tuple, question: Question,
-    correlations: tuple[float, ...] = (0.9,),
-) -> tuple[float, dict[str, Any]]:  # fmt: skip
-    """`judged` of what `error_at` finds."""
-    return judged(probed(error_at, needs, question.parameters, correlations), question)
-
-
-def judged(probes: Probes, question: Question, near: tuple[float, float] = NEAR) -> tuple[float, dict[str, Any]]:
-    """(bound relative to the scale of the answer, how far it and errors of `near` hold, as keywords of a Method), or Declined."""
-    wanted = question.tolerance or DEFAULT_TOLERANCE
-    large, error, scale = probes.variances[: probes.large], probes.error, probes.scale
-    every = np.arange(len(probes.variances))
-    worst = np.argmax(np.where(np.isfinite(error), error, np.inf), axis=0)
-    error, scale = error[worst, every], scale[worst, every]
-    usable = np.isfinite(error) & np.isfinite(scale)
-    if not usable[len(large) - 1 :].all():
-        raise Declined("the function grows too fast: its square has no finite mean at variance 1")
-    relative = np.where(usable & (scale > 0), error / np.where(usable & (scale > 0), scale, 1), 0.0)
-    relative = np.where(usable, relative, np.inf)
-    worst_so_far = np.maximum.accumulate(relative[::-1])[::-1]  # of this variance and all smaller ones
-
-    def place(allowed: float) -> int | None:
-        return next((k for k in range(len(large)) if worst_so_far[k] <= allowed), None)
-
-    if (k := place(wanted)) is None:
-        raise Declined(f"reaches {worst_so_far[len(large) - 1]:.1e} at variance 1, wanted {wanted:.1e}")
-    holds = tuple(large[place(max(wanted, allowed)) or 0] for allowed in near)
-    return float(worst_so_far[k]), {"reach": large[k], "near": holds}

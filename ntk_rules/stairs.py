@@ -33,8 +33,9 @@ from ntk_rules.evaluate import compile_formula
 from ntk_rules.factors import separated
 from ntk_rules.functions import to_jax
 from ntk_rules.method import Declined, Method, by_correlations
-from ntk_rules.numeric import DEFAULT_TOLERANCE, THIN, standard_deviation, up_to
+from ntk_rules.numeric import THIN, standard_deviation
 from ntk_rules.panels import density, panel
+from ntk_rules.probes import DEFAULT_TOLERANCE, up_to
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.switches import NotCuttable
 

@@ -49,10 +49,8 @@ class Layers:
         self._cached, self._refine = cached, refine
         self._states = Ahead(self._of_inputs, ("own",))
         self._few = Interpreted(self._of_inputs, ("own",))
-        self._passed: tuple[Any, float] = (
-            None,
-            0.0,
-        )  # the longest input that `check` has let pass, and for which hyperparameters
+        # The longest input that `check` has let pass, and for which dtype and hyperparameters.
+        self._passed: tuple[Any, float] = (None, 0.0)
         self._tile = Ahead(self._of_pairs, ("rows", "columns", "get"))
 
     def _of_inputs(self, sides: list[Leaves], hypers: Hypers, own: bool) -> Any:
