@@ -108,6 +108,7 @@ ELEMENTS: dict[str, Callable[[Any, Any], Any]] = {
     "neg": lambda h, g: -jnp.exp(-h),
     "square": lambda h, g: jnp.square(h),
     "integer_pow": lambda h, g: h**3,
+    "polynomial": lambda h, g: jnp.polyval(jnp.array([0.2, -1.0, 0.3, 0.5]), h),
     "pow": lambda h, g: lax.pow(1 + h**2, 0.3),
     "sqrt": lambda h, g: jnp.sqrt(1 + h**2),
     "rsqrt": lambda h, g: lax.rsqrt(1 + h**2),

@@ -33,6 +33,7 @@ UNREACHED = {
     "copy_p": "another spelling of copy in JAX's own tables",
     "exp_neg_sq": "JAX writes the slope of erf with it from 0.12 on",
     "acos": "jnp.arccos is written with atan2 or acos, by version",
+    "polynomial": "JAX writes jnp.polyval with it from 0.12 on",
 }
 
 DERIVED = {"behind"}  # position maps that slopes alone have; see tests/passes/test_adjoint.py
