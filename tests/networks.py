@@ -43,6 +43,7 @@ POSITIONS: dict[str, Net] = {
     "stride": lambda h: h[::2],
     "reverse": lambda h: h[::-1],
     "copy": lambda h: jnp.copy(h) + jnp.array(h, copy=True),
+    "all digits": lambda h: lax.reduce_precision(h, 11, 52),
     "gather": lambda h: h[jnp.array([0, 0, 3])],
     "take": lambda h: jnp.take(h, jnp.array([[0, 1], [3, 2]]), axis=0),
     "pad": lambda h: jnp.pad(h, ((1, 2), (0, 0))),

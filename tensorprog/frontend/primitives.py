@@ -13,6 +13,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 import sympy
 
@@ -22,7 +23,7 @@ from tensorprog.frontend.build import constant, exact, lincomb, map_positions, n
 from tensorprog.frontend.elementwise import ELEMENTWISE, expression
 from tensorprog.frontend.logits import has_moment, logits_refusal
 from tensorprog.frontend.padding import pad
-from tensorprog.frontend.refusals import Refusal
+from tensorprog.frontend.refusals import Refusal, advice
 from tensorprog.frontend.values import (
     Known,
     Param,
@@ -444,6 +445,14 @@ def _is_finite(eqn: Equation, x: Value) -> Value:
     return Known(tuple(np.ones(shape, bool) for shape in eqn.out_shapes()))  # type: ignore[arg-type]
 
 
+def _reduce_precision(eqn: Equation, x: Value) -> Value:
+    """The same number where all digits of its type are kept, as JAX asks for between a forward and a backward pass."""
+    kept, own = eqn.params[0], jnp.finfo(eqn.out_dtype)
+    if kept["exponent_bits"] < own.nexp or kept["mantissa_bits"] < own.nmant:
+        raise Refusal(*advice(eqn.primitive))
+    return x
+
+
 def _cumsum(eqn: Equation, x: Value) -> Value:
     var, axis = to_var(x), eqn.params[0]["axis"]
     if width_axis(var.layout) == axis:
@@ -458,6 +467,7 @@ RULES: dict[str, Rule] = {
     "is_finite": _is_finite,
     "copy": lambda eqn, x: x,
     "copy_p": lambda eqn, x: x,
+    "reduce_precision": _reduce_precision,
     "transpose": moves.transpose,
     "reshape": moves.reshape,
     "squeeze": moves.reshape,
