@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import sympy as sp
 
+from ntk_rules.errors import Declined
 from ntk_rules.evaluate import in_covariances
 from ntk_rules.law import pair_name
-from ntk_rules.method import Declined, Method
+from ntk_rules.method import Method
 from ntk_rules.question import Question, gaussian_symbols
 
 __all__ = ["in_forms"]

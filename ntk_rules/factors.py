@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import sympy as sp
 
-from ntk_rules.method import Declined
+from ntk_rules.errors import Declined
 from ntk_rules.panels import Piecewise
 from ntk_rules.pieces import cut, has_kinks
 from ntk_rules.question import Question, gaussian_symbols

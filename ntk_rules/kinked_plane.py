@@ -14,10 +14,11 @@ import sympy as sp
 
 from ntk_rules import special
 from ntk_rules.chunks import elementwise
+from ntk_rules.errors import Declined
 from ntk_rules.evaluate import compile_formula
 from ntk_rules.half_planes import HalfPlanes, mean, mean_on_line, mean_square, tail
 from ntk_rules.law import correlation_symbol, covariance_symbol, sine_symbol, std_symbol
-from ntk_rules.method import Compute, Declined, Method
+from ntk_rules.method import Compute, Method
 from ntk_rules.numeric import THIN, Part, assemble, exact_part, joint_density, standard_deviation
 from ntk_rules.pieces import has_kinks
 from ntk_rules.question import Question, gaussian_symbols

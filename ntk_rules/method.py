@@ -19,10 +19,6 @@ NEAR = (1e-9, 1e-5)  # of the scale of the answer: what double and single precis
 Compute = Callable[[dict[Entry, jax.Array], tuple[jax.Array, ...]], jax.Array]
 
 
-class Declined(Exception):
-    """A tier does not answer; the message says why."""
-
-
 @dataclass(frozen=True)
 class Method:
     """How an expectation is computed. reach: the largest variance for which `bound` was shown; near: those for which errors of `NEAR`

@@ -22,11 +22,12 @@ import sympy as sp
 from ntk_rules import far, panels, smooth, special
 from ntk_rules.chunks import elementwise
 from ntk_rules.detection import WINDOW
+from ntk_rules.errors import Declined
 from ntk_rules.evaluate import compile_formula
 from ntk_rules.factors import Delta, Factor, factor_of, piecewise, separated
 from ntk_rules.functions import Opaque
 from ntk_rules.law import covariance_symbol, std_symbol
-from ntk_rules.method import Compute, Declined, Entry, Method, by_correlations, reaches
+from ntk_rules.method import Compute, Entry, Method, by_correlations, reaches
 from ntk_rules.probes import admissible, judged, probed, up_to
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.wedges import preferred, wedges

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from ntk_rules.errors import Declined
 from ntk_rules.interpreted import by_numpy
-from ntk_rules.method import NEAR, Declined
+from ntk_rules.method import NEAR
 from ntk_rules.question import Question
 
 __all__ = ["DEFAULT_TOLERANCE", "Probes", "admissible", "judged", "probed", "up_to"]

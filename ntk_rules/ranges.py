@@ -18,8 +18,9 @@ import numpy as np
 
 from ntk_rules import heads, panels, special
 from ntk_rules.chunks import broadcasting, elementwise, once
+from ntk_rules.errors import Declined
 from ntk_rules.factors import Factor, factor_of, piecewise, separated
-from ntk_rules.method import Compute, Declined, Entry, Method, by_correlations
+from ntk_rules.method import Compute, Entry, Method, by_correlations
 from ntk_rules.numeric import Part, conditioned, line_parts, plane_pair, standard_deviation
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.wedges import AGREED, ORDERS, Value, Wedges, mean_wedges, meets, preferred, reach

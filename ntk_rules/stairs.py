@@ -29,10 +29,11 @@ from jax.scipy.special import ndtr
 from ntk_rules import smooth, special
 from ntk_rules.cells import MOST, Cells, cells_of
 from ntk_rules.chunks import elementwise, in_slices, once
+from ntk_rules.errors import Declined
 from ntk_rules.evaluate import compile_formula
 from ntk_rules.factors import separated
 from ntk_rules.functions import to_jax
-from ntk_rules.method import Declined, Method, by_correlations
+from ntk_rules.method import Method, by_correlations
 from ntk_rules.numeric import THIN, standard_deviation
 from ntk_rules.panels import density, panel
 from ntk_rules.probes import DEFAULT_TOLERANCE, up_to

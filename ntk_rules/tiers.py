@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,14 @@ import sympy as sp
 from ntk_rules.bases import Derivation
 from ntk_rules.conditioning import rounding_bound
 from ntk_rules.coordinates import in_forms
-from ntk_rules.errors import NoRule
+from ntk_rules.errors import Declined, NoRule
 from ntk_rules.evaluate import compile_formula, entries_read
 from ntk_rules.functions import JUMPING
 from ntk_rules.heads import centred, densities_parted, differences_joined, means_parted
 from ntk_rules.kinked_plane import kinked_plane
 from ntk_rules.law import base_law, minors_exposed
 from ntk_rules.many import plane, quasi_monte_carlo
-from ntk_rules.method import Declined, Method, reaches
+from ntk_rules.method import Method, reaches
 from ntk_rules.numeric import one_gaussian, two_separable
 from ntk_rules.parse import Unparsed, parse
 from ntk_rules.points import as_written
@@ -76,14 +77,18 @@ def choose(question: Question) -> Method:
 
 
 def _first(question: Question) -> Method:
-    reasons = []
+    reasons: list[tuple[str, Declined]] = []
     rounds = question.expr is not None and question.expr.has(*JUMPING)
     for name, tier in STEPPED if rounds else TIERS:
         try:
             return tier(question)
         except Declined as reason:
-            reasons.append(f"  {name}: {reason}")
-    raise NoRule(f"E[{question.expr}] has no rule. What each tier answered:\n" + "\n".join(reasons))
+            reasons.append((name, reason))
+    raise NoRule(
+        lambda: "\n".join(
+            [f"E[{question.expr}] has no rule. What each tier answered:", *(f"  {n}: {r}" for n, r in reasons)]
+        )
+    )
 
 
 def independence(question: Question) -> Method:
@@ -97,7 +102,7 @@ def independence(question: Question) -> Method:
     try:
         methods = [_first(replace(question, expr=sp.Mul(*block))) for block in blocks]
     except NoRule as reason:
-        raise Declined(f"a factor has no rule:\n{reason}") from None
+        raise Declined(partial("a factor has no rule:\n{}".format, reason)) from None
 
     def compute(covariances, parameters):
         return math.prod(m.compute(covariances, parameters) for m in methods)
@@ -148,16 +153,10 @@ def linearity(question: Question) -> Method:
     if len(addends) == 1:
         raise Declined("the addends mix Gaussians; together they are integrated once")
     parts = [(c, replace(question, expr=e)) for c, e in addends]
-    reasons: list[str] = []
-    methods = []
-    for _, part in parts:
-        try:
-            methods.append(_first(part))
-        except NoRule as reason:
-            reasons.append(str(reason))
-            break
-    if reasons:
-        raise Declined("an addend has no rule:\n" + reasons[0])
+    try:
+        methods = [_first(part) for _, part in parts]
+    except NoRule as reason:
+        raise Declined(partial("an addend has no rule:\n{}".format, reason)) from None
     coefficients = [compile_formula(sp.sympify(c), question.parameter_symbols()) for c, _ in parts]
     needs = tuple(sorted({e for m in methods for e in m.needs}))
 

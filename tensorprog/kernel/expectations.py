@@ -330,6 +330,7 @@ def _unsampled(tolerance: float | None) -> float | None:
     return None if tolerance is None else min(tolerance, UNSAMPLED)
 
 
+@lru_cache(maxsize=4096)
 def _has_rule(law: _Law, tolerance: float | None) -> bool:
     try:
         _expectation(law, tolerance)

@@ -15,7 +15,7 @@ import pytest
 import sympy as sp
 
 import ntk_rules
-from ntk_rules import detection, expectation, explain, functions
+from ntk_rules import NoRule, detection, expectation, explain, functions, many
 from ntk_rules.constants import snap
 
 u, v, a = sp.symbols("u v a")
@@ -116,3 +116,15 @@ def test_kinks_of_a_jax_function_are_looked_for():
     assert "found: 0.5" in text and "between the kinks" in text
     plain = expectation(sp.Abs(u - sp.Rational(1, 2)) * functions.logistic(u), (u,))
     assert abs(float(expectation(f(u), (u,)).value((1.3,))) - float(plain.value((1.3,)))) < 1e-14
+
+
+def test_what_sampling_would_reach_is_worked_out_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(many, "_probe", lambda *_: asked.append(1) or 3e-4)
+    w = sp.Symbol("w", real=True)
+    with pytest.raises(NoRule) as refused:
+        expectation(sp.tanh(u * v + sp.sin(w * v) * u), (u, v, w))
+    assert not asked
+    for _ in range(2):
+        assert "reaches 3.0e-04 at unit variances, wanted 1.0e-12; a tolerance above that" in str(refused.value)
+    assert len(asked) == 1
