@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from ntk_rules.interpreted import by_numpy
 from ntk_rules.sampling import no_mean
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import Const, LinComb, MatMul, Node, Nonlin, PositionMap, Weight, operands, topological
@@ -117,7 +117,7 @@ def _check_tails(roots: Sequence[Root]) -> None:
         below = [node for node in _reached(((root, ""),), _above_weights) if not _above_weights(node)]
         gaussians = tuple(node for node in below if node.type.kind == "vector")
         given = {
-            node: jnp.asarray(node.value.array() if isinstance(node, Const) else np.ones(node.type.shape))
+            node: node.value.array() if isinstance(node, Const) else np.ones(node.type.shape)
             for node in below
             if node.type.kind == "scalar"
         }
@@ -126,22 +126,19 @@ def _check_tails(roots: Sequence[Root]) -> None:
             TRIALS, min(MOST_TRIALS, 2 ** int(math.log2(MOST_ENTRIES / entries)) if entries < MOST_ENTRIES else 1)
         )
         draw = np.random.default_rng(0).standard_normal
-        values = [jnp.asarray(draw((trials, *node.type.shape))) for node in gaussians]
-        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-            found = jax.vmap(lambda *v, given=given, root=root, names=gaussians: value_of(root, given, names, *v))(
-                *values
+        values = [draw((trials, *node.type.shape)) for node in gaussians]
+        with jax.enable_x64(True):
+            function = by_numpy(
+                jax.vmap(lambda *v, given=given, root=root, names=gaussians: value_of(root, given, names, *v))
             )
-            at = lambda one, x, values=values, names=gaussians: [
-                v[0].at[(0,) * (v.ndim - 1)].set(x) if node is one else v[0]
-                for node, v in zip(names, values, strict=True)
-            ]
-            near = [[value_of(root, given, gaussians, *at(one, x)) for x in POINTS] for one in gaussians]
-        steep = any(np.any(np.abs(a) > STEEP * np.abs(b)) for a, b in near)
-        squares = np.abs(np.asarray(found)).reshape(trials, -1) ** 2
-        first = squares[:TRIALS]
+            found, near = function(*values), function(*_at_points([v[0] for v in values]))
+        first, second = (np.abs(near[k :: len(POINTS)]) for k in range(len(POINTS)))
+        steep = np.any(first > STEEP * second)
+        squares = np.abs(found).reshape(trials, -1) ** 2
+        few = squares[:TRIALS]
         if (
             not np.isfinite(squares).all()
-            or np.any(first.max(0) > 0.5 * first.sum(0) + 1e-300)
+            or np.any(few.max(0) > 0.5 * few.sum(0) + 1e-300)
             or no_mean(squares)
             or steep
         ):
@@ -154,6 +151,14 @@ def _check_tails(roots: Sequence[Root]) -> None:
                     "square, jax.lax.stop_gradient(f(h)) leaves the NNGP, and the tangent kernel of the layers above",
                 )
             )  # fmt: skip
+
+
+def _at_points(values: list[np.ndarray]) -> list[np.ndarray]:
+    """The values of all Gaussians, stacked, with the first entry of one of them at each of `POINTS`, one Gaussian after the other."""
+    stacked = [np.repeat(v[None], len(values) * len(POINTS), 0) for v in values]
+    for k, v in enumerate(stacked):
+        v.reshape(len(v), -1)[k * len(POINTS) : (k + 1) * len(POINTS), 0] = POINTS
+    return stacked
 
 
 # ------------------------------------------------------------------------------------------ what is below
