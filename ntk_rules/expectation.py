@@ -24,6 +24,7 @@ from ntk_rules.evaluate import in_covariances
 from ntk_rules.factors import collected
 from ntk_rules.functions import ceiling, floor
 from ntk_rules.interpreted import by_numpy
+from ntk_rules.many import SAMPLED
 from ntk_rules.question import Question, canonical, cov_derivative, parameter_derivative
 
 Entry = tuple[int, int]
@@ -163,6 +164,11 @@ class Expectation:
         if self.formula is not None or any(isinstance(a, jax.core.Tracer) for a in (*entries, *values)):
             return found(entries, values)
         return jnp.asarray(by_numpy(found)(entries, values))
+
+    @property
+    def sampled(self) -> bool:
+        """Is the value, or a part of it, sampled?"""
+        return SAMPLED in self.tier
 
     @property
     def reach(self) -> float:

@@ -25,7 +25,7 @@ from jax.scipy.special import ndtri
 from ntk_rules import special
 from ntk_rules.chunks import elementwise
 from ntk_rules.errors import Declined
-from ntk_rules.functions import JUMPING, to_jax
+from ntk_rules.functions import to_jax, value_of
 from ntk_rules.interpreted import by_numpy
 from ntk_rules.method import Entry, Method, by_correlations
 from ntk_rules.numeric import unknown_functions
@@ -36,6 +36,7 @@ from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.roundings import rounding_of
 from ntk_rules.sampling import no_mean
 from ntk_rules.smooth import refined_error
+from ntk_rules.steps import jumps_of
 
 _GENERATOR = (
     1, 182667, 469891, 498753, 110745, 446247, 250185, 118627, 245333, 283199, 408519, 391023, 246327, 126539,
@@ -45,6 +46,7 @@ _GENERATOR = (
     113217,
 )  # fmt: skip
 SEED, SHIFTS, POINTS = 20, 8, 2048
+SAMPLED = "quasi-Monte Carlo"  # the tier
 TRIALS = 2**16  # of the tails
 BEST = 1e-5  # no tolerance below this is tried
 _PARAMETERS = np.array([1.0, 0.37, -0.61])  # at which the standard error is seen: at a single value F may be constant
@@ -148,7 +150,6 @@ def quasi_monte_carlo(question: Question) -> Method:
     if not 1 <= len(used) <= len(_GENERATOR):
         raise Declined(f"{len(used)} Gaussians occur, at most {len(_GENERATOR)} are allowed")
     wanted = question.tolerance or DEFAULT_TOLERANCE
-    jumps = question.expr is not None and question.expr.has(*JUMPING)  # its derivative is not that of the samples
     zs = gaussian_symbols(question.gaussians)
     function = to_jax(question.expr, (*(zs[i] for i in used), *question.parameter_symbols()))
     needs = _needs(used, question)
@@ -182,10 +183,17 @@ def quasi_monte_carlo(question: Question) -> Method:
         raise Declined(_too_few(lambda: reached, wanted))
     step = f"randomised quasi-Monte Carlo: {SHIFTS} random shifts of a lattice of {POINTS} points, seed {SEED}"
     return Method(
-        "quasi-Monte Carlo", needs, lambda c, p: chunked["value"](*arrays_of(c, p)), (step, *unknown_functions(question)), None, reached,
+        SAMPLED, needs, lambda c, p: chunked["value"](*arrays_of(c, p)), (step, *unknown_functions(question)), None, reached,
         "three standard errors at unit variances, correlations 0.5 (an estimate); `error` has the local one",
-        lambda c, p: 3 * chunked["spread"](*arrays_of(c, p)), pathwise=None if jumps else lambda c, p: value(*arrays_of(c, p)),
+        lambda c, p: 3 * chunked["spread"](*arrays_of(c, p)), pathwise=None if _may_jump(question) else lambda c, p: value(*arrays_of(c, p)),
     )  # fmt: skip
+
+
+def _may_jump(question: Question) -> bool:
+    """Then the derivative of the mean is not the mean of the samples' derivatives."""
+    expr = value_of(question.expr)
+    symbols = (*gaussian_symbols(question.gaussians), *question.parameter_symbols())
+    return any(jumps_of(expr, z, symbols) != [] for z in symbols if expr.has(z))
 
 
 def _too_few(reached: Callable[[], float], wanted: float) -> str:

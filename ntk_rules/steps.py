@@ -7,6 +7,7 @@ delta. Written as N + (P - N) H, with every step once, derivatives by the produc
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import sympy as sp
 
@@ -86,3 +87,33 @@ def _by_parts(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
         if len(groups) > 1:
             return sp.Mul(*(canonical_kinks(sp.Mul(*g), zs) for g in groups.values()))
     return expr.func(*(canonical_kinks(a, zs) for a in expr.args))
+
+
+def jumps_of(expr: sp.Expr, z: sp.Symbol, symbols: Sequence[sp.Symbol]) -> list[tuple[sp.Expr, sp.Expr]] | None:
+    """(delta function, height) of each jump along z; None where it cannot be read off the form. symbols: the variables.
+
+    >>> u = sp.Symbol("u", real=True)
+    >>> jumps_of(sp.Max(u, 0), u, (u,)), jumps_of(sp.Piecewise((u, u > 1), (0, True)), u, (u,))
+    ([], [(DiracDelta(u - 1), 1)])
+    """
+    if not has_kinks(expr):
+        return []
+    if any(f.has(z) for f in expr.atoms(*JUMPING)):
+        return None
+    steps = canonical_kinks(expr, tuple(symbols))
+    if any(steps.has(kind) for kind in KINKED if kind is not sp.Heaviside):
+        return None
+    jumps: dict[sp.Expr, sp.Expr] = {}
+    for term in sp.Add.make_args(sp.expand_mul(sp.diff(steps, z))):
+        deltas = term.atoms(sp.DiracDelta)
+        if not deltas:
+            continue
+        delta = deltas.pop()
+        rate = sp.diff(delta.args[0], z)
+        rest = term / delta
+        if deltas or len(delta.args) > 1 or rate == 0 or rate.has(z) or rest.has(sp.DiracDelta):
+            return None
+        height = rest.subs(z, z - sp.expand(delta.args[0]) / rate)
+        jumps[delta] = jumps.get(delta, sp.Integer(0)) + height
+    heights = ((delta, sp.simplify(height)) for delta, height in jumps.items())
+    return [(delta, height) for delta, height in heights if height != 0]

@@ -23,7 +23,7 @@ from ntk_rules.functions import JUMPING
 from ntk_rules.heads import centred, densities_parted, differences_joined, means_parted
 from ntk_rules.kinked_plane import kinked_plane
 from ntk_rules.law import base_law, minors_exposed
-from ntk_rules.many import plane, quasi_monte_carlo
+from ntk_rules.many import SAMPLED, plane, quasi_monte_carlo
 from ntk_rules.method import Method, reaches
 from ntk_rules.numeric import one_gaussian, two_separable
 from ntk_rules.parse import Unparsed, parse
@@ -236,7 +236,7 @@ TIERS: tuple[tuple[str, Callable[[Question], Method]], ...] = (
     ("linearity", linearity),
     ("plane quadrature", plane),
     ("kinks in the plane", kinked_plane),
-    ("quasi-Monte Carlo", quasi_monte_carlo),
+    (SAMPLED, quasi_monte_carlo),
 )
 
 # Of functions that round to whole numbers, which jump at infinitely many places.
@@ -245,5 +245,5 @@ STEPPED: tuple[tuple[str, Callable[[Question], Method]], ...] = (
     ("one Gaussian", one_stepped),
     ("sums over jumps", two_stairs),
     ("linearity", linearity),
-    ("quasi-Monte Carlo", quasi_monte_carlo),
+    (SAMPLED, quasi_monte_carlo),
 )

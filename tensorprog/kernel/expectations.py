@@ -332,11 +332,11 @@ def _unsampled(tolerance: float | None) -> float | None:
 
 @lru_cache(maxsize=4096)
 def _has_rule(law: _Law, tolerance: float | None) -> bool:
+    """Is there one that does not sample? A kernel samples by `fields` and `population`, which know their standard errors."""
     try:
-        _expectation(law, tolerance)
+        return not _expectation(law, tolerance).sampled
     except NoRule:
         return False
-    return True
 
 
 @lru_cache(maxsize=4096)
@@ -351,16 +351,20 @@ def _expectation(law: _Law, tolerance: float | None) -> Expectation:
 
 def _derive(law: _Law, sides: list[tuple[Node, str, int]], tolerance: float | None) -> Expectation:
     try:
-        return _expectation(law, tolerance)
+        found = _expectation(law, tolerance)
+        reason = f"only sampling reaches it, which is good for {LEAST_TOLERANCE:.0e}; the tolerance asked for is {tolerance or 0:.0e}"
     except NoRule as refusal:
+        found, reason = None, str(refusal)
+    if found is None or found.sampled:
         where = next((str(n.source) for n, _, _ in sides if n.source), None)
         raise UnsupportedError(
             explain(
-                f"no rule for the Gaussian expectation of {law.expr}", where=where, reason=str(refusal),
+                f"no rule for the Gaussian expectation of {law.expr}", where=where, reason=reason,
                 mend="use a nonlinearity of fewer Gaussian arguments, or one of slower growth; where sampling is named above, a "
                 "looser tolerance, tp.compile(.., tolerance=1e-3), accepts it",
             )
-        ) from None  # fmt: skip
+        )  # fmt: skip
+    return found
 
 
 def _covariance(a: _Argument, b: _Argument, cross: bool) -> Work[tuple[Operand, str]]:

@@ -36,6 +36,7 @@ from tensorprog.lower.einsum import contract
 from tensorprog.lower.population import AllNormals, average, drawn, factored, recorded
 from tensorprog.lower.run import run
 from tensorprog.lower.sampled import sampled
+from tensorprog.lower.samples import of_samples
 from tensorprog.lower.schedule import schedule
 from tensorprog.lower.tilted import tilted
 from tensorprog.lower.windows import at_once, axis_by_axis
@@ -304,9 +305,8 @@ def _ran(q: Ran, args: list[jax.Array], context: Context) -> jax.Array:
     match q.node:
         case LinComb(terms=terms):
             return _sum_of(terms, args, context)
-        case Nonlin(phi=phi):
-            value = to_jax(phi.expr, (*phi.vectors, *phi.parameters))(*args)
-            return jnp.broadcast_to(value, (args[0].shape[0], *q.shape[1:]))
+        case Nonlin():
+            return jnp.broadcast_to(of_samples(q.node)(*args), (args[0].shape[0], *q.shape[1:]))
         case PositionMap(op=op):
             return jax.vmap(lambda value: op(value, *args[1:]))(args[0])
     raise AssertionError(f"a {type(q.node).__name__} is not run on a population")

@@ -22,6 +22,7 @@ from tensorprog.kernel.fields import CHUNK, mixed_size
 from tensorprog.kernel.graph import MIXED, Leaf, Sampled
 from tensorprog.kernel.questions import LETTERS
 from tensorprog.lower.einsum import contract
+from tensorprog.lower.samples import of_samples
 
 __all__ = ["sampled"]
 
@@ -116,7 +117,7 @@ def _mean_product(
                 arrange = partial(_arranged, q, leaf, extra=extra)
                 known.append(jax.vmap(arrange)(fields[..., drawn.places[i]]))
         scalars = {node: value for (node, s), value in arrays.items() if s == side}
-        function = partial(value_of, root, scalars, tuple(leaf.node for _, leaf in mine))
+        function = partial(value_of, root, scalars, tuple(leaf.node for _, leaf in mine), function=of_samples)
         for _ in extra:
             function = jax.vmap(function)
         axes = tuple(None if leaf.linear else 0 for _, leaf in mine)

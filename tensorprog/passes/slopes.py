@@ -20,8 +20,7 @@ import numpy as np
 import sympy
 
 from ntk_rules import functions as nf
-from ntk_rules.pieces import KINKED, has_kinks
-from ntk_rules.steps import canonical_kinks
+from ntk_rules.steps import jumps_of
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import (  # fmt: skip
     Const,
@@ -215,28 +214,10 @@ def _derivative(phi: Phi, i: int, where: str) -> sympy.Expr:
     """
     phi = replace(phi, expr=nf.value_of(phi.expr))
     plain = phi.diff(i)
-    if not has_kinks(phi.expr):
-        return plain
-    z = vector(i)
-    if any(f.has(z) for f in phi.expr.atoms(*nf.JUMPING)):
+    found = jumps_of(phi.expr, vector(i), phi.vectors)
+    if found is None:
         raise _unseen(phi, where)
-    steps = canonical_kinks(phi.expr, phi.vectors)
-    if any(steps.has(kind) for kind in KINKED if kind is not sympy.Heaviside):
-        raise _unseen(phi, where)
-    jumps: dict[sympy.Expr, sympy.Expr] = {}
-    for term in sympy.Add.make_args(sympy.expand_mul(sympy.diff(steps, z))):
-        deltas = term.atoms(sympy.DiracDelta)
-        if not deltas:
-            continue
-        delta = deltas.pop()
-        rate = sympy.diff(delta.args[0], z)
-        rest = term / delta
-        if deltas or len(delta.args) > 1 or rate == 0 or rate.has(z) or rest.has(sympy.DiracDelta):
-            raise _unseen(phi, where)
-        height = rest.subs(z, z - sympy.expand(delta.args[0]) / rate)
-        jumps[delta] = jumps.get(delta, sympy.Integer(0)) + height
-    left = [delta * height for delta, height in ((d, sympy.simplify(h)) for d, h in jumps.items()) if height != 0]
-    return plain + sympy.Add(*left)
+    return plain + sympy.Add(*(delta * height for delta, height in found))
 
 
 def _unseen(phi: Phi, where: str) -> UnsupportedError:
