@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
+from functools import lru_cache, reduce
 
 import jax
 import jax.numpy as jnp
 
 from ntk_rules.functions import to_jax
-from tensorprog.ir import LinComb, Node, Nonlin, PositionMap, topological
+from ntk_rules.functions import value_of as without_marks
+from ntk_rules.steps import jumps_of
+from tensorprog.ir import LinComb, Node, Nonlin, Phi, PositionMap, topological
 
-__all__ = ["plain", "value_of"]
+__all__ = ["jumping", "plain", "value_of"]
 
 
 def plain(node: Nonlin) -> Callable[..., jax.Array]:
@@ -38,3 +40,10 @@ def value_of(
             case _:
                 raise AssertionError(f"a {type(node).__name__} is no part of a sampled function")
     return env[root]
+
+
+@lru_cache(maxsize=4096)
+def jumping(phi: Phi) -> frozenset[int]:
+    """Along which of its arguments, vectors first, a function jumps, or may: where that cannot be read off its form."""
+    expr, symbols = without_marks(phi.expr), (*phi.vectors, *phi.parameters)
+    return frozenset(k for k, z in enumerate(symbols) if expr.has(z) and jumps_of(expr, z, symbols) != [])
