@@ -100,9 +100,10 @@ def _function(eqn: Equation, variables: Sequence[Var]) -> Var:
             thetas.append(var)
     boolean = np.dtype(aval(eqn.eqns[0].invars[0]).dtype).kind == "b"
     expr = expression(eqn.primitive, eqn.params[0], symbols, boolean)
-    if not xs and not thetas:
+    expr = sympy.sympify(expr)
+    if not xs and (not thetas or expr.is_number):  # a hyperparameter times zero, too
         return _in_full(constant(np.float64(expr), (), power), eqn)
-    made = nonlin(Phi(sympy.sympify(expr), len(xs), len(thetas)), xs, thetas, power)
+    made = nonlin(Phi(expr, len(xs), len(thetas)), xs, thetas, power)
     return made if xs else _in_full(made, eqn)
 
 
