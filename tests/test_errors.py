@@ -142,6 +142,11 @@ def poles(x: jax.Array) -> jax.Array:
     return nn.dense(jax.lax.lgamma(nn.dense(x)), features=1)  # here
 
 
+def frozen_in_one_use(x: jax.Array) -> jax.Array:
+    w, h = nn.weight((nn.width(), nn.width())) / nn.width() ** 0.5, nn.dense(x)
+    return nn.dense(jax.lax.stop_gradient(w) @ relu(w @ h), features=1)  # here
+
+
 def unknown_primitive(x: jax.Array) -> jax.Array:
     return nn.dense(jax.lax.zeta(2 + nn.dense(x) ** 2, 1.0), features=1)  # here
 
@@ -157,6 +162,7 @@ REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (poles, tp.UnsupportedError, r"no rule for the Gaussian expectation of polygamma", "slower growth"),
     (hidden_jump, tp.UnsupportedError, r"no rule for the Gaussian expectation of sign", "a looser tolerance"),
     (readout_reused, tp.UnsupportedError, r"'weight_0' is used in two ways", "two independent weights"),
+    (frozen_in_one_use, tp.UnsupportedError, r"'weight_0' is trained in one use and not in another", "train=False"),
     (softmax_over_width, tp.UnsupportedError, r"softmax over the width", "over positions, heads or classes"),
     (sort_over_width, tp.UnsupportedError, r"sorting mixes the coordinates", "elementwise functions"),
     (argmax_over_width, tp.UnsupportedError, r"argmax over hidden coordinates", "elementwise functions"),
