@@ -171,3 +171,5 @@ def test_a_hyperparameter_times_zero_is_zero() -> None:
     program = tp.compile(net, jnp.zeros((2, 3))).program
     (function,) = (node for node in program.nodes if isinstance(node, Nonlin))
     assert not function.thetas
+    nothing = tp.compile(lambda x: readout(jax.nn.relu(nn.dense(0 * x, bias_var=1.0))), jnp.zeros(3))(X[:, 0]).nngp
+    np.testing.assert_allclose(nothing, 0.5, rtol=1e-12)
