@@ -203,6 +203,14 @@ def two_defaults(x: jax.Array) -> jax.Array:
     return nn.dense(h, features=1)
 
 
+def default_by_width(x: jax.Array) -> jax.Array:
+    return nn.dense(nn.dense(x) * tp.hyper("s", nn.width() ** 0.5), features=1) / nn.width() ** 0.5
+
+
+def value_by_width(x: jax.Array) -> jax.Array:
+    return nn.dense(nn.constant((nn.width(),), nn.width() ** -0.5) * nn.dense(x), features=1)
+
+
 def by_width(x: jax.Array) -> jax.Array:
     h = nn.dense(x)
     return nn.dense(h if nn.width() < 3000 else jnp.tanh(h), features=1)
@@ -260,6 +268,8 @@ NETWORKS: list[tuple[Callable, type[Exception], str]] = [
     (tp.Network(lambda n: {"w": tp.Gaussian((n, n, n))}, lambda p, x: x), tp.NetworkError, r"more than two width axes"),
     (tp.Network(lambda n: {"w": tp.Gaussian((n, 3), 1.0, n)}, lambda p, x: x), tp.NetworkError, r"starts at the scale n\^0 and moves at"),
     (tp.Network(lambda n: {"w": tp.Gaussian((3,), 1 + 1 / n)}, lambda p, x: x), tp.NetworkError, r"expected c n\^p"),
+    (default_by_width, tp.NetworkError, r"'s' has the default 50.* at width 2520 and 70.* at width 5040"),
+    (value_by_width, tp.NetworkError, r"'constant_0' starts at the scale n\^-1/2 and moves at the scale n\^0"),
     (3, tp.InputError, r"net is a int, expected a function"),
 ]  # fmt: skip
 

@@ -159,20 +159,24 @@ def _param(name: str, spec1: Gaussian | Constant, spec2: Gaussian | Constant, se
     tangent, tangent_power = _fitted(
         name, "tangent_std", *(s.std if s.tangent_std is None else s.tangent_std for s in (spec1, spec2))
     )
-    if std and tangent and power != tangent_power:
+    mean, mean_power = _fitted(name, "value", spec1.mean, spec2.mean)
+    power = mean_power if mean else power
+    if (std or mean) and tangent and power != tangent_power:
         raise NetworkError(
             explain(
                 f"parameter {name!r} starts at the scale n^{power} and moves at the scale n^{tangent_power}",
                 reason="its part of the neural tangent kernel then grows or vanishes with the width",
-                mend="use the NTK parametrisation: tangent_std proportional to std (None makes them equal)",
+                mend="start it at zero, or make tangent_std proportional to its value"
+                if mean
+                else "use the NTK parametrisation: tangent_std proportional to std (None makes them equal)",
             )
         )
-    power = power if std else tangent_power
+    power = power if std or mean else tangent_power
     region = tuple((Fraction(0), w if w is not None else Fraction(s)) for w, s in zip(widths, spec1.shape, strict=True))
     noise = isinstance(spec1, Gaussian) and spec1.per_input
     divisions = tuple(settled.divisions.get((name, axis)) for axis in range(len(widths)))
     return Param(
-        name, spec1.mean, std, tangent, widths, region, tuple(range(len(widths))), power, per_input=noise,
+        name, mean, std, tangent, widths, region, tuple(range(len(widths))), power, per_input=noise,
         divisions=divisions, apart=name in settled.apart, uses=settled.uses,
     )  # fmt: skip
 

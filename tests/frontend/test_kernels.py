@@ -152,6 +152,22 @@ def test_a_gain_is_a_constant_that_moves() -> None:
     np.testing.assert_allclose(moving.ntk - still.ntk, 9 * moving.nngp / 4, rtol=1e-10)
 
 
+@pytest.mark.parametrize("moves", [0.0, 1.0])
+def test_a_gain_may_depend_on_the_width(moves: float) -> None:
+    """n^-1/2 before a layer and n^1/2 behind it are no gain at all."""
+
+    def net(power: float) -> tp.Kernel:
+        def net(x: jax.Array) -> jax.Array:
+            n = nn.width()
+            gain = nn.constant((n,), 2 * n**-power, tangent_std=moves * n**-power)
+            return readout(gain * jax.nn.relu(nn.dense(x))) * n**power
+
+        return tp.compile(net, jnp.zeros(3))
+
+    for found, wanted in zip(net(0.5)(X[:, 0]), net(0.0)(X[:, 0]), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
 def test_a_matrix_that_starts_at_one_number_is_refused() -> None:
     """It makes an average over the width, which a product with random entries is not."""
     net = lambda x: readout(nn.constant((nn.width(), nn.width()), 1.0) @ jax.nn.relu(nn.dense(x)) / nn.width())
