@@ -113,6 +113,11 @@ SAME = {
         ),
         (3,),
     ),
+    "a frozen constant of finite size": (
+        lambda x: readout(jnp.maximum(h := nn.dense(x), nn.constant((), 0.25, train=False) * h)),
+        lambda x: readout(jax.nn.leaky_relu(nn.dense(x), 0.25)),
+        (3,),
+    ),
     "a constant that is summed over the width": (
         lambda x: nn.constant((nn.width(),), 2.0) @ jax.nn.relu(nn.dense(x)) / nn.width(),
         lambda x: jnp.mean((2.0 + nn.constant((nn.width(),))) * jax.nn.relu(nn.dense(x))),
