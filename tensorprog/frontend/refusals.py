@@ -46,8 +46,9 @@ def check_numbers(eqn: Equation, values: Sequence[Value]) -> None:
             what = {"length": "the length of a loop", "y": "an exponent"}.get(key, f"the number {key!r} of it")
             raise Refusal(f"{what} {_by_width(number, second[key])}", _ALIKE).at(eqn.primitive, eqn.source)
     moves = eqn.primitive == "gather" or eqn.primitive.startswith("scatter")
-    places = values[1].values if moves and isinstance(values[1], Known) else ((), ())
-    if first.get("padding_config") != second.get("padding_config") or not np.array_equal(*places):
+    here, there = values[1].values if moves and isinstance(values[1], Known) else (np.zeros(0), np.zeros(0))
+    differ = here.shape == there.shape and not np.array_equal(here, there)
+    if differ or first.get("padding_config") != second.get("padding_config"):
         raise Refusal("the positions that it moves depend on the width", _ALIKE).at(eqn.primitive, eqn.source)
 
 
