@@ -18,7 +18,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import erf, ndtr
+from jax.scipy.special import erf
+from jax.scipy.special import ndtr as wide_ndtr
 
 # acos(x) / sqrt(1 - x^2) = sum_k a_k (2x - 1)^k on [0, 1]; tests compare with mpmath.
 _ACOS_FLOAT32 = (
@@ -50,6 +51,11 @@ _ERFCX_FLOAT64 = (
     4.180784698845582e-08, -1.3326364813003834e-08, -8.500397929772615e-09, 9.885798831139365e-10,
     8.864219016427092e-10,
 )  # fmt: skip
+
+
+def ndtr(x: jax.Array) -> jax.Array:
+    """The normal distribution function, of half precision too, which JAX's has not."""
+    return wide_ndtr(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
 
 
 def is_double(x: jax.Array) -> bool:

@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import sympy as sp
-from jax.scipy.special import ndtr
 
 from ntk_rules import smooth, special
 from ntk_rules.cells import MOST, Cells, cells_of
@@ -275,7 +274,7 @@ class _Side:
 
     def mean(self) -> jax.Array:
         """E[F], NaN where more jumps are reached than are known."""
-        tail = jnp.sum(self.weights * ndtr(-jnp.abs(self.x)), axis=-1)
+        tail = jnp.sum(self.weights * special.ndtr(-jnp.abs(self.x)), axis=-1)
         return jnp.where(self.known, self.base + tail, jnp.nan)
 
     def slope(self) -> jax.Array:
@@ -321,8 +320,8 @@ def _joint(first: _Side, second: _Side, rho: jax.Array, w: jax.Array, rule: jax.
             return total + jnp.sum(heights * same * inner, axis=(1, 2))
 
         apart_from_one = jax.lax.fori_loop(0, stretches, stretch, apart_from_one)
-        tails = ndtr(-jnp.abs(x))[:, :, None] * ndtr(-jnp.abs(y))[:, None, :]
-        both = jnp.where(same > 0, ndtr(-jnp.maximum(jnp.abs(x)[:, :, None], jnp.abs(y)[:, None, :])), 0)
+        tails = special.ndtr(-jnp.abs(x))[:, :, None] * special.ndtr(-jnp.abs(y))[:, None, :]
+        both = jnp.where(same > 0, special.ndtr(-jnp.maximum(jnp.abs(x)[:, :, None], jnp.abs(y)[:, None, :])), 0)
         return apart_from_one, at_one + jnp.sum(heights * (both - tails), axis=(1, 2))
 
     zero = jnp.zeros_like(rho)

@@ -142,6 +142,30 @@ def poles(x: jax.Array) -> jax.Array:
     return nn.dense(jax.lax.lgamma(nn.dense(x)), features=1)  # here
 
 
+def frozen_in_one_use(x: jax.Array) -> jax.Array:
+    w, h = nn.weight((nn.width(), nn.width())) / nn.width() ** 0.5, nn.dense(x)
+    return nn.dense(jax.lax.stop_gradient(w) @ relu(w @ h), features=1)  # here
+
+
+def deeper_if_wider(x: jax.Array) -> jax.Array:
+    w = nn.weight((nn.width(), nn.width())) / nn.width() ** 0.5
+    step = lambda _, h: relu(w @ h)
+    return nn.dense(jax.lax.fori_loop(0, nn.width() // 1260, step, nn.dense(x)), features=1)  # here
+
+
+def power_by_width(x: jax.Array) -> jax.Array:
+    return nn.dense(nn.dense(x) ** (nn.width() // 1260), features=1)  # here
+
+
+def place_by_width(x: jax.Array) -> jax.Array:
+    start = nn.width() // 2520
+    return nn.dense(nn.dense(x[:, None])[start : start + 1], features=1)  # here
+
+
+def index_by_width(x: jax.Array) -> jax.Array:
+    return nn.dense(nn.dense(x[:, None]).at[jnp.array([nn.width() // 2520])].set(0.0), features=1)  # here
+
+
 def unknown_primitive(x: jax.Array) -> jax.Array:
     return nn.dense(jax.lax.zeta(2 + nn.dense(x) ** 2, 1.0), features=1)  # here
 
@@ -157,6 +181,7 @@ REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (poles, tp.UnsupportedError, r"no rule for the Gaussian expectation of polygamma", "slower growth"),
     (hidden_jump, tp.UnsupportedError, r"no rule for the Gaussian expectation of sign", "a looser tolerance"),
     (readout_reused, tp.UnsupportedError, r"'weight_0' is used in two ways", "two independent weights"),
+    (frozen_in_one_use, tp.UnsupportedError, r"'weight_0' is trained in one use and not in another", "train=False"),
     (softmax_over_width, tp.UnsupportedError, r"softmax over the width", "over positions, heads or classes"),
     (sort_over_width, tp.UnsupportedError, r"sorting mixes the coordinates", "elementwise functions"),
     (argmax_over_width, tp.UnsupportedError, r"argmax over hidden coordinates", "elementwise functions"),
@@ -172,6 +197,10 @@ REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (branches_on_input, tp.UnsupportedError, r"branches on a value of its input", "jnp.where"),
     (sum_of_two_orders, tp.UnsupportedError, r"different powers of the width: n\^0, n\^1/2", "1/sqrt"),
     (forgot_root_in_function, tp.UnsupportedError, r"scales like n\^1/2", "1/sqrt"),
+    (deeper_if_wider, tp.UnsupportedError, r"length of a loop depends on the width: 2 at width 2520 and 4", "only the sizes of layers"),
+    (power_by_width, tp.UnsupportedError, r"an exponent depends on the width: 2 at width 2520 and 4", "only the sizes of layers"),
+    (place_by_width, tp.UnsupportedError, r"position that it takes depends on the width: 1 at width 2520 and 2", "only the sizes of layers"),
+    (index_by_width, tp.UnsupportedError, r"the positions that it moves depend on the width", "only the sizes of layers"),
     (unknown_primitive, tp.UnsupportedError, r"'zeta'.*\n.*\n.*no derivative of it", "elementwise functions"),
 ]  # fmt: skip
 
@@ -195,6 +224,19 @@ def dense_twice(x: jax.Array) -> jax.Array:
 def two_defaults(x: jax.Array) -> jax.Array:
     h = nn.dense(x, weight_var=tp.hyper("s", 1.0), bias_var=tp.hyper("s", 2.0))
     return nn.dense(h, features=1)
+
+
+def default_by_width(x: jax.Array) -> jax.Array:
+    return nn.dense(nn.dense(x) * tp.hyper("s", nn.width() ** 0.5), features=1) / nn.width() ** 0.5
+
+
+def value_by_width(x: jax.Array) -> jax.Array:
+    return nn.dense(nn.constant((nn.width(),), nn.width() ** -0.5) * nn.dense(x), features=1)
+
+
+def by_width_inside(x: jax.Array) -> jax.Array:
+    choose = jax.jit(lambda h: jnp.sin(h) if h.size < 3000 else jnp.cos(h))
+    return nn.dense(choose(nn.dense(x)), features=1)
 
 
 def by_width(x: jax.Array) -> jax.Array:
@@ -236,6 +278,7 @@ NETWORKS: list[tuple[Callable, type[Exception], str]] = [
     (dense_twice, tp.NetworkError, r"two parameters are named 'a.weight'.*different names"),
     (two_defaults, tp.NetworkError, r"'s' has two defaults, 1.0 and 2.0"),
     (by_width, tp.NetworkError, r"different things at different widths"),
+    (by_width_inside, tp.NetworkError, r"different things at different widths"),
     (lambda x: nn.dense(x, features=1, weight_var=-1.0), tp.InputError, r"weight_var is -1.0, expected a finite number >= 0"),
     (lambda x: nn.dense(x, features=1, bias_var=float("nan")), tp.InputError, r"bias_var is nan, expected a finite number"),
     (lambda x: nn.dense(x, features=0), tp.InputError, r"features is 0, expected a positive whole number"),
@@ -254,6 +297,8 @@ NETWORKS: list[tuple[Callable, type[Exception], str]] = [
     (tp.Network(lambda n: {"w": tp.Gaussian((n, n, n))}, lambda p, x: x), tp.NetworkError, r"more than two width axes"),
     (tp.Network(lambda n: {"w": tp.Gaussian((n, 3), 1.0, n)}, lambda p, x: x), tp.NetworkError, r"starts at the scale n\^0 and moves at"),
     (tp.Network(lambda n: {"w": tp.Gaussian((3,), 1 + 1 / n)}, lambda p, x: x), tp.NetworkError, r"expected c n\^p"),
+    (default_by_width, tp.NetworkError, r"'s' has the default 50.* at width 2520 and 70.* at width 5040"),
+    (value_by_width, tp.NetworkError, r"'constant_0' starts at the scale n\^-1/2 and moves at the scale n\^0"),
     (3, tp.InputError, r"net is a int, expected a function"),
 ]  # fmt: skip
 

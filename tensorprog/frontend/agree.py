@@ -144,6 +144,8 @@ def _stacked(param: Param, axis: int, x: Var, along: int) -> Var:
 
     want, division, start = param.laid(axis), param.division(axis), param.region[axis][0]
     assert division is not None
+    if division.behind > 1:  # vectors beside each other are positions before the coordinates
+        raise _orders(param.name)
     unit = next(f for f in want if isinstance(f, Fraction))
     ends = list(itertools.accumulate(width for width, _ in x.blocks))
     if any((end / unit).denominator != 1 for end in ends):

@@ -227,8 +227,16 @@ def _times_weight(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value
             f"it multiplies an output of finite size by the weight {param.name!r}: a finite bottleneck stays random in the limit",
             "keep hidden layers infinitely wide (features=None) and put the only finite layer at the end",
         )
+    matrix = sum(w is not None for w in param.widths) == 2
+    if param.mean:  # entries that start at a number other than zero: a MatMul knows of none
+        if matrix:
+            raise Refusal(
+                f"all entries of the weight {param.name!r} start at {param.mean:g}, so that it makes averages of the vectors it multiplies",
+                "start its entries at zero or at random; an average over the width is jnp.mean",
+            )
+        return _swap_product(to_var(param), x, dims, weight_first)
     if (reason := _elementwise_reason(param, x, dims)) is not None:
-        if sum(w is not None for w in param.widths) == 2:
+        if matrix:
             raise Refusal(reason)
         return _swap_product(to_var(param), x, dims, weight_first)
     parts = {own: places for own in range(len(param.widths)) if (places := places_of(param, own)) is not None}

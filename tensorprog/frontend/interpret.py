@@ -27,8 +27,8 @@ from tensorprog.frontend.outputs import Output, average_of, output_of
 from tensorprog.frontend.own_rules import CUSTOM, named, with_own_slopes
 from tensorprog.frontend.params import Constant, Gaussian
 from tensorprog.frontend.primitives import RULES, elementwise
-from tensorprog.frontend.refusals import Refusal, advice
-from tensorprog.frontend.trace import Trace, from_library, source_of
+from tensorprog.frontend.refusals import Refusal, advice, check_numbers
+from tensorprog.frontend.trace import Trace, from_library, same_structure, source_of
 from tensorprog.frontend.values import (
     WIDTHS,
     Known,
@@ -125,13 +125,23 @@ def _disagreement(redo: Redo) -> UnsupportedError:
 
 
 def _read_through(traced: Trace, settled: Settled) -> tuple[tuple[Input, ...], list[Value]]:
-    params = [_param(name, s1, s2, settled) for name, s1, s2 in zip(traced.names, *traced.specs, strict=True)]
+    params = [
+        _frozen_number(s1, s2) or _param(name, s1, s2, settled)
+        for name, s1, s2 in zip(traced.names, *traced.specs, strict=True)
+    ]
     hypers = [
         Var.of(Hyper(name, default, name in traced.nonnegative), ()) for name, default in sorted(traced.hypers.items())
     ]
     inputs = [Input(name, leaf.shape, leaf.dtype.name) for name, leaf in traced.inputs]
     leaves: list[Value] = [Var.of(node, tuple(() if s == 1 else (s,) for s in node.shape)) for node in inputs]
     return tuple(inputs), run(traced.jaxprs, [*params, *hypers, *leaves])
+
+
+def _frozen_number(*specs: Gaussian | Constant) -> Known | None:
+    """A parameter of finite size that starts at a number and stays there, as that number."""
+    if specs[0].shape != specs[1].shape or any(not isinstance(s, Constant) or s.tangent_std for s in specs):
+        return None
+    return Known((np.full(specs[0].shape, specs[0].mean), np.full(specs[1].shape, specs[1].mean)))
 
 
 def _param(name: str, spec1: Gaussian | Constant, spec2: Gaussian | Constant, settled: Settled) -> Param:
@@ -159,20 +169,24 @@ def _param(name: str, spec1: Gaussian | Constant, spec2: Gaussian | Constant, se
     tangent, tangent_power = _fitted(
         name, "tangent_std", *(s.std if s.tangent_std is None else s.tangent_std for s in (spec1, spec2))
     )
-    if std and tangent and power != tangent_power:
+    mean, mean_power = _fitted(name, "value", spec1.mean, spec2.mean)
+    power = mean_power if mean else power
+    if (std or mean) and tangent and power != tangent_power:
         raise NetworkError(
             explain(
                 f"parameter {name!r} starts at the scale n^{power} and moves at the scale n^{tangent_power}",
                 reason="its part of the neural tangent kernel then grows or vanishes with the width",
-                mend="use the NTK parametrisation: tangent_std proportional to std (None makes them equal)",
+                mend="start it at zero, or make tangent_std proportional to its value"
+                if mean
+                else "use the NTK parametrisation: tangent_std proportional to std (None makes them equal)",
             )
         )
-    power = power if std else tangent_power
+    power = power if std or mean else tangent_power
     region = tuple((Fraction(0), w if w is not None else Fraction(s)) for w, s in zip(widths, spec1.shape, strict=True))
     noise = isinstance(spec1, Gaussian) and spec1.per_input
     divisions = tuple(settled.divisions.get((name, axis)) for axis in range(len(widths)))
     return Param(
-        name, spec1.mean, std, tangent, widths, region, tuple(range(len(widths))), power, per_input=noise,
+        name, mean, std, tangent, widths, region, tuple(range(len(widths))), power, per_input=noise,
         divisions=divisions, apart=name in settled.apart, uses=settled.uses,
     )  # fmt: skip
 
@@ -258,6 +272,7 @@ def run(
     What no result needs (the running statistics of a batch norm, say) is left out. wanted: which results are read, all by
     default; nothing sensible stands in the place of the others.
     """
+    same_structure(*jaxprs)
     first, second = jaxprs[0].jaxpr, jaxprs[1].jaxpr
     consts = [Known((np.asarray(a), np.asarray(b))) for a, b in zip(jaxprs[0].consts, jaxprs[1].consts, strict=True)]
     env: dict[Any, Value] = dict(zip(first.constvars, consts, strict=True))
@@ -312,6 +327,8 @@ def _sourced(value: Value, source: Source | None) -> Value:
 
 def evaluate(eqn: Equation, values: Sequence[Value]) -> list[Value]:
     """The values an equation makes."""
+    if not all(isinstance(v, Known) for v in values):
+        check_numbers(eqn, values)
     if (entered := _enter(eqn, values)) is not None:
         return entered
     if all(isinstance(v, Known) for v in values):

@@ -21,7 +21,7 @@ from tensorprog.frontend.build import (
     unflattened,
 )
 from tensorprog.frontend.division import finer_origins
-from tensorprog.frontend.refusals import Refusal
+from tensorprog.frontend.refusals import Refusal, same_place
 from tensorprog.frontend.values import (
     WIDTHS,
     Axis,
@@ -222,8 +222,8 @@ def cut(
             unit_start.append(0)
             unit_stop.append(var.shape[i])
         else:
-            unit_start.append(start[0])
-            unit_stop.append(stop[0])
+            unit_start.append(same_place(start))
+            unit_stop.append(same_place(stop))
             count = len(range(start[0], stop[0], strides[i]))
             layout[i] = () if count == 1 else (count,)
     op = position("slice", start=tuple(unit_start), stop=tuple(unit_stop), stride=strides)
@@ -298,7 +298,7 @@ def _cut_param(
                 f"it takes every {stride}-th entry of the weight {param.name!r}", "slice weights without strides"
             )
         at = region[axis][0]
-        low, high = (_relative(p) if param.widths[axis] is not None else Fraction(p[0]) for p in (start, stop))
+        low, high = (_relative(p) if param.widths[axis] is not None else Fraction(same_place(p)) for p in (start, stop))
         region[axis] = (at + low, at + high)
     return replace(param, region=tuple(region))
 

@@ -306,12 +306,27 @@ def as_model(net: Any, example: Any) -> Model:
         )
 
     def run(width: int, params: dict[str, ArrayLike], hypers: dict[str, Any], x: Any) -> Any:
-        with recording(Recorder(width, params, hypers)):
-            return net(x)
+        with recording(Recorder(width, params, hypers)) as recorder:
+            out = net(x)
+        _check_defaults(recorder.hyper_defaults, any_width.hyper_defaults, width)
+        return out
 
     made = cache(lambda width: collect(net, example, width))
     any_width = made(WIDTHS[0])
     return Model(lambda width: made(width).specs, run, any_width.hyper_defaults, frozenset(any_width.nonnegative))
+
+
+def _check_defaults(here: dict[str, float], known: dict[str, float], width: int) -> None:
+    """One number for all widths."""
+    for name in here.keys() & known.keys():
+        if here[name] != known[name]:
+            raise NetworkError(
+                explain(
+                    f"hyperparameter {name!r} has the default {known[name]} at width {WIDTHS[0]} and {here[name]} at width {width}",
+                    reason="it is an argument of the kernel, which is of no width",
+                    mend=f"multiply it by what depends on the width: tp.hyper({name!r}, 1.0) * nn.width() ** -0.5",
+                )
+            )
 
 
 def collect(net: Callable[[Any], Any], example: Any, width: int) -> Recorder:

@@ -101,9 +101,12 @@ def _function(eqn: Equation, variables: Sequence[Var]) -> Var:
             thetas.append(var)
     boolean = np.dtype(aval(eqn.eqns[0].invars[0]).dtype).kind == "b"
     expr = expression(eqn.primitive, eqn.params[0], symbols, boolean)
+    expr = sympy.sympify(expr)
     if not xs and not thetas:
         return _in_full(constant(np.float64(expr), (), power), eqn)
-    made = nonlin(Phi(sympy.sympify(expr), len(xs), len(thetas)), xs, thetas, power)
+    made = nonlin(Phi(expr, len(xs), len(thetas)), xs, thetas, power)
+    if not xs and expr.is_number:  # a hyperparameter times zero
+        made = constant(np.full(made.shape, float(expr)), made.layout, power)
     return made if xs else _in_full(made, eqn)
 
 

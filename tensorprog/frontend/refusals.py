@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
 from tensorprog.errors import UnsupportedError, explain
+from tensorprog.frontend.values import WIDTHS, Known, Value
 from tensorprog.ir import Source
 
-__all__ = ["Refusal", "advice"]
+if TYPE_CHECKING:
+    from tensorprog.frontend.interpret import Equation
+
+__all__ = ["Refusal", "advice", "check_numbers", "same_place"]
 
 
 class Refusal(Exception):
@@ -27,6 +36,34 @@ class Refusal(Exception):
         )
 
 
+def check_numbers(eqn: Equation, values: Sequence[Value]) -> None:
+    """Refuse an equation whose numbers, as the length of a loop, an exponent or a place, are others at another width. Groups of channels
+    may grow."""
+    first, second = eqn.params
+    for key, number in first.items():
+        alike = not isinstance(number, (int, float)) or np.array_equal(number, second[key], equal_nan=True)
+        if not alike and key != "feature_group_count":
+            what = {"length": "the length of a loop", "y": "an exponent"}.get(key, f"the number {key!r} of it")
+            raise Refusal(f"{what} {_by_width(number, second[key])}", _ALIKE).at(eqn.primitive, eqn.source)
+    moves = eqn.primitive == "gather" or eqn.primitive.startswith("scatter")
+    here, there = values[1].values if moves and isinstance(values[1], Known) else (np.zeros(0), np.zeros(0))
+    differ = here.shape == there.shape and not np.array_equal(here, there)
+    if differ or first.get("padding_config") != second.get("padding_config"):
+        raise Refusal("the positions that it moves depend on the width", _ALIKE).at(eqn.primitive, eqn.source)
+
+
+def same_place(pair: tuple[int, int]) -> int:
+    """A position that is one at both widths."""
+    if pair[0] != pair[1]:
+        raise Refusal(f"a position that it takes {_by_width(*pair)}", _ALIKE)
+    return pair[0]
+
+
+def _by_width(first: float, second: float) -> str:
+    return f"depends on the width: {first} at width {WIDTHS[0]} and {second} at width {WIDTHS[1]}"
+
+
+_ALIKE = "let only the sizes of layers depend on the width"
 _WIDTH_MIXERS = {
     "sort": "sorting mixes the coordinates of a hidden vector, which the theorem treats one by one",
     "argmax": "an argmax over hidden coordinates is not a function of each coordinate",

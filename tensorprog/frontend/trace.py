@@ -21,7 +21,7 @@ from tensorprog.frontend.params import Constant, Gaussian, Model, abstract
 from tensorprog.frontend.values import WIDTHS
 from tensorprog.ir import Source
 
-__all__ = ["Trace", "from_library", "source_of", "trace"]
+__all__ = ["Trace", "from_library", "same_structure", "source_of", "trace"]
 
 _OURS = Path(__file__).resolve().parents[1]
 _LIBRARIES = tuple(str(Path(module.__file__).resolve().parent) for module in (jax, np) if module.__file__)
@@ -94,7 +94,7 @@ def trace(model: Model, example: Any) -> Trace:
                 mend="make the same parameters at every width; only their sizes may depend on it",
             )
         )
-    _same_structure(jaxpr1, jaxpr2)
+    same_structure(jaxpr1, jaxpr2)
     if out1 != out2:
         raise NetworkError(f"the network's output has different structures at different widths: {out1} and {out2}")
     flat, _ = jax.tree.flatten_with_path(struct)
@@ -133,7 +133,8 @@ def _leaves(specs: Any) -> tuple[list[str], list[Gaussian | Constant]]:
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat], [leaf for _, leaf in flat]
 
 
-def _same_structure(jaxpr1: jex.ClosedJaxpr, jaxpr2: jex.ClosedJaxpr) -> None:
+def same_structure(jaxpr1: jex.ClosedJaxpr, jaxpr2: jex.ClosedJaxpr) -> None:
+    """The same operations at both widths; what they call is compared where it is entered."""
     eqns1, eqns2 = jaxpr1.jaxpr.eqns, jaxpr2.jaxpr.eqns
     for eqn1, eqn2 in zip(eqns1, eqns2, strict=False):
         if eqn1.primitive is not eqn2.primitive:

@@ -13,6 +13,7 @@ the two uses' gradients.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import MatMul, Node, Program, Weight, operands
@@ -103,6 +104,15 @@ def _parts_agree(weight: Weight, known: list[Weight], node: Node) -> None:
         if other is weight:
             return
         overlap = all(a < d and c < b for (a, b), (c, d) in zip(weight.region, other.region, strict=True))
+        if overlap and replace(weight, tangent_std=other.tangent_std) == other:
+            raise UnsupportedError(
+                explain(
+                    f"the weight {weight.name!r} is trained in one use and not in another",
+                    where=str(node.source or ""),
+                    reason="one use sees it behind lax.stop_gradient: there it is the same matrix, but does not move with it",
+                    mend="freeze it everywhere (train=False), or stop the gradient of what the product makes",
+                )
+            )
         if overlap:
             raise UnsupportedError(
                 explain(

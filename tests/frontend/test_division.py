@@ -316,6 +316,20 @@ def test_orders_of_flattening_are_told_apart() -> None:
         tp.compile(net, jnp.zeros((2, 3)))
 
 
+@pytest.mark.parametrize("rows", [None, 1])
+def test_shuffled_channels_are_told_apart(rows: int | None) -> None:
+    """h and a shuffle of its two halves, (2, n/2) as (n/2, 2), pair an entry of the weight with unlike coordinates."""
+
+    def net(x: jax.Array) -> jax.Array:
+        h, n = relu(nn.dense(x)), nn.width()
+        w = nn.weight((rows or n, n)) / jnp.sqrt(n)
+        made = w @ h + w @ h.reshape(2, -1).T.reshape(-1)
+        return made if rows else nn.dense(relu(made), features=1)
+
+    with pytest.raises(tp.UnsupportedError, match=r"'weight_0' multiplies vectors .* in different orders"):
+        tp.compile(net, jnp.zeros(3))
+
+
 def test_a_part_of_a_weight_that_has_positions_behind_its_coordinates_is_refused() -> None:
     def net(x: jax.Array) -> jax.Array:
         n, w, h = nn.width(), one(1, 2), rows_of(x)

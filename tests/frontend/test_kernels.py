@@ -9,6 +9,7 @@ import pytest
 
 import tensorprog as tp
 from tensorprog import nn
+from tensorprog.ir import Nonlin
 from tests.networks import ELEMENTS, NETWORKS, POSITIONS, readout, recurrent, scanned
 from tests.references import duals, quadrature
 
@@ -105,6 +106,23 @@ SAME = {
         lambda x: nn.weight((1, nn.width())) @ jnp.tanh(nn.weight((nn.width(), 3), std=2.0) @ x) / jnp.sqrt(nn.width()),
         (3,),
     ),
+    "a constant that multiplies the input": (
+        lambda x: readout(jax.nn.relu(nn.constant((nn.width(), 3), 0.5, tangent_std=2.0) @ x + nn.bias((nn.width(),)))),
+        lambda x: readout(
+            jax.nn.relu(nn.constant((nn.width(), 3), tangent_std=2.0) @ x + 0.5 * x.sum() + nn.bias((nn.width(),)))
+        ),
+        (3,),
+    ),
+    "a frozen constant of finite size": (
+        lambda x: readout(jnp.maximum(h := nn.dense(x), nn.constant((), 0.25, train=False) * h)),
+        lambda x: readout(jax.nn.leaky_relu(nn.dense(x), 0.25)),
+        (3,),
+    ),
+    "a constant that is summed over the width": (
+        lambda x: nn.constant((nn.width(),), 2.0) @ jax.nn.relu(nn.dense(x)) / nn.width(),
+        lambda x: jnp.mean((2.0 + nn.constant((nn.width(),))) * jax.nn.relu(nn.dense(x))),
+        (3,),
+    ),
 }
 
 
@@ -137,3 +155,42 @@ def test_a_gain_is_a_constant_that_moves() -> None:
     still, moving = (tp.compile(make(std), jnp.zeros(3))(x) for std in (0.0, 3.0))
     np.testing.assert_allclose(moving.nngp, still.nngp, rtol=1e-12)
     np.testing.assert_allclose(moving.ntk - still.ntk, 9 * moving.nngp / 4, rtol=1e-10)
+
+
+@pytest.mark.parametrize("moves", [0.0, 1.0])
+def test_a_gain_may_depend_on_the_width(moves: float) -> None:
+    """n^-1/2 before a layer and n^1/2 behind it are no gain at all."""
+
+    def net(power: float) -> tp.Kernel:
+        def net(x: jax.Array) -> jax.Array:
+            n = nn.width()
+            gain = nn.constant((n,), 2 * n**-power, tangent_std=moves * n**-power)
+            return readout(gain * jax.nn.relu(nn.dense(x))) * n**power
+
+        return tp.compile(net, jnp.zeros(3))
+
+    for found, wanted in zip(net(0.5)(X[:, 0]), net(0.0)(X[:, 0]), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+def test_a_matrix_that_starts_at_one_number_is_refused() -> None:
+    """It makes an average over the width, which a product with random entries is not."""
+    net = lambda x: readout(nn.constant((nn.width(), nn.width()), 1.0) @ jax.nn.relu(nn.dense(x)) / nn.width())
+    with pytest.raises(tp.UnsupportedError, match="all entries of the weight 'constant_0' start at 1"):
+        tp.compile(net, jnp.zeros(3))
+
+
+def test_a_hyperparameter_times_zero_is_zero() -> None:
+    """The state of a recurrence starts at zero: what a hyperparameter makes of it is no shift of the first function."""
+
+    def net(x: jax.Array) -> jax.Array:
+        leak, h = tp.hyper("leak", 0.5), jnp.zeros(nn.width())
+        for step in nn.dense(x):
+            h = leak * h + step
+        return readout(jax.nn.relu(h))
+
+    program = tp.compile(net, jnp.zeros((2, 3))).program
+    (function,) = (node for node in program.nodes if isinstance(node, Nonlin))
+    assert not function.thetas
+    nothing = tp.compile(lambda x: readout(jax.nn.relu(nn.dense(0 * x, bias_var=1.0))), jnp.zeros(3))(X[:, 0]).nngp
+    np.testing.assert_allclose(nothing, 0.5, rtol=1e-12)

@@ -98,3 +98,13 @@ def test_numbers_drawn_inside_are_constants() -> None:
     same(layers(lambda: drawn((4, 1))), layers(lambda: mask), X)
     with pytest.raises(tp.UnsupportedError, match="vary along the width"):
         tp.compile(layers(lambda: drawn((1, nn.width()))), X[0])
+
+
+def test_inputs_of_half_precision_are_rounded() -> None:
+    """JAX has the normal distribution function for single and double precision only."""
+    x = jnp.asarray([[0.5, 1.0], [-1.0, 0.25]], jnp.float16)
+    net = lambda x: nn.dense(jnp.floor(nn.dense(x)), features=1)
+    kernel = tp.compile(net, x[0])
+    found, wanted = kernel(x).nngp, kernel(x.astype(jnp.float32)).nngp
+    assert found.dtype == jnp.float16
+    assert float(jnp.abs(found - wanted).max()) < 4e-3 * float(wanted.max())
