@@ -78,7 +78,6 @@ SLOW = (
     "tests/kernel/test_tilted.py::test_more_members_than_features",
     "tests/kernel/test_tilted.py::test_relu_after_batch_norm[1e-05",
     "tests/kernel/test_tilted.py::test_the_tangent_kernel",
-    "tests/kernel/test_transposes.py::test_a_jump",
     "tests/lower/test_kernel.py::test_outputs_at_positions_with_features",
     "tests/lower/test_kernel.py::test_tiles_and_symmetry_change_nothing[pooled",
     "tests/lower/test_schedule.py::test_rolled_equals_unrolled[convolutional",
