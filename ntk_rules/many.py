@@ -24,6 +24,7 @@ from jax.scipy.special import ndtri
 from ntk_rules import special
 from ntk_rules.chunks import elementwise
 from ntk_rules.functions import JUMPING, to_jax
+from ntk_rules.interpreted import by_numpy
 from ntk_rules.method import Declined, Entry, Method, by_correlations
 from ntk_rules.numeric import unknown_functions
 from ntk_rules.panels import SHELL, beyond
@@ -190,16 +191,20 @@ def quasi_monte_carlo(question: Question) -> Method:
 
 def _refuse_heavy_tails(function: Callable[..., jax.Array], dimension: int, question: Question) -> None:
     """Decline where single points carry the sum: the expectation is infinite, or out of sampling's reach."""
+    given = (np.ones(()),) * question.parameters
+
+    def at_points() -> jax.Array:
+        return function(*_normal_points(jnp.asarray(0), dimension, jnp.dtype(float)).T, *given)
+
     with jax.enable_x64(True):
-        x = _normal_points(jnp.asarray(0), dimension, jnp.dtype(float))
-        size = np.abs(np.asarray(function(*x.T, *(jnp.ones(()) for _ in range(question.parameters)))))
+        size = np.abs(by_numpy(at_points)())
     size = np.broadcast_to(size, POINTS)
     if not np.isfinite(size).all() or size.max() > 0.2 * size.sum():
         raise Declined("a few samples dominate the sum: the expectation is infinite or beyond sampling")
     if dimension == 2 and not question.independent:  # of an input with itself, where both are one
         with jax.enable_x64(True):
-            z = jnp.asarray(np.random.default_rng(SEED).standard_normal(TRIALS))
-            both = np.abs(np.asarray(function(z, z, *(jnp.ones(()) for _ in range(question.parameters)))))
+            z = np.random.default_rng(SEED).standard_normal(TRIALS)
+            both = np.abs(by_numpy(function)(z, z, *given))
         if no_mean(np.broadcast_to(both, TRIALS)[:, None]):
             raise Declined(
                 "where both Gaussians are one a few samples dominate the sum: the expectation is infinite or beyond sampling"
@@ -220,6 +225,6 @@ def _normal_points(shift: jax.Array, dimension: int, dtype: jnp.dtype) -> jax.Ar
 
 def _probe(spread: Callable[..., jax.Array], needs: tuple[Entry, ...], question: Question) -> float:
     with jax.enable_x64(True):
-        arrays = [jnp.full(len(_PARAMETERS), 1.0 if i == j else 0.5) for i, j in needs]
-        given = [jnp.abs(_PARAMETERS) if positive else jnp.asarray(_PARAMETERS) for positive in question.signs]
-        return 3 * float(jnp.max(spread(*arrays, *given)))
+        arrays = [np.full(len(_PARAMETERS), 1.0 if i == j else 0.5) for i, j in needs]
+        given = [np.abs(_PARAMETERS) if positive else _PARAMETERS for positive in question.signs]
+        return 3 * float(np.max(by_numpy(spread)(*arrays, *given)))
