@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.agreement.common import agrees, everyday
+from tests.agreement.common import agrees
 from tests.cases import Case, convolution
+from tests.everyday import everyday
 
 SLOW = (
     "conv-strided-global",
@@ -19,6 +20,6 @@ SLOW = (
 )
 
 
-@pytest.mark.parametrize("case", everyday(convolution.CASES, SLOW), ids=str)
+@pytest.mark.parametrize("case", everyday(convolution.CASES, SLOW))
 def test_agrees(case: Case) -> None:
     agrees(case)

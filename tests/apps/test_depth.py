@@ -176,7 +176,11 @@ def test_warnings_in_words() -> None:
 
 @pytest.mark.parametrize(
     ("phi", "slope", "origin"),
-    [(jnp.tanh, 1.1, 0.0), pytest.param(jax.nn.softplus, 1.02, 0.0, marks=pytest.mark.slow), (jnp.tanh, 1.0, 0.3)],
+    [
+        pytest.param(jnp.tanh, 1.1, 0.0, marks=pytest.mark.slow),
+        pytest.param(jax.nn.softplus, 1.02, 0.0, marks=pytest.mark.slow),
+        (jnp.tanh, 1.0, 0.3),
+    ],
 )
 def test_shaped_activations(phi: Callable, slope: float, origin: float) -> None:
     """By scipy's integrals, and by the maps of the compiled kernel of a block with the shaped activation."""

@@ -9,6 +9,7 @@ import pytest
 
 import tensorprog as tp
 from tensorprog import nn
+from tests.everyday import everyday
 from tests.networks import ELEMENTS, NETWORKS, POSITIONS, readout, recurrent, scanned
 from tests.references import duals, quadrature
 
@@ -67,7 +68,7 @@ EQUAL = {
 }
 
 
-@pytest.mark.parametrize("name", EQUAL)
+@pytest.mark.parametrize("name", everyday(EQUAL, ["and is a product", "clamp is min of max"]))
 def test_equal_functions_have_equal_kernels(name: str) -> None:
     x = X[:, 0]
     one, two = (
@@ -108,7 +109,7 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("name", everyday(SAME, ["a split layer", "concatenated halves", "einsum", "scan is a loop"]))
 def test_equal_networks_have_equal_kernels(name: str) -> None:
     one, two, shape = SAME[name]
     x = np.random.default_rng(7).standard_normal((3, *shape))

@@ -252,6 +252,7 @@ def test_one_hidden_layer_both_ways() -> None:
     close(second, first, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [average, cubic])
 def test_export(net: Callable, tmp_path: Path) -> None:
     kernel = tp.compile(net, X[0])

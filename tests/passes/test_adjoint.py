@@ -316,11 +316,18 @@ def agree(net: Callable, shape: tuple[int, ...], tolerance: float = 1e-12) -> No
         np.testing.assert_allclose(others[name], part, rtol=0, atol=tolerance * np.abs(first(x).ntk).max())
 
 
-@pytest.mark.parametrize("name", ["both ways", "other widths", "an output of positions", "residual"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "both ways",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("other widths", "an output of positions", "residual")),
+    ],
+)
 def test_tangent_is_adjoint(name: str) -> None:
     agree(*READOUTS[name])
 
 
+@pytest.mark.slow
 @hypothesis.given(programs())
 @hypothesis.settings(max_examples=15)
 def test_tangent_is_adjoint_for_random_programs(steps: list[tuple]) -> None:
