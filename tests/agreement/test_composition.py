@@ -11,6 +11,7 @@ from tests.everyday import everyday
 
 SLOW = (
     "dependent-product",
+    "one-erf-of-relu",
     "one-relu-of-erf",
     "one-relu-times-erf",
     "one-sigmoid-times-sigmoid",

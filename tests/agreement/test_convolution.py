@@ -17,6 +17,11 @@ SLOW = (
     "conv-bias-global",
     "conv-even-window-global",
     "conv-2d-global",
+    "conv-circular-flatten",
+    "conv-arora-flatten",
+    "conv-1d-flatten",
+    "conv-1d-circular-global",
+    "conv-1d-strided-valid-global",
 )
 
 

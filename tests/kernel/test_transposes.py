@@ -122,7 +122,9 @@ def test_semicircle_moments(order: int) -> None:
     close(ntk, m(2 * order) + paths, 1e-14)  # the readout, and each pair of uses of the matrix
 
 
-@pytest.mark.parametrize(("order", "ratio"), [(1, 2.0), (2, 1.0), (3, 1.5), (10, 0.5), (10, 2.0)])
+@pytest.mark.parametrize(
+    ("order", "ratio"), [(1, 2.0), (2, 1.0), (3, 1.5), (10, 0.5), pytest.param(10, 2.0, marks=pytest.mark.slow)]
+)
 def test_marchenko_pastur_moments(order: int, ratio: float) -> None:
     def net(x: jax.Array) -> jax.Array:
         w, v = nn.weight((nn.width(ratio), nn.width()), train=False), nn.dense(x, train=False)
