@@ -10,6 +10,8 @@ from tests.cases import Case, fully_connected
 from tests.everyday import everyday
 
 SLOW = (
+    "fc-relu-depth10-wv2.0-bv0.1",
+    "fc-relu-depth30-wv2.0-bv0.0",
     "fc-relu-depth5-wv2.0-bv0.1",
     "fc-relu-depth20-wv2.0-bv0.1",
     "fc-erf-depth5-wv1.5-bv0.2",

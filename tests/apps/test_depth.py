@@ -174,13 +174,9 @@ def test_warnings_in_words() -> None:
         apps.learnability(kernel(), x, np.full(12, np.nan))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("phi", "slope", "origin"),
-    [
-        pytest.param(jnp.tanh, 1.1, 0.0, marks=pytest.mark.slow),
-        pytest.param(jax.nn.softplus, 1.02, 0.0, marks=pytest.mark.slow),
-        (jnp.tanh, 1.0, 0.3),
-    ],
+    ("phi", "slope", "origin"), [(jnp.tanh, 1.1, 0.0), (jax.nn.softplus, 1.02, 0.0), (jnp.tanh, 1.0, 0.3)]
 )
 def test_shaped_activations(phi: Callable, slope: float, origin: float) -> None:
     """By scipy's integrals, and by the maps of the compiled kernel of a block with the shaped activation."""

@@ -94,7 +94,7 @@ def layers(name: str, depth: int = 4) -> apps.Layers:
     return apps.Layers(lambda x: net(x, depth), jnp.zeros(shape))
 
 
-SLOW = ("perceptron", "read again", "two streams", "pooled", "recurrent", "normed")
+SLOW = ("perceptron", "read again", "two streams", "pooled", "recurrent", "normed", "short")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NETS])

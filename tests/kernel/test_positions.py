@@ -67,7 +67,9 @@ def each_its_own(x: jax.Array) -> jax.Array:
     return nn.dense(nn.flatten(jnp.einsum("pab,pa->pb", w, jnp.roll(y, 1, 0) + y)), features=1)
 
 
-@pytest.mark.parametrize("net", [tokens, symmetric, exchanged, flattened, each_its_own])
+@pytest.mark.parametrize(
+    "net", [tokens, symmetric, exchanged, pytest.param(flattened, marks=pytest.mark.slow), each_its_own]
+)
 def test_places_together_are_places_one_by_one(net: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for few in (1, 99):
