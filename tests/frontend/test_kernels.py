@@ -47,7 +47,7 @@ def test_a_function_of_one_vector(name: str) -> None:
     """E[phi(u) phi(u')] in polar coordinates by Gauss-Legendre."""
     net, shape = NETWORKS[name]
     x = 0.7 * np.random.default_rng(6).standard_normal((2, *shape))
-    found = tp.compile(net, jnp.zeros(shape))(x).nngp
+    found = tp.compile(net, jnp.zeros(shape))(x, get="nngp")
     (q1, c), (_, q2) = x @ x.T / shape[0]
     phi = lambda u: np.asarray(ELEMENTS[name](jnp.asarray(u), 0.0))
     np.testing.assert_allclose(found[0, 1], quadrature.pair_expectation(phi, phi, q1, q2, c), rtol=1e-10)
