@@ -49,10 +49,10 @@ demo: $(STAMP) ## the handwritten digits, end to end
 	$(PY) examples/digits.py $(ARGS)
 
 test: $(STAMP) ## the everyday tests
-	$(PYTEST) -n $(JOBS) $(ARGS)
+	$(PYTEST) -n $(JOBS) --dist loadfile $(ARGS)
 
 slow: $(STAMP) ## the slow tests
-	$(PYTEST) -n $(JOBS) -m slow $(ARGS)
+	$(PYTEST) -n $(JOBS) --dist loadfile -m slow $(ARGS)
 
 # Run as a user would run them: JAX as it starts (32 bits), and in a folder that may be littered.
 doctest: $(STAMP) ## the examples in docstrings, README and docs

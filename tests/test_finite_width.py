@@ -18,6 +18,8 @@ from tensorprog.passes.tangent import tangent
 from tests.finite_program import directional_derivative, evaluate, network_program, sampled_network
 from tests.networks import NETWORKS, POSITIONS, an_input, readout
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 8
 
 

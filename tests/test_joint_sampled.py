@@ -5,11 +5,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import tensorprog as tp
 from tensorprog import nn
 from tests import sampling
 from tests.test_joint import X, close, readout, relu
+
+pytestmark = pytest.mark.slow
 
 
 class Sampled:

@@ -11,7 +11,7 @@ import pytest
 import tensorprog as tp
 from examples import architectures as zoo
 from tensorprog import nn
-from tensorprog.frontend import interpret, primitives
+from tensorprog.frontend import primitives, walk
 from tensorprog.frontend.elementwise import ELEMENTWISE
 from tensorprog.ir import nodes, positions, rebuild, text
 from tensorprog.ir.nodes import Node, operands
@@ -56,7 +56,7 @@ def reached() -> tuple[set[str], set[str], set[str], set[type]]:
 
 def test_primitives(reached: tuple) -> None:
     rules, elements, *_ = reached
-    assert interpret.RULES is primitives.RULES
+    assert walk.RULES is primitives.RULES
     assert set(primitives.RULES) - rules - set(UNREACHED) == set()
     assert set(ELEMENTWISE) <= set(primitives.RULES)
     # linear rows become LinCombs before their formula is asked for

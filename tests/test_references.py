@@ -17,6 +17,8 @@ from tests.references import convolution as conv_reference
 from tests.references import fully_connected as fc_reference
 from tests.references import recurrent as rnn_reference
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     case
     for module in (fully_connected, convolution, recurrent, normalised, composition)

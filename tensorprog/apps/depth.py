@@ -134,9 +134,10 @@ class Block:
         else:
             make = lambda blocks, moved: self._compiled(blocks, moved, tolerance)
         self._error = max(1e-6, 10 * (tolerance or 0.0))
-        self._maps = {moved: make(1, moved) for moved in (False, True)}
+        self._maps = {False: make(1, False)}
         self._noise = self._maps[False].graph.noise
         self._check(make(2, False))
+        self._maps[True] = make(1, True)
 
     def _compiled(self, blocks: int, moved: bool, tolerance: float | None) -> tp.Kernel:
         try:
@@ -168,15 +169,14 @@ class Block:
         given = ", ".join(f"{name}={value:g}" for name, value in sorted(self.hypers.items()))
         return f"<Block {where}: {given}>" if given else f"<Block {where}>"
 
-    def _kernel(self, moved: bool, q1: float, q2: float, c: float, hypers: dict[str, float]) -> tuple[float, float]:
-        """NNGP and NTK after the block of two inputs, each with noise of its own where the block draws any."""
+    def _kernel(self, get: str, moved: bool, q1: float, q2: float, c: float, hypers: dict[str, float]) -> float:
+        """NNGP or NTK after the block of two inputs, each with noise of its own where the block draws any."""
         with precision():
             first = np.array([[math.sqrt(2 * q1), 0.0]])
             second = math.sqrt(2 * q2) * np.array([[c, math.sqrt(max(0.0, 1 - c * c))]])
             same = q1 == q2 and c == 1
             given: dict[str, Any] = dict(hypers)
-            found = self._maps[moved](first, first if same else second, **given)
-            return self._alike(found.nngp), self._alike(found.ntk)
+            return self._alike(self._maps[moved](first, first if same else second, get=get, **given))
 
     def _own(self, moved: bool, q: float, hypers: dict[str, float]) -> tuple[float, float]:
         """NNGP and NTK after the block of one input with itself."""
@@ -207,11 +207,11 @@ class Block:
         settings: tuple[dict[str, Any], ...] = ({}, {name: 1.25 * value + 0.3 for name, value in self.hypers.items()})
         for given in settings:
             with precision():
-                twice = np.asarray(two(x, **given).nngp)
+                twice = np.asarray(two(x, get="nngp", **given))
             q = [self._own(False, float(v @ v) / 2, given)[0] for v in x]
             before = float(x[0] @ x[1] / np.linalg.norm(x[0]) / np.linalg.norm(x[1]))
-            once = self._kernel(False, float(x[0] @ x[0]) / 2, float(x[1] @ x[1]) / 2, before, given)[0]
-            again = self._kernel(False, q[0], q[1], once / math.sqrt(q[0] * q[1]), given)[0] if all(q) else 0.0
+            once = self._kernel("nngp", False, float(x[0] @ x[0]) / 2, float(x[1] @ x[1]) / 2, before, given)
+            again = self._kernel("nngp", False, q[0], q[1], once / math.sqrt(q[0] * q[1]), given) if all(q) else 0.0
             found = [abs(again - self._alike(twice[0, 1]))]
             found += [abs(self._own(False, q[i], given)[0] - self._alike(twice[i, i])) for i in range(2) if q[i]]
             if max(found) > self._error * np.abs(twice).max():
@@ -233,7 +233,7 @@ class Block:
         """The correlation after the block of two vectors of variance q and correlation c."""
         q, c = check_number(q, "q", positive=True), _check_correlation(c)
         variance = self.variance(q, **hypers)
-        return self._kernel(False, q, q, c, hypers)[0] / variance if variance else 1.0
+        return self._kernel("nngp", False, q, q, c, hypers) / variance if variance else 1.0
 
     def chi(self, q: float, c: float = 1.0, **hypers: float) -> float:
         """The derivative of the covariance after the block in the one before it, at variance q and correlation c.
@@ -247,7 +247,7 @@ class Block:
         return self._slope(q, c, hypers)
 
     def _slope(self, q: float, c: float, hypers: dict[str, float]) -> float:
-        return self._kernel(True, q, q, c, hypers)[1] - self._kernel(False, q, q, c, hypers)[1]
+        return self._kernel("ntk", True, q, q, c, hypers) - self._kernel("ntk", False, q, q, c, hypers)
 
     def trajectory(self, c: float, q: float, depth: int, **hypers: float) -> np.ndarray:
         """(depth + 1, 2): variance and correlation layer by layer, of two inputs of variance q and correlation c."""
@@ -255,7 +255,7 @@ class Block:
         rows = [(check_number(q, "q", positive=True), _check_correlation(c))]
         for _ in range(depth):
             q, c = rows[-1]
-            covariance, after = self._kernel(False, q, q, c, hypers)[0], self.variance(q, **hypers)
+            covariance, after = self._kernel("nngp", False, q, q, c, hypers), self.variance(q, **hypers)
             rows.append((after, min(1.0, covariance / after) if after else 1.0))
         return np.array(rows)
 

@@ -36,7 +36,7 @@ from tensorprog.ir import MatMul, Node, Phi, Weight, position
 from tensorprog.ir.phi import parameter, vector
 
 if TYPE_CHECKING:
-    from tensorprog.frontend.interpret import Equation
+    from tensorprog.frontend.walk import Equation
 
 __all__ = ["Dims", "convolution", "dot_general", "product", "products", "sum_of_squares", "sum_over"]
 

@@ -39,7 +39,7 @@ from tensorprog.ir import Phi, position
 from tensorprog.ir.phi import parameter, snap
 
 if TYPE_CHECKING:
-    from tensorprog.frontend.interpret import Equation
+    from tensorprog.frontend.walk import Equation
 
 __all__ = [
     "beside", "broadcast", "concatenate", "cut", "dynamic_slice", "gather", "join", "parts_along", "reshape", "rev", "slice_",

@@ -30,7 +30,7 @@ from tensorprog.ir import Phi
 from tensorprog.ir.phi import parameter, vector
 
 if TYPE_CHECKING:
-    from tensorprog.frontend.interpret import Equation
+    from tensorprog.frontend.walk import Equation
 
 __all__ = ["CUSTOM", "with_own_slopes"]
 

@@ -14,7 +14,7 @@ from tensorprog.ir import Phi, position
 from tensorprog.ir.phi import parameter
 
 if TYPE_CHECKING:
-    from tensorprog.frontend.interpret import Equation
+    from tensorprog.frontend.walk import Equation
 
 __all__ = ["pad"]
 

@@ -40,7 +40,7 @@ from tensorprog.ir import Phi, position
 from tensorprog.ir.phi import parameter, vector
 
 if TYPE_CHECKING:
-    from tensorprog.frontend.interpret import Equation
+    from tensorprog.frontend.walk import Equation
 
 __all__ = ["RULES", "elementwise"]
 

@@ -12,7 +12,7 @@ from tensorprog.frontend.values import WIDTHS, Known, Value
 from tensorprog.ir import Source
 
 if TYPE_CHECKING:
-    from tensorprog.frontend.interpret import Equation
+    from tensorprog.frontend.walk import Equation
 
 __all__ = ["Refusal", "advice", "check_numbers", "same_place"]
 

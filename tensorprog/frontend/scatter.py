@@ -23,7 +23,7 @@ from tensorprog.ir import Const, Phi, Position, position
 from tensorprog.ir.phi import parameter, vector
 
 if TYPE_CHECKING:
-    from tensorprog.frontend.interpret import Equation
+    from tensorprog.frontend.walk import Equation
 
 __all__ = ["dynamic_update_slice", "masked", "scatter", "scatter_add", "scatter_extremum", "scatter_mul"]
 

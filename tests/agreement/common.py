@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
-
 import numpy as np
-import pytest
 
 import tensorprog as tp
 from tests.cases import Case
-
-
-def everyday(cases: Sequence[Case], slow: Collection[str]) -> list[Any]:
-    """The cases as parameters, those named `slow`, of which others show the like, among the slow tests."""
-    unknown = set(slow) - {case.name for case in cases}
-    assert not unknown, unknown
-    return [pytest.param(case, marks=pytest.mark.slow if case.name in slow else []) for case in cases]
 
 
 def compiled(case: Case, features: int = 1) -> tp.Kernel:

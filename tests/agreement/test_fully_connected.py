@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.agreement.common import agrees, compiled, everyday, relative
+from tests.agreement.common import agrees, compiled, relative
 from tests.cases import Case, fully_connected
+from tests.everyday import everyday
 
 SLOW = (
+    "fc-relu-depth10-wv2.0-bv0.1",
+    "fc-relu-depth30-wv2.0-bv0.0",
     "fc-relu-depth5-wv2.0-bv0.1",
     "fc-relu-depth20-wv2.0-bv0.1",
     "fc-erf-depth5-wv1.5-bv0.2",
@@ -17,7 +20,7 @@ SLOW = (
 )
 
 
-@pytest.mark.parametrize("case", everyday(fully_connected.CASES, SLOW), ids=str)
+@pytest.mark.parametrize("case", everyday(fully_connected.CASES, SLOW))
 def test_agrees(case: Case) -> None:
     agrees(case)
 

@@ -11,6 +11,8 @@ import tensorprog as tp
 from tests.agreement.common import compiled, relative
 from tests.cases import Case, composition, convolution, fully_connected, normalised, recurrent
 
+pytestmark = pytest.mark.slow
+
 PICKED = [
     "fc-relu-depth3-wv2.0-bv0.1",
     "fc-erf-depth3-wv1.5-bv0.2",

@@ -15,6 +15,8 @@ from tests.cases import composition, convolution, fully_connected, normalised, r
 from tests.references import duals
 from tests.references import fully_connected as reference
 
+pytestmark = pytest.mark.slow
+
 ALL = {
     case.name: case
     for module in (fully_connected, convolution, recurrent, normalised, composition)

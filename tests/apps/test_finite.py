@@ -49,6 +49,7 @@ def test_by_hand() -> None:
     np.testing.assert_allclose(slow, 4 * h @ h.T / n, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_methods_outputs_and_batches_agree() -> None:
     f, params, x1, x2 = sampled()
     full = apps.Empirical(f, params, output="full", method="jacobian")(x1, x2)
@@ -250,6 +251,7 @@ def relu_nngp(x: np.ndarray) -> Any:
     return tp.compile(lambda x: nn.dense(jax.nn.relu(nn.dense(x)), features=1), x[0])(x).nngp
 
 
+@pytest.mark.slow
 def test_check_agrees_and_draws(tmp_path: Path) -> None:
     x, _, _ = data(3)
     found = kernel().check(x, widths=(32, 64, 128))

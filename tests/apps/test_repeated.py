@@ -14,15 +14,26 @@ from jax.scipy.special import erf
 
 import tensorprog as tp
 from tensorprog import apps, nn
-from tests.apps.test_depth import mean, tanh
+from tests.apps.test_depth import mean
 
 W, B = tp.hyper("w", 2.5), tp.hyper("b", 0.05)
 
 
 def perceptron(x: jax.Array, depth: int = 5) -> jax.Array:
     for _ in range(depth):
-        x = jnp.tanh(nn.dense(x, weight_var=W, bias_var=B))
+        x = erf(nn.dense(x, weight_var=W, bias_var=B))
     return nn.dense(x, features=1, weight_var=W, bias_var=B)
+
+
+@cache
+def layer() -> apps.Block:
+    """The layer of `perceptron` by itself."""
+    return apps.Block(lambda h: nn.dense(erf(h), weight_var=W, bias_var=B))
+
+
+def second_moment(q: float) -> float:
+    """E erf(u)^2 at variance q (Williams 1997)."""
+    return 2 / np.pi * np.arcsin(2 * q / (1 + 2 * q))
 
 
 def residual(x: jax.Array, depth: int = 4) -> jax.Array:
@@ -42,10 +53,10 @@ def test_block_of_a_deep_network_is_the_block_by_itself() -> None:
     block = found(perceptron)
     assert block.hypers == {"w": 2.5, "b": 0.05} and repr(block) == "<Block found in a network: b=0.05, w=2.5>"
     for given in ({}, {"w": 1.2, "b": 0.2}):
-        assert abs(block.variance(0.8, **given) - tanh().variance(0.8, **given)) < 1e-12
-        assert abs(block.chi(0.8, 0.3, **given) - tanh().chi(0.8, 0.3, **given)) < 1e-12
-        assert str(block.phase(**given)) == str(tanh().phase(**given))
-    assert abs(block.critical("w", (0.5, 4.0), b=0.1) - tanh().critical("w", (0.5, 4.0), b=0.1)) < 1e-8
+        assert abs(block.variance(0.8, **given) - layer().variance(0.8, **given)) < 1e-12
+        assert abs(block.chi(0.8, 0.3, **given) - layer().chi(0.8, 0.3, **given)) < 1e-12
+        assert str(block.phase(**given)) == str(layer().phase(**given))
+    assert abs(block.critical("w", (0.5, 4.0), b=0.1) - layer().critical("w", (0.5, 4.0), b=0.1)) < 1e-8
 
 
 def two_inputs(q: float, c: float, size: int = 3) -> np.ndarray:
@@ -113,13 +124,13 @@ def test_circular_convolutions_are_perceptrons_for_alike_positions() -> None:
 
     def net(x: jax.Array) -> jax.Array:
         for _ in range(4):
-            x = jnp.tanh(nn.conv(x, 3, padding="CIRCULAR", weight_var=W, bias_var=B))
+            x = erf(nn.conv(x, 3, padding="CIRCULAR", weight_var=W, bias_var=B))
         return nn.dense(nn.global_avg_pool(x), features=1)
 
     block = apps.Block(net, jnp.zeros((3, 2)))
-    assert abs(block.variance(0.8) - tanh().variance(0.8)) < 1e-12
-    assert abs(block.chi(0.8, 0.3) - tanh().chi(0.8, 0.3)) < 1e-12
-    assert abs(block.chi(0.8) - tanh().chi(0.8)) < 1e-12
+    assert abs(block.variance(0.8) - layer().variance(0.8)) < 1e-12
+    assert abs(block.chi(0.8, 0.3) - layer().chi(0.8, 0.3)) < 1e-12
+    assert abs(block.chi(0.8) - layer().chi(0.8)) < 1e-12
 
     def padded(x: jax.Array) -> jax.Array:
         for _ in range(4):
@@ -152,18 +163,18 @@ def test_dropout() -> None:
 
 
 def test_weights_with_their_transposes() -> None:
-    """W^T tanh(W h) is a Gaussian of variance E[tanh^2], and the multiple E[tanh'] of h."""
+    """W^T erf(W h) is a Gaussian of variance E[erf^2], and the multiple E[erf'] of h."""
 
     def net(x: jax.Array) -> jax.Array:
         h, n = nn.dense(x), nn.width()
         for _ in range(4):
             w = nn.weight((n, n))
-            h = w.T @ jnp.tanh(w @ h / n**0.5) / n**0.5
+            h = w.T @ erf(w @ h / n**0.5) / n**0.5
         return nn.dense(h, features=1)
 
     q = 0.8
-    slope = mean(lambda z: np.cosh(np.sqrt(q) * z) ** -2)
-    expected = mean(lambda z: np.tanh(np.sqrt(q) * z) ** 2) + slope**2 * q
+    slope = 2 / np.sqrt(np.pi * (1 + 2 * q))
+    expected = second_moment(q) + slope**2 * q
     assert abs(found(net).variance(q) - expected) < 1e-10
 
 
@@ -173,7 +184,7 @@ def test_loaded_kernels_and_networks(tmp_path: Path) -> None:
     kernel.export(tmp_path / "deep.tpk", platforms=("cpu",))
     loaded = tp.load(tmp_path / "deep.tpk")
     for given in ((loaded,), (perceptron, jnp.zeros(3)), (kernel, jnp.zeros(3))):
-        assert abs(apps.Block(*given).variance(0.8, w=1.0) - tanh().variance(0.8, w=1.0)) < 1e-12
+        assert abs(apps.Block(*given).variance(0.8, w=1.0) - layer().variance(0.8, w=1.0)) < 1e-12
 
 
 def after_the_sum(x: jax.Array) -> jax.Array:
@@ -248,10 +259,10 @@ def test_the_same_weight_in_every_layer() -> None:
         h, n = nn.dense(x), nn.width()
         w = nn.weight((n, n))
         for _ in range(4):
-            h = w @ jnp.tanh(h) / n**0.5
+            h = w @ erf(h) / n**0.5
         return nn.dense(h, features=1)
 
-    assert abs(found(net).variance(0.8) - mean(lambda z: np.tanh(np.sqrt(0.8) * z) ** 2)) < 1e-10
+    assert abs(found(net).variance(0.8) - second_moment(0.8)) < 1e-10
 
 
 @pytest.mark.slow

@@ -15,6 +15,8 @@ from tensorprog import nn
 from tensorprog.apps.parametrization import PARAMETRIZATIONS
 from tests.apps.test_scaling import HALF, QUARTER, averaged, perceptron, wavy
 
+pytestmark = pytest.mark.slow
+
 WIDTHS, DRAWS = (64, 128, 256, 512), 24
 READOUTS = 50  # of which one is trained; the others show the size of an output at initialisation
 

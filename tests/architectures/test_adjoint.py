@@ -35,6 +35,7 @@ def test_quick_ones(name: str) -> None:
     check(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in zoo.ARCHITECTURES if name not in QUICK])
 def test_all_others(name: str) -> None:
     check(name)

@@ -125,6 +125,7 @@ def test_causal_attention() -> None:
     close(zoo.compiled("causal_attention")(x), (mean(value), mean(value) + mean(slope * 2 * mixed)))
 
 
+@pytest.mark.slow
 def test_a_mask_is_a_shorter_sequence() -> None:
     x = zoo.random_inputs(zoo.ARCHITECTURES["masked_rnn"].example, 2)
     x["mask"][:] = np.arange(4) < 2
@@ -199,6 +200,7 @@ def depth_pair(first: tuple[bool, ...], second: tuple[bool, ...]) -> Kernels:
     return k, theta + k
 
 
+@pytest.mark.slow
 def test_many_large_heads() -> None:
     """Hron et al. 2020, theorem 3, for two tokens: E[softmax(G) C softmax(G')'], Cov(G_st, G'_uv) = C_su C_tv; its tangent kernel with
     the queries and keys moved as well. A softmax of two is a sigmoid of d_s = G_s1 - G_s2."""

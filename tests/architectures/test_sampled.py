@@ -15,6 +15,8 @@ from examples import architectures as zoo
 from tensorprog import nn
 from tests import sampling
 
+pytestmark = pytest.mark.slow
+
 # A batch norm's gradient has heavy tails: fewer draws cannot tell the tangent kernel. Two widths in a layer: even ones.
 LARGE_BATCH = {"batch_norm", "instance_norm"}
 

@@ -18,6 +18,8 @@ import tensorprog as tp
 from tensorprog import nn
 from tests import sampling
 
+pytestmark = pytest.mark.slow
+
 erf, relu = jax.scipy.special.erf, jax.nn.relu
 X = np.random.default_rng(0).standard_normal((3, 4))
 

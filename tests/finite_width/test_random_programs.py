@@ -21,6 +21,8 @@ from tensorprog.runtime import kernel as runtime
 from tensorprog.runtime.optimisations import OPTIMISATIONS
 from tests import sampling
 
+pytestmark = pytest.mark.slow
+
 INPUT = (4,)
 PHI = {
     "relu": jax.nn.relu,

@@ -8,6 +8,8 @@ from tests import sampling
 from tests.agreement.common import compiled
 from tests.cases import Case, composition, convolution, fully_connected, normalised, recurrent
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     case
     for module in (fully_connected, convolution, recurrent, normalised, composition)

@@ -12,6 +12,8 @@ import pytest
 import tensorprog as tp
 from tests.sampling import check, tensorprog_network
 
+pytestmark = pytest.mark.slow
+
 relu, erf = jax.nn.relu, jax.scipy.special.erf
 WIDTHS, DRAWS = (32, 64, 128, 256), (1500, 800, 400, 200)
 

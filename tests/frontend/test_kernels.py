@@ -10,6 +10,7 @@ import pytest
 import tensorprog as tp
 from tensorprog import nn
 from tensorprog.ir import Nonlin
+from tests.everyday import everyday
 from tests.networks import ELEMENTS, NETWORKS, POSITIONS, readout, recurrent, scanned
 from tests.references import duals, quadrature
 
@@ -47,7 +48,7 @@ def test_a_function_of_one_vector(name: str) -> None:
     """E[phi(u) phi(u')] in polar coordinates by Gauss-Legendre."""
     net, shape = NETWORKS[name]
     x = 0.7 * np.random.default_rng(6).standard_normal((2, *shape))
-    found = tp.compile(net, jnp.zeros(shape))(x).nngp
+    found = tp.compile(net, jnp.zeros(shape))(x, get="nngp")
     (q1, c), (_, q2) = x @ x.T / shape[0]
     phi = lambda u: np.asarray(ELEMENTS[name](jnp.asarray(u), 0.0))
     np.testing.assert_allclose(found[0, 1], quadrature.pair_expectation(phi, phi, q1, q2, c), rtol=1e-10)
@@ -68,7 +69,7 @@ EQUAL = {
 }
 
 
-@pytest.mark.parametrize("name", EQUAL)
+@pytest.mark.parametrize("name", everyday(EQUAL, ["and is a product", "clamp is min of max"]))
 def test_equal_functions_have_equal_kernels(name: str) -> None:
     x = X[:, 0]
     one, two = (
@@ -126,7 +127,7 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("name", everyday(SAME, ["a split layer", "concatenated halves", "einsum", "scan is a loop"]))
 def test_equal_networks_have_equal_kernels(name: str) -> None:
     one, two, shape = SAME[name]
     x = np.random.default_rng(7).standard_normal((3, *shape))

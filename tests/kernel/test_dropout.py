@@ -48,6 +48,7 @@ def close(found: tp.KernelResult, wanted: tuple[np.ndarray, np.ndarray]) -> None
     np.testing.assert_allclose(found.ntk, wanted[1], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_own_draws_and_two_draws(tmp_path: Path) -> None:
     kernel = tp.compile(two_layers, X[0])
     close(kernel(X), by_hand(X, True))
@@ -63,7 +64,7 @@ def test_own_draws_and_two_draws(tmp_path: Path) -> None:
     close(loaded.recompile()(X, X), by_hand(X, False))
 
 
-@pytest.mark.parametrize("shared", [(), (0,)])
+@pytest.mark.parametrize("shared", [(), pytest.param((0,), marks=pytest.mark.slow)])
 def test_masks_of_positions(shared: tuple[int, ...]) -> None:
     """Independent masks leave two positions of one input alone; one mask for all divides them too."""
     net = lambda x: nn.dense(nn.dropout(jax.nn.relu(nn.dense(x)), 0.25, shared=shared).mean(0), features=1)
@@ -76,6 +77,7 @@ def test_masks_of_positions(shared: tuple[int, ...]) -> None:
     np.testing.assert_allclose(found, np.where(one_mask, k / 0.75, k).mean((2, 3)), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_function_of_dropped_positions_is_sampled() -> None:
     """A mask inside of a function of many positions: of one input with itself and with another, by the same formula."""
     net = lambda x: nn.dense(jnp.tanh(nn.dropout(nn.dense(x), 0.5).mean(0)), features=1)

@@ -12,9 +12,11 @@ import pytest
 
 import tensorprog as tp
 from tensorprog import nn
-from tests.kernel.test_transposes import X, close, erf, gaussian_mean, kernels, pairs, times
+from tests.kernel.common import X, close, gaussian_mean, kernels, pairs, times
 from tests.references import duals
 from tests.test_finite_width import check as check_stages
+
+erf = jax.scipy.special.erf
 
 
 def spiked(steps: int, onsager: bool = True, train: bool = False) -> Callable:

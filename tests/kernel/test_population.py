@@ -17,7 +17,7 @@ from tensorprog.lower import lower
 from tensorprog.lower.schedule import Loop, schedule
 from tensorprog.passes import structure
 
-LAYERS = 4
+LAYERS = 3
 
 
 def gated(x: jax.Array) -> jax.Array:

@@ -36,9 +36,8 @@ def kinds(kernel: tp.Kernel) -> set[type]:
     return {type(q) for q in kernel.graph.nodes} & {Sampled, Tilted}
 
 
-@pytest.mark.parametrize(
-    "epsilon", [pytest.param(0.0, marks=pytest.mark.slow), 1e-5, pytest.param(0.1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("epsilon", [0.0, 1e-5, 0.1])
 def test_relu_after_batch_norm(epsilon: float) -> None:
     """Yang et al. 2019, appendix E: one integral within a batch, two across."""
     kernel = tp.compile(network(epsilon), X[0])
@@ -49,6 +48,7 @@ def test_relu_after_batch_norm(epsilon: float) -> None:
     np.testing.assert_allclose(found[0, 1], across_batches(X[0], X[1], epsilon), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_more_members_than_features() -> None:
     """A singular covariance, whose integrand falls off late."""
     x = np.random.default_rng(5).standard_normal((1, B, 2))
@@ -63,6 +63,7 @@ def test_every_way_to_write_it() -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(a).max())
 
 
+@pytest.mark.slow
 def test_the_tangent_kernel_is_that_of_a_sum_of_weights() -> None:
     """sum over weights of E[dh dh'] E[x x']: backpropagation through the batch, sampled; ours is the tangent program."""
     kernel = tp.compile(network(1e-3), X[0])

@@ -28,7 +28,7 @@ def kernel() -> tp.Kernel:
     return tp.compile(relu_net, jnp.zeros(3))
 
 
-@pytest.mark.parametrize("net", [relu_net, pooled])
+@pytest.mark.parametrize("net", [relu_net, pytest.param(pooled, marks=pytest.mark.slow)])
 def test_tiles_and_symmetry_change_nothing(net, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     one = tp.compile(net, jnp.zeros(3))
     whole, cross = one(X), one(X, X[:4])
@@ -124,6 +124,7 @@ def test_trees_and_whole_numbers_as_inputs() -> None:
         kernel({"word": words[:2], "value": values})
 
 
+@pytest.mark.slow
 def test_outputs_at_positions_with_features() -> None:
     """Features are identical copies wherever their axis stands: positions keep theirs, also where the sizes coincide."""
     rng = np.random.default_rng(0)

@@ -49,7 +49,14 @@ def recurrent(x: jax.Array) -> jax.Array:
 
 
 @pytest.mark.parametrize(
-    ("net", "shape"), [(deep(8), (5,)), (convolutional, (4, 3, 2)), (residual, (5,)), (recurrent, (6, 2))]
+    ("net", "shape"),
+    [
+        (deep(8), (5,)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((convolutional, (4, 3, 2)), (residual, (5,)), (recurrent, (6, 2)))
+        ),
+    ],
 )
 def test_rolled_equals_unrolled(net: Any, shape: tuple[int, ...]) -> None:
     kernel = tp.compile(net, jnp.zeros(shape))

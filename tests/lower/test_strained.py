@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +13,11 @@ import pytest
 import tensorprog as tp
 from tensorprog import nn
 
-KERNEL = tp.compile(lambda x: nn.dense(jnp.tanh(nn.dense(x)), features=1), jnp.zeros(1))
-KINKED = tp.compile(lambda x: nn.dense(jax.nn.soft_sign(nn.dense(x)), features=1), jnp.zeros(2))
-PLANE = tp.compile(lambda x: nn.dense(jnp.tanh(nn.dense(x)), features=1), jnp.zeros(2))
+
+@cache
+def compiled(phi: Callable, size: int = 1) -> tp.Kernel:
+    """One hidden layer, made when a test first asks: every worker imports this file."""
+    return tp.compile(lambda x: nn.dense(phi(nn.dense(x)), features=1), jnp.zeros(size))
 
 
 def diagonal(variance: float) -> tuple[float, float]:
@@ -27,11 +32,12 @@ def diagonal(variance: float) -> tuple[float, float]:
 @pytest.mark.parametrize("wide", [True, False])
 def test_diagonals_are_right_at_every_variance(wide: bool) -> None:
     """Of 16 the diagonal was off by 1e-4 in single precision, of 100 by 8 %, of 10^6 by a factor of 90."""
+    kernel = compiled(jnp.tanh)
     with jax.enable_x64(wide):
         for variance in (1e-12, 1.0, 16.0, 40.0, 100.0, 1e4, 1e6, 1e10, 1e14):
             x = np.full((1, 1), variance**0.5, np.float64 if wide else np.float32)
             for found in (
-                (KERNEL(x), KERNEL.diag(x)) if variance <= 1e6 else (KERNEL.diag(x),)
+                (kernel(x), kernel.diag(x)) if variance <= 1e6 else (kernel.diag(x),)
             ):  # pairs end at 1e6 and 1e8
                 for got, want in zip(found, diagonal(variance), strict=True):
                     np.testing.assert_allclose(got.item(), want, rtol=1e-11 if wide else 2e-6)
@@ -42,12 +48,16 @@ def soft_sign_slope(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "function", "slope"),
-    [(PLANE, np.tanh, lambda x: 1 / np.cosh(np.clip(x, -300, 300)) ** 2), (KINKED, lambda x: x / (1 + np.abs(x)), soft_sign_slope)],
+    ("phi", "function", "slope"),
+    [
+        (jnp.tanh, np.tanh, lambda x: 1 / np.cosh(np.clip(x, -300, 300)) ** 2),
+        (jax.nn.soft_sign, lambda x: x / (1 + np.abs(x)), soft_sign_slope),
+    ],
     ids=["tanh", "soft_sign"],
-)  # fmt: skip
-def test_pairs_are_right_beyond_the_usual_rules(kernel, function, slope) -> None:
+)
+def test_pairs_are_right_beyond_the_usual_rules(phi, function, slope) -> None:
     """E[f(u) f(v)] and E[f'(u) f'(v)] by sums over the law of v given u."""
+    kernel = compiled(phi, 2)
     with jax.enable_x64():
         for s, t, rho in ((10.0, 30.0, 0.9), (30.0, 30.0, 1 - 1e-6), (100.0, 100.0, -0.5), (1.0, 100.0, 0.999)):
             a, b = np.array([[s, 0.0]]), np.array([[rho, (1 - rho**2) ** 0.5]]) * t
@@ -84,36 +94,37 @@ def nodes(s: float, mean: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_refusals_name_function_and_variance_in_every_call() -> None:
-    x = np.linspace(1, 1e6, 300)[:, None]
+    kernel, x = compiled(jnp.tanh), np.linspace(1, 1e6, 300)[:, None]
     loud = tp.joint(lambda x: nn.dense(jax.nn.swish(nn.dense(x)), features=1), jnp.zeros(1))
-    alone = lambda x: KERNEL.diag(1e4 * x)  # expectations of one variable reach farther
-    for call in (KERNEL, alone, lambda x: KERNEL(x[:1], x), loud):
+    alone = lambda x: kernel.diag(1e4 * x)  # expectations of one variable reach farther
+    for call in (kernel, alone, lambda x: kernel(x[:1], x), loud):
         with pytest.raises(tp.InputError, match=r"(tanh|logistic)(.|\n)*variance of \d(.|\n)*scale the inputs down"):
             call(x)
 
 
 def test_what_cannot_raise_gives_nan(tmp_path) -> None:
-    KERNEL.export(tmp_path / "kernel.tpk")
+    kernel = compiled(jnp.tanh)
+    kernel.export(tmp_path / "kernel.tpk")
     x = np.array([[1.0], [2e3], [3e4]], np.float32)
-    want = np.asarray(KERNEL(x[:2]).ntk)
-    for call in (jax.jit(KERNEL), tp.load(tmp_path / "kernel.tpk")):
+    want = np.asarray(kernel(x[:2]).ntk)
+    for call in (jax.jit(kernel), tp.load(tmp_path / "kernel.tpk")):
         found = np.asarray(call(x).ntk)
         np.testing.assert_allclose(found[:2, :2], want, rtol=1e-5)  # float32, compiled in other ways
         assert np.isnan(found[2]).all()
         assert np.isnan(found[:, 2]).all()
         assert np.isfinite(call(x[:2]).nngp).all()
-        np.testing.assert_array_equal(np.isnan(np.asarray(jax.jit(KERNEL.diag)(x * 1e4).ntk)), [False, False, True])
+        np.testing.assert_array_equal(np.isnan(np.asarray(jax.jit(kernel.diag)(x * 1e4).ntk)), [False, False, True])
 
 
 def test_what_a_series_alone_follows_is_refused_early() -> None:
     """The transition is not at zero, where the plane would be cut, but at 6: at huge variances nodes miss it."""
-    kernel = tp.compile(lambda x: nn.dense(jnp.arctan(nn.dense(x) - 6), features=1), jnp.zeros(1))
+    kernel = compiled(lambda h: jnp.arctan(h - 6))
     kernel(np.full((1, 1), 1.0, np.float32))
     with pytest.raises(tp.InputError, match="off by more than 1e-5"):
         kernel(np.full((1, 1), 1e4, np.float32))
 
 
 def test_closed_forms_have_no_limit() -> None:
-    kernel = tp.compile(lambda x: nn.dense(jax.lax.erf(nn.dense(x)), features=1), jnp.zeros(1))
+    kernel = compiled(jax.lax.erf)
     assert kernel.functions.steps is not None and kernel.functions.steps.strained is None
     np.testing.assert_allclose(kernel(np.full((1, 1), 1e9)).nngp[0, 0], 1.0, rtol=1e-8)

@@ -62,6 +62,7 @@ def plain_dense(x: jax.Array, features: int | None = None, **options: Any) -> ja
     return shifted(nn.dense(x, features, **options))
 
 
+@pytest.mark.slow
 def test_flax_mlp() -> None:
     """Layer norm, GELU and dropout, against the same network by tensorprog.nn."""
     case = CASES["flax: perceptron"]
@@ -81,6 +82,7 @@ def test_flax_mlp() -> None:
     }
 
 
+@pytest.mark.slow
 def test_flax_cnn() -> None:
     laws = {"conv1.kernel": tp.Gaussian(std=0.4), "conv2.kernel": lambda n: tp.Gaussian(std=(9 * n) ** -0.5)}
     net = tp.from_flax(CNN, batch_axis=0, init={**laws, "readout.kernel": OVER_WIDTH})
@@ -129,6 +131,7 @@ def mixed(h: jax.Array, biased: bool) -> jax.Array:
     return dense(jnp.broadcast_to(dense(h).mean(0), h.shape))
 
 
+@pytest.mark.slow
 def test_equinox_attention() -> None:
     case = CASES["equinox: attention"]
     net = tp.from_equinox(case.build, call=case.call, init=EQUINOX_ATTENTION)
@@ -142,6 +145,7 @@ def test_equinox_attention() -> None:
     same(tp.compile(net, xs[0])(xs), tp.compile(plain, xs[0])(xs))
 
 
+@pytest.mark.slow
 def test_flax_transformer() -> None:
     case = CASES["flax: transformer"]
     net = tp.from_flax(case.build, init=BLOCK)
@@ -370,6 +374,7 @@ class LinenNet(flax.linen.Module):
 LINEN = {"Dense_0.kernel": tp.Gaussian(std=0.5), "Dense_1.kernel": OVER_WIDTH}
 
 
+@pytest.mark.slow
 def test_linen() -> None:
     """The same kernels as tensorprog.nn, with a batch axis or without."""
     x = np.random.default_rng(0).standard_normal((3, 4))
@@ -387,6 +392,7 @@ def test_linen() -> None:
     np.testing.assert_allclose(tp.apply(net, params, x[0]), LinenNet(8).apply(variables, x[0]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_linen_batch_norm() -> None:
     x = np.random.default_rng(0).standard_normal((9, 4))
     net = tp.from_linen(lambda width: LinenNet(width, batch_norm=True), x, init=LINEN)
@@ -432,7 +438,7 @@ def test_refusals_of_linen(name: str) -> None:
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_mean_logits_are_those_of_the_library_but_for_their_scale(causal: bool) -> None:
     q, k, v = jax.random.normal(jax.random.key(0), (3, 4, 2, 9))
     mask = jnp.arange(4) != 1

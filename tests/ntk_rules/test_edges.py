@@ -80,7 +80,7 @@ def test_against_mpmath(name: str, path: tuple[tuple[int, int], ...]) -> None:
 @pytest.mark.parametrize(
     "names, path",
     [
-        (("threshold", "threshold"), ((0, 0), (0, 0))),
+        pytest.param(("threshold", "threshold"), ((0, 0), (0, 0)), marks=pytest.mark.slow),
         (("threshold", "threshold"), ((0, 1), (0, 1))),
         pytest.param(("celu", "celu"), ((0, 0),), marks=pytest.mark.slow),
         pytest.param(("celu", "celu"), ((0, 1), (0, 1)), marks=pytest.mark.slow),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import sympy as sp
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from ntk_rules import expectation, functions
 
 from . import references
 from .test_closed import numpy_of, values
+
+pytestmark = pytest.mark.slow
 
 u, v = sp.symbols("u v")
 _BASES = [

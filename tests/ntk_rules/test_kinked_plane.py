@@ -16,6 +16,8 @@ from ntk_rules.question import canonical
 
 from . import references
 
+pytestmark = pytest.mark.slow
+
 u, v = sp.symbols("u v", real=True)
 b = sp.Symbol("b", real=True)
 

@@ -15,6 +15,8 @@ from ntk_rules.functions import logistic, softplus
 
 from . import references
 
+pytestmark = pytest.mark.slow
+
 u, v, w, t = sp.symbols("u v w t")
 
 SMOOTH = {

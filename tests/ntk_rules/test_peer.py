@@ -12,6 +12,8 @@ from ntk_rules import expectation, functions
 
 from . import references
 
+pytestmark = pytest.mark.slow
+
 u, v = sp.symbols("u v", real=True)
 
 

@@ -16,6 +16,8 @@ from ntk_rules.functions import logistic, softplus
 
 from . import references
 
+pytestmark = pytest.mark.slow
+
 u, v = sp.symbols("u v", real=True)
 
 # (f, g): steep, with poles near the axis, oscillating, growing, with kinks, and of both signs.

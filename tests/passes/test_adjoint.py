@@ -316,7 +316,13 @@ def agree(net: Callable, shape: tuple[int, ...], tolerance: float = 1e-12) -> No
         np.testing.assert_allclose(others[name], part, rtol=0, atol=tolerance * np.abs(first(x).ntk).max())
 
 
-@pytest.mark.parametrize("name", ["both ways", "other widths", "an output of positions", "residual"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "both ways",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("other widths", "an output of positions", "residual")),
+    ],
+)
 def test_tangent_is_adjoint(name: str) -> None:
     agree(*READOUTS[name])
 
@@ -334,6 +340,7 @@ def check_random(steps: list[tuple], tolerance: float | None) -> None:
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 @hypothesis.given(programs())
 @hypothesis.settings(max_examples=15)
 def test_tangent_is_adjoint_for_random_programs(steps: list[tuple]) -> None:

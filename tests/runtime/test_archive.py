@@ -114,6 +114,7 @@ def test_tiles_and_loops_give_the_same_matrix(loaded, monkeypatch):
     assert_close(jax.jit(lambda a, b: loaded(a, b))(x1, x2), whole, "float64")
 
 
+@pytest.mark.slow
 def test_convolution_of_structured_inputs(tmp_path):
     example = {"which": (jnp.zeros((), int),), "image": jnp.zeros((4, 2)), "gate": jnp.zeros(())}
     kernel = tp.compile(tree_net, example)

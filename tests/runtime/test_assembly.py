@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,16 @@ def positions(x: jax.Array) -> jax.Array:
     return nn.dense(jax.nn.relu(nn.conv(x[:, None], 2)), features=1)[:, 0]
 
 
+@functools.cache
+def compiled(net: Callable[..., Any]) -> tuple[tp.Kernel, np.ndarray, np.ndarray, list[np.ndarray]]:
+    """A kernel, inputs, and both matrices pair by pair: its code for tiles of one size serves all cases that cut them so."""
+    x, y = (np.random.default_rng(k).standard_normal((k, 3)) for k in (11, 7))
+    kernel = tp.compile(net, jnp.zeros(3))
+    pair = jax.jit(lambda a, b: jnp.stack(kernel.functions.block([a], [b], {})))
+    one = [[pair(a[None], b[None])[:, 0, 0] for b in y] for a in x]
+    return kernel, x, y, list(np.moveaxis(np.array(one), 2, 0))
+
+
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "CACHED", 12)
@@ -39,16 +50,13 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_entry_is_in_its_place(
     net: Callable[..., Any], accelerator: bool, piece: int, small_tiles: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, y = (np.random.default_rng(k).standard_normal((k, 3)) for k in (11, 7))
-    kernel = tp.compile(net, jnp.zeros(3))
-    pair = jax.jit(lambda a, b: jnp.stack(kernel.functions.block([a], [b], {})))
-    one = [[pair(a[None], b[None])[:, 0, 0] for b in y] for a in x]
+    kernel, x, y, one_by_one = compiled(net)
     monkeypatch.setattr("tensorprog.runtime.gram.Layers._inputs_at_once", lambda *args: piece)
     if accelerator:
         monkeypatch.setattr(pieces, "matrices", lambda s, d, like, partners, reuse: DeviceMatrices(s, d, partners))
         monkeypatch.setattr("tensorprog.runtime.gram.matrices", pieces.matrices)
         monkeypatch.setattr(tiles, "TILE_BYTES", 8 * 64 * 12)
-    for k, wanted in zip(kernel(x, y), np.moveaxis(np.array(one), 2, 0), strict=True):
+    for k, wanted in zip(kernel(x, y), one_by_one, strict=True):
         np.testing.assert_allclose(k, wanted, rtol=1e-13, atol=1e-13)
     for k, between in zip(kernel(x), kernel(x, x + 0), strict=True):
         np.testing.assert_allclose(k, between, rtol=1e-13, atol=1e-13)

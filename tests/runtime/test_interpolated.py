@@ -66,7 +66,11 @@ def difference(a: Any, b: Any, kernel: Any, x: Any, y: Any) -> float:
 
 @pytest.mark.parametrize(
     ("net", "equal_norms"),
-    [(deep(jax.nn.relu, 3), False), (deep(jax.nn.relu, 2, 0.3), True), (deep(erf, 2, 0.1), False)],
+    [
+        (deep(jax.nn.relu, 3), False),
+        (deep(jax.nn.relu, 2, 0.3), True),
+        pytest.param(deep(erf, 2, 0.1), False, marks=pytest.mark.slow),
+    ],
     ids=["homogeneous", "kinks with biases, one norm", "smooth with biases"],
 )
 def test_agrees_with_the_layers(net: Net, equal_norms: bool, always: list[bool]) -> None:

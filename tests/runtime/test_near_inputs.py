@@ -42,7 +42,7 @@ def near(entries: int) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("entries", [1, 3, SKETCH + 1])
+@pytest.mark.parametrize("entries", [pytest.param(1, marks=pytest.mark.slow), 3, SKETCH + 1])
 def test_whatever_the_norms(entries: int) -> None:
     """Without the second computation the error is 8e-5 (3 entries)."""
     x = near(entries)
