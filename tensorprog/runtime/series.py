@@ -99,7 +99,8 @@ def make_series(sample: Samples, low: float, high: float, dtype: Any, homogeneou
 
 def _scales(sample: Samples, low: float, high: float, tolerance: float) -> np.ndarray | None:
     """log s as a series in the log-norm."""
-    for n in (4, 8, 16, 32):
+    one = high - low < 1e-12
+    for n in (4,) if one else (16, 32):  # fewer points would be filled up to as many
         at = (low + high) / 2 + (high - low) / 2 * _nodes(n)
         points = at, np.zeros(n)
         own = np.diagonal(sample(points, points), axis1=1, axis2=2)
@@ -107,7 +108,7 @@ def _scales(sample: Samples, low: float, high: float, tolerance: float) -> np.nd
             return None
         frozen = own[:, :1] == 0  # nothing is trained: that kernel is zero
         found = _transformed(np.log(np.where(frozen, 1, own)) / 2)
-        if n == 4 and high - low < 1e-12:
+        if one:
             return found[:, :1]
         if np.abs(found[:, -2:]).max() <= tolerance:
             return found
