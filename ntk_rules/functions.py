@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import sympy as sp
+import sympy.tensor.tensor  # which SymPy itself imports at its first sum, in the middle of a derivation
 from jax.scipy import special as jsp
 
 from ntk_rules import special
@@ -164,9 +165,7 @@ def differences_kept(expr: sp.Expr) -> sp.Expr:
     return expr.replace(lambda part: part.is_Add and part.has(sp.exp), lambda total: _joined(total, *_EXP))
 
 
-def _joined(
-    total: sp.Add, near_one: Callable[[sp.Expr], bool], difference: Callable[[sp.Expr], sp.Expr]
-) -> sp.Expr:
+def _joined(total: sp.Add, near_one: Callable[[sp.Expr], bool], difference: Callable[[sp.Expr], sp.Expr]) -> sp.Expr:
     """A sum with its addends a g and -a as one, a times `difference` of g, which is g - 1; for factors g that are `near_one`."""
     addends = list(total.args)
     for addend in total.args:

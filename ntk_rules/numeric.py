@@ -100,7 +100,9 @@ def assemble(
         return zero_method()
     error_and_scale = parts[0].error if len(parts) == 1 else together  # what was looked at before is known
     known = parts[0].probes if len(parts) == 1 and correlations == _EVERYWHERE else None
-    bound, how_far = admissible(error_and_scale, needs, question, correlations) if known is None else judged(known, question)
+    bound, how_far = (
+        admissible(error_and_scale, needs, question, correlations) if known is None else judged(known, question)
+    )
     steps = tuple(dict.fromkeys(p.step for p in parts)) + unknown_functions(question)
 
     moves = by_correlations(compute, needs)

@@ -111,7 +111,7 @@ def _scales(sample: Samples, low: float, high: float, tolerance: float) -> np.nd
         if one:
             return found[:, :1]
         if np.abs(found[:, -2:]).max() <= tolerance:
-            return found
+            return found[:, : _kept(np.abs(found).max(0), tolerance / 100)]
     return None
 
 
@@ -133,12 +133,15 @@ def _trimmed(coefficients: np.ndarray, tolerance: float) -> np.ndarray:
     """Without the last polynomials in the norms and in the angle, all of whose coefficients together are below the tolerance."""
     size = np.abs(coefficients)
 
-    def kept(axes: tuple[int, ...]) -> int:
-        rest = np.cumsum(size.sum(axes).max(0)[::-1])[::-1]  # of this and all later ones
-        return max(1, int(np.sum(rest > tolerance)))
-
+    kept = lambda axes: _kept(size.sum(axes).max(0), tolerance)
     norms = max(kept((2, 3)), kept((1, 3)))
     return coefficients[:, :norms, :norms, : kept((1, 2))]
+
+
+def _kept(size: np.ndarray, tolerance: float) -> int:
+    """How many are left without the last ones, which together are below the tolerance."""
+    rest = np.cumsum(size[::-1])[::-1]  # of this and all later ones
+    return max(1, int(np.sum(rest > tolerance)))
 
 
 def _agrees(series: Series, sample: Samples, tolerance: float) -> bool:
