@@ -34,13 +34,11 @@ NEAR = {
 }  # 1 - |cosine| from which a rounded cosine tells an angle to 1e-6
 EQUAL = 1e-6  # range of log-norms that rounding makes
 CHUNK = 2**14  # pairs computed again at once
-LEAST_ANGLES = (
-    14  # of a series in norms, unless the network is nearly linear: one layer of erf has 26, three of GELU 22
-)
+LEAST_ANGLES = 14  # of a series in norms, unless a network is nearly linear: one layer of erf has 26
 AT_ONCE = 1024  # pairs in the plane that are computed together
 OFTEN = 4  # series of costly layers after which XLA's compilation is worth its time
 FIRST, SECOND = 16, 64  # points between which costly kernels are
-FEW = 8  # inputs that are looked at first: of inputs that differ in their norms, nearly always two of them do
+AT_FIRST = 8  # inputs of which nearly always two have different norms, if any two do
 
 
 class Interpolated:
@@ -78,7 +76,7 @@ class Interpolated:
         if dtype not in TOLERANCE or len(x1[0]) * len((x2 or x1)[0]) < LEAST_PAIRS:
             return None
         features = [self._features(x, hypers) for x in (x1, x2) if x is not None]
-        if self._corner and _differ(np.asarray(features[0])[:FEW]):
+        if self._corner and _differ(np.asarray(features[0])[:AT_FIRST]):
             return None
         sides = [_Side(found) for found in features]
         if not all(side.usable for side in sides):

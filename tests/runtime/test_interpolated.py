@@ -219,7 +219,7 @@ def test_norms_that_differ_late_are_seen() -> None:
     """Of a kinked network with biases there is a series for inputs of one norm alone, and a few are looked at first."""
     kernel = tp.compile(deep(jax.nn.relu, 2, 0.3), jnp.zeros((2, 2)))
     x = inputs(200, equal_norms=True)
-    x[interpolated.FEW :] *= np.linspace(1, 2, 200 - interpolated.FEW)[:, None, None]
+    x[interpolated.AT_FIRST :] *= np.linspace(1, 2, 200 - interpolated.AT_FIRST)[:, None, None]
     for mine, right in zip(kernel(x), kernel.without("interpolation")(x), strict=True):
         np.testing.assert_allclose(mine, right, rtol=1e-12)
 
