@@ -35,8 +35,8 @@ from tensorprog.runtime.assembly import HostMatrices
 OUT = study.RESULTS / "profile"
 NAMES = (
     "fc-relu-d3", "fc-relu-d3-bias", "fc-relu-d20", "fc-relu-d20-bias", "fc-relu-d3-gram4000", "fc-relu-d20-gram4000", "fc-erf-d5",
-    "fc-erf-d5-gram4000", "fc-swish-quad-d3-gram250", "fc-tanh-gelu-quad-d3-gram250", "cnn-flatten-8x8x1-gram100",
-    "cnn-pool-8x8x1-gram40", "cnn-pool-16x16x3-gram16",
+    "fc-erf-d5-gram4000", "fc-gelu-closed-d3-gram1000", "fc-swish-quad-d3-gram250", "fc-tanh-gelu-quad-d3-gram250", "cnn-flatten-8x8x1-gram100",
+    "cnn-pool-8x8x1-gram40", "cnn-pool-16x16x3-gram16", "wide-resnet-8x8x3-gram24",
 )  # fmt: skip
 ROUNDS = 9
 ONE_CORE, FIRST = "--on-one-core", "--first-call"
@@ -136,25 +136,34 @@ def _medians(call: Callable[[], Any]) -> tuple[float, float]:
 
 def first_call(name: str) -> None:
     """Print the seconds of derivation, of tracing and lowering, of XLA's compilation while nothing is traced, and of what else the first
-    call does."""
+    call does; and how many fused loops XLA has compiled."""
     spans: dict[str, list[tuple[float, float]]] = {"trace": [], "compile": []}
-    parts = {"jaxpr_trace": "trace", "jaxpr_to_mlir_module": "trace", "backend_compile": "compile"}
+    known = {"jaxpr_trace": "trace", "jaxpr_to_mlir_module": "trace", "backend_compile": "compile"}
 
     def heard(event: str, duration: float, **_: Any) -> None:
-        part, now = parts.get(event.split("/")[-1].removesuffix("_duration")), time.perf_counter()
+        part, now = known.get(event.split("/")[-1].removesuffix("_duration")), time.perf_counter()
         if part is not None:
             spans[part].append((now - duration, now))
+
+    codes: list[Any] = []
+    to_code = jax.stages.Lowered.compile
+
+    def compiled(lowered: jax.stages.Lowered, *args: Any, **kwargs: Any) -> Any:
+        codes.append(to_code(lowered, *args, **kwargs))
+        return codes[-1]
 
     jax.block_until_ready(jnp.ones(3) + 1)
     start = time.perf_counter()
     kernel, inputs = _compiled(next(case for case in cases.CASES if case.name == name))
     derived = time.perf_counter()
     jax.monitoring.register_event_duration_secs_listener(heard)
-    jax.block_until_ready(kernel(*inputs))
+    with mock.patch.object(jax.stages.Lowered, "compile", compiled):
+        jax.block_until_ready(kernel(*inputs))
     whole = time.perf_counter() - derived
     trace, both = _covered(spans["trace"]), _covered(spans["trace"] + spans["compile"])
-    seconds = {"derive": derived - start, "trace": trace, "compile": both - trace, "run": whole - both}
-    print(json.dumps(seconds))
+    loops = sum(code.as_text().count(" fusion(") for code in codes)
+    parts = {"derive": derived - start, "trace": trace, "compile": both - trace, "run": whole - both}
+    print(json.dumps({**parts, "loops": loops}))
 
 
 def _covered(spans: list[tuple[float, float]]) -> float:
@@ -208,14 +217,15 @@ def row(found: dict[str, Any]) -> str:
     numbers = (
         found[name] for name in ("all cores", "processor", "limit", "one core", "whole", *PARTS, "product", "copy")
     )
-    return f"| {found['case']} | {' | '.join(f'{1e3 * n:.3g}' for n in numbers)} | {' / '.join(f'{n:.2g}' for n in first)} |"
+    milliseconds = " | ".join(f"{1e3 * n:.3g}" for n in numbers)
+    return f"| {found['case']} | {milliseconds} | {' / '.join(f'{n:.2g}' for n in first)} | {found['first call']['loops']} |"
 
 
 def main(prefixes: list[str]) -> None:
     """Measure the cases whose names begin so, or all, which replaces the results kept."""
     before, after = (
         ("all cores", "processor", "limit", "one core", "tile after tile"),
-        ("product alone", "two copies", "first call"),
+        ("product alone", "two copies", "first call", "fused loops"),
     )
     columns = (*before, *PARTS, *after)
     head = [
@@ -223,7 +233,8 @@ def main(prefixes: list[str]) -> None:
         "that it takes; the limit of the comparison (one product of the inputs, read once, and two results); in a process kept to one core;",
         "and tile after tile, as a whole and in parts. Beside them one product of the inputs alone and two copies of the result into fresh",
         "memory, which no way to compute it can save. Last, in seconds, the first call of a process: deriving the kernel, tracing and",
-        "lowering it, XLA's compilation while nothing is traced, and the rest. What binds: docs/speed.md.",
+        "lowering it, XLA's compilation while nothing is traced, and the rest; and how many fused loops XLA compiles in it. What binds:",
+        "docs/speed.md.",
         "",
         f"| case | {' | '.join(columns)} |",
         f"|{'---|' * (1 + len(columns))}",

@@ -38,8 +38,9 @@ def broadcasting(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]
 
 
 def elementwise(function: Callable[..., jax.Array], size: int) -> Callable[..., jax.Array]:
-    """`function` of equal one-dimensional arrays as a broadcasting function, `size` elements at a time."""
-    return broadcasting(in_slices(function, size))
+    """`function` of equal one-dimensional arrays as a broadcasting function, `size` elements at a time: jitted, so that it is traced once for
+    all slices of that size, and not again for every axis that vmap adds."""
+    return broadcasting(in_slices(jax.jit(function), size))
 
 
 def in_slices(function: Callable[..., jax.Array], size: int) -> Callable[..., jax.Array]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ntk_rules import special
-from ntk_rules.chunks import broadcasting, elementwise
+from ntk_rules.chunks import broadcasting, elementwise, in_slices
 from ntk_rules.panels import SHARP, Piecewise, density, graded
 
 NODES64, NODES32 = 104, 44  # on either side of a cut
@@ -96,17 +96,24 @@ def beyond(f: Piecewise, g: Piecewise, single: float, double: float) -> Callable
 
 
 def thinned(f: Piecewise, g: Piecewise, thins: tuple[int, ...]) -> Callable[..., list[jax.Array]]:
-    """A function of (s_u, s_v, rho, w): the means with all nodes and with fewer."""
+    """A function of (wanted, s_u, s_v, rho, w): the means with all nodes and with fewer, where they are wanted, and 0 elsewhere."""
     value = mean_far(f, g)
 
-    def values(*law: jax.Array) -> list[jax.Array]:
-        shape = jnp.broadcast_shapes(*(x.shape for x in law))
-        flat = tuple(jnp.broadcast_to(x, shape).reshape(-1) for x in law)
+    def values(wanted: jax.Array, *law: jax.Array) -> list[jax.Array]:
+        shape = jnp.broadcast_shapes(wanted.shape, *(x.shape for x in law))
+        flat = [jnp.broadcast_to(x, shape).reshape(-1) for x in (wanted, *law)]
         most = NODES64 if special.is_double(law[0]) else NODES32
-        rules = (special.gauss_legendre(most // thin) for thin in thins)
-        return [
-            jax.lax.map(lambda row, rule=rule: value(*(x[None] for x in row), rule)[0], flat).reshape(shape)
-            for rule in rules
-        ]
+
+        def mean(thin: int) -> jax.Array:
+            rule = special.gauss_legendre(most // thin)
+
+            def some(wanted: jax.Array, *rows: jax.Array) -> jax.Array:
+                zeros = lambda: jnp.zeros_like(rows[0])
+                return jax.lax.cond(jnp.any(wanted), lambda: jnp.where(wanted, value(*rows, rule), 0), zeros)
+
+            # so many at a time as have together the nodes of one that is not thinned
+            return in_slices(some, thin * thin)(*flat).reshape(shape)
+
+        return [mean(thin) for thin in thins]
 
     return values

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import sympy as sp
+import sympy.tensor.tensor  # which SymPy itself imports at its first sum, in the middle of a derivation
 from jax.scipy import special as jsp
 
 from ntk_rules import special
@@ -154,27 +155,34 @@ def differences_kept(expr: sp.Expr) -> sp.Expr:
     >>> x = sp.Symbol("x")
     >>> differences_kept(2 * sp.exp(x) - 2), differences_kept(x * sp.exp(x) - x + 1)
     (2*expm1(x), x*expm1(x) + 1)
-    >>> differences_kept(1 - sp.tanh(x) ** 2)
-    4*logistic(-2*x)*logistic(2*x)
+    >>> differences_kept(1 - sp.tanh(x) ** 2), differences_kept(x * sp.tanh(x) ** 2 - x)
+    (4*logistic(-2*x)*logistic(2*x), -4*x*logistic(-2*x)*logistic(2*x))
     """
     if expr.has(sp.tanh):
-        x = sp.Wild("x")
-        expr = expr.replace(1 - sp.tanh(x) ** 2, 4 * logistic(2 * x) * logistic(-2 * x))
+        expr = expr.replace(lambda part: part.is_Add and part.has(sp.tanh), lambda total: _joined(total, *_TANH))
     if not expr.has(sp.exp):
         return expr
-    return expr.replace(lambda part: part.is_Add and part.has(sp.exp), _differences_of)
+    return expr.replace(lambda part: part.is_Add and part.has(sp.exp), lambda total: _joined(total, *_EXP))
 
 
-def _differences_of(total: sp.Add) -> sp.Expr:
+def _joined(total: sp.Add, near_one: Callable[[sp.Expr], bool], difference: Callable[[sp.Expr], sp.Expr]) -> sp.Expr:
+    """A sum with its addends a g and -a as one, a times `difference` of g, which is g - 1; for factors g that are `near_one`."""
     addends = list(total.args)
     for addend in total.args:
-        exponentials = [f for f in sp.Mul.make_args(addend) if isinstance(f, sp.exp)]
-        if len(exponentials) != 1 or (other := -addend / exponentials[0]) not in addends:
+        factors = [g for g in sp.Mul.make_args(addend) if near_one(g)]
+        if len(factors) != 1 or addend not in addends or (other := -addend / factors[0]) not in addends:
             continue
         addends.remove(addend)
         addends.remove(other)
-        addends.append(-other * expm1(exponentials[0].args[0]))
+        addends.append(-other * difference(factors[0]))
     return sp.Add(*addends)
+
+
+_EXP = (lambda g: isinstance(g, sp.exp), lambda g: expm1(g.args[0]))
+_TANH = (
+    lambda g: g.is_Pow and g.exp == 2 and isinstance(g.base, sp.tanh),
+    lambda g: -4 * logistic(2 * g.base.args[0]) * logistic(-2 * g.base.args[0]),
+)
 
 
 def elementary(expr: sp.Expr) -> sp.Expr:

@@ -204,12 +204,12 @@ def _rule(eqn: Any) -> Run:
 def _left_to_jax(eqn: Any) -> Run:
     """The equation by itself, compiled when it is first run."""
 
-    @functools.cache
-    def compiled() -> Callable[..., Any]:
-        return jax.jit(lambda *values: eqn.primitive.bind(*values, **eqn.params))
+    made: list[Callable[..., Any]] = []
 
     def run(*values: Any) -> list[Any]:
-        found = compiled()(*values)
+        if not made:
+            made.append(jax.jit(lambda *given: eqn.primitive.bind(*given, **eqn.params)))
+        found = made[0](*values)
         return [_as_numpy(v) for v in (found if eqn.primitive.multiple_results else [found])]
 
     return run

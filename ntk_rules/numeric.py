@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import sympy as sp
 
 from ntk_rules import far, panels, smooth, special
@@ -28,7 +29,7 @@ from ntk_rules.factors import Delta, Factor, factor_of, piecewise, separated
 from ntk_rules.functions import Opaque
 from ntk_rules.law import covariance_symbol, std_symbol
 from ntk_rules.method import Compute, Entry, Method, by_correlations, reaches
-from ntk_rules.probes import admissible, judged, probed, up_to
+from ntk_rules.probes import Probes, admissible, judged, probed, up_to
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.wedges import preferred, wedges
 
@@ -42,12 +43,13 @@ THIN = (1, 2, 4)  # by how much the nodes are thinned to see the error
 @dataclass(frozen=True)
 class Part:
     """One addend: its value, and (estimate of its error, scale of its size), as functions of run-time
-    values.
+    values. probes: what is known of that error already, at the correlations `_EVERYWHERE`.
     """
 
     compute: Compute
     error: Callable[..., tuple[jax.Array, jax.Array]]
     step: str
+    probes: Probes | None = None
 
 
 def one_gaussian(question: Question) -> Method:
@@ -98,7 +100,10 @@ def assemble(
     if not parts:
         return zero_method()
     error_and_scale = parts[0].error if len(parts) == 1 else together  # what was looked at before is known
-    bound, how_far = admissible(error_and_scale, needs, question, correlations)
+    known = parts[0].probes if len(parts) == 1 and correlations == _EVERYWHERE else None
+    bound, how_far = (
+        admissible(error_and_scale, needs, question, correlations) if known is None else judged(known, question)
+    )
     steps = tuple(dict.fromkeys(p.step for p in parts)) + unknown_functions(question)
 
     moves = by_correlations(compute, needs)
@@ -289,19 +294,29 @@ def _with_plane(usual: Part, left: panels.Piecewise, right: panels.Piecewise, at
         value = usual.compute(covariances, parameters)
         return beyond(*special.as_floats(*law(covariances), value))
 
-    def error(covariances, parameters):
+    def is_far(s_u, s_v):
+        return jnp.maximum(s_u, s_v) ** 2 > (double if special.is_double(s_u) else single)
+
+    def error_far(covariances, parameters):
+        """The error beyond, and the scale."""
         known = law(covariances)
-        near = jnp.maximum(known[0], known[1]) ** 2 <= (double if special.is_double(known[0]) else single)
-        there, scale = usual.error(covariances, parameters)
-        fine, coarse, coarser = thinned(*known)
+        fine, coarse, coarser = thinned(is_far(*known[:2]), *known)
         sizes, more = ([h(s, ()) for h, s in zip(each, known, strict=False)] for each in (sizes_of, unseen))
+        scale = jnp.broadcast_to(sizes[0] * sizes[1], fine.shape)
         off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
-        return jnp.where(near, there, off + more[0] * sizes[1] + more[1] * sizes[0]), scale
+        return off + more[0] * sizes[1] + more[1] * sizes[0], scale
+
+    def error(covariances, parameters):
+        there, scale = usual.error(covariances, parameters)
+        return jnp.where(is_far(*law(covariances)[:2]), error_far(covariances, parameters)[0], there), scale
 
     step = f"; variances beyond {single:g} (float32), {double:g} (float64): the plane, cut where f and g have their transitions"
-    both = (probes, probed(error, needs, question.parameters, _EVERYWHERE))
-    alone, joined = (judged(found, question)[1]["near"] for found in both)
-    return Part(compute, error, usual.step + step) if all(map(operator.ge, joined, alone)) else usual
+    there = probed(error_far, needs, question.parameters, _EVERYWHERE)  # the rest of `error` is in `probes`
+    near = np.sqrt(probes.variances) ** 2 <= double
+    found = replace(probes, error=np.where(near, probes.error, there.error))
+    alone, joined = (judged(each, question)[1]["near"] for each in (probes, found))
+    reaches_farther = all(map(operator.ge, joined, alone))
+    return Part(compute, error, usual.step + step, found) if reaches_farther else replace(usual, probes=probes)
 
 
 def _coefficient_error(runs: list[jax.Array], size: jax.Array) -> jax.Array:

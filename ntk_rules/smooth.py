@@ -97,13 +97,24 @@ def mean_one(
 
 
 def coefficients(f: Function, s: jax.Array, parameters: tuple[jax.Array, ...], thin: int = 1) -> jax.Array:
-    """a_k(s) for all orders of the grid, the order axis first."""
+    """a_k(s) for all orders of the grid, the order axis first.
+
+    Nodes lie alike on both sides of zero: the even orders see the even part of f alone, and the odd ones the odd part, on half the nodes.
+    """
     grid = grid_for(s)
     x, step = nodes_and_step(grid, thin)
-    half = step * np.exp(-x * x / 4) / math.sqrt(2 * math.pi)
-    table = hermite_rows(jnp.asarray(x, s.dtype), grid.orders) * half.astype(s.dtype)
-    samples = f(s[..., None] * x.astype(s.dtype), *(p[..., None] for p in parameters))
-    return jnp.moveaxis(jnp.matmul(samples, table.T, precision=jax.lax.Precision.HIGHEST), -1, 0)
+    right = x[len(x) // 2 :]
+    weights = step * np.exp(-right * right / 4) / math.sqrt(2 * math.pi)
+    weights[0] /= 1 + len(x) % 2  # a node at zero is on both sides
+    table = hermite_rows(jnp.asarray(right, s.dtype), grid.orders) * weights.astype(s.dtype)
+    both = np.concatenate([right, -right]).astype(s.dtype)
+    samples = f(s[..., None] * both, *(p[..., None] for p in parameters))
+    one, other = samples[..., : len(right)], samples[..., len(right) :]
+    found = [
+        jnp.matmul(part, rows.T, precision=jax.lax.Precision.HIGHEST)
+        for part, rows in ((one + other, table[::2]), (one - other, table[1::2]))
+    ]
+    return jnp.moveaxis(jnp.stack(found, -1).reshape(*samples.shape[:-1], grid.orders), -1, 0)
 
 
 def relative_tails(a: jax.Array) -> jax.Array:

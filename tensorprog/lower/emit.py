@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from tensorprog.kernel.graph import (
     Expect,
     Factored,
     Normals,
+    Operand,
     Quantity,
     Ran,
     Recorded,
@@ -37,7 +38,7 @@ from tensorprog.lower.population import AllNormals, average, drawn, factored, re
 from tensorprog.lower.run import run
 from tensorprog.lower.sampled import sampled
 from tensorprog.lower.samples import of_samples
-from tensorprog.lower.schedule import schedule
+from tensorprog.lower.schedule import operands_of, schedule, signature
 from tensorprog.lower.tilted import tilted
 from tensorprog.lower.windows import at_once, axis_by_axis
 
@@ -82,14 +83,28 @@ def emit_together(found: Sequence[Quantity], args: list[jax.Array], context: Con
     """Quantities that read the same. What is costly is shielded from fusion, or XLA would compute it again for each of its readers: by a
     branch that is always taken, where it is given what tells so while it runs (on a CPU barriers are gone before XLA fuses), else by a
     barrier. In one branch they share what they compute."""
-    made = lambda given: emit_open(found, given, context)
     q = found[0]
     if not isinstance(q, SHIELDED):
-        return made(args)
+        return emit_open(found, args, context)
+    made = _code(found, context)
     if context.live is None or not q.shape or isinstance(q, Normals):  # normals are drawn once, for many readers
         return lax.optimization_barrier(made(args))
     like = jax.eval_shape(made, args)
     return lax.cond(context.live, made, lambda given: [_never_read(a, given) for a in like], args)
+
+
+def _code(found: Sequence[Quantity], context: Context) -> Callable[[list[jax.Array]], list[jax.Array]]:
+    """What computes them. Layers are alike: what depends on its arguments alone is one function of them for all that compute the same, which
+    JAX traces, batches and lowers once; XLA puts it in its places."""
+    if not all(isinstance(q, (Expect, Shifts)) for q in found):
+        return lambda given: emit_open(found, given, context)
+    numbers: dict[Operand, int] = {}  # which arguments are one, as `_met` asks
+    reads = tuple(numbers.setdefault(o, len(numbers)) for o in operands_of(found[0]))
+    key = (*map(signature, found), reads, context.dtype)
+    if key not in context.codes:
+        alone = Context({}, {}, context.dtype, None, AllNormals((), context.dtype, None), None, context.off)
+        context.codes[key] = jax.jit(lambda given: emit_open(found, given, alone))
+    return context.codes[key]
 
 
 def _never_read(like: jax.ShapeDtypeStruct, given: list[jax.Array]) -> jax.Array:
@@ -106,7 +121,7 @@ def is_cross(quantity: Quantity) -> bool:
 @dataclass(frozen=True)
 class Context:
     """What the rows of `EMIT` read besides their operands: an input's leaves, hyperparameters, and the points of sampling. live: true, but
-    XLA does not know that; None where barriers do. off: optimisations that are switched off."""
+    XLA does not know that; None where barriers do. off: optimisations that are switched off. codes: of quantities, by what they compute."""
 
     leaves: dict[Node, jax.Array]
     hypers: dict[str, jax.Array]
@@ -115,6 +130,7 @@ class Context:
     normals: AllNormals
     live: jax.Array | None = None
     off: Collection[str] = ()
+    codes: dict[Any, Callable[..., Any]] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------------------------------ quantities

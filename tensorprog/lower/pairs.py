@@ -87,12 +87,13 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
     kept = [q for q in quantities([*ends, *(q for q in graph.nodes if q in used)]) if q in used or q in ends]
     state_steps = schedule(kept, False, roll=roll)
     slots = plan(state_steps, kept)
+    codes: dict[Any, Callable[..., Any]] = {}
 
     def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array], live: jax.Array | None = None) -> State:
         dtype = real_dtype(leaves)
         shift = hypers[SHIFT].astype(jnp.int32) if SHIFT in hypers else None
         normals = AllNormals((q for q in quantities(kept) if isinstance(q, Normals)), dtype, shift)
-        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals, live, off)
+        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals, live, off, codes)
         env = run(state_steps, lambda found, args: emit_together(found, args, context), kept, together=together)
         # the dtype is remembered in an array of it: a state may hold nothing else
         return (fingerprint(leaves), *env.entries(slots), jnp.zeros((), dtype), *([] if shift is None else [shift]))
@@ -105,7 +106,7 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
     def pair(a: State, b: State, live: jax.Array | None = None) -> tuple[jax.Array, ...]:
         dtype, shift = read(a)
         normals = AllNormals((q for q in pair_steps if isinstance(q, Normals)), dtype, shift)
-        context = Context({}, {}, dtype, shift, normals, live, off)
+        context = Context({}, {}, dtype, shift, normals, live, off, codes)
         step = lambda found, args: emit_together(found, args, context)
         openly = None if live is None or "packing" in off else lambda found, args: emit_open(found, args, context)
         env = run(pair_steps, step, pair_ends, outside=Outside(slots, (a, b)), together=together, emit_open=openly)

@@ -237,4 +237,6 @@ class Gram:
         for x in (x1, x2):
             if x is not None:
                 self._layers.check(x, hypers, largest=True)
-        return [Piece(0, 0, len(x1[0]), len((x1 if x2 is None else x2)[0]), x2 is None, 1, FEW, lambda: work)]
+        return [
+            Piece(0, 0, len(x1[0]), len((x1 if x2 is None else x2)[0]), x2 is None, 1, FEW, lambda: work, short=True)
+        ]

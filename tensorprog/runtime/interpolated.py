@@ -34,10 +34,11 @@ NEAR = {
 }  # 1 - |cosine| from which a rounded cosine tells an angle to 1e-6
 EQUAL = 1e-6  # range of log-norms that rounding makes
 CHUNK = 2**14  # pairs computed again at once
-LEAST_ANGLES = 10  # of a series in norms: one layer of erf has 25
+LEAST_ANGLES = 14  # of a series in norms, unless a network is nearly linear: one layer of erf has 26
 AT_ONCE = 1024  # pairs in the plane that are computed together
 OFTEN = 4  # series of costly layers after which XLA's compilation is worth its time
 FIRST, SECOND = 16, 64  # points between which costly kernels are
+AT_FIRST = 8  # inputs of which nearly always two have different norms, if any two do
 
 
 class Interpolated:
@@ -74,7 +75,10 @@ class Interpolated:
         dtype = np.dtype(float_dtype(x1))
         if dtype not in TOLERANCE or len(x1[0]) * len((x2 or x1)[0]) < LEAST_PAIRS:
             return None
-        sides = [_Side(self._features(x, hypers)) for x in (x1, x2) if x is not None]
+        features = [self._features(x, hypers) for x in (x1, x2) if x is not None]
+        if self._corner and _differ(np.asarray(features[0])[:AT_FIRST]):
+            return None
+        sides = [_Side(found) for found in features]
         if not all(side.usable for side in sides):
             return None
         low, high = min(s.norms.min() for s in sides), max(s.norms.max() for s in sides)
@@ -92,7 +96,9 @@ class Interpolated:
         which = [GET.index(name) for name in get]
         halves, in_powers = _in_powers(_by_parity(series.coefficients[which]))
         states = [_state(side, series, dtype, which) for side in sides]
-        args = (states[0], states[-1], *jax.device_put((halves.astype(dtype), self._live), sides[0].device))
+        # one transfer, as each of them takes its time
+        states, halves, live = jax.device_put((states, halves.astype(dtype), self._live), sides[0].device)
+        args = (states[0], states[-1], halves, live)
         options = dict(in_powers=in_powers, gram=len(sides) == 1)
 
         def tile(rows: int, columns: int) -> Code:
@@ -192,19 +198,31 @@ class _Side:
     def __init__(self, features: jax.Array):
         self.features = np.asarray(features)
         self.device = features.sharding
-        squares = np.einsum("nd,nd->n", self.features, self.features, dtype=np.float64, casting="safe")
-        self.usable = bool(np.all(np.isfinite(squares)) and np.all(squares > 1e-30))
-        self.norms = np.log(squares) / 2 if self.usable else squares
+        found = _log_norms(self.features)
+        self.usable = found is not None
+        self.norms = np.zeros(0) if found is None else found
 
     def directions(self, rows: Any) -> np.ndarray:
         return self.features[rows].astype(np.float64) * np.exp(-self.norms[rows])[:, None]
 
 
-def _state(side: _Side, series: Series, dtype: np.dtype, which: list[int]) -> list[jax.Array]:
+def _log_norms(features: np.ndarray) -> np.ndarray | None:
+    """The log-norms; None where one is not finite."""
+    squares = np.einsum("nd,nd->n", features, features, dtype=np.float64, casting="safe")
+    return np.log(squares) / 2 if np.all(np.isfinite(squares)) and np.all(squares > 1e-30) else None
+
+
+def _differ(features: np.ndarray) -> bool:
+    """Have they different norms?"""
+    norms = _log_norms(features)
+    return norms is not None and bool(np.ptp(norms) > EQUAL)
+
+
+def _state(side: _Side, series: Series, dtype: np.dtype, which: list[int]) -> list[np.ndarray]:
     """What a pair reads of each input: direction, polynomials of its norm, scales. Made by NumPy, for which nothing is compiled."""
     unit = side.features * np.exp(-side.norms)[:, None].astype(dtype)
     found = unit, series.norm_basis(side.norms), series.scale(side.norms)[which].T
-    return [jax.device_put(a.astype(dtype), side.device) for a in found]
+    return [a.astype(dtype) for a in found]
 
 
 def _by_parity(coefficients: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from jax import lax
 
 from tensorprog.runtime.assembly import DeviceMatrices, HostMatrices, Matrices, Pairs, Partner, Place, at_once, cores
 from tensorprog.runtime.kernel import Leaves
-from tensorprog.runtime.tiles import Tiling, pairs_at_once, tiling
+from tensorprog.runtime.tiles import ALONE, Tiling, pairs_at_once, tiling
 
 __all__ = ["Code", "Piece", "Progress", "Work", "assemble", "matrices", "part"]
 
@@ -42,7 +42,8 @@ class Piece:
     """A part of a matrix, which begins at i, j.
 
     entries: of the largest array of a pair. cached: 1 where tiles are to stay in a core's cache; more where they are passed over so few
-    times that starting them costs as much; 0 for the largest that memory allows. work: begins to make it.
+    times that starting them costs as much; 0 for the largest that memory allows. work: begins to make it. short: does a pair take no longer
+    than by a series?
     """
 
     i: int
@@ -53,10 +54,15 @@ class Piece:
     entries: int
     cached: int
     work: Callable[[], Work]
+    short: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many pairs are to be computed."""
+        return self.n1 * self.n2 // (2 if self.symmetric else 1)
 
     def tiling(self, itemsize: int, workers: int, host: bool) -> Tiling:
-        count = self.n1 * self.n2 // (2 if self.symmetric else 1)
-        pairs = pairs_at_once(count, self.entries, itemsize, workers, self.cached if host else 0)
+        pairs = pairs_at_once(self.count, self.entries, itemsize, workers, self.cached if host else 0)
         return tiling(self.n1, self.n2, pairs, symmetric=self.symmetric)
 
 
@@ -75,8 +81,9 @@ def assemble(
     made: Matrices, pieces: Sequence[Piece], get: tuple[str, ...], mirror: bool, threads: bool, progress: Progress
 ) -> list[jax.Array]:  # fmt: skip
     """The kernels named by `get`, put together. mirror: pieces and tiles are those on and above the diagonal. threads: on a CPU, as many
-    tiles at once as there are cores."""
-    workers = cores() if made.on_host and threads else 1
+    tiles at once as there are cores, unless there is little to do."""
+    little = all(piece.short for piece in pieces) and sum(piece.count for piece in pieces) < ALONE
+    workers = cores() if made.on_host and threads and not little else 1
     tilings = [piece.tiling(made.itemsize, workers, made.on_host) for piece in pieces]
     total = sum(map(len, tilings))
 

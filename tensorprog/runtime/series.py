@@ -99,7 +99,8 @@ def make_series(sample: Samples, low: float, high: float, dtype: Any, homogeneou
 
 def _scales(sample: Samples, low: float, high: float, tolerance: float) -> np.ndarray | None:
     """log s as a series in the log-norm."""
-    for n in (4, 8, 16, 32):
+    one = high - low < 1e-12
+    for n in (4,) if one else (16, 32):  # fewer points would be filled up to as many
         at = (low + high) / 2 + (high - low) / 2 * _nodes(n)
         points = at, np.zeros(n)
         own = np.diagonal(sample(points, points), axis1=1, axis2=2)
@@ -107,10 +108,10 @@ def _scales(sample: Samples, low: float, high: float, tolerance: float) -> np.nd
             return None
         frozen = own[:, :1] == 0  # nothing is trained: that kernel is zero
         found = _transformed(np.log(np.where(frozen, 1, own)) / 2)
-        if n == 4 and high - low < 1e-12:
+        if one:
             return found[:, :1]
         if np.abs(found[:, -2:]).max() <= tolerance:
-            return found
+            return found[:, : _kept(np.abs(found).max(0), tolerance / 100)]
     return None
 
 
@@ -132,12 +133,15 @@ def _trimmed(coefficients: np.ndarray, tolerance: float) -> np.ndarray:
     """Without the last polynomials in the norms and in the angle, all of whose coefficients together are below the tolerance."""
     size = np.abs(coefficients)
 
-    def kept(axes: tuple[int, ...]) -> int:
-        rest = np.cumsum(size.sum(axes).max(0)[::-1])[::-1]  # of this and all later ones
-        return max(1, int(np.sum(rest > tolerance)))
-
+    kept = lambda axes: _kept(size.sum(axes).max(0), tolerance)
     norms = max(kept((2, 3)), kept((1, 3)))
     return coefficients[:, :norms, :norms, : kept((1, 2))]
+
+
+def _kept(size: np.ndarray, tolerance: float) -> int:
+    """How many are left without the last ones, which together are below the tolerance."""
+    rest = np.cumsum(size[::-1])[::-1]  # of this and all later ones
+    return max(1, int(np.sum(rest > tolerance)))
 
 
 def _agrees(series: Series, sample: Samples, tolerance: float) -> bool:

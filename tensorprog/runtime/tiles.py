@@ -11,11 +11,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["CACHED", "TILE_BYTES", "Tiling", "pairs_at_once", "pairs_in_memory", "tiling"]
+__all__ = ["ALONE", "CACHED", "TILE_BYTES", "Tiling", "pairs_at_once", "pairs_in_memory", "tiling"]
 
 TILE_BYTES = 256 * 2**20
 CACHED = 2**18  # entries of an array that stays in a core's cache
 _LEAST = 2**14  # entries of a tile that repays being started
+ALONE = 2**16  # pairs that one worker has computed by a series before several have begun
 _SHARES = 4  # tiles for each worker, at least, so that all end at about one time
 _ROWS = 64  # enough of a tile, which is as wide as may be: rows are written in long pieces
 _LIVE = 8  # arrays of a pair's size that are alive at once, at most, in the kernels measured

@@ -9,6 +9,8 @@ import pytest
 
 import tensorprog as tp
 from tensorprog import nn
+from tensorprog.kernel.graph import Expect
+from tensorprog.lower import emit
 from tensorprog.runtime import tiles
 
 X = np.random.default_rng(0).standard_normal((7, 3))
@@ -136,3 +138,17 @@ def test_outputs_at_positions_with_features() -> None:
         np.testing.assert_allclose(found(x).ntk, one.ntk, atol=1e-12)
         np.testing.assert_allclose(found(x, x[:2]).nngp, one.nngp[:, :2], atol=1e-12)
         np.testing.assert_allclose(found.diag(x).nngp, np.einsum("iipq->ipq", one.nngp), atol=1e-12)
+
+
+def test_equal_layers_are_emitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def net(x: jax.Array) -> jax.Array:
+        for _ in range(4):
+            x = jax.nn.relu(nn.dense(x, bias_var=0.1))
+        return nn.dense(x, features=1)
+
+    emitted: list[bool] = []
+    usual = emit.EMIT[Expect]
+    monkeypatch.setitem(emit.EMIT, Expect, lambda q, *rest: emitted.append(q.cross) or usual(q, *rest))
+    kernel = tp.compile(net, jnp.zeros(3)).without("loops", "interpolation")
+    kernel(X, X[:4])
+    assert emitted.count(True) == 2  # a layer's covariance, and the slope of its tangent's

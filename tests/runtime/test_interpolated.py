@@ -15,7 +15,7 @@ from numpy.polynomial.chebyshev import chebval
 import tensorprog as tp
 from tensorprog import nn
 from tensorprog.kernel.invariant import features, homogeneous
-from tensorprog.runtime import interpolated
+from tensorprog.runtime import interpolated, pieces
 
 Net = Callable[[jax.Array], jax.Array]
 
@@ -217,3 +217,22 @@ def test_unknown_optimisations_are_named() -> None:
     kernel = tp.compile(deep(jax.nn.relu, 1), jnp.zeros((2, 2)))
     with pytest.raises(tp.InputError, match="'turbo' is no optimisation"):
         kernel.without("turbo")
+
+
+def test_norms_that_differ_late_are_seen() -> None:
+    """Of a kinked network with biases there is a series for inputs of one norm alone, and a few are looked at first."""
+    kernel = tp.compile(deep(jax.nn.relu, 2, 0.3), jnp.zeros((2, 2)))
+    x = inputs(200, equal_norms=True)
+    x[interpolated.AT_FIRST :] *= np.linspace(1, 2, 200 - interpolated.AT_FIRST)[:, None, None]
+    for mine, right in zip(kernel(x), kernel.without("interpolation")(x), strict=True):
+        np.testing.assert_allclose(mine, right, rtol=1e-12)
+
+
+def test_few_pairs_have_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = tp.compile(deep(jax.nn.relu, 2), jnp.zeros((2, 2)))
+    workers: list[int] = []
+    at_once = pieces.at_once
+    monkeypatch.setattr(pieces, "at_once", lambda jobs, count: workers.append(count) or at_once(jobs, count))
+    monkeypatch.setattr(pieces, "cores", lambda: 2)
+    kernel(inputs(200)), kernel(inputs(500))
+    assert workers == [1, 2]
