@@ -154,11 +154,33 @@ class Hyper:
     def __pow__(self, other: Any) -> jax.Array:
         return self.__jax_array__() ** other
 
+    def __rpow__(self, other: Any) -> jax.Array:
+        return other ** self.__jax_array__()
+
     def __neg__(self) -> jax.Array:
         return -self.__jax_array__()
 
+    def __abs__(self) -> jax.Array:
+        return abs(self.__jax_array__())
+
+    def __lt__(self, other: Any) -> jax.Array:
+        return self.__jax_array__() < other
+
+    def __le__(self, other: Any) -> jax.Array:
+        return self.__jax_array__() <= other
+
+    def __gt__(self, other: Any) -> jax.Array:
+        return self.__jax_array__() > other
+
+    def __ge__(self, other: Any) -> jax.Array:
+        return self.__jax_array__() >= other
+
     __radd__ = __add__
     __rmul__ = __mul__
+
+
+# An argument of a function of JAX's, which takes it apart and puts it together, it is the array that it stands for.
+jax.tree_util.register_pytree_node(Hyper, lambda h: ((h.__jax_array__(),), None), lambda _, leaves: leaves[0])
 
 
 def hyper(name: str, default: float) -> Hyper:

@@ -195,3 +195,25 @@ def test_a_hyperparameter_times_zero_is_zero() -> None:
     assert not function.thetas
     nothing = tp.compile(lambda x: readout(jax.nn.relu(nn.dense(0 * x, bias_var=1.0))), jnp.zeros(3))(X[:, 0]).nngp
     np.testing.assert_allclose(nothing, 0.5, rtol=1e-12)
+
+
+FACTORS = {
+    "log": lambda s: jnp.log(s),
+    "where": lambda s: jnp.where(s > 1, s, 2.0),
+    "power": lambda s: 2**s / abs(s),
+    "clip": lambda s: jnp.clip(s, 0.1, 2.5),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_function_of_a_hyperparameter(name: str) -> None:
+    """A hyperparameter is an array to functions of JAX's, inside a network; outside of one it is its default."""
+    factor, s = FACTORS[name], tp.hyper("s", 2.0)
+    kernel = tp.compile(lambda x: factor(s) * readout(jax.scipy.special.erf(nn.dense(x))), jnp.zeros(3))
+    plain = tp.compile(lambda x: readout(jax.scipy.special.erf(nn.dense(x))), jnp.zeros(3))
+    x = np.ones((1, 3))
+    for value in (0.5, 2.0, 3.0):
+        found, wanted = kernel(x, s=value), plain(x)
+        np.testing.assert_allclose(found.ntk, factor(value) ** 2 * wanted.ntk, rtol=1e-12)
+        np.testing.assert_allclose(found.nngp, factor(value) ** 2 * wanted.nngp, rtol=1e-12)
+    np.testing.assert_allclose(factor(s), factor(2.0))
