@@ -17,6 +17,7 @@ import numpy as np
 
 import tensorprog as tp
 from tensorprog import nn
+from tensorprog.apps.checks import check_slopes
 from tensorprog.apps.factor import Factor, regularised
 from tensorprog.apps.grams import Grams, check_number, precision
 from tensorprog.errors import InputError
@@ -148,7 +149,9 @@ class NetworkKernel(Kernel):
                 opened = dict(zip(free, jnp.exp(theta), strict=True))
                 return self.compiled(x, get=self.get, **fixed, **opened)
 
-            return np.array(jax.jacfwd(matrix)(at))
+            found = np.array(jax.jacfwd(matrix)(at))
+        check_slopes(self.compiled, found, "NetworkKernel")
+        return found
 
     def diag(self, X: Any) -> np.ndarray:
         """The kernel of every row with itself, (N,)."""

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.errors import InputError
+from tensorprog.errors import InputError, UnsupportedError, explain
 
-__all__ = ["check_key", "check_params", "check_whole", "output_of"]
+__all__ = ["check_key", "check_params", "check_slopes", "check_whole", "output_of"]
 
 
 def check_whole(value: Any, what: str, least: int, reason: str = "") -> int:
@@ -19,6 +19,19 @@ def check_whole(value: Any, what: str, least: int, reason: str = "") -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise InputError(f"{what} is {value!r}, expected a whole number >= {least}{reason}")
     return int(value)
+
+
+def check_slopes(kernel: Any, slopes: Any, what: str) -> None:
+    """Derivatives of values that are finite."""
+    if getattr(kernel, "sampled", False) and np.isnan(np.asarray(slopes)).any():
+        raise UnsupportedError(
+            explain(
+                f"{what}: the kernel has no derivative in its hyperparameters",
+                reason="expectations of functions that jump, as the slope of relu in a tangent kernel, are sampled in it, and no slope "
+                "of a sample shows how the mean of a jump moves",
+                mend="take differences of values (an optimiser without gradients), the NNGP kernel, or a smooth nonlinearity",
+            )
+        )  # fmt: skip
 
 
 def check_key(key: Any, what: str) -> Any:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from tensorprog.apps.checks import check_key, check_whole
+from tensorprog.apps.checks import check_key, check_slopes, check_whole
 from tensorprog.apps.factor import Factor, regularised
 from tensorprog.apps.grams import Grams, Targets, check_number, count, precision, widened
 from tensorprog.errors import InputError
@@ -180,4 +180,6 @@ def marginal_likelihood_gradient(
     with precision():
         wide = jax.tree.map(jnp.asarray, widened(x))
         found, slopes = jax.value_and_grad(value)({name: jnp.asarray(v, float) for name, v in opened.items()})
+    if np.isfinite(found):
+        check_slopes(kernel, [*slopes.values()], "marginal_likelihood_gradient")
     return float(found), {name: float(slope) for name, slope in slopes.items()}

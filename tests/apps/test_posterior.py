@@ -171,3 +171,19 @@ def test_spread_of_trained_networks() -> None:
     np.testing.assert_allclose(found.covariance, end.covariance, atol=1e-8)
     with pytest.raises(tp.InputError, match="get is 'nngp', expected GaussianProcess"):
         apps.GaussianProcess(kernel(), x, y, noise=0.1).trained(test)
+
+
+@pytest.mark.slow
+def test_no_gradient_where_a_jump_is_sampled() -> None:
+    """The slope of relu in a tangent kernel that is sampled: refused, by name; the NNGP kernel has its gradient."""
+
+    def net(x: jax.Array) -> jax.Array:
+        h = nn.dense(x, weight_var=tp.hyper("w", 1.0))
+        return nn.dense(jax.nn.relu(h + jax.nn.relu(h).mean(0)), features=1).sum()
+
+    kernel, x = tp.compile(net, jnp.zeros((2, 3)), tolerance=5e-2), np.random.default_rng(0).standard_normal((2, 2, 3))
+    value = lambda w: apps.marginal_likelihood_gradient(kernel, x, [1.0, 2.0], noise=0.1, w=w)
+    wanted = (value(1.001)[0] - value(0.999)[0]) / 2e-3
+    np.testing.assert_allclose(value(1.0)[1]["w"], wanted, rtol=1e-3)  # of a difference
+    with pytest.raises(tp.UnsupportedError, match="no derivative in its hyperparameters"):
+        apps.marginal_likelihood_gradient(kernel, x, [1.0, 2.0], noise=0.1, get="ntk")
