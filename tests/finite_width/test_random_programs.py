@@ -136,7 +136,11 @@ def test_optimisations_change_no_value(steps: list[Step], name: str) -> None:
         patch.setattr(interpolated, "_cost", lambda shape: 0.0)
         patch.setattr(runtime, "CACHED", 256)
         patch.setattr(tiles, "CACHED", 256)
-        on, off = kernel(x), kernel.without(name)(x)
+        try:
+            on = kernel(x)
+        except tp.InputError:  # variances beyond what quadrature holds for
+            hypothesis.reject()
+        off = kernel.without(name)(x)
     own = [np.sqrt(np.outer(k, k)) for k in kernel.diag(x)]
     for a, b, scale in zip(on, off, own, strict=True):
         assert np.max(np.abs(a - b) / np.where(scale == 0, 1, scale)) <= 1e-11
