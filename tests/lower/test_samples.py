@@ -69,3 +69,15 @@ def samples_of(phi: Callable) -> Callable:
         if isinstance(n, Nonlin)
     )
     return of_samples(node)
+
+
+def test_what_no_quadrature_reaches_has_a_standard_error() -> None:
+    """A function of two Gaussians with kinks along curves."""
+
+    def net(x: jax.Array) -> jax.Array:
+        scale = jnp.mean(jnp.abs(jnp.sin(nn.dense(x) * nn.dense(x))))
+        return scale * nn.dense(jax.scipy.special.erf(nn.dense(x)), features=1)
+
+    kernel = tp.compile(net, jnp.zeros(3), tolerance=2e-2)
+    assert kernel.sampled
+    assert 0 < kernel.standard_error(X[:1], get="nngp")[0, 0] < 2e-2 * kernel(X[:1], get="nngp")[0, 0]
