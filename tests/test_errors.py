@@ -85,7 +85,7 @@ def function_of_readout(x: jax.Array) -> jax.Array:
 def product_of_weights(x: jax.Array) -> jax.Array:
     n = nn.width()
     w, u = nn.weight((n, n)), nn.weight((n, n))
-    return nn.dense((w @ u / n) @ nn.dense(x), features=1)  # here
+    return nn.dense((w * u / n) @ nn.dense(x), features=1)  # here
 
 
 def grouped(x: jax.Array) -> jax.Array:
@@ -192,7 +192,7 @@ REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (varying_constant, tp.UnsupportedError, r"entries vary along the width", "exchangeable"),
     (outer_product, tp.UnsupportedError, r"two width axes", "contract the width"),
     (function_of_readout, tp.UnsupportedError, r"nonlinear function of an output", "end the network with the readout"),
-    (product_of_weights, tp.UnsupportedError, r"two weight matrices with each other", "W1 @ \\(W2 @ x\\)"),
+    (product_of_weights, tp.UnsupportedError, r"matrices with each other entry by entry", "one weight after the other"),
     (grouped, tp.UnsupportedError, r"2520 groups of channels", "one channel in and out per group"),
     (branches_on_input, tp.UnsupportedError, r"branches on a value of its input", "jnp.where"),
     (sum_of_two_orders, tp.UnsupportedError, r"different powers of the width: n\^0, n\^1/2", "1/sqrt"),

@@ -19,6 +19,7 @@ from tensorprog.frontend.values import (
     Division,
     Known,
     Layout,
+    Matrices,
     Param,
     Squares,
     Value,
@@ -79,6 +80,11 @@ def to_var(value: Value) -> Var:
         raise Refusal(
             f"the weight {value.param.name!r} has two width axes and its entries are squared",
             "sum the squares over a width axis, for the norms of rows or columns",
+        )
+    if isinstance(value, Matrices):
+        raise Refusal(
+            "it is a function of the entries of a matrix, which is made of weights or hidden vectors",
+            "add, scale and multiply matrices as you like, but let them end in the product with a vector",
         )
     widths = [w for w in value.widths if w is not None]
     if value.per_input and not widths:

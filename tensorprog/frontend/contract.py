@@ -8,7 +8,7 @@ times a `Moment`, which concentrates.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -31,14 +31,37 @@ from tensorprog.frontend.division import Redo
 from tensorprog.frontend.entrywise import readout_of
 from tensorprog.frontend.moves import beside, parts_along
 from tensorprog.frontend.refusals import Refusal
-from tensorprog.frontend.values import WIDTHS, Axis, Layout, Param, Value, Var, aval, axis_of, unit_shape, width_axis
+from tensorprog.frontend.values import (
+    WIDTHS,
+    Axis,
+    Layout,
+    Matrices,
+    Param,
+    Value,
+    Var,
+    aval,
+    axis_of,
+    unit_shape,
+    width_axis,
+)
 from tensorprog.ir import MatMul, Node, Phi, Weight, position
 from tensorprog.ir.phi import parameter, vector
 
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["Dims", "convolution", "dot_general", "product", "products", "sum_of_squares", "sum_over"]
+__all__ = [
+    "Dims",
+    "convolution",
+    "dims_of",
+    "dot_general",
+    "dotted",
+    "in_numbers",
+    "product",
+    "products",
+    "sum_of_squares",
+    "sum_over",
+]
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 HALF = Fraction(1, 2)
@@ -58,25 +81,37 @@ class Dims:
         return [i for i in range(rank) if i not in self.contract[side] and i not in self.batch[side]]
 
 
-def _in_numbers(value: Value, atom: Any) -> Value:
-    """Hidden truth values as the numbers 0 and 1, which JAX multiplies as they are."""
-    if not (isinstance(value, Var) and value.random and aval(atom).dtype == bool):
-        return value
-    return nonlin(Phi(sympy.Piecewise((1, vector(0)), (0, True)), 1), [value], [], value.power)
+def dims_of(eqn: Equation) -> Dims:
+    """Which axes a dot_general multiplies."""
+    contract, batch = eqn.params[0]["dimension_numbers"]
+    return Dims(tuple(map(tuple, contract)), tuple(map(tuple, batch)))  # type: ignore[arg-type]
+
+
+def in_numbers(eqn: Equation, values: Sequence[Value]) -> list[Value]:
+    """The operands, hidden truth values among them as the numbers 0 and 1, which JAX multiplies as they are."""
+    hidden = [
+        isinstance(v, Var) and v.random and aval(atom).dtype == bool
+        for v, atom in zip(values, eqn.eqns[0].invars, strict=True)
+    ]
+    number = lambda v: nonlin(Phi(sympy.Piecewise((1, vector(0)), (0, True)), 1), [v], [], v.power)
+    return [number(v) if is_hidden else v for v, is_hidden in zip(values, hidden, strict=True)]
 
 
 def dot_general(eqn: Equation, lhs: Value, rhs: Value) -> Value:
     """A product of two arrays, read as what its operands make it."""
-    contract, batch = eqn.params[0]["dimension_numbers"]
-    dims = Dims(tuple(map(tuple, contract)), tuple(map(tuple, batch)))  # type: ignore[arg-type]
-    lhs, rhs = (_in_numbers(v, atom) for v, atom in zip((lhs, rhs), eqn.eqns[0].invars, strict=True))
+    lhs, rhs = in_numbers(eqn, (lhs, rhs))
+    return dotted(lhs, rhs, dims_of(eqn))
+
+
+def dotted(lhs: Value, rhs: Value, dims: Dims) -> Value:
+    """A product of two values."""
     params = [isinstance(v, Param) for v in (lhs, rhs)]
     if all(params):
         matrices = [sum(w is not None for w in v.widths) == 2 for v in (lhs, rhs)]  # type: ignore[union-attr]
         if matrices == [True, True]:
             raise Refusal(
-                "it multiplies two weight matrices with each other",
-                "multiply the vector by one weight after the other: W1 @ (W2 @ x)",
+                "it multiplies two weight matrices with each other, and sums over both width axes of one",
+                "multiply vectors by one weight after the other: W1 @ (W2 @ x)",
             )
         params = matrices if any(matrices) else [True, False]
         lhs, rhs = (v if keep else to_var(v) for v, keep in zip((lhs, rhs), params, strict=True))
@@ -87,13 +122,13 @@ def dot_general(eqn: Equation, lhs: Value, rhs: Value) -> Value:
     x, y = to_var(lhs), to_var(rhs)
     if (x.random and y.random) or any(width_axis(v.layout) in c for v, c in zip((x, y), dims.contract, strict=True)):
         return _sum_of_products(x, y, dims)
-    return _linear(x, y, dims, eqn)
+    return _linear(x, y, dims)
 
 
-def _linear(x: Var, y: Var, dims: Dims, eqn: Equation) -> Var:
+def _linear(x: Var, y: Var, dims: Dims) -> Var:
     """A hidden vector (or a deterministic array) times a deterministic array: a map of positions."""
     if y.random:
-        return _transposed(_linear(y, x, dims.swapped(), eqn), x, y, dims)
+        return _transposed(_linear(y, x, dims.swapped()), x, y, dims)
     one_place = x.random and all(
         x.shape[i] == 1 for i in dims.contract[0]
     )  # a product entry by entry, which functions go on with
@@ -391,16 +426,24 @@ def _with_new_axes(node: Node, out: Sequence[tuple[tuple[int | Fraction, ...], s
 # ------------------------------------------------------------------------------------------ convolution
 
 
-def convolution(eqn: Equation, lhs: Value, rhs: Value) -> Value:
+def times_weight(kernel: Value, x: Var, dims: Dims) -> Value:
+    """What the kernel of a convolution does to windows. `dims` has the kernel first."""
+    assert isinstance(kernel, Param)
+    return _times_weight(kernel, x, dims, weight_first=False)
+
+
+def convolution(
+    eqn: Equation, lhs: Value, rhs: Value, multiply: Callable[[Value, Var, Dims], Value] = times_weight
+) -> Value:
     """A convolution is a gather of patches followed by a MatMul with one matrix per offset.
 
     With groups of channels: one convolution per group, beside each other; with one channel per group (depthwise):
-    patches times a vector of weights per offset.
+    patches times a vector of weights per offset. multiply: the product of the kernel and windows of x, the kernel first.
     """
     p = eqn.params[0]
     if p["batch_group_count"] != 1:
         raise Refusal("a convolution with groups of examples", "convolve one example at a time")
-    if not isinstance(rhs, Param):
+    if not isinstance(rhs, (Param, Matrices)):
         raise Refusal(
             "a convolution whose kernel is not a parameter",
             "use avg_pool, pad and slices, or a product with a constant matrix",
@@ -410,18 +453,20 @@ def convolution(eqn: Equation, lhs: Value, rhs: Value) -> Value:
         raise Refusal("a convolution along the width", "convolve positions only")
     counts = tuple(q["feature_group_count"] for q in eqn.params)
     if counts == (1, 1):
-        return _convolved(p, x, rhs)
+        return _convolved(p, x, rhs, multiply)
+    if isinstance(rhs, Matrices):
+        raise Refusal("a convolution in groups whose kernel is an expression", "convolve with each weight, and add")
     if counts[0] != counts[1]:
         return _depthwise(p, x, rhs, counts, tuple(aval(e.invars[0]).shape[channels] for e in eqn.eqns))
     return _grouped(p, x, rhs, counts[0])
 
 
-def _patches(p: dict[str, Any], x: Var, rhs: Param) -> Var:
+def _patches(p: dict[str, Any], x: Var, rhs: Param | Matrices) -> Var:
     """Every window of x, its offsets as new axes at the end."""
     numbers = p["dimension_numbers"]
     space = numbers.lhs_spec[2:]
     op = position(
-        "patches", axes=tuple(space), window=tuple(rhs.size(rhs.axes[a]) for a in numbers.rhs_spec[2:]),
+        "patches", axes=tuple(space), window=tuple(math.prod(rhs.layout[a]) for a in numbers.rhs_spec[2:]),
         strides=tuple(p["window_strides"]), padding=tuple(map(tuple, p["padding"])),
         dilation=tuple(p["rhs_dilation"]), base_dilation=tuple(p["lhs_dilation"]),
     )  # fmt: skip
@@ -431,13 +476,15 @@ def _patches(p: dict[str, Any], x: Var, rhs: Param) -> Var:
     return map_positions(x, op, layout)
 
 
-def _convolved(p: dict[str, Any], x: Var, rhs: Param) -> Var:
+def _convolved(
+    p: dict[str, Any], x: Var, rhs: Param | Matrices, multiply: Callable[[Value, Var, Dims], Value] = times_weight
+) -> Var:
     numbers, rank = p["dimension_numbers"], len(x.layout)
     space = numbers.lhs_spec[2:]
     dims = Dims(
         ((numbers.rhs_spec[1], *numbers.rhs_spec[2:]), (numbers.lhs_spec[1], *range(rank, rank + len(space)))), ((), ())
     )
-    product = _times_weight(rhs, _patches(p, x, rhs), dims, weight_first=False)
+    product = multiply(rhs, _patches(p, x, rhs), dims)
     # now (batch, space in the order of x's axes, features): bring it to the order asked for
     made = {axis: i for i, axis in enumerate(dims.free(1, rank + len(space)))}
     assert isinstance(product, Var)

@@ -16,6 +16,7 @@ from tensorprog.errors import NetworkError, UnsupportedError, explain
 from tensorprog.frontend.build import to_var
 from tensorprog.frontend.division import Redo, Settled, differing
 from tensorprog.frontend.logits import logits_refusal
+from tensorprog.frontend.matrices import narrowed
 from tensorprog.frontend.outputs import Output, average_of, output_of
 from tensorprog.frontend.params import Constant, Gaussian
 from tensorprog.frontend.trace import Trace
@@ -92,7 +93,7 @@ def _read_through(traced: Trace, settled: Settled) -> tuple[tuple[Input, ...], l
     ]
     inputs = [Input(name, leaf.shape, leaf.dtype.name) for name, leaf in traced.inputs]
     leaves: list[Value] = [Var.of(node, tuple(() if s == 1 else (s,) for s in node.shape)) for node in inputs]
-    return tuple(inputs), run(traced.jaxprs, [*params, *hypers, *leaves])
+    return tuple(inputs), list(map(narrowed, run(traced.jaxprs, [*params, *hypers, *leaves])))
 
 
 def _frozen_number(*specs: Gaussian | Constant) -> Known | None:

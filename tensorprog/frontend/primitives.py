@@ -26,6 +26,7 @@ from tensorprog.frontend.padding import pad
 from tensorprog.frontend.refusals import Refusal, advice
 from tensorprog.frontend.values import (
     Known,
+    Matrices,
     Param,
     Squares,
     Value,
@@ -42,7 +43,7 @@ from tensorprog.ir.phi import parameter, vector
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["RULES", "elementwise"]
+__all__ = ["RULES", "elementwise", "kept_parameter", "reciprocal", "stop_gradient"]
 
 Rule = Callable[..., Value | list[Value]]
 
@@ -74,7 +75,7 @@ def elementwise(eqn: Equation, *values: Value) -> Value:
         factor = variables[1 - variables.index(random[0])]
         return scaled(random[0], factor)
     if len(random) == 1 and name == "div" and variables[0] is random[0]:
-        return scaled(random[0], _reciprocal(variables[1]))
+        return scaled(random[0], reciprocal(variables[1]))
     return _function(eqn, variables)
 
 
@@ -118,7 +119,8 @@ def _in_full(var: Var, eqn: Equation) -> Var:
     return map_positions(var, position("reshape", to=(1,) * len(shapes[0])), layout_of(shapes))
 
 
-def _reciprocal(var: Var) -> Var:
+def reciprocal(var: Var) -> Var:
+    """One over a deterministic array."""
     number = exact(var)
     if number is not None:
         if number == 0:
@@ -219,6 +221,19 @@ def _squares(eqn: Equation, values: Sequence[Value]) -> Squares | None:
     return Squares(first) if squares or (eqn.primitive == "mul" and len(values) == 2) else None
 
 
+def kept_parameter(eqn: Equation, values: Sequence[Value]) -> bool:
+    """Is what the equation makes a parameter still?"""
+    name, first = eqn.primitive, values[0]
+    if name in ELEMENTWISE or name == "select_n":
+        chosen = isinstance(first, Known) and name == "select_n" and _settled(values) is not None
+        return chosen or bool(_squares(eqn, values) or _param_arithmetic(eqn, values) or _symmetrised(name, values))
+    if not isinstance(first, Param):
+        return False
+    if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
+        return isinstance(RULES[name](eqn, first), Param)
+    return name in ("transpose", "slice", "copy", "copy_p", "stop_gradient")
+
+
 def _param_arithmetic(eqn: Equation, values: Sequence[Value]) -> Param | None:
     """A matrix scaled by a number stays a parameter."""
     name = eqn.primitive
@@ -238,7 +253,7 @@ def _param_arithmetic(eqn: Equation, values: Sequence[Value]) -> Param | None:
         and not (name == "div" and values[1] is param)
     ):
         factor = to_var(others[0])
-        return _scale_param(param, _reciprocal(factor) if name == "div" else factor)
+        return _scale_param(param, reciprocal(factor) if name == "div" else factor)
     return None
 
 
@@ -432,11 +447,11 @@ def _largest_of_windows(eqn: Equation, var: Var) -> Var:
     return windows
 
 
-def _stop_gradient(eqn: Equation, x: Value) -> Value:
+def stop_gradient(eqn: Equation, x: Value) -> Value:
     """The same value, which no tangent passes; a parameter is frozen."""
     if isinstance(x, Param):
         return replace(x, tangent_std=0.0)
-    if isinstance(x, (Known, Squares)) or (x.det and not has_moment(x.node)):
+    if isinstance(x, (Known, Squares, Matrices)) or (x.det and not has_moment(x.node)):
         return x
     if x.det:  # an average, whose gradient counts where the output is one
         return nonlin(Phi(nf.stop_gradient(parameter(0)), 0, 1), [], [x], x.power)
@@ -466,7 +481,7 @@ def _cumsum(eqn: Equation, x: Value) -> Value:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     "select_n": _select,
-    "stop_gradient": _stop_gradient,
+    "stop_gradient": stop_gradient,
     "is_finite": _is_finite,
     "copy": lambda eqn, x: x,
     "copy_p": lambda eqn, x: x,

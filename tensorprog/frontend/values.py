@@ -3,7 +3,8 @@
 A network is traced at two widths. Every array of the trace becomes one of:
   Known    a value that depends on neither parameters nor input: both widths' arrays, simply computed;
   Var      a variable of the program times a power of the width;
-  Param    a parameter not yet used, so not yet committed to being a matrix, a vector or a readout.
+  Param    a parameter not yet used, so not yet committed to being a matrix, a vector or a readout;
+  Matrices a sum of products of these with two width axes, which no program has: it waits for the vector that it multiplies.
 
 The layout of an array says how each of its axes is built: a tuple of factors, slowest first, an int for a finite axis
 and a `Fraction` for a width axis (its size relative to n). A flattened (8, 8, n) has the one axis (8, 8, 1n).
@@ -31,8 +32,10 @@ __all__ = [
     "Key",
     "Known",
     "Layout",
+    "Matrices",
     "Param",
     "Squares",
+    "Term",
     "Value",
     "Var",
     "aval",
@@ -206,7 +209,28 @@ class Squares:
     param: Param
 
 
-Value = Known | Var | Param | Squares
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A product of factors. Each has a label for each of its axes, none of size one; axes: the labels of the product's own."""
+
+    factors: tuple[tuple[Known | Var | Param, tuple[int, ...]], ...]
+    axes: tuple[int, ...]
+
+    @property
+    def fresh(self) -> int:
+        """The first label that is not taken, as are those after it."""
+        return 1 + max((*self.axes, *(n for _, labels in self.factors for n in labels)), default=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Matrices:
+    """A sum of products with two width axes, on the way to the vector that it multiplies (`frontend.matrices`)."""
+
+    terms: tuple[Term, ...]
+    layout: Layout
+
+
+Value = Known | Var | Param | Squares | Matrices
 
 
 def aval(atom: Any) -> Any:

@@ -7,6 +7,7 @@ are entered, and what is deterministic and has no width axis is simply run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,12 +20,14 @@ from jax.extend import core as jex
 from ntk_rules.interpreted import loop_sizes
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.frontend.build import to_var
+from tensorprog.frontend.matrices import narrowed
+from tensorprog.frontend.matrix_rules import matrix_rule, step_of
 from tensorprog.frontend.moves import stack_steps, take_step
 from tensorprog.frontend.own_rules import CUSTOM, named, with_own_slopes
 from tensorprog.frontend.primitives import RULES, elementwise
 from tensorprog.frontend.refusals import Refusal, advice, check_numbers
 from tensorprog.frontend.trace import from_library, same_structure, source_of
-from tensorprog.frontend.values import Known, Value, Var, aval, kind_of, width_axis
+from tensorprog.frontend.values import Known, Matrices, Value, Var, aval, kind_of, width_axis
 from tensorprog.ir import ArrayOp, Source
 from tensorprog.ir.positions import plain
 
@@ -85,6 +88,7 @@ def run(
     return [_read(env, *atoms) if used else _UNREAD for *atoms, used in ends]
 
 
+LARGE = 2**20  # entries
 _UNREAD = Known((np.zeros(()), np.zeros(())))
 
 
@@ -127,6 +131,9 @@ def evaluate(eqn: Equation, values: Sequence[Value]) -> list[Value]:
     try:
         if _simply_run(eqn, values):
             return _array_op(eqn, values)
+        if (made := matrix_rule(eqn, values)) is not None:
+            return [made]
+        values = list(map(narrowed, values))
         rule = RULES.get(eqn.primitive)
         if _complex(eqn):
             raise Refusal(
@@ -152,9 +159,44 @@ def _compute(eqn: Equation, values: Sequence[Known]) -> list[Value]:
             )
             results.append([np.broadcast_to(shaped, e.params["shape"])])
             continue
+        if (wide := _large(e, values, i)) is not None:
+            results.append([wide])
+            continue
         made = e.primitive.bind(*(jax.numpy.asarray(v.values[i]) for v in values), **e.params)
         results.append([_on_host(r) for r in (made if e.primitive.multiple_results else [made])])
     return [Known(pair) for pair in zip(*results, strict=True)]
+
+
+_BY_NUMPY = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
+    "gt": np.greater, "ge": np.greater_equal,
+}  # fmt: skip
+
+
+def _large(eqn: jex.JaxprEqn, values: Sequence[Known], i: int) -> np.ndarray | None:
+    """An equation of `jnp.eye(n)` and its like by NumPy, whose copies along an axis take no memory; None for any other."""
+    out, name = aval(eqn.outvars[0]), eqn.primitive.name
+    if math.prod(out.shape) < LARGE or not all(isinstance(v.values[i], np.ndarray) for v in values):
+        return None
+    if name == "iota":
+        axis = eqn.params["dimension"]
+        along = np.arange(out.shape[axis], dtype=out.dtype).reshape(
+            [-1 if k == axis else 1 for k in range(len(out.shape))]
+        )
+        return np.broadcast_to(along, out.shape)
+    if name in _BY_NUMPY:
+        made = _BY_NUMPY[name](*(_thin(v.values[i]) for v in values))
+        return np.broadcast_to(made.astype(out.dtype, copy=False), out.shape)
+    return (
+        values[0].values[i].astype(out.dtype)
+        if name == "convert_element_type" and kind_of(eqn.invars[0]) == "b"
+        else None
+    )
+
+
+def _thin(array: np.ndarray) -> np.ndarray:
+    """Without the copies along axes where there are nothing else."""
+    return array[tuple(slice(0, 1) if step == 0 else slice(None) for step in array.strides)]
 
 
 def _on_host(array: Any) -> Any:
@@ -305,7 +347,11 @@ def _scan(eqn: Equation, values: Sequence[Value]) -> Iterator[Value]:
     made: dict[int, list[Value]] = {}
     try:
         for t in steps:
-            results = run(bodies, [*consts, *carry, *(take_step(x, t) for x in xs)], eqn.source)
+            results = run(
+                bodies,
+                [*consts, *carry, *(step_of(x, t) if isinstance(x, Matrices) else take_step(x, t) for x in xs)],
+                eqn.source,
+            )
             carry, made[t] = results[:n_carry], results[n_carry:]
         yield from carry
         for i in range(len(eqn.eqns[0].outvars) - n_carry):
