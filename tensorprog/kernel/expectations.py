@@ -17,7 +17,7 @@ import sympy
 
 from ntk_rules import Expectation, NoRule, expectation
 from tensorprog.errors import UnsupportedError, explain
-from tensorprog.ir import Moment, Node, Nonlin
+from tensorprog.ir import Moment, Node, Nonlin, PositionMap
 from tensorprog.ir.phi import parameter, vector
 from tensorprog.kernel.fields import LEAST_TOLERANCE, field_of
 from tensorprog.kernel.graph import Expect, Operand, Zero, is_zero
@@ -102,7 +102,8 @@ def expectation_of(
     everything = "".join(dict.fromkeys("".join(letters for _, letters, _ in sides).replace("1", "")))
     shape = tuple(sizes[c] for c in out)
     terms = []
-    products = _terms(tuple(factors), _independent(arguments, facts, cross))
+    positive = frozenset(i for i, given in enumerate(parameters) if _is_positive(given.node))
+    products = _terms(tuple(factors), _independent(arguments, facts, cross), positive)
     sampling = tolerance is not None and tolerance >= LEAST_TOLERANCE
     if sampling and not all(_has_rule(law, tolerance) for product in products for law, *_ in product):
         _check_sampled(node for node, _, _ in sides)
@@ -228,8 +229,27 @@ class _Law:
         )
 
 
-def _b(i: int) -> sympy.Symbol:
-    return sympy.Symbol(f"b{i}", real=True)
+def _b(i: int, positive: bool) -> sympy.Symbol:
+    """The symbol of a parameter; of a positive one the rules may know on which side of a step it leaves its argument."""
+    return sympy.Symbol(f"b{i}", positive=True) if positive else sympy.Symbol(f"b{i}", real=True)
+
+
+def _given(expr: sympy.Expr) -> list[sympy.Symbol]:
+    """The parameters of an expression, in order."""
+    return sorted((s for s in expr.free_symbols if s.name.startswith("b")), key=lambda s: int(s.name[1:]))
+
+
+def _is_positive(node: Node) -> bool:
+    """Is a deterministic array known to be positive, as the factor of a norm is?"""
+    if isinstance(node, PositionMap):
+        return node.op.selects and not node.op.row.fills and _is_positive(node.args[0])
+    if not isinstance(node, Nonlin) or node.xs:
+        return False
+    expr = node.phi.expr
+    if expr.is_Pow and expr.exp.is_negative and not expr.exp.is_integer:
+        return True
+    signs = {parameter(i): sympy.Symbol(f"b{i}", positive=True) for i, t in enumerate(node.thetas) if _is_positive(t)}
+    return bool(expr.xreplace(signs).is_positive)
 
 
 Factor = tuple[sympy.Expr, tuple[int, ...], tuple[int, ...]]
@@ -237,9 +257,11 @@ Part = tuple[_Law, tuple[int, ...], tuple[int, ...]]
 
 
 @lru_cache(maxsize=4096)
-def _terms(factors: tuple[Factor, ...], independent: frozenset[tuple[int, int]]) -> tuple[tuple[Part, ...], ...]:
+def _terms(
+    factors: tuple[Factor, ...], independent: frozenset[tuple[int, int]], positive: frozenset[int]
+) -> tuple[tuple[Part, ...], ...]:
     """The product of the factors as a sum of products of expectations of independent groups of arguments."""
-    sums = [[a for part in _linear_parts(*factor) for a in _apart(part, independent)] for factor in factors]
+    sums = [[a for part in _linear_parts(*factor, positive) for a in _apart(part, independent)] for factor in factors]
     products = []
     for choice in itertools.product(*sums):
         for expr, pairs in by_stein(sympy.Mul(*choice), independent):
@@ -249,9 +271,13 @@ def _terms(factors: tuple[Factor, ...], independent: frozenset[tuple[int, int]])
     return tuple(products)
 
 
-def _linear_parts(expr: sympy.Expr, xs: tuple[int, ...], thetas: tuple[int, ...]) -> list[sympy.Expr]:
+def _linear_parts(
+    expr: sympy.Expr, xs: tuple[int, ...], thetas: tuple[int, ...], positive: frozenset[int]
+) -> list[sympy.Expr]:
     """The addends of a factor, opened only where it is linear in some arguments: sum_i c_i(z) t_i .. s_i."""
-    swap = {vector(k): _u(i) for k, i in enumerate(xs)} | {parameter(k): _b(i) for k, i in enumerate(thetas)}
+    swap = {vector(k): _u(i) for k, i in enumerate(xs)} | {
+        parameter(k): _b(i, i in positive) for k, i in enumerate(thetas)
+    }
     parts = [expr.xreplace(swap)]
     for t in dict.fromkeys(map(_u, xs)):
         parts = [piece for part in parts for piece in _opened(part, t)]
@@ -320,10 +346,14 @@ def _factors(product: sympy.Expr) -> list[sympy.Expr]:
 
 
 def _part(indices: list[int], expr: sympy.Expr, independent: frozenset[tuple[int, int]]) -> Part:
-    given = sorted(int(s.name[1:]) for s in expr.free_symbols if s.name.startswith("b"))
-    swap = {_u(i): _u(k) for k, i in enumerate(indices)} | {_b(i): _b(k) for k, i in enumerate(given)}
+    given = _given(expr)
+    swap = {_u(i): _u(k) for k, i in enumerate(indices)} | {s: _b(k, bool(s.is_positive)) for k, s in enumerate(given)}
     pairs = frozenset((k, m) for m, j in enumerate(indices) for k, i in enumerate(indices[:m]) if (i, j) in independent)
-    return _Law(expr.xreplace(swap), len(indices), len(given), pairs), tuple(indices), tuple(given)
+    return (
+        _Law(expr.xreplace(swap), len(indices), len(given), pairs),
+        tuple(indices),
+        tuple(int(s.name[1:]) for s in given),
+    )
 
 
 def _unsampled(tolerance: float | None) -> float | None:
@@ -342,7 +372,7 @@ def _has_rule(law: _Law, tolerance: float | None) -> bool:
 @lru_cache(maxsize=4096)
 def _expectation(law: _Law, tolerance: float | None) -> Expectation:
     arguments = tuple(_u(i) for i in range(law.n_arguments))
-    given = tuple(_b(i) for i in range(law.n_parameters))
+    given = tuple(_given(law.expr))
     pairs = tuple(sorted(law.independent))
     if law.n_arguments > 2:
         tolerance = _unsampled(tolerance)

@@ -175,7 +175,9 @@ def test_corners() -> None:
     x = inputs(2)
     for name, steps in CORNERS.items():
         net = run(steps)
-        k = tp.compile(lambda v, net=net: net(tp.nn, v), jnp.zeros(INPUT))(x)
+        # The kink of the norm of a product moves with its mean, on a curve: sampled, far better than the networks are.
+        tolerance = 1e-2 if name == "norm of a product" else None
+        k = tp.compile(lambda v, net=net: net(tp.nn, v), jnp.zeros(INPUT), tolerance=tolerance)(x)
         network = sampling.tensorprog_network(net, x)
         found = sampling.report(network, (k.nngp, k.ntk), (12, 48, 192), (4096, 2048, 768))
         assert np.all(np.abs(found.offset) <= sampling.Z * found.error), (name, str(found))
