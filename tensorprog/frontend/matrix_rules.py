@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tensorprog.frontend.arithmetic import reciprocal
 from tensorprog.frontend.build import constant, map_positions, to_var
 from tensorprog.frontend.contract import Dims, convolution, dims_of, in_numbers
 from tensorprog.frontend.matrices import Factor, expression, is_wide, joined, narrowed, summed, widths_of
 from tensorprog.frontend.moves import take_step
-from tensorprog.frontend.primitives import kept_parameter, reciprocal, stop_gradient
+from tensorprog.frontend.primitives import kept_parameter, stop_gradient
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import (
     WIDTHS,

@@ -7,7 +7,6 @@ It raises `Refusal` with the reason when the theorem, or this version, does not 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -18,7 +17,8 @@ import numpy as np
 import sympy
 
 from ntk_rules import functions as nf
-from tensorprog.frontend import contract, moves, scatter
+from tensorprog.frontend import contract, moves, reductions, scatter
+from tensorprog.frontend.arithmetic import param_arithmetic, reciprocal, squares, symmetrised
 from tensorprog.frontend.build import constant, exact, lincomb, map_positions, nonlin, scaled, to_var
 from tensorprog.frontend.elementwise import ELEMENTWISE, expression
 from tensorprog.frontend.logits import has_moment, logits_refusal
@@ -34,8 +34,6 @@ from tensorprog.frontend.values import (
     aval,
     kind_of,
     layout_of,
-    unit_shape,
-    width_axis,
 )
 from tensorprog.ir import Phi, position
 from tensorprog.ir.phi import parameter, vector
@@ -43,7 +41,7 @@ from tensorprog.ir.phi import parameter, vector
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["RULES", "elementwise", "kept_parameter", "reciprocal", "stop_gradient"]
+__all__ = ["RULES", "elementwise", "kept_parameter", "stop_gradient"]
 
 Rule = Callable[..., Value | list[Value]]
 
@@ -54,12 +52,8 @@ Rule = Callable[..., Value | list[Value]]
 def elementwise(eqn: Equation, *values: Value) -> Value:
     """Any row of the elementwise table: a LinComb where it is linear in hidden vectors, else a Nonlin."""
     name = eqn.primitive
-    if (squared := _squares(eqn, values)) is not None:
-        return squared
-    if (kept := _param_arithmetic(eqn, values) or _symmetrised(name, values)) is not None:
+    if (kept := _kept(eqn, values)) is not None:
         return kept
-    if name == "select_n" and isinstance(values[0], Known) and (chosen := _settled(values)) is not None:
-        return chosen
     variables = [to_var(v) for v in values]
     random = [v for v in variables if v.random]
     if name == "convert_element_type":
@@ -117,16 +111,6 @@ def _in_full(var: Var, eqn: Equation) -> Var:
     if len(var.layout) == len(shapes[0]) or any(a == b != 1 for a, b in zip(*shapes, strict=True)):
         return var
     return map_positions(var, position("reshape", to=(1,) * len(shapes[0])), layout_of(shapes))
-
-
-def reciprocal(var: Var) -> Var:
-    """One over a deterministic array."""
-    number = exact(var)
-    if number is not None:
-        if number == 0:
-            raise Refusal("it divides by zero", "divide by a number that is not zero")
-        return constant(np.float64(1.0) / np.float64(var.node.value.array().ravel()[0]), (), -var.power)  # type: ignore[attr-defined]
-    return nonlin(Phi(1 / parameter(0), 0, 1), [], [var], -var.power)
 
 
 _BITWISE = ("and", "or", "xor", "not")
@@ -212,92 +196,23 @@ def _loses(was: Any, to: np.dtype) -> bool:
     return to.kind in "iu" and not np.can_cast(was, to) and (to.itemsize < 4 or to.kind == "u")
 
 
-def _squares(eqn: Equation, values: Sequence[Value]) -> Squares | None:
-    """A matrix times itself, entry by entry."""
-    first, last = values[0], values[-1]
-    if not (isinstance(first, Param) and first is last and sum(w is not None for w in first.widths) == 2):
-        return None
-    squares = eqn.primitive == "square" or (eqn.primitive == "integer_pow" and eqn.params[0]["y"] == 2)
-    return Squares(first) if squares or (eqn.primitive == "mul" and len(values) == 2) else None
+def _kept(eqn: Equation, values: Sequence[Value]) -> Value | None:
+    """An operand as it is, or a parameter that stays one; None where a function is taken."""
+    if eqn.primitive == "select_n" and isinstance(values[0], Known) and (chosen := _settled(values)) is not None:
+        return chosen
+    return squares(eqn, values) or param_arithmetic(eqn, values) or symmetrised(eqn.primitive, values)
 
 
 def kept_parameter(eqn: Equation, values: Sequence[Value]) -> bool:
-    """Is what the equation makes a parameter still?"""
+    """Is a parameter what the equation makes by the rules of this table?"""
     name, first = eqn.primitive, values[0]
     if name in ELEMENTWISE or name == "select_n":
-        chosen = isinstance(first, Known) and name == "select_n" and _settled(values) is not None
-        return chosen or bool(_squares(eqn, values) or _param_arithmetic(eqn, values) or _symmetrised(name, values))
+        return _kept(eqn, values) is not None
     if not isinstance(first, Param):
         return False
     if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
         return isinstance(RULES[name](eqn, first), Param)
     return name in ("transpose", "slice", "copy", "copy_p", "stop_gradient")
-
-
-def _param_arithmetic(eqn: Equation, values: Sequence[Value]) -> Param | None:
-    """A matrix scaled by a number stays a parameter."""
-    name = eqn.primitive
-    params = [v for v in values if isinstance(v, Param) and sum(w is not None for w in v.widths) <= 2]
-    if len(params) != 1:
-        return None
-    param = params[0]
-    if name == "convert_element_type":
-        return param if kind_of(eqn.eqns[0].outvars[0]) == "f" else None
-    if name == "neg":
-        return _scale_param(param, constant(np.float64(-1.0), ()))
-    others = [v for v in values if v is not param]
-    if (
-        name in ("mul", "div")
-        and len(others) == 1
-        and _is_number(others[0])
-        and not (name == "div" and values[1] is param)
-    ):
-        factor = to_var(others[0])
-        return _scale_param(param, reciprocal(factor) if name == "div" else factor)
-    return None
-
-
-def _symmetrised(name: str, values: Sequence[Value]) -> Param | None:
-    """A square matrix plus its transpose: a symmetric matrix, whose entries off the diagonal have twice the variance."""
-    if name not in ("add", "add_any"):
-        return None
-    first, second = values
-    if not (isinstance(first, Param) and isinstance(second, Param)) or first.symmetric or first.mean:
-        return None
-    places = [i for i, a in enumerate(first.axes) if a is not None and first.widths[a] is not None]
-    if len(places) != 2 or any(getattr(first, part) != getattr(second, part) for part in _SAME):
-        return None
-    i, j = places
-    swapped = list(first.axes)
-    swapped[i], swapped[j] = swapped[j], swapped[i]
-    a, b = swapped[j], swapped[i]
-    if tuple(swapped) != second.axes or a is None or b is None or first.region[a] != first.region[b]:
-        return None
-    root = math.sqrt(2.0)
-    return replace(first, std=root * first.std, tangent_std=root * first.tangent_std, symmetric=True)
-
-
-_SAME = ("name", "std", "tangent_std", "widths", "region", "power", "scale", "symmetric")
-
-
-def _is_number(value: Value) -> bool:
-    if isinstance(value, Known):
-        return all(v.size == 1 or (v.size > 0 and np.all(v == v.ravel()[0])) for v in value.values)
-    return isinstance(value, Var) and value.det and math.prod(value.shape) == 1
-
-
-def _scale_param(param: Param, factor: Var) -> Param:
-    if math.prod(factor.shape) == 1 and factor.layout:
-        factor = map_positions(factor, position("reshape", to=()), ())
-    if param.scale is None:
-        return replace(param, scale=factor)
-    product = nonlin(
-        Phi(parameter(0) * parameter(1), 0, 2), [], [param.scale, factor], param.scale.power + factor.power
-    )
-    a, b = exact(param.scale), exact(factor)
-    if a is not None and b is not None:
-        product = constant(np.float64(a) * np.float64(b), (), param.scale.power + factor.power)
-    return replace(param, scale=product)
 
 
 def _settled(values: Sequence[Value]) -> Value | None:
@@ -345,108 +260,6 @@ def _chosen(number: Var, variables: Sequence[Var]) -> Var:
     return chosen
 
 
-# ---------------------------------------------------------------------------------------- reductions
-
-
-def _reduce_sum(eqn: Equation, x: Value) -> Value:
-    if isinstance(x, Squares):
-        return contract.sum_of_squares(x.param, tuple(eqn.params[0]["axes"]))
-    return contract.sum_over(to_var(x), tuple(eqn.params[0]["axes"]))
-
-
-def _reduce_extremum(function: Callable[..., sympy.Expr]) -> Rule:
-    def rule(eqn: Equation, x: Value) -> Value:
-        var = to_var(x)
-        axes = tuple(eqn.params[0]["axes"])
-        if width_axis(var.layout) in axes:
-            raise Refusal(
-                "it takes a maximum or minimum over the width (a softmax over the width does too): "
-                "the maximum over n coordinates grows with n and has no limit",
-                "take maxima and softmaxes over positions, heads or classes, not over hidden coordinates",
-            )
-        for axis in sorted(axes, reverse=True):
-            var = _extremum(function, var, axis)
-        return var
-
-    return rule
-
-
-def _extremum(function: Callable[..., sympy.Expr], var: Var, axis: int) -> Var:
-    shape = var.shape
-    layout = (*var.layout[:axis], *var.layout[axis + 1 :])
-    parts = []
-    for k in range(shape[axis]):
-        start, stop = ([0] * len(shape), list(shape))
-        start[axis], stop[axis] = k, k + 1
-        row = map_positions(
-            var, position("slice", start=tuple(start), stop=tuple(stop), stride=(1,) * len(shape)),
-            (*var.layout[:axis], (), *var.layout[axis + 1 :]),
-        )  # fmt: skip
-        parts.append(map_positions(row, position("reshape", to=unit_shape(layout)), layout))
-    if len(parts) == 1:
-        return parts[0]
-    symbols = [vector(i) if var.random else parameter(i) for i in range(len(parts))]
-    phi = Phi(function(*symbols), *((len(parts), 0) if var.random else (0, len(parts))))
-    return nonlin(phi, parts if var.random else [], [] if var.random else parts, var.power)
-
-
-def _window_sum(eqn: Equation, x: Value) -> Value:
-    p, var = eqn.params[0], to_var(x)
-    axis = width_axis(var.layout)
-    if axis is not None and (p["window_dimensions"][axis], p["window_strides"][axis], tuple(p["padding"][axis])) != (
-        1,
-        1,
-        (0, 0),
-    ):
-        raise Refusal("its window reaches over the width", "pool over positions only")
-    op = position(
-        "window_sum", window=tuple(p["window_dimensions"]), strides=tuple(p["window_strides"]),
-        padding=tuple(map(tuple, p["padding"])), base_dilation=tuple(p["base_dilation"]),
-        window_dilation=tuple(p["window_dilation"]),
-    )  # fmt: skip
-    shape = op.shape(var.shape)
-    layout = tuple(
-        a if i == axis else () if n == 1 else (n,) for i, (a, n) in enumerate(zip(var.layout, shape, strict=True))
-    )
-    return map_positions(var, op, layout)
-
-
-def _window_max(eqn: Equation, x: Value) -> Value:
-    return _largest_of_windows(eqn, to_var(x))
-
-
-def _window_min(eqn: Equation, x: Value) -> Value:
-    turned = _largest_of_windows(eqn, lincomb([(-1.0, to_var(x))]))
-    return lincomb([(-1.0, turned)])
-
-
-def _largest_of_windows(eqn: Equation, var: Var) -> Var:
-    p = eqn.params[0]
-    window, strides, padding = p["window_dimensions"], p["window_strides"], p["padding"]
-    axes = [i for i, k in enumerate(window) if k != 1 or strides[i] != 1]
-    if width_axis(var.layout) in axes:
-        raise Refusal("its window reaches over the width", "pool over positions only")
-    if any(d != 1 for d in p["base_dilation"]):
-        raise Refusal("max pooling with gaps between the positions (base dilation)", "pool the positions themselves")
-    op = position(
-        "windows", axes=tuple(axes), **{key: tuple(values[i] for i in axes) for key, values in (
-            ("window", window), ("strides", strides), ("padding", [tuple(q) for q in padding]),
-            ("dilation", p["window_dilation"]),
-        )},
-    )  # fmt: skip
-    try:
-        shape = op.shape(var.shape)
-    except ValueError as error:
-        raise Refusal(str(error), "use less padding") from None
-    layout = tuple(
-        var.layout[i] if i < len(var.layout) and i not in axes else () if n == 1 else (n,) for i, n in enumerate(shape)
-    )
-    windows = map_positions(var, op, layout)
-    for axis in range(len(shape) - 1, len(var.layout) - 1, -1):
-        windows = _extremum(sympy.Max, windows, axis)
-    return windows
-
-
 def stop_gradient(eqn: Equation, x: Value) -> Value:
     """The same value, which no tangent passes; a parameter is frozen."""
     if isinstance(x, Param):
@@ -469,13 +282,6 @@ def _reduce_precision(eqn: Equation, x: Value) -> Value:
     if kept["exponent_bits"] < own.nexp or kept["mantissa_bits"] < own.nmant:
         raise Refusal(*advice(eqn.primitive))
     return x
-
-
-def _cumsum(eqn: Equation, x: Value) -> Value:
-    var, axis = to_var(x), eqn.params[0]["axis"]
-    if width_axis(var.layout) == axis:
-        raise Refusal("a running sum over the width", "run sums over positions only")
-    return map_positions(var, position("cumsum", axis=axis, reverse=eqn.params[0]["reverse"]), var.layout)
 
 
 RULES: dict[str, Rule] = {
@@ -506,13 +312,13 @@ RULES: dict[str, Rule] = {
     "split": moves.split,
     "stack": moves.stack,
     "tile": moves.tile,
-    "reduce_sum": _reduce_sum,
-    "reduce_max": _reduce_extremum(sympy.Max),
-    "reduce_min": _reduce_extremum(sympy.Min),
-    "reduce_window_sum": _window_sum,
-    "reduce_window_max": _window_max,
-    "reduce_window_min": _window_min,
-    "cumsum": _cumsum,
+    "reduce_sum": reductions.reduce_sum,
+    "reduce_max": reductions.reduce_extremum(sympy.Max),
+    "reduce_min": reductions.reduce_extremum(sympy.Min),
+    "reduce_window_sum": reductions.window_sum,
+    "reduce_window_max": reductions.window_max,
+    "reduce_window_min": reductions.window_min,
+    "cumsum": reductions.cumsum,
     "dot_general": contract.dot_general,
     "conv_general_dilated": contract.convolution,
 }

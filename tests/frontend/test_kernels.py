@@ -61,7 +61,10 @@ EQUAL = {
     "not": (lambda h: jnp.where(~(h > 0), h, 0.0), lambda h: -jax.nn.relu(-h)),
     "abs is two relus": (jnp.abs, lambda h: jax.nn.relu(h) + jax.nn.relu(-h)),
     "sign is two steps": (jnp.sign, lambda h: 2.0 * (h > 0) - 1),
-    "a norm moves no kink": (lambda h: jnp.sign(jnp.sinh(h) * jax.lax.rsqrt(jnp.mean(jnp.sinh(h) ** 2) + 1e-3)), jnp.sign),
+    "a norm moves no kink": (
+        lambda h: jnp.sign(jnp.sinh(h) * jax.lax.rsqrt(jnp.mean(jnp.sinh(h) ** 2) + 1e-3)),
+        jnp.sign,
+    ),
     "cube": (lambda h: h**3, lambda h: h * jnp.square(h)),
     "max of two": (lambda h: jnp.maximum(h, 0.1 * h), lambda h: jax.nn.leaky_relu(h, 0.1)),
     "a condition chosen by a condition": (lambda h: jnp.where(jnp.where(h > 0, h, 0.1 * h) > 0, h, 0.0), jax.nn.relu),
