@@ -170,7 +170,11 @@ def map_positions(var: Var, op: Position, layout: Layout, *aux: Node) -> Var:
 
 
 def _mapped(op: Position, node: Node, layout: Layout, aux: tuple[Node, ...]) -> Node:
-    if _does_nothing(op, node):
+    if op.name == "broadcast" and math.prod(op.kw["to"]) == math.prod(node.type.shape):
+        op = position("reshape", to=op.kw["to"])
+    if op.name == "reshape" and isinstance(node, PositionMap) and node.op.name == "reshape":
+        return _mapped(op, node.args[0], layout, aux)
+    if _does_nothing(op, node, layout):
         return node
     if isinstance(node, LinComb) and op.selects and not op.row.fills and not aux and _has_number(node):
         # entries are only moved, a number is the same everywhere: trained gains, 1 + W, stay affine in a Gaussian
@@ -195,13 +199,19 @@ def _has_number(node: LinComb) -> bool:
     return len(kinds) == len(node.terms) == 2 and sum(kinds) == 1
 
 
-def _does_nothing(op: Position, node: Node) -> bool:
+def _does_nothing(op: Position, node: Node, layout: Layout) -> bool:
     shape = node.type.shape
+    if node.type.width is not None and node.type.axis != width_axis(layout):  # (n, 1) as (1, n)
+        return False
     match op.name:
         case "reshape":
             return op.kw["to"] == shape
         case "transpose":
             return op.kw["permutation"] == tuple(range(len(shape)))
+        case "sum":
+            return not op.kw["axes"]
+        case "pad":
+            return not any(map(any, op.kw["config"]))
         case "broadcast":
             return op.kw["to"] == shape and op.kw["axes"] == tuple(range(len(shape)))
     return False

@@ -11,6 +11,7 @@ longer has is summed, one that no factor has is a copy, and an axis repeated in 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ import numpy as np
 
 from tensorprog.frontend.build import constant, lincomb, map_positions, scaled, to_var
 from tensorprog.frontend.contract import Dims, dotted, product, sum_over
+from tensorprog.frontend.moves import take_step
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import (
     Known,
@@ -40,7 +42,7 @@ from tensorprog.ir import position
 if TYPE_CHECKING:
     pass
 
-__all__ = ["Factor", "expression", "is_wide", "joined", "narrowed", "summed", "widths_of"]
+__all__ = ["Factor", "expression", "is_wide", "joined", "narrowed", "part_of", "summed", "widths_of"]
 
 Factor = tuple[Known | Var | Param, tuple[int, ...]]
 Operand = tuple[Var | Param, tuple[int, ...]]  # a factor that is committed to be one or the other
@@ -182,9 +184,10 @@ def summed(term: Term, over: Sequence[int], layout: Layout) -> Term:
 
 def _multiplied_out(term: Term, layout: Layout) -> Var:
     """The product of the factors, without ever making an array of two width axes."""
-    numbers = [to_var(v) for v, labels in term.factors if not labels]
+    given = _constants_first(term)
+    numbers = [to_var(v) for v, labels in given if not labels]
     factors: list[Operand] = [
-        (v if isinstance(v, (Param, Var)) else to_var(v), labels) for v, labels in term.factors if labels
+        (v if isinstance(v, (Param, Var)) else to_var(v), labels) for v, labels in given if labels
     ]
     while (chosen := _next(factors, term.axes)) is not None:
         factors = _with_matrix(factors, *chosen, term.axes)
@@ -205,6 +208,47 @@ def _multiplied_out(term: Term, layout: Layout) -> Var:
     if made is None:
         made = constant(np.float64(1.0))
     return made if factors else _arranged(made, (), term.axes, layout)
+
+
+def _constants_first(term: Term) -> list[Factor]:
+    """The factors, with constants multiplied with each other; where these choose one matrix of several, that alone is left."""
+    others = [f for f in term.factors if not (isinstance(f[0], Known) and f[1])]
+    constants = [(f[0].values[0], f[1]) for f in term.factors if isinstance(f[0], Known) and f[1]]
+    needed = {*term.axes, *(n for _, labels in others for n in labels)}
+    while (
+        pair := next((p for p in itertools.combinations(constants, 2) if {*p[0][1]} & {*p[1][1]}), None)
+    ) is not None:
+        constants = [c for c in constants if all(c is not p for p in pair)]
+        kept = needed.union(*(labels for _, labels in constants))
+        labels = tuple(n for n in dict.fromkeys((*pair[0][1], *pair[1][1])) if n in kept)
+        (a, of_a), (b, of_b) = pair
+        constants.append((np.einsum(a, list(of_a), b, list(of_b), list(labels)), labels))
+    made = others
+    for array, labels in constants:
+        meets = [f for f in made if labels[0] in f[1]] if len(labels) == 1 and np.count_nonzero(array) == 1 else []
+        if len(meets) != 1 or labels[0] in term.axes or not isinstance(meets[0][0], Param):
+            made = [*made, (Known((array, array)), labels)]
+            continue
+        place = int(np.flatnonzero(array)[0])
+        number = np.asarray(array[place])
+        made = [(Known((number, number)), ()), *(part_of(f, labels[0], place) if f is meets[0] else f for f in made)]
+    return made
+
+
+def part_of(factor: Factor, label: int, place: int) -> Factor:
+    """The entries of a factor at one place along a finite axis."""
+    value, labels = factor
+    if label not in labels:
+        return factor
+    i = labels.index(label)
+    order = (i, *(k for k in range(len(labels)) if k != i))
+    if isinstance(value, Known):
+        moved: Value = Known((value.values[0].transpose(order), value.values[1].transpose(order)))
+    elif isinstance(value, Param):
+        moved = replace(value, axes=tuple(value.axes[k] for k in order))
+    else:
+        moved = map_positions(value, position("transpose", permutation=order), tuple(value.layout[k] for k in order))
+    return take_step(moved, place), tuple(n for n in labels if n != label)  # type: ignore[return-value]
 
 
 def _next(factors: Sequence[Operand], kept: Collection[int]) -> tuple[Operand, int] | None:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tensorprog.frontend.arithmetic import reciprocal
-from tensorprog.frontend.build import constant, map_positions, to_var
+from tensorprog.frontend.build import constant, to_var
 from tensorprog.frontend.contract import Dims, convolution, dims_of, in_numbers
-from tensorprog.frontend.matrices import Factor, expression, is_wide, joined, narrowed, summed, widths_of
-from tensorprog.frontend.moves import take_step
+from tensorprog.frontend.matrices import expression, is_wide, joined, narrowed, part_of, summed, widths_of
 from tensorprog.frontend.primitives import kept_parameter, stop_gradient
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import (
@@ -32,7 +31,6 @@ from tensorprog.frontend.values import (
     kind_of,
     layout_of,
 )
-from tensorprog.ir import position
 
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
@@ -302,7 +300,7 @@ def step_of(m: Matrices, t: int) -> Value:
     """m[t] along the leading axis."""
     terms = []
     for term in m.terms:
-        factors = tuple(_at(factor, term.axes[0], t) for factor in term.factors)
+        factors = tuple(part_of(factor, term.axes[0], t) for factor in term.factors)
         numbers = [v.values[0] for v, labels in factors if isinstance(v, Known) and not labels]
         if all(numbers):
             left = tuple(f for f in factors if not (isinstance(f[0], Known) and not f[1] and f[0].values[0] == 1))
@@ -310,21 +308,6 @@ def step_of(m: Matrices, t: int) -> Value:
     made = Matrices(tuple(terms), m.layout[1:])
     alone = len(terms) == 1 and len(terms[0].factors) == 1 and terms[0].factors[0][1] == terms[0].axes
     return terms[0].factors[0][0] if alone else narrowed(made)
-
-
-def _at(factor: Factor, label: int, t: int) -> Factor:
-    value, labels = factor
-    if label not in labels:
-        return factor
-    i = labels.index(label)
-    order = (i, *(k for k in range(len(labels)) if k != i))
-    if isinstance(value, Known):
-        moved: Value = Known((value.values[0].transpose(order), value.values[1].transpose(order)))
-    elif isinstance(value, Param):
-        moved = replace(value, axes=tuple(value.axes[k] for k in order))
-    else:
-        moved = map_positions(value, position("transpose", permutation=order), tuple(value.layout[k] for k in order))
-    return take_step(moved, t), tuple(n for n in labels if n != label)  # type: ignore[return-value]
 
 
 def _stop(eqn: Equation, x: Value) -> Matrices:
