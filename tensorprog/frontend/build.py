@@ -170,7 +170,7 @@ def map_positions(var: Var, op: Position, layout: Layout, *aux: Node) -> Var:
 
 
 def _mapped(op: Position, node: Node, layout: Layout, aux: tuple[Node, ...]) -> Node:
-    if op.name == "broadcast" and math.prod(op.kw["to"]) == math.prod(node.type.shape):
+    if op.name == "broadcast" and node.type.width is not None and math.prod(op.kw["to"]) == math.prod(node.type.shape):
         op = position("reshape", to=op.kw["to"])
     if op.name == "reshape" and isinstance(node, PositionMap) and node.op.name == "reshape":
         return _mapped(op, node.args[0], layout, aux)
