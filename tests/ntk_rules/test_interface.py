@@ -152,3 +152,14 @@ def test_a_parameter_that_jumps_has_the_slope_zero():
         got = float(jax.grad(value)(0.5))
         wanted = slope * math.sqrt(2 / math.pi) if slope else float(value(0.51) - value(0.49)) / 0.02
         np.testing.assert_allclose(got, wanted, rtol=1e-4)  # differences of single precision
+
+
+def test_second_derivatives_at_kinks_that_are_parameters():
+    E = expectation(sp.Max(u - a, 0) * sp.Abs(v - a), (u, v), (a,))  # of the kink of u the weight is a - a
+    law = dict(zip(((0, 0), (0, 1), (1, 1)), (1.2, -0.4, 0.8), strict=True))
+    with jax.enable_x64(True):
+        value = lambda law: E.value([law[e] for e in E.needs], (0.3,))
+        slopes = jax.grad(value)(law)
+        for entry, slope in slopes.items():
+            step = lambda h, entry=entry: value(law | {entry: law[entry] + h})
+            np.testing.assert_allclose(float(slope), float(step(1e-5) - step(-1e-5)) / 2e-5, atol=1e-8)
