@@ -283,6 +283,11 @@ def _validate(F, gaussians, parameters, means, independent) -> None:
             f"expectation: F has the symbols {sorted(map(str, unknown))}, neither gaussians {gaussians} "
             f"nor parameters {parameters}; add them to one of the two"
         )
+    for cases in F.atoms(sp.Piecewise):
+        if sp.simplify_logic(sp.Or(*(condition for _, condition in cases.args))) != sp.true:
+            raise ValueError(
+                f"expectation: {cases} says nothing of what remains beside its conditions; expected a last case (.., True)"
+            )
     if means is not None and len(means) != len(gaussians):
         raise ValueError(f"expectation: means has {len(means)} entries for {len(gaussians)} gaussians")
     for pair in independent:

@@ -98,9 +98,9 @@ def _merged(deltas: list[Delta]) -> tuple[Delta, ...]:
 
 
 def _sum_of(addends: list[sp.Expr]) -> sp.Expr:
-    """The sum; 0 where numbers cancel up to their rounding."""
+    """The sum; 0 where numbers cancel up to their rounding. Addends with parameters in them may make a number too, as b - b."""
     total = sp.Add(*addends)
-    if total.is_number and abs(float(total)) <= 1e-14 * sum(abs(float(a)) for a in addends):
+    if total.is_number and abs(float(total)) <= 1e-14 * sum(abs(float(a)) for a in addends if a.is_number):
         return sp.S.Zero
     return total
 

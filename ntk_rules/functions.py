@@ -243,11 +243,21 @@ def _heaviside(x: jax.Array, at_zero: jax.Array | float = 0.5) -> jax.Array:
     return jnp.where(x > 0, 1.0, jnp.where(x < 0, 0.0, at_zero)).astype(jnp.result_type(x))
 
 
+def _within(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """`function`, which is clipped to [-1, 1], for arguments that rounding alone has brought out of there; NaN for others, as in JAX."""
+
+    def value(x: jax.Array) -> jax.Array:
+        (x,) = special.as_floats(x)
+        return jnp.where(jnp.abs(x) <= 1 + 64 * jnp.finfo(x.dtype).eps, function(x), jnp.nan)
+
+    return value
+
+
 # What each SymPy function computes; arguments are JAX arrays.
 MEANING: dict[type, Callable[..., jax.Array]] = {
     sp.exp: jnp.exp, sp.log: jnp.log, sp.sin: jnp.sin, sp.cos: jnp.cos, sp.tan: jnp.tan,
-    sp.sinh: jnp.sinh, sp.cosh: jnp.cosh, sp.tanh: jnp.tanh, sp.atan: jnp.arctan, sp.asin: special.asin,
-    sp.acos: special.acos, sp.asinh: jnp.arcsinh, sp.acosh: jnp.arccosh, sp.atanh: jnp.arctanh,
+    sp.sinh: jnp.sinh, sp.cosh: jnp.cosh, sp.tanh: jnp.tanh, sp.atan: jnp.arctan, sp.asin: _within(special.asin),
+    sp.acos: _within(special.acos), sp.asinh: jnp.arcsinh, sp.acosh: jnp.arccosh, sp.atanh: jnp.arctanh,
     sp.atan2: jnp.arctan2, sp.erf: jsp.erf, sp.erfc: jsp.erfc, sp.erfinv: jsp.erfinv,
     sp.Abs: jnp.abs, sp.sign: jnp.sign, sp.floor: jnp.floor, sp.ceiling: jnp.ceil,
     sp.loggamma: jsp.gammaln, sp.digamma: jsp.digamma, sp.gamma: jsp.gamma,

@@ -164,8 +164,8 @@ def line_parts(f: Factor, question: Question) -> list[Part]:
         def error(covariances, parameters):
             s = standard_deviation(covariances[(i, i)])
             fine, coarse, coarser = (mean(s, parameters, thin) for thin in THIN)
-            scale = _line_scale(pieces)(s, parameters)
-            off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
+            scale, hidden = _line_scale(pieces)(s, parameters)
+            off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale) + hidden
             unseen = _line_mean(pieces.rounded())(s, parameters, 1) + _out_of_reach(pieces.mapped(_absolute))(
                 s, parameters
             )
@@ -205,15 +205,19 @@ def _size(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
     return lambda s, parameters: jnp.sqrt(square(s, parameters, 1))
 
 
-def _line_scale(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
+def _line_scale(pieces: panels.Piecewise) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """(s, parameters) -> E[f(s x)^2]^(1/2), and E[|f(s x)|] where that is not resolved: of |x|^-0.9 it is infinite, and what stands
-    for it grows with the nodes, so that no error would be large beside it.
+    for it grows with the nodes, so that no error would be large beside it. Then also the error of E[|f(s x)|], else 0: of tan, whose
+    mean does not exist, nodes alike on both sides make a mean of zero.
     """
     square, plain = _line_mean(pieces.mapped(_squared)), _line_mean(pieces.mapped(_absolute))
 
-    def scale(s: jax.Array, parameters: tuple[jax.Array, ...]) -> jax.Array:
+    def scale(s: jax.Array, parameters: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         fine, coarse = (square(s, parameters, thin) for thin in THIN[:2])
-        return jnp.where(jnp.abs(fine - coarse) <= _RESOLVED * fine, jnp.sqrt(fine), plain(s, parameters, 1))
+        resolved = jnp.abs(fine - coarse) <= _RESOLVED * fine
+        sizes = [plain(s, parameters, thin) for thin in THIN]
+        hidden = smooth.refined_error(jnp.abs(sizes[0] - sizes[1]), jnp.abs(sizes[1] - sizes[2]), sizes[0])
+        return jnp.where(resolved, jnp.sqrt(fine), sizes[0]), jnp.where(resolved, 0, hidden)
 
     return scale
 

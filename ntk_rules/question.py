@@ -118,7 +118,16 @@ def parameter_derivative(question: Question, k: int) -> Question | None:
     a = question.parameter_symbols()[k]
     _check_steps(question, (a,))
     if question.terms is not None:
-        changed = tuple(d for t in question.terms for d in differentiate_parameter(t, a))
+        moved = (d for t in question.terms for d in differentiate_parameter(t, a))
+        smooth = (replace(d, coefficient=_without_jumps(d.coefficient, ())) for d in moved)
+        changed = tuple(d for d in smooth if d.coefficient != 0)
         return replace(question, expr=None, terms=changed, written=None) if changed else None
-    expr = sp.diff(question.expr, a)
+    expr = _without_jumps(sp.diff(question.expr, a), gaussian_symbols(question.gaussians))
     return replace(question, expr=expr, written=None) if expr != 0 else None
+
+
+def _without_jumps(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
+    """`expr` without delta functions of parameters alone: sign(a) has the slope zero, as in JAX, also where it jumps."""
+    if not expr.has(sp.DiracDelta):
+        return expr
+    return expr.replace(lambda f: isinstance(f, sp.DiracDelta) and not f.has(*zs), lambda f: sp.S.Zero)

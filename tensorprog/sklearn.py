@@ -133,7 +133,13 @@ class NetworkKernel(Kernel):
         if eval_gradient and Y is not None:
             raise InputError("NetworkKernel: the gradient can be evaluated only for Y None")
         first, second = self._rows(X, "X"), None if Y is None else self._rows(Y, "Y")
-        matrix = np.array(self._grams()(self.get, first, second))  # writable, as scikit-learn wants
+        grams = self._grams()
+        matrix = np.array(grams(self.get, first, second))  # writable, as scikit-learn wants
+        if grams.axes:
+            raise InputError(
+                f"NetworkKernel: the network's output has axes of shape {grams.axes}, expected one number for each row\n"
+                "  to mend: end it in nn.dense(nn.flatten(h), features=1), or a mean over positions before the readout"
+            )
         return (matrix, self._gradient(first)) if eval_gradient else matrix
 
     def _gradient(self, rows: np.ndarray) -> np.ndarray:
@@ -290,7 +296,8 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         known = getattr(self, "kernel_", None)
         if known is None or known.net is not net or np.shape(known.example) != np.shape(example):
             known = NetworkKernel(net, example, get=self.get)
-        self.kernel_ = known.__sklearn_clone__().set_params(get=self.get, **(self.hyperparameters or {}))
+        defaults = dict(known.compiled.hypers)  # an earlier fit may have had other values
+        self.kernel_ = known.__sklearn_clone__().set_params(get=self.get, **(defaults | (self.hyperparameters or {})))
         self._X = X
         onehot = np.eye(len(self.classes_))[codes] - 1 / len(self.classes_)
         self._weights = Factor(regularised(self.kernel_(X), 0.0, alpha)).solve(onehot)

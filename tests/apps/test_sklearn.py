@@ -122,6 +122,14 @@ def test_images_are_reshaped() -> None:
     np.testing.assert_allclose(NetworkKernel(net, np.zeros((3, 3, 1)))(x.reshape(4, 9)), expected, atol=1e-12)
 
 
+def test_fitted_again_a_classifier_forgets_what_it_was_given_before() -> None:
+    x, y, _ = data()
+    model = NetworkClassifier(kernel_net, alpha=1e-2, hyperparameters={"w": 5.0}).fit(x, y > 0)
+    model.set_params(hyperparameters=None).fit(x, y > 0)
+    fresh = NetworkClassifier(kernel_net, alpha=1e-2).fit(x, y > 0)
+    np.testing.assert_array_equal(model.decision_function(x), fresh.decision_function(x))
+
+
 @pytest.mark.slow
 def test_classifier_learns() -> None:
     x, y = load_iris(return_X_y=True)
@@ -162,6 +170,7 @@ def test_estimator_checks() -> None:
         (lambda: made()(np.zeros((2, 3)), np.zeros((2, 3)), eval_gradient=True), "only for Y None"),
         (lambda: made().set_params(net=1), "net cannot be changed"),
         (lambda: NetworkKernel(kernel(), (np.zeros(3), np.zeros(2))), "expected one array"),
+        (lambda: NetworkKernel(kernel_net, np.zeros((3, 1)))(np.eye(3)), "the network's output has axes of shape (3,)"),
         (lambda: NetworkClassifier(alpha=-1.0).fit(np.eye(2), [0, 1]), "alpha is -1.0"),
         (lambda: NetworkClassifier().fit(np.eye(2), [1, 1]), "y has one class"),
     ],

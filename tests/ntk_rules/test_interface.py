@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import math
 import pkgutil
 import subprocess
 import sys
@@ -51,6 +52,8 @@ def test_explain_names_the_rules():
         (lambda: expectation(u * v, (u, v), independent=[(0, 2)]), "expected two indices below 2"),
         (lambda: expectation(u * v, (u, v)).value((1.0, 2.0)), "expected 1"),
         (lambda: expectation(a * u**2, (u,), (a,)).value((1.0,)), "parameters"),
+        (lambda: expectation(sp.Piecewise((u, u > 0)), (u,)), "says nothing of what remains"),
+        (lambda: expectation(sp.Piecewise((v, u > 0), (1, u < -1)), (u, v)), "says nothing of what remains"),
         (lambda: expectation(sp.zeta(u) * sp.tanh(u), (u,)), "no meaning in JAX"),
     ],
 )
@@ -128,3 +131,35 @@ def test_what_sampling_would_reach_is_worked_out_where_it_is_read(monkeypatch: p
     for _ in range(2):
         assert "reaches 3.0e-04 at unit variances, wanted 1.0e-12; a tolerance above that" in str(refused.value)
     assert len(asked) == 1
+
+
+# Of tan the mean does not exist: nodes alike on both sides of zero would make it zero. An arc cosine is NaN beyond 1, as in JAX.
+@pytest.mark.parametrize("f", [sp.tan(u), 1 + sp.tan(u / 2), sp.Abs(u) * sp.tan(u), sp.acos(u)], ids=str)
+def test_means_that_do_not_exist_are_refused(f):
+    with pytest.raises(NoRule):
+        expectation(f, (u,))
+
+
+def test_what_is_close_to_those_has_a_mean():
+    for f, mean in ((sp.tan(u / 20) + 1, 1.0), (sp.acos(sp.tanh(u)), math.pi / 2)):
+        np.testing.assert_allclose(float(expectation(f, (u,)).value((1.0,))), mean, rtol=1e-6)
+
+
+def test_a_parameter_that_jumps_has_the_slope_zero():
+    for f, slope in ((sp.sign(a) * a * sp.Abs(u), 1.0), (sp.sign(a) * sp.tanh(a * u) * u, None)):
+        E = expectation(f, (u,), (a,))
+        value = lambda x, E=E: E.value((1.0,), (x,))
+        got = float(jax.grad(value)(0.5))
+        wanted = slope * math.sqrt(2 / math.pi) if slope else float(value(0.51) - value(0.49)) / 0.02
+        np.testing.assert_allclose(got, wanted, rtol=1e-4)  # differences of single precision
+
+
+def test_second_derivatives_at_kinks_that_are_parameters():
+    E = expectation(sp.Max(u - a, 0) * sp.Abs(v - a), (u, v), (a,))  # of the kink of u the weight is a - a
+    law = dict(zip(((0, 0), (0, 1), (1, 1)), (1.2, -0.4, 0.8), strict=True))
+    with jax.enable_x64(True):
+        value = lambda law: E.value([law[e] for e in E.needs], (0.3,))
+        slopes = jax.grad(value)(law)
+        for entry, slope in slopes.items():
+            step = lambda h, entry=entry: value(law | {entry: law[entry] + h})
+            np.testing.assert_allclose(float(slope), float(step(1e-5) - step(-1e-5)) / 2e-5, atol=1e-8)
