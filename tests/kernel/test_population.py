@@ -17,7 +17,7 @@ from tensorprog.lower import lower
 from tensorprog.lower.schedule import Loop, schedule
 from tensorprog.passes import structure
 
-LAYERS = 3
+LAYERS = 2
 
 
 def gated(x: jax.Array) -> jax.Array:
