@@ -19,6 +19,7 @@ __all__ = ["uncompiled"]
 
 def uncompiled(kernel: tp.Kernel, x1: Any, x2: Any = None, **hypers: float) -> KernelResult:
     """Both kernels between all inputs, as `kernel(x1, x2, **hypers)` has them, of the very function that XLA would be given."""
+    assert not kernel.graph.noise  # of which the diagonal of a gram matrix is another function
     first, second = ([np.asarray(leaf) for leaf in jax.tree.leaves(x)] for x in (x1, x1 if x2 is None else x2))
     values = {name: np.asarray(value, float) for name, value in (kernel.hypers | hypers).items()}
     return KernelResult(*map(np.asarray, by_numpy(kernel.functions.block)(first, second, values)))

@@ -17,7 +17,6 @@ import tensorprog as tp
 from tensorprog import nn
 from tensorprog.frontend.params import current
 from tests.references import duals
-from tests.uncompiled import uncompiled
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((3, 4))
@@ -69,7 +68,7 @@ def test_own_draws_and_two_draws(tmp_path: Path) -> None:
 def test_masks_of_positions(shared: tuple[int, ...]) -> None:
     """Independent masks leave two positions of one input alone; one mask for all divides them too."""
     net = lambda x: nn.dense(nn.dropout(jax.nn.relu(nn.dense(x)), 0.25, shared=shared).mean(0), features=1)
-    found = uncompiled(tp.compile(net, SEQUENCES[0]), SEQUENCES).nngp
+    found = tp.compile(net, SEQUENCES[0])(SEQUENCES).nngp
     k = np.einsum("gsd,htd->ghst", SEQUENCES, SEQUENCES) / 3
     q = np.einsum("ggss->gs", k)
     k = duals.relu.value(q[:, None, :, None], q[None, :, None, :], k)
