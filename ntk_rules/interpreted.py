@@ -202,17 +202,27 @@ def _rule(eqn: Any) -> Run:
 
 
 def _left_to_jax(eqn: Any) -> Run:
-    """The equation by itself, compiled when it is first run."""
+    """The equation by itself, compiled when it is first run; the operation alone, without a body of its own, once for all its equations."""
 
-    made: list[Callable[..., Any]] = []
+    @functools.cache
+    def made() -> Callable[..., Any]:
+        params = tuple(sorted(eqn.params.items()))
+        try:
+            return (_jitted.__wrapped__ if list(_inner(eqn)) else _jitted)(eqn.primitive, params)
+        except TypeError:  # a parameter that cannot be compared
+            return _jitted.__wrapped__(eqn.primitive, params)
 
     def run(*values: Any) -> list[Any]:
-        if not made:
-            made.append(jax.jit(lambda *given: eqn.primitive.bind(*given, **eqn.params)))
-        found = made[0](*values)
+        found = made()(*values)
         return [_as_numpy(v) for v in (found if eqn.primitive.multiple_results else [found])]
 
     return run
+
+
+@functools.lru_cache(maxsize=256)
+def _jitted(primitive: Any, params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    """A primitive as a function, which JAX compiles once for all arrays of one shape."""
+    return jax.jit(lambda *given: primitive.bind(*given, **dict(params)))
 
 
 def _as_numpy(value: Any) -> Any:

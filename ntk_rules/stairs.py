@@ -189,27 +189,32 @@ def two_stairs(question: Question) -> Method:
         raise Declined(str(reason)) from None
     needs = ((i, i), (i, j), (j, j)) if (i, j) not in question.independent else ((i, i), (j, j))
     outside = compile_formula(coefficient, question.parameter_symbols())
-    moving = _pair(f, g, 1, 0.0, pathwise=True)
-    values = [_pair(f, g, thin, less) for thin, less in ((1, 0.0), (2, 0.0), (4, 0.0), (1, 0.5))]
-    sizes = [_pair(h, h, 1, 0.0) for h in (f, g)]
+    value, moving = _pair(f, g, 1, 0.0), _pair(f, g, 1, 0.0, in_slices)
 
     def arrays(covariances):
         q_u, q_v = covariances[(i, i)], covariances[(j, j)]
         return q_u, covariances.get((i, j), jnp.zeros_like(q_u)), q_v
 
     def compute(covariances, parameters):
-        return outside(covariances, parameters) * values[0](*arrays(covariances))
+        return outside(covariances, parameters) * value(*arrays(covariances))
 
-    def error_and_scale(covariances, parameters):
-        q_u, c, q_v = jnp.broadcast_arrays(*arrays(covariances))
-        fine, coarse, coarser, near = (value(q_u, c, q_v) for value in values)
-        size = jnp.abs(outside(covariances, parameters))
-        scale = jnp.sqrt(sizes[0](q_u, q_u, q_u) * sizes[1](q_v, q_v, q_v))
-        off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
-        return size * (off + jnp.abs(fine - near)), size * scale
+    def measured(slices: Callable) -> Callable:
+        rules = [_pair(f, g, thin, less, slices) for thin, less in ((1, 0.0), (2, 0.0), (4, 0.0), (1, 0.5))]
+        squares = [_pair(h, h, 1, 0.0, slices) for h in (f, g)]
 
-    window = min(f.window, g.window)
-    bound, how_far = _held(error_and_scale, needs, question, window, 0.999)
+        def error_and_scale(covariances, parameters):
+            q_u, c, q_v = jnp.broadcast_arrays(*arrays(covariances))
+            fine, coarse, coarser, near = (rule(q_u, c, q_v) for rule in rules)
+            size = jnp.abs(outside(covariances, parameters))
+            scale = jnp.sqrt(squares[0](q_u, q_u, q_u) * squares[1](q_v, q_v, q_v))
+            off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
+            return size * (off + jnp.abs(fine - near)), size * scale
+
+        return error_and_scale
+
+    window, error_and_scale = min(f.window, g.window), measured(elementwise)
+    # A few numbers need no slices, and asked for as they are, sums over jumps are code that was compiled for other stairs.
+    bound, how_far = _held(measured(in_slices), needs, question, window, 0.999)
     moves = by_correlations(compute, needs)
     step = "stairs: jumps one by one, Plackett's identity for pairs of them"
     step += "" if math.isinf(window) else f"; their places are known up to {window:g}"
@@ -219,8 +224,8 @@ def two_stairs(question: Question) -> Method:
     )  # fmt: skip
 
 
-def _pair(f: Stair, g: Stair, thin: int, less: float, pathwise: bool = False) -> Callable[..., jax.Array]:
-    """E[f(u) g(v)] as a function of Var u, Cov(u, v), Var v. pathwise: to be differentiated."""
+def _pair(f: Stair, g: Stair, thin: int, less: float, slices: Callable = elementwise) -> Callable[..., jax.Array]:
+    """E[f(u) g(v)] as a function of Var u, Cov(u, v), Var v. slices: `in_slices` where it is differentiated, or asked for eagerly."""
 
     def value(q_u: jax.Array, c: jax.Array, q_v: jax.Array) -> jax.Array:
         double = special.is_double(q_u)
@@ -229,7 +234,7 @@ def _pair(f: Stair, g: Stair, thin: int, less: float, pathwise: bool = False) ->
         rule = np.pad(rule, ((0, 0), (0, n - n // thin))).astype(q_u.dtype)  # as many nodes, for one compiled function
         return _pair_value(_arrays(f, q_u.dtype), _arrays(g, q_u.dtype), _reach(q_u) - less, rule, q_u, c, q_v)
 
-    return (in_slices if pathwise else elementwise)(value, _CHUNK)
+    return slices(value, _CHUNK)
 
 
 class _Arrays(NamedTuple):

@@ -133,6 +133,11 @@ def evaluate(
     return values[program.output]
 
 
+def at_once(function: Callable[[Weights], Any], weights: Weights) -> Any:
+    """`function(weights)`, compiled as a whole: its operations one by one would take JAX longer."""
+    return jax.jit(lambda arrays: function(replace(weights, arrays=arrays)))(weights.arrays)
+
+
 def hidden(node: Node) -> bool:
     """Does its array have a last axis of coordinates?"""
     return node.type.kind == "vector" and node.type.width is not None

@@ -15,7 +15,7 @@ from tensorprog.ir import Moment, Program, parse_program, verify
 from tensorprog.passes import simplify
 from tensorprog.passes.fuse import fuse
 from tensorprog.passes.tangent import tangent
-from tests.finite_program import directional_derivative, evaluate, network_program, sampled_network
+from tests.finite_program import at_once, directional_derivative, evaluate, network_program, sampled_network
 from tests.networks import NETWORKS, POSITIONS, an_input, readout
 
 pytestmark = pytest.mark.slow
@@ -32,17 +32,18 @@ def check(net: object, example: np.ndarray) -> Program:
     params, weights = sampled_network(net, jnp.zeros(example.shape), WIDTH)
     program = verify(network_program(net, jnp.zeros(example.shape)))
     assert parse_program(str(program)) == program
-    close(evaluate(program, weights.sample([program]), [example]), tp.apply(net, params, jnp.asarray(example)))
-    value = evaluate(program, weights, [example])
+    run = lambda program, weights: at_once(lambda w: evaluate(program, w, [example]), weights)
+    value = run(program, weights.sample([program]))
+    close(value, jax.jit(lambda p, x: tp.apply(net, p, x))(params, jnp.asarray(example)))
     fused = verify(fuse(program))
-    close(evaluate(fused, weights, [example]), value)
-    close(evaluate(verify(fuse(program, drop_zeros=True)), weights, [example]), value)
+    close(run(fused, weights), value)
+    close(run(verify(fuse(program, drop_zeros=True)), weights), value)
     moved = tangent(fused)  # of the fused program, where a condition stands inside the function that it chooses for
     assert moved is not None
     weights.sample([verify(moved)])
-    slope = directional_derivative(program, weights, [example])
-    close(evaluate(moved, weights, [example]), slope)
-    close(evaluate(verify(fuse(moved, drop_zeros=True)), weights, [example]), slope)
+    slope = at_once(lambda w: directional_derivative(program, w, [example]), weights)
+    close(run(moved, weights), slope)
+    close(run(verify(fuse(moved, drop_zeros=True)), weights), slope)
     return program
 
 

@@ -17,6 +17,7 @@ import pytest
 import tensorprog as tp
 from tensorprog import nn
 from tensorprog.ir import Weight
+from tests.uncompiled import uncompiled
 
 relu, erf = jax.nn.relu, jax.scipy.special.erf
 
@@ -280,7 +281,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_one_weight_is_as_good_as_one_for_each_part(name: str, tolerance: Callable[[Any], float]) -> None:
     x = jax.random.normal(jax.random.key(1), (2, 2, 3))
-    found, wanted = (tp.compile(net, x[0])(x) for net in PAIRS[name]())
+    found, wanted = (uncompiled(tp.compile(net, x[0]), x) for net in PAIRS[name]())
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance(a.dtype) * float(jnp.abs(b).max()))
 
@@ -289,7 +290,7 @@ def test_one_weight_is_as_good_as_one_for_each_part(name: str, tolerance: Callab
 def test_the_adjoint_program_of_a_divided_weight(name: str) -> None:
     x = jax.random.normal(jax.random.key(2), (2, 2, 3))
     net, _ = PAIRS[name]()
-    tangent, adjoint = (tp.compile(net, x[0], method=method)(x).ntk for method in ("tangent", "adjoint"))
+    tangent, adjoint = (uncompiled(tp.compile(net, x[0], method=method), x).ntk for method in ("tangent", "adjoint"))
     np.testing.assert_allclose(adjoint, tangent, rtol=0, atol=1e-12 * float(jnp.abs(tangent).max()))
 
 
@@ -349,14 +350,16 @@ def test_numbers_for_groups_of_coordinates_meet_their_groups() -> None:
     repeated = lambda h: h - jnp.repeat(squares(h), h.size // 4)
     grouped = lambda h: (groups(h) - squares(h)[:, None]).reshape(-1)
     net = lambda change: lambda x: nn.dense(jax.nn.relu(change(nn.dense(x.reshape(-1)))), features=1)
-    wanted = tp.compile(net(grouped), x[0])(x)
+    wanted = uncompiled(tp.compile(net(grouped), x[0]), x)
     for method in ("tangent", "adjoint"):
-        found = tp.compile(net(repeated), x[0], method=method)(x)
+        found = uncompiled(tp.compile(net(repeated), x[0], method=method), x)
         for a, b in zip(found, wanted, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * float(jnp.abs(b).max()))
     flat = lambda order: lambda x: nn.dense(jax.nn.relu(nn.dense(x).reshape(-1) + order(x[:, 0])), features=1)
-    kept = tp.compile(flat(lambda a: jnp.repeat(a, nn.width())), x[0])(x)
-    other = tp.compile(lambda x: nn.dense(jax.nn.relu(nn.dense(x) + x[:, :1]).reshape(-1), features=1), x[0])(x)
+    kept = uncompiled(tp.compile(flat(lambda a: jnp.repeat(a, nn.width())), x[0]), x)
+    other = uncompiled(
+        tp.compile(lambda x: nn.dense(jax.nn.relu(nn.dense(x) + x[:, :1]).reshape(-1), features=1), x[0]), x
+    )
     np.testing.assert_allclose(kept.ntk, other.ntk, rtol=1e-12)
     with pytest.raises(tp.UnsupportedError, match="built differently along one axis"):
         tp.compile(flat(lambda a: jnp.tile(a, nn.width())), x[0])

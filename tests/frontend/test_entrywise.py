@@ -11,6 +11,7 @@ import pytest
 
 import tensorprog as tp
 from tensorprog import nn
+from tests.uncompiled import uncompiled
 
 relu = jax.nn.relu
 n = nn.width
@@ -62,7 +63,7 @@ def test_they_are_products(name: str) -> None:
 
 def check(one: Hidden, other: Hidden) -> None:
     x = np.random.default_rng(0).standard_normal((2, 3))
-    found, wanted = tp.compile(one, x[0])(x), tp.compile(other, x[0])(x)
+    found, wanted = uncompiled(tp.compile(one, x[0]), x), uncompiled(tp.compile(other, x[0]), x)
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1e-3, float(np.abs(b).max())))
 
@@ -70,12 +71,14 @@ def check(one: Hidden, other: Hidden) -> None:
 def test_places_of_a_parameter() -> None:
     """Rows in another order, and one weight for each position."""
     x = np.random.default_rng(0).standard_normal((2, 4, 3))
-    turned = tp.compile(lambda x: v(2)[::-1] @ relu(nn.dense(x[0], name="in")) / jnp.sqrt(n()), x[0])(x).nngp
-    plain = tp.compile(lambda x: v() @ relu(nn.dense(x[0], name="in")) / jnp.sqrt(n()), x[0])(x).nngp
+    turned = uncompiled(
+        tp.compile(lambda x: v(2)[::-1] @ relu(nn.dense(x[0], name="in")) / jnp.sqrt(n()), x[0]), x
+    ).nngp
+    plain = uncompiled(tp.compile(lambda x: v() @ relu(nn.dense(x[0], name="in")) / jnp.sqrt(n()), x[0]), x).nngp
     np.testing.assert_allclose(turned, np.einsum("ij,ab->ijab", plain, np.eye(2)), atol=1e-14)
     check_rows = lambda x: jnp.sum(v(4) * relu(nn.dense(x, name="in")), 1) / jnp.sqrt(n())
     product = lambda x: jnp.einsum("pi,pi->p", v(4), relu(nn.dense(x, name="in"))) / jnp.sqrt(n())
-    for a, b in zip(tp.compile(check_rows, x[0])(x), tp.compile(product, x[0])(x), strict=True):
+    for a, b in zip(uncompiled(tp.compile(check_rows, x[0]), x), uncompiled(tp.compile(product, x[0]), x), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-14)
 
 

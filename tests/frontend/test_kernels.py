@@ -13,6 +13,7 @@ from tensorprog.ir import Nonlin
 from tests.everyday import everyday
 from tests.networks import ELEMENTS, NETWORKS, POSITIONS, readout, recurrent, scanned
 from tests.references import duals, quadrature
+from tests.uncompiled import uncompiled
 
 X = np.random.default_rng(5).standard_normal((3, 4, 3))
 
@@ -21,7 +22,7 @@ X = np.random.default_rng(5).standard_normal((3, 4, 3))
 def test_a_map_of_positions(name: str) -> None:
     """relu(op(W x)), read out: K = L (x x'^T / d) L^T with L the map's own matrix, then the arc-cosine kernels."""
     op = POSITIONS[name]
-    found = tp.compile(lambda x: readout(jax.nn.relu(op(nn.dense(x)))), jnp.zeros((4, 3)))(X)
+    found = uncompiled(tp.compile(lambda x: readout(jax.nn.relu(op(nn.dense(x)))), jnp.zeros((4, 3))), X)
     matrix = np.asarray(op(jnp.eye(4))).reshape(-1, 4)
     first = _diagonals(matrix)
     own = np.einsum("iit->it", first)
@@ -48,7 +49,7 @@ def test_a_function_of_one_vector(name: str) -> None:
     """E[phi(u) phi(u')] in polar coordinates by Gauss-Legendre."""
     net, shape = NETWORKS[name]
     x = 0.7 * np.random.default_rng(6).standard_normal((2, *shape))
-    found = tp.compile(net, jnp.zeros(shape))(x, get="nngp")
+    found = uncompiled(tp.compile(net, jnp.zeros(shape)), x).nngp
     (q1, c), (_, q2) = x @ x.T / shape[0]
     phi = lambda u: np.asarray(ELEMENTS[name](jnp.asarray(u), 0.0))
     np.testing.assert_allclose(found[0, 1], quadrature.pair_expectation(phi, phi, q1, q2, c), rtol=1e-10)
@@ -77,7 +78,7 @@ EQUAL = {
 def test_equal_functions_have_equal_kernels(name: str) -> None:
     x = X[:, 0]
     one, two = (
-        tp.compile(lambda x, f=f: nn.dense(f(nn.dense(x, bias_var=0.1)), features=1), jnp.zeros(3))(x)
+        uncompiled(tp.compile(lambda x, f=f: nn.dense(f(nn.dense(x, bias_var=0.1)), features=1), jnp.zeros(3)), x)
         for f in EQUAL[name]
     )
     np.testing.assert_allclose(one.nngp, two.nngp, rtol=1e-10)
@@ -135,13 +136,15 @@ SAME = {
 def test_equal_networks_have_equal_kernels(name: str) -> None:
     one, two, shape = SAME[name]
     x = np.random.default_rng(7).standard_normal((3, *shape))
-    for a, b in zip(tp.compile(one, jnp.zeros(shape))(x), tp.compile(two, jnp.zeros(shape))(x), strict=True):
+    for a, b in zip(
+        uncompiled(tp.compile(one, jnp.zeros(shape)), x), uncompiled(tp.compile(two, jnp.zeros(shape)), x), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
 def test_freezing_all_but_the_readout_gives_the_nngp_kernel() -> None:
     net = lambda x: nn.dense(jnp.tanh(nn.dense(x, train=False, bias_var=0.2)), features=1)
-    k = tp.compile(net, jnp.zeros(3))(X[:, 0])
+    k = uncompiled(tp.compile(net, jnp.zeros(3)), X[:, 0])
     np.testing.assert_allclose(k.ntk, k.nngp, rtol=1e-12)
 
 
@@ -157,7 +160,7 @@ def test_a_gain_is_a_constant_that_moves() -> None:
         lambda p, x: (p["v"] @ (p["g"] * jax.nn.relu(p["w"] @ x)) / jnp.sqrt(p["v"].size))[None],
     )
     x = X[:, 0]
-    still, moving = (tp.compile(make(std), jnp.zeros(3))(x) for std in (0.0, 3.0))
+    still, moving = (uncompiled(tp.compile(make(std), jnp.zeros(3)), x) for std in (0.0, 3.0))
     np.testing.assert_allclose(moving.nngp, still.nngp, rtol=1e-12)
     np.testing.assert_allclose(moving.ntk - still.ntk, 9 * moving.nngp / 4, rtol=1e-10)
 
@@ -197,7 +200,9 @@ def test_a_hyperparameter_times_zero_is_zero() -> None:
     program = tp.compile(net, jnp.zeros((2, 3))).program
     (function,) = (node for node in program.nodes if isinstance(node, Nonlin))
     assert not function.thetas
-    nothing = tp.compile(lambda x: readout(jax.nn.relu(nn.dense(0 * x, bias_var=1.0))), jnp.zeros(3))(X[:, 0]).nngp
+    nothing = uncompiled(
+        tp.compile(lambda x: readout(jax.nn.relu(nn.dense(0 * x, bias_var=1.0))), jnp.zeros(3)), X[:, 0]
+    ).nngp
     np.testing.assert_allclose(nothing, 0.5, rtol=1e-12)
 
 

@@ -12,6 +12,7 @@ from jax import lax
 
 import tensorprog as tp
 from tensorprog import nn
+from tests.uncompiled import uncompiled
 
 X = jax.random.normal(jax.random.key(0), (2, 4, 3))
 
@@ -28,8 +29,8 @@ def network(change: Callable, phi: Callable = jnp.cos) -> Callable:
 
 def same(one: Callable, other: Callable, x: jax.Array = X, **options: object) -> None:
     """By the adjoint program, which needs the transposes of maps; the other by the tangent program, as is the default."""
-    wanted = tp.compile(other, x[0], **options)(x)
-    found = tp.compile(one, x[0], method="adjoint", **options)(x)
+    wanted = uncompiled(tp.compile(other, x[0], **options), x)
+    found = uncompiled(tp.compile(one, x[0], method="adjoint", **options), x)
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * float(jnp.abs(b).max()))
 
@@ -124,12 +125,12 @@ def test_message_passing_over_the_edges_of_a_graph() -> None:
     nodes = jax.random.normal(jax.random.key(1), (2, 4, 3))
     x = {"nodes": nodes, "senders": jnp.stack([senders] * 2), "receivers": jnp.stack([receivers] * 2)}
     one = jax.tree.map(lambda leaf: leaf[0], x)
-    wanted = tp.compile(net(lambda h, x: matrix @ h), one)(x)
+    wanted = uncompiled(tp.compile(net(lambda h, x: matrix @ h), one), x)
     for gathered in (
         lambda h, x: jax.ops.segment_sum(h[senders], receivers, 4),
         lambda h, x: jax.ops.segment_sum(h[x["senders"]], x["receivers"], 4),
     ):
-        found = tp.compile(net(gathered), one)(x)
+        found = uncompiled(tp.compile(net(gathered), one), x)
         np.testing.assert_allclose(found.nngp, wanted.nngp, rtol=1e-12)
         np.testing.assert_allclose(found.ntk, wanted.ntk, rtol=1e-12)
 
@@ -164,7 +165,7 @@ def test_zeros_around_a_shifted_layer() -> None:
     """cos of a zero is one: by hand. (h + 1 is padded, not h.)"""
     net = lambda x: nn.dense(jnp.cos(jnp.pad(nn.dense(x)[None] + 1.0, ((1, 0), (0, 0)))).sum(0), features=1)
     q = 0.7
-    found = tp.compile(net, jnp.zeros(1))(jnp.array([[q**0.5]]))
+    found = uncompiled(tp.compile(net, jnp.zeros(1)), jnp.array([[q**0.5]]))
     mean, square = np.cos(1) * np.exp(-q / 2), (1 + np.cos(2) * np.exp(-2 * q)) / 2
     np.testing.assert_allclose(found.nngp[0, 0], square + 2 * mean + 1, rtol=1e-12)
     slope = (1 - np.cos(2) * np.exp(-2 * q)) / 2  # E sin^2

@@ -13,6 +13,7 @@ import pytest
 import tensorprog as tp
 from tensorprog import nn
 from tests.references import duals
+from tests.uncompiled import uncompiled
 
 relu = jax.nn.relu
 X = np.random.default_rng(0).standard_normal((4, 3))
@@ -97,7 +98,7 @@ def test_a_tied_readout_beside_a_free_one() -> None:
         return cubic(x) + nn.dense(relu(nn.dense(x, name="other")), features=1, bias_var=0.3)
 
     value, step = relu_kernel()
-    found = tp.compile(net, X[0])(X)
+    found = uncompiled(tp.compile(net, X[0]), X)
     close(found.nngp, 16 * value + 0.3)
     close(found.ntk, 28 * value + 16 * step * Q + 0.3)
 
@@ -178,7 +179,7 @@ def test_an_autoencoder_with_tied_weights() -> None:
     swapped = (first(plus) + first(minus)) / 2  # E[sin(w.x) cos(w.x') w]
     inner = (x @ x.T)[..., None, None] * (second(minus) - second(plus)) / 2
     mixed = x[None, :, :, None] * turned[:, :, None, :] + swapped[:, :, :, None] * x[:, None, None, :]
-    found = tp.compile(autoencoder, x[0])(x)
+    found = uncompiled(tp.compile(autoencoder, x[0]), x)
     close(found.nngp, (second(plus) + second(minus)) / 2)
     close(found.ntk, cosines[..., None, None] * np.eye(3) - mixed + inner)
 
@@ -248,7 +249,7 @@ def test_names_and_reasons() -> None:
 def test_one_hidden_layer_both_ways() -> None:
     """An average whose coordinates move independently."""
     net = lambda x: nn.weight((nn.width(),)) @ jax.scipy.special.erf(nn.dense(x)) / nn.width()
-    first, second = (tp.compile(net, X[0], method=m)(X).ntk for m in ("tangent", "adjoint"))
+    first, second = (uncompiled(tp.compile(net, X[0], method=m), X).ntk for m in ("tangent", "adjoint"))
     close(second, first, 1e-12)
 
 

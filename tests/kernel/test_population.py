@@ -64,13 +64,16 @@ def test_gates_against_their_recursion(positions: int) -> None:
     kernel = tp.compile(net, x[0], tolerance=1e-2)
     assert kernel.sampled and any(isinstance(q, Average) for q in kernel.graph.nodes)
     with jax.enable_x64(True):
-        found, error = kernel(jnp.asarray(x)), kernel.standard_error(jnp.asarray(x))
+        found = kernel(jnp.asarray(x))
+        error = kernel.standard_error(jnp.asarray(x)) if positions > 1 else (None, None)  # which is compiled apart
     nngp, ntk = _gated_kernels(x.reshape(2 * positions, 5))
     for values, errors, exact in zip(found, error, (nngp, ntk), strict=True):
         # Two standard errors of a Gaussian's variance; these products have heavier tails.
         assert np.all(
             np.abs(_matrix(values, positions) - exact) < 1.5e-2 * np.sqrt(np.outer(np.diag(exact), np.diag(exact)))
         )
+        if errors is None:
+            continue
         # Eight shifts know an error to a quarter of it; six of them leave room for every entry.
         assert np.all(
             np.abs(_matrix(values, positions) - exact) < 6 * _matrix(errors, positions) + 1e-4 * np.abs(exact)

@@ -13,6 +13,7 @@ import tensorprog as tp
 from tensorprog import nn
 from tensorprog.passes import dots
 from tests.references import duals
+from tests.uncompiled import uncompiled
 
 erf, relu = jax.scipy.special.erf, jax.nn.relu
 X = jax.random.normal(jax.random.key(0), (2, 3, 2))
@@ -33,7 +34,7 @@ def test_a_hundred_places_that_are_mixed() -> None:
     xs = np.asarray(jax.random.normal(jax.random.key(1), (1, 100, 2)))
     k = np.asarray(xs[0] @ xs[0].T) / 2
     hidden = duals.relu.value(np.diag(k)[:, None], np.diag(k)[None, :], k)
-    close(tp.compile(net, xs[0])(xs).nngp[0, 0], MIX @ (hidden + k / 4) @ MIX.T)
+    close(uncompiled(tp.compile(net, xs[0]), xs).nngp[0, 0], MIX @ (hidden + k / 4) @ MIX.T)
 
 
 def tokens(x: jax.Array) -> jax.Array:
@@ -74,7 +75,7 @@ def test_places_together_are_places_one_by_one(net: Callable, monkeypatch: pytes
     found = []
     for few in (1, 99):
         monkeypatch.setattr(dots, "FEW_PLACES", few)
-        found.append(tp.compile(net, X[0])(X))
+        found.append(uncompiled(tp.compile(net, X[0]), X))
     for together, apart in zip(*found, strict=True):
         close(together, apart, 1e-12)
 
@@ -90,7 +91,7 @@ def test_exchanged_places_by_hand() -> None:
 
     k = np.asarray(X[0] @ X[0].T) / 2
     hat = np.trace(k) / 3 * np.eye(3)  # y[q] has the variance trace / 3 each, and rows are independent
-    close(tp.compile(net, X[0])(X[:1]).nngp[0, 0], hat + k / 9)
+    close(uncompiled(tp.compile(net, X[0]), X[:1]).nngp[0, 0], hat + k / 9)
 
 
 @pytest.mark.parametrize(("matrix", "method"), [("constant", "tangent"), ("of the input", "adjoint")])
@@ -100,7 +101,7 @@ def test_a_matrix_of_a_single_place_is_a_factor(matrix: str, method: str) -> Non
     product = lambda x: nn.dense(nn.flatten(jnp.square(entry(x) @ relu(nn.dense(x, name="one")))), features=1)
     times = lambda x: nn.dense(nn.flatten(jnp.square(entry(x)[0, 0] * relu(nn.dense(x, name="one")))), features=1)
     x = X[:, :1]
-    found, wanted = (tp.compile(net, x[0], method=method)(x) for net in (product, times))
+    found, wanted = (uncompiled(tp.compile(net, x[0], method=method), x) for net in (product, times))
     close(found.nngp, wanted.nngp)
     close(found.ntk, wanted.ntk)
 

@@ -12,6 +12,7 @@ import tensorprog as tp
 from tensorprog import nn
 from tensorprog.kernel.graph import Sampled, Tilted
 from tests.references.batch_norm import across_batches, within_batch
+from tests.uncompiled import uncompiled
 
 B, D = 6, 9
 X = np.random.default_rng(4).standard_normal((2, B, D))
@@ -52,13 +53,13 @@ def test_relu_after_batch_norm(epsilon: float) -> None:
 def test_more_members_than_features() -> None:
     """A singular covariance, whose integrand falls off late."""
     x = np.random.default_rng(5).standard_normal((1, B, 2))
-    found = tp.compile(network(1e-4), x[0])(x, get="nngp")
+    found = uncompiled(tp.compile(network(1e-4), x[0]), x).nngp
     np.testing.assert_allclose(found[0, 0], within_batch(x[0], 1e-4), rtol=0, atol=1e-10)
 
 
 @pytest.mark.slow
 def test_every_way_to_write_it() -> None:
-    first, second = (tp.compile(network(1e-3, n), X[0])(X) for n in (batch_norm, fast_batch_norm))
+    first, second = (uncompiled(tp.compile(network(1e-3, n), X[0]), X) for n in (batch_norm, fast_batch_norm))
     for a, b in zip(first, second, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(a).max())
 
@@ -103,7 +104,7 @@ def test_deep() -> None:
             h = nn.dense(jax.nn.relu(batch_norm(h, 1e-3)))
         return nn.dense(h, features=1)
 
-    found = tp.compile(net, X[0])(X, get="nngp")
+    found = uncompiled(tp.compile(net, X[0]), X).nngp
     first = np.block(
         [[within_batch(X[0], 1e-3), c := across_batches(X[0], X[1], 1e-3)], [c.T, within_batch(X[1], 1e-3)]]
     )

@@ -18,6 +18,7 @@ from numpy.polynomial.hermite_e import hermegauss
 import tensorprog as tp
 from tensorprog import nn
 from tensorprog.ir import parse_program
+from tests.everyday import everyday
 from tests.kernel.common import ONE, X, close, gaussian_mean, kernels, pairs, square, times, times_rows
 from tests.references import duals
 from tests.test_finite_width import check as check_stages
@@ -104,7 +105,7 @@ def marchenko_pastur(order: int, ratio: float) -> float:
     return sum(math.comb(order, j) * math.comb(order, j - 1) // order * ratio**j for j in range(1, order + 1))
 
 
-@pytest.mark.parametrize("order", range(1, 11))
+@pytest.mark.parametrize("order", everyday(range(1, 11), [*"56789"]))
 def test_semicircle_moments(order: int) -> None:
     """The moments of a symmetric matrix, v'W^k v / n, and the second moments of W^k v, which are those of order 2k."""
 
@@ -123,7 +124,8 @@ def test_semicircle_moments(order: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "ratio"), [(1, 2.0), (2, 1.0), (3, 1.5), (10, 0.5), pytest.param(10, 2.0, marks=pytest.mark.slow)]
+    ("order", "ratio"),
+    [(1, 2.0), (2, 1.0), (3, 1.5), (6, 0.5), *(pytest.param(10, r, marks=pytest.mark.slow) for r in (0.5, 2.0))],
 )
 def test_marchenko_pastur_moments(order: int, ratio: float) -> None:
     def net(x: jax.Array) -> jax.Array:
@@ -305,7 +307,8 @@ def test_a_convolution_and_its_transpose() -> None:
     k = np.einsum("asc,btc->asbt", xs, xs) / 2
     shifted = lambda a: sum(np.roll(a, (j, j), (1, 3)) for j in (-1, 0, 1)) / 3
     hidden = duals.relu.value(*pairs(shifted(k).reshape(8, 8))).reshape(k.shape)
-    close(kernels(tied_convolution, xs)[0], (shifted(hidden) + k / 4).transpose(0, 2, 1, 3))
+    found = tp.compile(tied_convolution, xs[0])(xs, get="nngp")
+    close(found, (shifted(hidden) + k / 4).transpose(0, 2, 1, 3))
 
 
 def test_a_stack_of_matrices_that_mix() -> None:
@@ -357,8 +360,7 @@ def test_the_instruction_trsp() -> None:
     swapped = PROGRAM.format(back='v3 = MatMul("ab,a->b", W1, v2)')
     assert parse_program(str(parse_program(written))) == parse_program(written)
     first, second = (tp.compile_program(text) for text in (written, swapped))
-    assert first.program == second.program
-    close(first(X).ntk, second(X).ntk, 1e-15)
+    assert first.program == second.program  # and so the kernel
     q = np.asarray(jnp.sum(X**2, -1))
     second = gaussian_mean(lambda z: np.tanh(np.sqrt(q)[:, None] * z) ** 2)
     close(first.diag(X).nngp, 2 * second + (2 * (1 - second)) ** 2 * q)

@@ -22,6 +22,7 @@ from tensorprog.frontend.params import current
 from tensorprog.models.laws import Law
 from tests.models.zoo import CASES
 from tests.references import duals
+from tests.uncompiled import uncompiled
 
 OVER_WIDTH = lambda width: tp.Gaussian(std=width**-0.5)
 
@@ -74,7 +75,7 @@ def test_flax_mlp() -> None:
         return plain_dense(x, 1)
 
     xs = case.inputs()
-    same(tp.compile(net, xs[0])(xs), tp.compile(plain, xs[0])(xs))
+    same(uncompiled(tp.compile(net, xs[0]), xs), uncompiled(tp.compile(plain, xs[0]), xs))
     assert {n: (law.kind, str(law.scale), law.power) for n, law in net.laws.items() if n.endswith("kernel")} == {
         "layers.0.kernel": ("Gaussian", "1/5", 0),
         "layers.1.kernel": ("truncated normal", "1", -1),
@@ -93,7 +94,7 @@ def test_flax_cnn() -> None:
         return plain_dense(jax.nn.relu(conv(x, strides=2)).mean((0, 1)), 1)
 
     xs = CASES["flax: convolutions"].inputs()
-    same(tp.compile(net, xs[0])(xs), tp.compile(plain, xs[0])(xs))
+    same(uncompiled(tp.compile(net, xs[0]), xs), uncompiled(tp.compile(plain, xs[0]), xs))
 
 
 def test_equinox_mlp() -> None:
@@ -107,7 +108,7 @@ def test_equinox_mlp() -> None:
         return nn.dense(jax.nn.relu(nn.dense(h, weight_var=1 / 3)), 1, weight_var=1 / 3)
 
     xs = case.inputs()
-    same(tp.compile(net, xs[0])(xs), tp.compile(plain, xs[0])(xs))
+    same(uncompiled(tp.compile(net, xs[0]), xs), uncompiled(tp.compile(plain, xs[0]), xs))
     assert [str(law) for law in map(Law.variance, net.laws.values())] == [
         "1/15", "1/15", "1/(3 n)", "1/(3 n)", "1/(3 n)", "1/(3 n)"
     ]  # fmt: skip
@@ -142,7 +143,7 @@ def test_equinox_attention() -> None:
         return nn.dense(jax.nn.relu(h + mixed(y, False)).mean(0), 1)
 
     xs = case.inputs()
-    same(tp.compile(net, xs[0])(xs), tp.compile(plain, xs[0])(xs))
+    same(uncompiled(tp.compile(net, xs[0]), xs), uncompiled(tp.compile(plain, xs[0]), xs))
 
 
 @pytest.mark.slow
@@ -157,7 +158,7 @@ def test_flax_transformer() -> None:
         return plain_dense((h + plain_dense(jax.nn.relu(up))).mean(0), 1)
 
     xs = case.inputs()
-    same(tp.compile(net, xs[0])(xs), tp.compile(plain, xs[0])(xs))
+    same(uncompiled(tp.compile(net, xs[0]), xs), uncompiled(tp.compile(plain, xs[0]), xs))
 
 
 # ------------------------------------------------------------------------------------------ running and training
@@ -180,9 +181,9 @@ def test_parametrizations() -> None:
     x = jnp.eye(3)
     frozen = {"hidden.bias": tp.Constant(tangent_std=0.0), "readout.bias": tp.Constant(tangent_std=0.0)}
     net = tp.from_flax(Small, init={**SMALL, **frozen, "hidden.kernel": tp.Gaussian(std=0.5, tangent_std=0.0)})
-    last = tp.compile(net, x[0])(x)
+    last = uncompiled(tp.compile(net, x[0]), x)
     np.testing.assert_allclose(last.ntk, last.nngp)
-    standard = tp.compile(small(parametrization="standard"), x[0])(x)
+    standard = uncompiled(tp.compile(small(parametrization="standard"), x[0]), x)
     np.testing.assert_allclose(standard.ntk, last.nngp)
     np.testing.assert_allclose(standard.nngp, last.nngp)
 
@@ -199,7 +200,7 @@ def test_maximal_update() -> None:
     start; the bias of the output too."""
     x = np.random.default_rng(1).standard_normal((3, 3))
     k, value, slope = relu_layer(x, 0.25)
-    found = tp.compile(small(parametrization="mup"), x[0])(x)
+    found = uncompiled(tp.compile(small(parametrization="mup"), x[0]), x)
     same(found, SimpleNamespace(nngp=value, ntk=value + (k + 1) * slope + 1))
 
 
@@ -207,7 +208,7 @@ def test_standard_at_a_width() -> None:
     """N E[h h'] + 1 of the readout, and x x' + 1 through the first layer (Sohl-Dickstein et al. 2020, section 3)."""
     x = np.random.default_rng(1).standard_normal((3, 3))
     k, value, slope = relu_layer(x, 0.25)
-    found = tp.compile(small(parametrization="standard", at_width=50), x[0])(x)
+    found = uncompiled(tp.compile(small(parametrization="standard", at_width=50), x[0]), x)
     same(found, SimpleNamespace(nngp=value, ntk=50 * value + (k + 1) * slope + 1))
 
 
@@ -221,7 +222,7 @@ def test_small_biases_move_by_one() -> None:
     q = np.diag(value) / 3
     last, step = (f(q[:, None], q[None], value / 3) for f in (duals.relu.value, duals.relu.slope))
     inner = 50 * value + 1 + slope * (k + 1) / 3
-    same(tp.compile(net, x[0])(x), SimpleNamespace(nngp=last / 3, ntk=50 * last + 1 + step * inner / 3))
+    same(uncompiled(tp.compile(net, x[0]), x), SimpleNamespace(nngp=last / 3, ntk=50 * last + 1 + step * inner / 3))
     assert "by its use" in str(net)
     lines = {line.split()[0]: line.split() for line in net.table(x[0]).splitlines() if line}
     assert lines["layers.1.bias"][2:6] == ["uniform", "1/(3", "n)", "1"]
@@ -239,8 +240,8 @@ def test_shared_layers_are_one_parameter() -> None:
 
     net = tp.from_flax(Shared, init=dict(zip(("again.kernel", "readout.kernel"), SMALL.values(), strict=True)))
     assert list(net.laws) == ["again.kernel", "readout.kernel"]
-    one = tp.compile(small(), jnp.zeros(3))(jnp.eye(3)).nngp
-    np.testing.assert_allclose(tp.compile(net, jnp.zeros(3))(jnp.eye(3)).nngp, 4 * one)
+    one = uncompiled(tp.compile(small(), jnp.zeros(3)), jnp.eye(3)).nngp
+    np.testing.assert_allclose(uncompiled(tp.compile(net, jnp.zeros(3)), jnp.eye(3)).nngp, 4 * one)
 
 
 def test_a_builder_with_its_own_random_numbers() -> None:
@@ -263,7 +264,7 @@ def test_other_variables_are_constants() -> None:
 
     laws = dict(zip(("layers.0.weight", "layers.1.weight"), SMALL.values(), strict=True))
     net = tp.from_equinox(Scaled, init=laws)
-    k = tp.compile(net, jnp.zeros(3))(jnp.eye(3)).nngp
+    k = uncompiled(tp.compile(net, jnp.zeros(3)), jnp.eye(3)).nngp
     np.testing.assert_allclose(np.diag(k), 0.125 * np.arange(3) ** 2)
 
 
@@ -382,10 +383,10 @@ def test_linen() -> None:
     def plain(x: jax.Array) -> jax.Array:
         return plain_dense(jax.nn.relu(nn.layer_norm(plain_dense(x, weight_var=1.0), gain=True, shift=True)), 1)
 
-    wanted = tp.compile(plain, x[0])(x)
+    wanted = uncompiled(tp.compile(plain, x[0]), x)
     for batch_axis in (None, 0):
         net = tp.from_linen(LinenNet, x[0], init=LINEN, batch_axis=batch_axis)
-        same(tp.compile(net, x[0])(x), wanted)
+        same(uncompiled(tp.compile(net, x[0]), x), wanted)
     params = net.draw(8, jax.random.key(0))
     variables = LinenNet(8).init(jax.random.key(0), jnp.zeros(4))
     np.testing.assert_array_equal(params["Dense_1.kernel"], variables["params"]["Dense_1"]["kernel"])
@@ -406,7 +407,7 @@ def test_linen_batch_norm() -> None:
         return plain_dense(jax.nn.relu(h), 1)
 
     np.testing.assert_allclose(
-        *(tp.compile(f, x)(x[None]).ntk for f in (net, plain)), rtol=1e-9
+        *(uncompiled(tp.compile(f, x), x[None]).ntk for f in (net, plain)), rtol=1e-9
     )  # two integrals of 1e-12
 
 

@@ -138,6 +138,16 @@ def test_what_is_made_of_constants_alone_is_made_once() -> None:
     same(by_numpy(f)(np.zeros(4, np.float32)), f(jnp.zeros(4, np.float32)), 1e-6)
 
 
+def test_what_is_left_to_jax_is_compiled_once_for_all_its_equations() -> None:
+    compiled = interpreted._jitted
+    compiled.cache_clear()
+    erf = jax.scipy.special.erf
+    for _ in range(2):
+        found = by_numpy(lambda x: erf(erf(x) + 1) + erf(2 * x))(X)
+    np.testing.assert_allclose(found, erf(erf(X) + 1) + erf(2 * X), rtol=1e-14)
+    assert compiled.cache_info().currsize == 1
+
+
 def test_within_a_trace_and_where_constants_are_computed_at_once() -> None:
     """Nothing of it is staged into the function that asks, nor computed by JAX before."""
     f = lambda x: jnp.sum(jnp.tanh(x) * jnp.sin(jnp.arange(3.0)))

@@ -17,7 +17,7 @@ import pytest
 import scipy.special
 import sympy as sp
 
-from ntk_rules import NoRule, expectation
+from ntk_rules import NoRule, expectation, stairs
 from ntk_rules import functions as nf
 
 u, v = sp.symbols("u v", real=True)
@@ -143,6 +143,15 @@ def test_derivatives() -> None:
     one = expectation(nf.floor(u) ** 2, (u,))
     difference = float(one.value((1.3 + 1e-4,)) - one.value((1.3 - 1e-4,))) / 2e-4
     assert abs(float(jax.grad(lambda q: one.value((q,)))(1.3)) - difference) < 1e-7
+
+
+def test_sums_over_jumps_are_traced_once_for_all_stairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they are derived, that is, at variances that tell how exact they are."""
+    expectation(nf.floor(u) * nf.floor(v), (u, v))
+    traced, usual = [], stairs._joint
+    monkeypatch.setattr(stairs, "_joint", lambda *sides: traced.append(sides) or usual(*sides))
+    assert expectation(nf.floor(u) * nf.ceiling(2 * v), (u, v)).tier == "sums over jumps"
+    assert not traced
 
 
 def test_at_zero_variance_as_written() -> None:

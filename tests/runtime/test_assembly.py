@@ -45,8 +45,14 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "cores", lambda: 3)
 
 
-@pytest.mark.parametrize("net", [relu_net, positions])
-@pytest.mark.parametrize(("accelerator", "piece"), [(False, 1), (False, 4), (True, 4), (True, 11)])
+@pytest.mark.parametrize(
+    ("net", "accelerator", "piece"),
+    [
+        *((relu_net, *how) for how in ((False, 1), (False, 4), (True, 4), (True, 11))),
+        *((positions, *how) for how in ((False, 4), (True, 4))),
+        *(pytest.param(positions, *how, marks=pytest.mark.slow) for how in ((False, 1), (True, 11))),
+    ],
+)
 def test_every_entry_is_in_its_place(
     net: Callable[..., Any], accelerator: bool, piece: int, small_tiles: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,12 +62,18 @@ def test_what_comes_back(written: tuple[tp.JointKernel, Path]) -> None:
     same(loaded(x, get=("ntk", "nngp")), kernel(x, get=("ntk", "nngp")))
     same(loaded.diag(x), kernel.diag(x))
     same(loaded.mean(x, w=0.3), kernel.mean(x, w=0.3))
-    single = {"a": X.astype("float32")}
-    same(loaded(single), kernel(single), 1e-6)
     slope = lambda k: jax.grad(lambda w: k(x, w=w).ntk["mean"]["mean"].sum())(0.9)
     same(slope(loaded), slope(kernel))
     with pytest.raises(tp.InputError, match="x1"):
         loaded(X)
+
+
+@pytest.mark.slow
+def test_single_precision(written: tuple[tp.JointKernel, Path]) -> None:
+    """Every day: tests/runtime/test_near_inputs.py."""
+    kernel, path = written
+    single = {"a": X.astype("float32")}
+    same(tp.load(path)(single), kernel(single), 1e-6)
 
 
 def test_derived_anew(written: tuple[tp.JointKernel, Path], monkeypatch: pytest.MonkeyPatch) -> None:
