@@ -24,6 +24,7 @@ from tensorprog.frontend.elementwise import ELEMENTWISE, expression
 from tensorprog.frontend.logits import has_moment, logits_refusal
 from tensorprog.frontend.padding import pad
 from tensorprog.frontend.refusals import Refusal, advice
+from tensorprog.frontend.steps import settled
 from tensorprog.frontend.values import (
     Known,
     Param,
@@ -34,7 +35,7 @@ from tensorprog.frontend.values import (
     kind_of,
     layout_of,
 )
-from tensorprog.ir import Phi, position
+from tensorprog.ir import Node, Nonlin, Phi, position
 from tensorprog.ir.phi import parameter, vector
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ Rule = Callable[..., Value | list[Value]]
 
 def elementwise(eqn: Equation, *values: Value) -> Value:
     """Any row of the elementwise table: a LinComb where it is linear in hidden vectors, else a Nonlin."""
+    return settled(eqn, values, _elementwise(eqn, *values))
+
+
+def _elementwise(eqn: Equation, *values: Value) -> Value:
     name = eqn.primitive
     if (squared := squares(eqn, values)) is not None:
         return squared
@@ -58,6 +63,8 @@ def elementwise(eqn: Equation, *values: Value) -> Value:
     if name == "select_n" and isinstance(values[0], Known) and (chosen := _settled(values)) is not None:
         return chosen
     variables = [to_var(v) for v in values]
+    if name in ("lt_to", "le_to"):
+        variables = [_of_one_zero(v) for v in variables]
     random = [v for v in variables if v.random]
     if name == "convert_element_type":
         return _convert(eqn, variables[0])
@@ -76,6 +83,23 @@ def elementwise(eqn: Equation, *values: Value) -> Value:
     return _function(eqn, variables)
 
 
+def _of_one_zero(var: Var) -> Var:
+    """h where JAX has written where(h == 0, 0, h), which has one zero without a sign."""
+    if var.det:
+        return var
+    nodes = [_without_sign(node) for _, node in var.blocks]
+    return var.with_blocks(nodes)
+
+
+def _without_sign(node: Node) -> Node:
+    match node:
+        case Nonlin(phi=Phi(expr=sympy.Piecewise(args=((number, mask), (value, _)))), xs=(which, x)) if (
+            (number, mask, value) == (0, vector(0), vector(1)) and isinstance(which, Nonlin) and which.xs == (x,)
+        ):
+            return x if which.phi.expr == sympy.Eq(vector(0), 0) else node
+    return node
+
+
 def _whole_quotient(eqn: Equation, variables: Sequence[Var]) -> Var:
     """Whole numbers divide to whole numbers, rounded towards zero."""
     made = _function(eqn, variables)
@@ -92,8 +116,9 @@ def _function(eqn: Equation, variables: Sequence[Var]) -> Var:
         if number is not None:
             symbols.append(number)
         elif var.random:
-            symbols.append(vector(len(xs)))
-            xs.append(var)
+            twin = next((i for i, x in enumerate(xs) if x is var), None) if eqn.primitive in _COMPARISONS else None
+            symbols.append(vector(len(xs) if twin is None else twin))
+            xs += [var] if twin is None else []
         else:
             symbols.append(parameter(len(thetas)))
             thetas.append(var)
@@ -118,7 +143,7 @@ def _in_full(var: Var, eqn: Equation) -> Var:
 
 _BITWISE = ("and", "or", "xor", "not")
 _HOMOGENEOUS = {"max", "min", "abs", "add", "sub", "neg", "add_any", "convert_element_type"}
-_COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
+_COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge", "lt_to", "le_to"}
 
 
 def _power(eqn: Equation, variables: Sequence[Var]) -> Fraction:
@@ -213,12 +238,18 @@ def _settled(values: Sequence[Value]) -> Value | None:
 
 def _select(eqn: Equation, predicate: Value, *cases: Value) -> Value:
     """Where the predicate is deterministic, hidden vectors are masked, linearly."""
+    return settled(eqn, (predicate, *cases), _selected(eqn, predicate, *cases))
+
+
+def _selected(eqn: Equation, predicate: Value, *cases: Value) -> Value:
     if isinstance(predicate, Known) and (chosen := _settled([predicate, *cases])) is not None:
         return chosen
     mask, *variables = map(to_var, (predicate, *cases))
+    if mask.random:
+        return _function(eqn, [mask, *variables])
     if np.dtype(aval(eqn.eqns[0].invars[0]).dtype).kind != "b":
         return _chosen(mask, variables)
-    if mask.random or not any(v.random for v in variables) or len(variables) != 2:
+    if not any(v.random for v in variables) or len(variables) != 2:
         return _function(eqn, [mask, *variables])
     from tensorprog.ir import ArrayOp
 

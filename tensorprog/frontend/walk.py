@@ -25,6 +25,7 @@ from tensorprog.frontend.primitives import RULES, elementwise
 from tensorprog.frontend.refusals import Refusal, advice, check_numbers
 from tensorprog.frontend.trace import from_library, same_structure, source_of
 from tensorprog.frontend.values import Known, Value, Var, aval, kind_of, width_axis
+from tensorprog.frontend.written_out import bodies
 from tensorprog.ir import ArrayOp, Source
 from tensorprog.ir.positions import plain
 
@@ -127,6 +128,8 @@ def evaluate(eqn: Equation, values: Sequence[Value]) -> list[Value]:
     try:
         if _simply_run(eqn, values):
             return _array_op(eqn, values)
+        if (written := bodies(eqn, values)) is not None:
+            return run(written, values, eqn.source, eqn.wanted)
         rule = RULES.get(eqn.primitive)
         if _complex(eqn):
             raise Refusal(
