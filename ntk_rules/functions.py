@@ -34,7 +34,11 @@ from ntk_rules.whole import round_away as round_away
 from ntk_rules.whole import round_even as round_even
 from ntk_rules.whole import trunc as trunc
 
-JUMPING = (Rounding, sp.atan2, has_rank)  # functions that jump at infinitely many places, or along lines of several arguments
+JUMPING = (
+    Rounding,
+    sp.atan2,
+    has_rank,
+)  # functions that jump at infinitely many places, or along lines of several arguments
 
 
 class _Elementary(sp.Function):

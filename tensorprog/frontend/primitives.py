@@ -20,11 +20,12 @@ from ntk_rules import functions as nf
 from tensorprog.frontend import contract, moves, reductions, scatter
 from tensorprog.frontend.arithmetic import param_arithmetic, reciprocal, squares, symmetrised
 from tensorprog.frontend.build import constant, exact, lincomb, map_positions, nonlin, scaled, to_var
+from tensorprog.frontend.clipping import between_parameters
 from tensorprog.frontend.elementwise import ELEMENTWISE, expression
 from tensorprog.frontend.logits import has_moment, logits_refusal
 from tensorprog.frontend.padding import pad
 from tensorprog.frontend.refusals import Refusal, advice
-from tensorprog.frontend.steps import settled
+from tensorprog.frontend.steps import settled, without_sign
 from tensorprog.frontend.values import (
     Known,
     Param,
@@ -35,7 +36,7 @@ from tensorprog.frontend.values import (
     kind_of,
     layout_of,
 )
-from tensorprog.ir import Node, Nonlin, Phi, position
+from tensorprog.ir import Phi, position
 from tensorprog.ir.phi import parameter, vector
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def _elementwise(eqn: Equation, *values: Value) -> Value:
     variables = [to_var(v) for v in values]
     if name in ("lt_to", "le_to"):
         variables = [_of_one_zero(v) for v in variables]
+    if (clipped := between_parameters(name, variables)) is not None:
+        return clipped
     random = [v for v in variables if v.random]
     if name == "convert_element_type":
         return _convert(eqn, variables[0])
@@ -84,20 +87,7 @@ def _elementwise(eqn: Equation, *values: Value) -> Value:
 
 
 def _of_one_zero(var: Var) -> Var:
-    """h where JAX has written where(h == 0, 0, h), which has one zero without a sign."""
-    if var.det:
-        return var
-    nodes = [_without_sign(node) for _, node in var.blocks]
-    return var.with_blocks(nodes)
-
-
-def _without_sign(node: Node) -> Node:
-    match node:
-        case Nonlin(phi=Phi(expr=sympy.Piecewise(args=((number, mask), (value, _)))), xs=(which, x)) if (
-            (number, mask, value) == (0, vector(0), vector(1)) and isinstance(which, Nonlin) and which.xs == (x,)
-        ):
-            return x if which.phi.expr == sympy.Eq(vector(0), 0) else node
-    return node
+    return var if var.det else var.with_blocks([without_sign(node) for _, node in var.blocks])
 
 
 def _whole_quotient(eqn: Equation, variables: Sequence[Var]) -> Var:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ from tensorprog.ir.phi import snap, vector
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["settled"]
+__all__ = ["settled", "without_sign"]
 
 MOST_PLACES = 512
 
@@ -65,7 +65,12 @@ class Steps:
 
 def settled(eqn: Equation, values: Sequence[Value], made: Value) -> Value:
     """What an elementwise equation made, written as values between places where it is that; a known array where it is one number."""
-    if not isinstance(made, Var) or made.det or made.power or not _may_settle(eqn, values):
+    if not isinstance(made, Var) or made.det or made.power:
+        return made
+    truths = {node.phi.expr if isinstance(node, Nonlin) else None for _, node in made.blocks}
+    if len(truths) == 1 and isinstance(truth := truths.pop(), BooleanAtom):
+        return _known(eqn, truth)
+    if not _may_settle(eqn, values):
         return made
     steps = [steps_of(node) for _, node in made.blocks]
     kind = kind_of(eqn.eqns[0].outvars[0])
@@ -95,12 +100,14 @@ def _known(eqn: Equation, number: sympy.Basic) -> Known:
 
 def _may_settle(eqn: Equation, values: Sequence[Value]) -> bool:
     """Are all hidden operands of few values, as far as their types and forms tell at a glance? One of a comparison is enough."""
-    hidden = [(v, kind_of(a)) for v, a in zip(values, eqn.eqns[0].invars, strict=True) if isinstance(v, Var) and v.random]
+    hidden = [
+        (v, kind_of(a)) for v, a in zip(values, eqn.eqns[0].invars, strict=True) if isinstance(v, Var) and v.random
+    ]
     written = [all(_is_written(node) for _, node in v.blocks) for v, _ in hidden]
     few = [done or kind in "iub" for done, (_, kind) in zip(written, hidden, strict=True)]
     match kind_of(eqn.eqns[0].outvars[0]):
         case "i" | "u":
-            return all(few)
+            return all(few) or eqn.primitive == "convert_element_type"
         case "b":
             return any(done or kind in "iu" for done, (_, kind) in zip(written, hidden, strict=True))
         case "f":
@@ -111,12 +118,30 @@ def _may_settle(eqn: Equation, values: Sequence[Value]) -> bool:
 def _is_written(node: Node) -> bool:
     """Does a variable stand as values between places, at most moved?"""
     node = resolved(node)
-    if not isinstance(node, Nonlin) or len(node.xs) != 1 or node.thetas or not isinstance(node.phi.expr, sympy.Piecewise):
+    while isinstance(node, PositionMap) and _moves(node):
+        node = node.args[0]
+    if (
+        not isinstance(node, Nonlin)
+        or len(node.xs) != 1
+        or node.thetas
+        or not isinstance(node.phi.expr, sympy.Piecewise)
+    ):
         return False
     return all(value.is_number for value, _ in node.phi.expr.args)
 
 
 # ------------------------------------------------------------------------------------------ what a variable is
+
+
+def _pushed(node: PositionMap) -> Nonlin | None:
+    """A function that is moved as the function of what is moved."""
+    inner = resolved(node.args[0])
+    if not isinstance(inner, Nonlin) or any(t.type.shape != () for t in inner.thetas):
+        return None
+    xs = [x if x.type == inner.type else None for x in inner.xs]
+    if any(x is None for x in xs):
+        return None
+    return Nonlin(inner.phi, tuple(PositionMap(node.op, (x,), node.type) for x in inner.xs), inner.thetas)
 
 
 class _NoSteps(Exception):
@@ -131,12 +156,21 @@ def steps_of(node: Node) -> Steps | None:
         match node:
             case Const():
                 return _number(node)
+            case PositionMap(op=op, args=(x, *_), result=result) if _moves(node):
+                inner = steps_of(x)
+                if inner is None and (pushed := _pushed(node)) is not None:
+                    return steps_of(pushed)
+                if inner is None or inner.leaf is None:
+                    return inner
+                return replace(inner, leaf=resolved(PositionMap(op, (inner.leaf,), result)))
             case LinComb(terms=terms):
                 if any(isinstance(a, Node) for a, _ in terms):
                     return None
                 total = sympy.Add(*(snap(float(a)) * vector(i) for i, (a, _) in enumerate(terms)))  # type: ignore[arg-type]
                 return _composed(total, {vector(i): x for i, (_, x) in enumerate(terms)})
             case Nonlin(phi=phi, xs=xs, thetas=thetas):
+                if (stairs := _stairs(node)) is not None:
+                    return stairs
                 operands = dict(zip((*phi.vectors, *phi.parameters), (*xs, *thetas), strict=True))
                 return _composed(phi.expr, operands)
     except (_NoSteps, NotCuttable):
@@ -168,7 +202,7 @@ def _composed(expr: sympy.Basic, operands: dict[sympy.Symbol, Node]) -> Steps:
         elif symbol in shell.free_symbols or node.type.kind != "vector":
             raise _NoSteps
         else:
-            leaves.setdefault(resolved(node), []).append(symbol)
+            leaves.setdefault(without_sign(resolved(node)), []).append(symbol)
     if len(leaves) > 1:
         raise _NoSteps
     leaf, symbols = next(iter(leaves.items()), (None, []))
@@ -265,6 +299,100 @@ def _at(steps: Steps, place: sympy.Expr) -> sympy.Basic:
     return _between(steps, place)
 
 
+# ------------------------------------------------------------------------------------------ rounded and clipped
+
+
+def _stairs(node: Node) -> Steps | None:
+    """Whole numbers within bounds that never fall along their leaf, as clip(floor(h), 0, 4); None for anything else."""
+    low, high = _bounds(node)
+    if not (
+        math.isfinite(low)
+        and math.isfinite(high)
+        and high - low <= MOST_PLACES
+        and low == int(low)
+        and high == int(high)
+    ):
+        return None
+    places: list[sympy.Expr] = []
+    at: list[sympy.Basic] = []
+    between: list[sympy.Basic] = [sympy.Integer(int(low))]
+    leaf = None
+    for k in range(int(low) + 1, int(high) + 1):
+        reached = _reaches(node, sympy.Integer(k), False)
+        if reached is None:
+            return None
+        leaf, place, open_ = reached
+        at.append(between[-1] if open_ else sympy.Integer(k))
+        places.append(place)
+        between.append(sympy.Integer(k))
+    if leaf is None or any(float(a) >= float(b) for a, b in zip(places, places[1:], strict=False)):
+        return None
+    return Steps(leaf, tuple(places), tuple(at), tuple(between)).merged()
+
+
+def _reaches(node: Node, k: sympy.Expr, open_: bool) -> tuple[Node, sympy.Expr, bool] | None:
+    """The leaf x and the number c such that node >= k (> k where open) means x >= c, or x > c; None where it is not known.
+
+    Bounds of minima and maxima are not looked at: k lies between them.
+    """
+    node = resolved(node)
+    if isinstance(node, LinComb):
+        return _reaches_sum(node, k, open_)
+    if not isinstance(node, Nonlin) or len(node.xs) != 1 or any(_number_of(t) is None for t in node.thetas):
+        return None
+    given = {s: _number_of(t) for s, t in zip(node.phi.parameters, node.thetas, strict=True)}
+    expr, z = node.phi.expr.xreplace(given), vector(0)
+    if isinstance(expr, (sympy.Max, sympy.Min)) and len(expr.args) == 2 and z in expr.args:
+        return _reaches(node.xs[0], k, open_)
+    if isinstance(expr, nf.Rounding) and expr.args[0] == z:
+        below = _least(expr, k + 1 if open_ and k.is_Integer else sympy.ceiling(k))
+        return None if below is None else _reaches_or_leaf(node.xs[0], *below)
+    return None
+
+
+def _reaches_or_leaf(node: Node, c: sympy.Expr, open_: bool) -> tuple[Node, sympy.Expr, bool]:
+    return _reaches(node, c, open_) or (resolved(node), c, open_)
+
+
+def _reaches_sum(node: LinComb, k: sympy.Expr, open_: bool) -> tuple[Node, sympy.Expr, bool] | None:
+    """a x + c, a > 0."""
+    slope, offset, inner = sympy.Integer(0), sympy.Integer(0), None
+    for a, x in node.terms:
+        if isinstance(a, Node):
+            return None
+        number = _number_of(x)
+        if number is not None:
+            offset += snap(float(a)) * number
+        elif inner is None:
+            slope, inner = snap(float(a)), x
+        else:
+            return None
+    if inner is None or not slope.is_positive:
+        return None
+    return _reaches(inner, (k - offset) / slope, open_)
+
+
+def _least(expr: sympy.Expr, k: sympy.Expr) -> tuple[sympy.Expr, bool] | None:
+    """Where the rounding of x becomes k, a whole number, and whether that is after the place."""
+    half = sympy.Rational(1, 2)
+    if isinstance(expr, nf.floor):
+        return k, False
+    if isinstance(expr, nf.ceiling):
+        return k - 1, True
+    if isinstance(expr, nf.trunc):
+        return (k, False) if k > 0 else (k - 1, True)
+    if isinstance(expr, nf.round_even):
+        return k - half, bool(k % 2)
+    if isinstance(expr, nf.round_away):
+        return k - half, bool(k <= 0)
+    return None
+
+
+def _number_of(node: Node) -> sympy.Expr | None:
+    steps = _number(node) if isinstance(node, Const) else None
+    return None if steps is None or isinstance(steps.between[0], Boolean) else steps.between[0]  # type: ignore[return-value]
+
+
 # ------------------------------------------------------------------------------------------ moved and stacked
 
 
@@ -286,7 +414,10 @@ def _below(node: Node, places: np.ndarray) -> tuple[Node, np.ndarray] | None:
     if isinstance(node, PositionMap):
         return _source(node, places)
     if isinstance(node, LinComb) and len(node.terms) > 1:
-        reached = [_places(x)[places] if a == 1.0 and isinstance(x, PositionMap) and _selects(x) else None for a, x in node.terms]
+        reached = [
+            _places(x)[places] if a == 1.0 and isinstance(x, PositionMap) and _selects(x) else None
+            for a, x in node.terms
+        ]
         if any(r is None for r in reached):
             return None
         whole = [i for i, r in enumerate(reached) if r is not None and r.all()]
@@ -306,6 +437,11 @@ def _selects(node: PositionMap) -> bool:
     return node.op.selects and len(node.args) == 1
 
 
+def _moves(node: PositionMap) -> bool:
+    """Is every entry one of the operand's?"""
+    return _selects(node) and node.type.kind == "vector" and bool(_places(node).all())
+
+
 @lru_cache(maxsize=4096)
 def _places(node: PositionMap) -> np.ndarray:
     """For every entry which one of the operand it is, counted from one; zero where it is filled."""
@@ -313,6 +449,16 @@ def _places(node: PositionMap) -> np.ndarray:
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         numbers = jnp.arange(1.0, math.prod(shape) + 1).reshape(shape)
         return np.asarray(node.op(numbers)).astype(int).ravel()
+
+
+def without_sign(node: Node) -> Node:
+    """h where JAX has written where(h == 0, 0, h), which has one zero without a sign."""
+    match node:
+        case Nonlin(phi=Phi(expr=sympy.Piecewise(args=((number, mask), (value, _)))), xs=(which, x)) if (
+            (number, mask, value) == (0, vector(0), vector(1)) and isinstance(which, Nonlin) and which.xs == (x,)
+        ):
+            return x if which.phi.expr == sympy.Eq(vector(0), 0) else node
+    return node
 
 
 # ------------------------------------------------------------------------------------------ bounds
@@ -379,4 +525,7 @@ def _bounds_of(expr: sympy.Basic, known: dict[sympy.Symbol, Bounds]) -> Bounds:
             return max(a for a, _ in inner), max(b for _, b in inner)
         case sympy.Min():
             return min(a for a, _ in inner), min(b for _, b in inner)
+    if isinstance(expr, nf.Rounding):
+        low, high = _bounds_of(expr.args[0], known)
+        return tuple(float(expr.whole(e)) if math.isfinite(e) else e for e in (low, high))  # type: ignore[return-value]
     return _LINE

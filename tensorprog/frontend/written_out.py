@@ -18,13 +18,15 @@ from jax import lax
 from jax.extend import core as jex
 
 from ntk_rules.ordered import MOST as MOST_SORTED
+from tensorprog.frontend.build import exact
 from tensorprog.frontend.refusals import Refusal
-from tensorprog.frontend.values import Known, Param, Value, aval, width_axis
+from tensorprog.frontend.trace import from_library
+from tensorprog.frontend.values import Known, Value, Var, aval, kind_of, width_axis
 
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["WRITTEN_OUT", "bodies", "order_statistic"]
+__all__ = ["WRITTEN_OUT", "bodies", "in_units", "order_statistic"]
 
 MOST_CASES = 256  # that a hidden value chooses among
 
@@ -32,7 +34,7 @@ MOST_CASES = 256  # that a hidden value chooses among
 def bodies(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr] | None:
     """The code, at both widths, that stands for an equation; None for a primitive that has a rule of its own here."""
     row = WRITTEN_OUT.get(eqn.primitive)
-    if row is None or (eqn.primitive in _AT_PLACES and not _hidden(values[1])):
+    if row is None or not _WHERE.get(eqn.primitive, _always)(eqn, values):
         return None
     made = []
     for one in eqn.eqns:
@@ -43,11 +45,42 @@ def bodies(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex
     return made[0], made[1]
 
 
-_AT_PLACES = ("gather",)
+def in_units(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr] | None:
+    """jnp.mod(h, s) and h // s by s that is no number, with whole numbers of h / s: where these change does not depend on s."""
+    code = _IN_UNITS.get(str(eqn.eqns[0].params.get("name"))) if eqn.primitive in ("jit", "pjit") else None
+    if code is None or len(values) != 2 or not _hidden(values[0]) or kind_of(eqn.eqns[0].outvars[0]) != "f":
+        return None
+    unit = values[1]
+    if (
+        not (isinstance(unit, Var) and unit.det)
+        or exact(unit) is not None
+        or not from_library(eqn.eqns[0].params["jaxpr"])
+    ):
+        return None
+    structs = [[jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in one.invars] for one in eqn.eqns]
+    first, second = (jax.make_jaxpr(code)(*some) for some in structs)
+    return first, second
+
+
+_IN_UNITS: dict[str, Callable[..., jax.Array]] = {
+    "remainder": lambda h, s: h - s * jnp.floor(h / s),
+    "floor_divide": lambda h, s: jnp.floor(h / s),
+}
+
+
+def _always(eqn: Equation, values: Sequence[Value]) -> bool:
+    return True
 
 
 def _hidden(value: Value) -> bool:
-    return not isinstance(value, (Known, Param)) and getattr(value, "random", False)
+    return isinstance(value, Var) and value.random
+
+
+# Where a primitive that has a rule is written out instead: gathers at hidden places; sums of whole numbers, and maxima of truth values, which no Gaussian is.
+_WHERE: dict[str, Callable[[Equation, Sequence[Value]], bool]] = {
+    "gather": lambda eqn, values: _hidden(values[1]),
+    "cumsum": lambda eqn, values: _hidden(values[0]) and eqn.out_dtype.kind in "iu",
+}
 
 
 def _width(value: Value) -> int | None:
@@ -272,9 +305,14 @@ def _gathered(
         number = jnp.zeros(places[0].shape, jnp.int32)
         for place, count in zip(places, counts, strict=True):
             number = number * count + jnp.clip(place, 0, count - 1).astype(jnp.int32)
-        cases = [_laid(operand, start, numbers, slice_sizes, number.shape) for start in itertools.product(*map(range, counts))]
+        cases = [
+            _laid(operand, start, numbers, slice_sizes, number.shape)
+            for start in itertools.product(*map(range, counts))
+        ]
         shape = cases[0].shape
-        spread = lambda a: lax.broadcast_in_dim(a, shape, [i for i in range(len(shape)) if i not in numbers.offset_dims])
+        spread = lambda a: lax.broadcast_in_dim(
+            a, shape, [i for i in range(len(shape)) if i not in numbers.offset_dims]
+        )
         found = cases[0] if len(cases) == 1 else _choose(spread(number), cases)
         if mode != lax.GatherScatterMode.FILL_OR_DROP:
             return found
@@ -320,6 +358,7 @@ def _laid(
 
 
 WRITTEN_OUT: dict[str, Code] = {
+    "cumsum": lambda along, *, axis, reverse: _running(along, jnp.add, "a running sum", axis, reverse),
     "cumprod": lambda along, *, axis, reverse: _running(along, jnp.multiply, "a running product", axis, reverse),
     "cummax": lambda along, *, axis, reverse: _running(along, jnp.maximum, "a running maximum", axis, reverse),
     "cummin": lambda along, *, axis, reverse: _running(along, jnp.minimum, "a running minimum", axis, reverse),
