@@ -25,7 +25,7 @@ from tensorprog.frontend.elementwise import ELEMENTWISE, expression
 from tensorprog.frontend.logits import has_moment, logits_refusal
 from tensorprog.frontend.padding import pad
 from tensorprog.frontend.refusals import Refusal, advice
-from tensorprog.frontend.steps import settled, without_sign
+from tensorprog.frontend.steps import chosen, chosen_along, settled, without_sign
 from tensorprog.frontend.values import (
     Known,
     Param,
@@ -236,7 +236,7 @@ def _selected(eqn: Equation, predicate: Value, *cases: Value) -> Value:
         return chosen
     mask, *variables = map(to_var, (predicate, *cases))
     if mask.random:
-        return _function(eqn, [mask, *variables])
+        return _by_hidden(eqn, mask, variables)
     if np.dtype(aval(eqn.eqns[0].invars[0]).dtype).kind != "b":
         return _chosen(mask, variables)
     if not any(v.random for v in variables) or len(variables) != 2:
@@ -246,6 +246,39 @@ def _selected(eqn: Equation, predicate: Value, *cases: Value) -> Value:
     real = Var.of(ArrayOp("to_real", (), (mask.node,), mask.shape), mask.layout, mask.power)
     other = nonlin(Phi(1 - parameter(0), 0, 1), [], [real])
     return lincomb([(1.0, scatter.masked(v, m)) for v, m in zip(variables, (other, real), strict=True)])
+
+
+def _by_hidden(eqn: Equation, which: Var, cases: Sequence[Var]) -> Var:
+    """A choice by a hidden value: by the first of several truth values that holds, or by number."""
+    boolean = np.dtype(aval(eqn.eqns[0].invars[0]).dtype).kind == "b"
+    if boolean or any(v.power for v in cases):
+        return _function(eqn, [which, *cases])
+    if (along := chosen_along(which, len(cases))) is not None:
+        leaf, function = along
+        symbols, xs, thetas = _symbols(cases, [leaf])
+        return nonlin(Phi(function(symbols), len(xs), len(thetas)), xs, thetas)
+    if (found := chosen(which, cases)) is not None:
+        conditions, numbers = found
+        symbols, xs, thetas = _symbols([cases[k] for k in numbers], conditions)
+        pairs = [(symbol, vector(i)) for i, symbol in enumerate(symbols[:-1])]
+        return nonlin(Phi(sympy.Piecewise(*pairs, (symbols[-1], True)), len(xs), len(thetas)), xs, thetas)
+    return _function(eqn, [which, *cases])
+
+
+def _symbols(cases: Sequence[Var], first: Sequence[Var]) -> tuple[list[sympy.Expr], list[Var], list[Var]]:
+    """What stands for each case in a function whose first vectors are given, its vectors and its parameters."""
+    symbols: list[sympy.Expr] = []
+    xs, thetas = list(first), []
+    for case in cases:
+        if (number := exact(case)) is not None:
+            symbols.append(number)
+        elif case.random:
+            symbols.append(vector(len(xs)))
+            xs.append(case)
+        else:
+            symbols.append(parameter(len(thetas)))
+            thetas.append(case)
+    return symbols, xs, thetas
 
 
 def _chosen(number: Var, variables: Sequence[Var]) -> Var:

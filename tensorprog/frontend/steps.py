@@ -8,7 +8,7 @@ by its length otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -24,13 +24,13 @@ from ntk_rules import functions as nf
 from ntk_rules.pieces import KINKED
 from ntk_rules.switches import NotCuttable, sign_changes
 from tensorprog.frontend.values import Known, Value, Var, kind_of
-from tensorprog.ir import Const, LinComb, Node, Nonlin, Phi, PositionMap
+from tensorprog.ir import Const, LinComb, Literal, Node, Nonlin, Phi, PositionMap
 from tensorprog.ir.phi import snap, vector
 
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["settled", "without_sign"]
+__all__ = ["chosen", "chosen_along", "settled", "without_sign"]
 
 MOST_PLACES = 512
 
@@ -50,17 +50,29 @@ class Steps:
         between = (self.between[0], *(self.between[k + 1] for k in kept))
         return Steps(self.leaf, tuple(self.places[k] for k in kept), tuple(self.at[k] for k in kept), between)
 
-    def function(self) -> sympy.Expr:
-        """As an expression in z0."""
+    def function(self, values: Callable[[sympy.Basic], sympy.Basic] = lambda value: value) -> sympy.Expr:
+        """As an expression in z0. values: what stands for a value."""
         z, cases = vector(0), []
         for place, at, below, above in zip(self.places, self.at, self.between, self.between[1:], strict=False):
             if at == below:
-                cases.append((below, z <= place))
+                cases.append((values(below), z <= place))
             else:
-                cases.append((below, z < place))
+                cases.append((values(below), z < place))
                 if at != above:
-                    cases.append((at, z <= place))
-        return sympy.Piecewise(*cases, (self.between[-1], True))
+                    cases.append((values(at), z <= place))
+        return sympy.Piecewise(*cases, (values(self.between[-1]), True))
+
+    def truth(self) -> Boolean:
+        """The same of truth values."""
+        z, parts = vector(0), []
+        ends = (None, *self.places, None)
+        for holds, low, high in zip(self.between, ends, ends[1:], strict=False):
+            if holds == sympy.true:
+                parts.append(
+                    sympy.And(*([z > low] if low is not None else []), *([z < high] if high is not None else []))
+                )
+        parts += [sympy.Eq(z, place) for place, at in zip(self.places, self.at, strict=True) if at == sympy.true]
+        return sympy.Or(*parts)
 
 
 def settled(eqn: Equation, values: Sequence[Value], made: Value) -> Value:
@@ -77,15 +89,15 @@ def settled(eqn: Equation, values: Sequence[Value], made: Value) -> Value:
     numbers = {s.between[0] if s is not None and not s.places else None for s in steps}
     if len(numbers) == 1 and (number := numbers.pop()) is not None:
         return _known(eqn, number)
-    if kind == "b":
-        truth = _by_bounds(eqn, values)
-        return made if truth is None else _known(eqn, truth)
+    if kind == "b" and (truth := _by_bounds(eqn, values)) is not None:
+        return _known(eqn, truth)
     if any(s is None or s.leaf is None for s in steps):
         return made
     nodes: list[Node] = []
     for (_, node), step in zip(made.blocks, steps, strict=True):
         assert step is not None and step.leaf is not None
-        new = Nonlin(Phi(step.function(), 1), (step.leaf,), (), source=node.source)
+        function = step.truth() if kind == "b" else step.function()
+        new = Nonlin(Phi(function, 1), (step.leaf,), (), source=node.source)
         if new.type != node.type:
             return made
         nodes.append(new)
@@ -153,6 +165,8 @@ def steps_of(node: Node) -> Steps | None:
     """A variable as values between places of another; None where it is none."""
     node = resolved(node)
     try:
+        if (number := _at_zeros(node)) is not None:
+            return number
         match node:
             case Const():
                 return _number(node)
@@ -162,7 +176,8 @@ def steps_of(node: Node) -> Steps | None:
                     return steps_of(pushed)
                 if inner is None or inner.leaf is None:
                     return inner
-                return replace(inner, leaf=resolved(PositionMap(op, (inner.leaf,), result)))
+                leaf = resolved(PositionMap(op, (inner.leaf,), result))
+                return _composed(inner.function(), {vector(0): leaf}) if inner.places else inner
             case LinComb(terms=terms):
                 if any(isinstance(a, Node) for a, _ in terms):
                     return None
@@ -176,6 +191,14 @@ def steps_of(node: Node) -> Steps | None:
     except (_NoSteps, NotCuttable):
         return None
     return None
+
+
+def _at_zeros(node: Node) -> Steps | None:
+    """Zero, of what is taken out of a stack where that is zero."""
+    base, places = node, np.arange(math.prod(node.type.shape))
+    while (below := _below(base, places)) is not None:
+        base, places = below
+    return _number(base) if isinstance(base, Const) and node.type.kind == "vector" else None
 
 
 def _number(node: Const) -> Steps | None:
@@ -414,15 +437,44 @@ def _below(node: Node, places: np.ndarray) -> tuple[Node, np.ndarray] | None:
     if isinstance(node, PositionMap):
         return _source(node, places)
     if isinstance(node, LinComb) and len(node.terms) > 1:
-        reached = [
-            _places(x)[places] if a == 1.0 and isinstance(x, PositionMap) and _selects(x) else None
-            for a, x in node.terms
-        ]
-        if any(r is None for r in reached):
+        return _of_stack(node, places)
+    return None
+
+
+def _of_stack(node: LinComb, places: np.ndarray) -> tuple[Node, np.ndarray] | None:
+    """The one of several arrays, each with zeros around it, that stands at these places."""
+    reaching: list[Node] = []
+    for a, x in node.terms:
+        if a != 1.0 or not isinstance(x, (PositionMap, Const)):
             return None
-        whole = [i for i, r in enumerate(reached) if r is not None and r.all()]
-        if len(whole) == 1 and not any(r.any() for i, r in enumerate(reached) if i != whole[0] and r is not None):
-            return _source(node.terms[whole[0]][1], places)
+        here = (
+            _places(x)[places]
+            if isinstance(x, PositionMap) and _selects(x) and x.type.kind == "vector"
+            else _constant(x, node, places)
+        )
+        if here is None or (here.any() and not here.all()):
+            return None
+        reaching += [x] if here.any() else []
+    if len(reaching) > 1:
+        return None
+    if not reaching:
+        return Const(Literal.of(np.zeros(()))), np.zeros(len(places), int)
+    return _source(reaching[0], places)
+
+
+def _constant(x: Node, node: Node, places: np.ndarray) -> np.ndarray | None:
+    """The entries of a deterministic array that is added."""
+    array = _number_array(x)
+    return None if array is None else np.broadcast_to(array, node.type.shape).ravel()[places]
+
+
+def _number_array(x: Node) -> np.ndarray | None:
+    """What a constant is, moved or not."""
+    if isinstance(x, Const):
+        return x.value.array().astype(float)
+    if isinstance(x, PositionMap) and len(x.args) == 1 and (inner := _number_array(x.args[0])) is not None:
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            return np.asarray(x.op(jnp.asarray(inner)))
     return None
 
 
@@ -459,6 +511,54 @@ def without_sign(node: Node) -> Node:
         ):
             return x if which.phi.expr == sympy.Eq(vector(0), 0) else node
     return node
+
+
+# ------------------------------------------------------------------------------------------ choices
+
+
+def chosen_along(var: Var, count: int) -> tuple[Var, Callable[[Sequence[sympy.Basic]], sympy.Expr]] | None:
+    """The leaf of a number of few values, and which of `count` things it chooses as a function of that leaf; None where it is no such number."""
+    found = [steps_of(node) for _, node in var.blocks]
+    first = found[0]
+    if first is None or any(s is None or s.leaf is None or replace(s, leaf=first.leaf) != first for s in found):
+        return None
+    if any(
+        s.leaf.type != node.type
+        for s, (_, node) in zip(found, var.blocks, strict=True)
+        if s is not None and s.leaf is not None
+    ):
+        return None
+    place = lambda number: min(max(int(number), 0), count - 1)  # type: ignore[call-overload]
+    leaf = var.with_blocks([s.leaf for s in found if s is not None and s.leaf is not None])
+    return leaf, lambda cases: first.function(lambda number: cases[place(number)])
+
+
+def chosen(var: Var, cases: Sequence[Var]) -> tuple[list[Var], list[int]] | None:
+    """Truth values and the numbers that hold where each is the first that is true, and one where none is, as argmax of truth values has it;
+    None where `var` is not such a number."""
+    found = [_chain(node, len(cases)) for _, node in var.blocks]
+    if any(f is None for f in found) or any(f[1] != found[0][1] for f in found if f and found[0]):
+        return None
+    conditions = [var.with_blocks([f[0][i] for f in found if f]) for i in range(len(found[0][0]))]  # type: ignore[index]
+    return conditions, found[0][1]  # type: ignore[index]
+
+
+def _chain(node: Node, count: int) -> tuple[list[Node], list[int]] | None:
+    node, conditions, numbers = resolved(node), [], []
+    while True:
+        if not (isinstance(node, Nonlin) and isinstance(node.phi.expr, sympy.Piecewise) and not node.thetas):
+            return None
+        (value, condition), *rest = node.phi.expr.args
+        if len(rest) != 1 or not condition.is_Symbol or not value.is_Integer or not 0 <= value < count:
+            return None
+        conditions.append(node.xs[node.phi.vectors.index(condition)])
+        numbers.append(int(value))
+        last = rest[0][0]
+        if last.is_Integer and 0 <= last < count:
+            return conditions, [*numbers, int(last)]
+        if not last.is_Symbol:
+            return None
+        node = resolved(node.xs[node.phi.vectors.index(last)])
 
 
 # ------------------------------------------------------------------------------------------ bounds

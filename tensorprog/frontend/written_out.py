@@ -166,7 +166,9 @@ def _place_of(better: Code, what: str) -> Code:
         _apart(along, axes, what)
 
         def code(x: jax.Array) -> jax.Array:
-            rows = _rows(x.astype(jnp.int32) if x.dtype == bool else x, axes[0])
+            if x.dtype == bool:
+                return _first_that_holds(_rows(x if better is lax.gt else ~x, axes[0]), index_dtype)
+            rows = _rows(x, axes[0])
             best, place = rows[0], jnp.zeros(rows[0].shape, index_dtype)
             for i, row in enumerate(rows[1:], 1):
                 new = better(row, best)
@@ -178,6 +180,14 @@ def _place_of(better: Code, what: str) -> Code:
         return code
 
     return row
+
+
+def _first_that_holds(rows: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    """Its number, 0 where none does."""
+    place = jnp.zeros(rows[0].shape, dtype)
+    for i in range(len(rows) - 1, -1, -1):
+        place = lax.select(rows[i], jnp.full_like(place, i), place)
+    return place
 
 
 # ------------------------------------------------------------------------------------------ order
