@@ -49,7 +49,7 @@ def _turned(var: Var) -> Var:
     return lincomb([(-1.0, var)]) if var.random else nonlin(Phi(-parameter(0), 0, 1), [], [var], var.power)
 
 
-def _one_bound(var: Var, kind: type) -> tuple[Var, Var] | None:
+def _one_bound(var: Var, kind: type[sympy.Max] | type[sympy.Min]) -> tuple[Var, Var] | None:
     """h and a, where a variable is the maximum, or minimum, of a hidden vector h and a deterministic a."""
     parts = []
     for _, node in var.blocks:
@@ -57,8 +57,9 @@ def _one_bound(var: Var, kind: type) -> tuple[Var, Var] | None:
             isinstance(node, Nonlin) and len(node.xs) == 1 and len(node.thetas) <= 1 and isinstance(node.phi.expr, kind)
         ):
             return None
-        z, rest = vector(0), [x for x in node.phi.expr.args if x != vector(0)]
-        if len(node.phi.expr.args) != 2 or len(rest) != 1 or rest[0].has(z):
+        args = node.phi.expr.args
+        z, rest = vector(0), [x for x in args if x != vector(0)]
+        if len(args) != 2 or len(rest) != 1 or rest[0].has(z):
             return None
         parts.append((node.xs[0], node.thetas, rest[0]))
     if any(part[1:] != parts[0][1:] for part in parts):

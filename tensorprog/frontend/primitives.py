@@ -268,7 +268,8 @@ def _by_hidden(eqn: Equation, which: Var, cases: Sequence[Var]) -> Var:
 def _symbols(cases: Sequence[Var], first: Sequence[Var]) -> tuple[list[sympy.Expr], list[Var], list[Var]]:
     """What stands for each case in a function whose first vectors are given, its vectors and its parameters."""
     symbols: list[sympy.Expr] = []
-    xs, thetas = list(first), []
+    xs: list[Var] = list(first)
+    thetas: list[Var] = []
     for case in cases:
         if (number := exact(case)) is not None:
             symbols.append(number)

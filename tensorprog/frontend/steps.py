@@ -1,12 +1,13 @@
 """Hidden variables that take finitely many values, as functions of one other: piecewise constant along it.
 
-A search in a table, the truth of a comparison, an index and what stands at it are such functions, and what is made of these by arithmetic and
-by choices is one again. Here it is worked out at once, as values between places: a binary search, written with a gather at every step, would grow
-by its length otherwise.
+A search in a table, the truth of a comparison, an index and what stands at it are such functions, and what is made of these by
+arithmetic and by choices is one again. Here it is worked out at once, as values between places: a binary search, written with a gather at
+every step, would grow by its length otherwise.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -106,7 +107,7 @@ def settled(eqn: Equation, values: Sequence[Value], made: Value) -> Value:
 
 def _known(eqn: Equation, number: sympy.Basic) -> Known:
     dtypes = [np.dtype(e.outvars[0].aval.dtype) for e in eqn.eqns]  # type: ignore[attr-defined]
-    value = bool(number) if isinstance(number, Boolean) else float(number)  # type: ignore[arg-type]
+    value = bool(number) if isinstance(number, Boolean) else float(number)
     return Known(tuple(np.full(shape, value, dtype) for shape, dtype in zip(eqn.out_shapes(), dtypes, strict=True)))  # type: ignore[arg-type]
 
 
@@ -286,7 +287,7 @@ def _cut(expr: sympy.Basic, z: sympy.Symbol, low: sympy.Expr, high: sympy.Expr) 
         found += sign_changes(gap, z)[0]
     places = [p for p in _in_order(found) if float(low) < float(p) < float(high)]
     ends = [low, *places, high]
-    between = [_value(expr, z, _inside(a, b)) for a, b in zip(ends, ends[1:], strict=False)]
+    between = [_value(expr, z, _inside(a, b)) for a, b in itertools.pairwise(ends)]
     return places, [_value(expr, z, p) for p in places], between
 
 
@@ -348,7 +349,7 @@ def _stairs(node: Node) -> Steps | None:
         at.append(between[-1] if open_ else sympy.Integer(k))
         places.append(place)
         between.append(sympy.Integer(k))
-    if leaf is None or any(float(a) >= float(b) for a, b in zip(places, places[1:], strict=False)):
+    if leaf is None or any(float(a) >= float(b) for a, b in itertools.pairwise(places)):
         return None
     return Steps(leaf, tuple(places), tuple(at), tuple(between)).merged()
 
@@ -413,7 +414,7 @@ def _least(expr: sympy.Expr, k: sympy.Expr) -> tuple[sympy.Expr, bool] | None:
 
 def _number_of(node: Node) -> sympy.Expr | None:
     steps = _number(node) if isinstance(node, Const) else None
-    return None if steps is None or isinstance(steps.between[0], Boolean) else steps.between[0]  # type: ignore[return-value]
+    return None if steps is None or isinstance(steps.between[0], Boolean) else steps.between[0]
 
 
 # ------------------------------------------------------------------------------------------ moved and stacked
@@ -517,7 +518,7 @@ def without_sign(node: Node) -> Node:
 
 
 def chosen_along(var: Var, count: int) -> tuple[Var, Callable[[Sequence[sympy.Basic]], sympy.Expr]] | None:
-    """The leaf of a number of few values, and which of `count` things it chooses as a function of that leaf; None where it is no such number."""
+    """The leaf of a number of few values, and which of `count` things it chooses as a function of that; None where it is none."""
     found = [steps_of(node) for _, node in var.blocks]
     first = found[0]
     if first is None or any(s is None or s.leaf is None or replace(s, leaf=first.leaf) != first for s in found):
@@ -528,7 +529,7 @@ def chosen_along(var: Var, count: int) -> tuple[Var, Callable[[Sequence[sympy.Ba
         if s is not None and s.leaf is not None
     ):
         return None
-    place = lambda number: min(max(int(number), 0), count - 1)  # type: ignore[call-overload]
+    place = lambda number: min(max(int(number), 0), count - 1)
     leaf = var.with_blocks([s.leaf for s in found if s is not None and s.leaf is not None])
     return leaf, lambda cases: first.function(lambda number: cases[place(number)])
 
@@ -614,7 +615,7 @@ def _bounds_of(expr: sympy.Basic, known: dict[sympy.Symbol, Bounds]) -> Bounds:
     if isinstance(expr, Boolean):
         return 0.0, 1.0
     if expr.is_number:
-        return float(expr), float(expr)  # type: ignore[arg-type]
+        return float(expr), float(expr)
     if isinstance(expr, sympy.Piecewise):
         return _hull([_bounds_of(value, known) for value, _ in expr.args])
     inner = [_bounds_of(a, known) for a in expr.args] if isinstance(expr, (sympy.Add, sympy.Max, sympy.Min)) else []

@@ -1,7 +1,7 @@
 """Primitives that are written in simpler ones, position by position, where their operands are hidden: one row of `WRITTEN_OUT` each.
 
-A running product over positions is a product, a gather whose places are hidden values chooses among all places, sorting positions ranks each among
-the others. What they become is ordinary JAX code, which is traced and walked through in their place. None of them may go along the width.
+A running product over positions is a product, a gather whose places are hidden values chooses among all places, sorting positions ranks each
+among the others. What they become is ordinary JAX code, which is traced and walked through in their place. None of them may go along the width.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _hidden(value: Value) -> bool:
     return isinstance(value, Var) and value.random
 
 
-# Where a primitive that has a rule is written out instead: gathers at hidden places; sums of whole numbers, and maxima of truth values, which no Gaussian is.
+# Where a primitive that has a rule is written out instead: gathers at hidden places, sums of whole numbers.
 _WHERE: dict[str, Callable[[Equation, Sequence[Value]], bool]] = {
     "gather": lambda eqn, values: _hidden(values[1]),
     "cumsum": lambda eqn, values: _hidden(values[0]) and eqn.out_dtype.kind in "iu",
@@ -168,6 +168,11 @@ def _place_of(better: Code, what: str) -> Code:
         def code(x: jax.Array) -> jax.Array:
             if x.dtype == bool:
                 return _first_that_holds(_rows(x if better is lax.gt else ~x, axes[0]), index_dtype)
+            if x.dtype.kind in "iu":
+                raise Refusal(
+                    "it takes the place of the largest of whole numbers that are made of hidden values, as jnp.piecewise does",
+                    "use jnp.select, or jnp.where",
+                )
             rows = _rows(x, axes[0])
             best, place = rows[0], jnp.zeros(rows[0].shape, index_dtype)
             for i, row in enumerate(rows[1:], 1):
@@ -256,10 +261,8 @@ def _before(keys: Sequence[Sequence[jax.Array]], j: int, i: int) -> jax.Array:
     answer = None
     for key in reversed(keys):
         a, b = key[j], key[i]
-        if answer is None:
-            answer = a <= b if j < i else a < b
-        else:
-            answer = (a < b) | ((a == b) & answer)
+        last = a <= b if j < i else a < b
+        answer = last if answer is None else (a < b) | ((a == b) & answer)
     assert answer is not None
     return answer
 
