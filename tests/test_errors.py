@@ -41,6 +41,15 @@ def softmax_over_width(x: jax.Array) -> jax.Array:
     return nn.dense(jax.nn.softmax(nn.dense(x)), features=1)  # here
 
 
+def a_table_that_ends(x: Any) -> Any:
+    return nn.dense(jnp.take(jnp.arange(3.0), jnp.floor(nn.dense(x)).astype(int)), features=1)  # here
+
+
+def by_jnp_piecewise(x: Any) -> Any:
+    h = nn.dense(x)
+    return nn.dense(jnp.piecewise(h, [h < 0, h >= 0], [lambda a: -a, lambda a: a**2]), features=1)  # here
+
+
 def sort_over_width(x: jax.Array) -> jax.Array:
     return nn.dense(jnp.sort(nn.dense(x)), features=1)  # here
 
@@ -183,8 +192,10 @@ REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (readout_reused, tp.UnsupportedError, r"'weight_0' is used in two ways", "two independent weights"),
     (frozen_in_one_use, tp.UnsupportedError, r"'weight_0' is trained in one use and not in another", "train=False"),
     (softmax_over_width, tp.UnsupportedError, r"softmax over the width", "over positions, heads or classes"),
-    (sort_over_width, tp.UnsupportedError, r"sorting mixes the coordinates", "elementwise functions"),
-    (argmax_over_width, tp.UnsupportedError, r"argmax over hidden coordinates", "elementwise functions"),
+    (a_table_that_ends, tp.UnsupportedError, r"may lie outside", "clip"),
+    (by_jnp_piecewise, tp.UnsupportedError, r"whole numbers that are made of hidden values", r"jnp\.select"),
+    (sort_over_width, tp.UnsupportedError, r"sorts over the width", "positions, heads or classes"),
+    (argmax_over_width, tp.UnsupportedError, r"an argmax over the width", "positions, heads or classes"),
     (cumsum_over_width, tp.UnsupportedError, r"running sum over the width", "over positions only"),
     (reversed_width, tp.UnsupportedError, r"reverses the order of the hidden coordinates", "it has none"),
     (one_coordinate, tp.UnsupportedError, r"cuts the width at|indexes the width", "return the whole layer to tp.joint"),

@@ -31,7 +31,7 @@ from tensorprog.ir.phi import snap, vector
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["chosen", "chosen_along", "settled", "without_sign"]
+__all__ = ["bounds_of", "chosen", "chosen_along", "settled", "without_sign"]
 
 MOST_PLACES = 512
 
@@ -572,7 +572,7 @@ def _by_bounds(eqn: Equation, values: Sequence[Value]) -> sympy.Basic | None:
     holds = _COMPARE.get(eqn.primitive)
     if holds is None or any(kind_of(atom) not in "iu" for atom in eqn.eqns[0].invars):
         return None
-    (a, b), (c, d) = map(_bounds_of_value, values)
+    (a, b), (c, d) = map(bounds_of, values)
     outcomes = {holds(x, y) for x in (a, b) for y in (c, d)}
     return sympy.sympify(outcomes.pop()) if len(outcomes) == 1 else None
 
@@ -581,7 +581,8 @@ Bounds = tuple[float, float]
 _LINE: Bounds = (-math.inf, math.inf)
 
 
-def _bounds_of_value(value: Value) -> Bounds:
+def bounds_of(value: Value) -> Bounds:
+    """Numbers between which all entries lie, infinite where none are known."""
     if isinstance(value, Known):
         return min(float(v.min()) for v in value.values), max(float(v.max()) for v in value.values)
     if not isinstance(value, Var):
@@ -600,6 +601,8 @@ def _bounds(node: Node) -> Bounds:
         case Const():
             array = node.value.array()
             return float(array.min()), float(array.max())
+        case PositionMap(args=(x, *_)) if _moves(node):
+            return _bounds(x)
         case Nonlin(phi=phi, xs=xs, thetas=thetas):
             known = {s: _bounds(x) for s, x in zip((*phi.vectors, *phi.parameters), (*xs, *thetas), strict=True)}
             return _bounds_of(phi.expr, known)

@@ -20,6 +20,7 @@ from jax.extend import core as jex
 from ntk_rules.ordered import MOST as MOST_SORTED
 from tensorprog.frontend.build import exact
 from tensorprog.frontend.refusals import Refusal
+from tensorprog.frontend.steps import bounds_of
 from tensorprog.frontend.trace import from_library
 from tensorprog.frontend.values import Known, Value, Var, aval, kind_of, width_axis
 
@@ -36,6 +37,8 @@ def bodies(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex
     row = WRITTEN_OUT.get(eqn.primitive)
     if row is None or not _WHERE.get(eqn.primitive, _always)(eqn, values):
         return None
+    if eqn.primitive == "gather":
+        _check_inside(eqn, values[1])
     made = []
     for one in eqn.eqns:
         structs = [jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in one.invars]
@@ -342,6 +345,21 @@ def _choose(number: jax.Array, cases: Sequence[jax.Array]) -> jax.Array:
     if len(cases) == 2:
         return lax.select(number > 0, cases[1], cases[0])
     return lax.select_n(number, *cases)
+
+
+def _check_inside(eqn: Equation, places: Value) -> None:
+    """Refuse NaN where a place lies outside, unless none does."""
+    p, (low, high) = eqn.params[0], bounds_of(places)
+    fill = math.nan if p["fill_value"] is None else float(p["fill_value"])
+    if p["mode"] != lax.GatherScatterMode.FILL_OR_DROP or not math.isnan(fill):
+        return
+    shape = aval(eqn.eqns[0].invars[0]).shape
+    last = min(shape[d] - p["slice_sizes"][d] for d in p["dimension_numbers"].start_index_map)
+    if low < 0 or high > last:
+        raise Refusal(
+            "the place in a table, which is a hidden value, may lie outside of it, where NaN is taken",
+            'give jnp.take mode="clip" or mode="wrap" or a fill_value, or index by table[..]',
+        )
 
 
 def _laid(
