@@ -12,9 +12,7 @@ import jax
 import jax.numpy as jnp
 import sympy as sp
 
-__all__ = ["MOST", "ORDERED", "has_rank", "order_statistic"]
-
-MOST = 32  # numbers
+__all__ = ["ORDERED", "has_rank", "order_statistic"]
 
 
 class order_statistic(sp.Function):

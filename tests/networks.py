@@ -92,9 +92,9 @@ SEVERAL: dict[str, Net] = {
     "all and any": lambda h: (
         h[0] * jnp.all(h > 0, 0) + h[1] * jnp.any(h > 0, 0) + h[2] * lax.reduce_xor(h > 0, axes=(0,))
     ),
-    "sorted": lambda h: jnp.sort(h, 0),
-    "order": lambda h: h * jnp.argsort(h, 0),
-    "largest": lambda h: lax.top_k(h.T, 2)[0].T,
+    "sorted": lambda h: jnp.sort(h[:3], 0),
+    "order": lambda h: h[:3] * jnp.argsort(h[:3], 0),
+    "largest": lambda h: lax.top_k(h[1:].T, 2)[0].T,
     "places": lambda h: jnp.argmax(h, 0) * h + jnp.argmin(h, 0) * h,
     "at hidden places": lambda h: jnp.take_along_axis(h, jnp.argmax(jnp.tanh(h), 0)[None], 0),
     "pad-value": lambda h: jnp.pad(h, ((1, 2), (0, 0)), constant_values=1.5),
