@@ -23,6 +23,8 @@ from ntk_rules.further import betainc as betainc
 from ntk_rules.further import igamma as igamma
 from ntk_rules.further import igammac as igammac
 from ntk_rules.heads import powered
+from ntk_rules.ordered import ORDERED, has_rank
+from ntk_rules.ordered import order_statistic as order_statistic
 from ntk_rules.products import guarded_product
 from ntk_rules.whole import ROUNDING
 from ntk_rules.whole import Rounding as Rounding
@@ -32,7 +34,11 @@ from ntk_rules.whole import round_away as round_away
 from ntk_rules.whole import round_even as round_even
 from ntk_rules.whole import trunc as trunc
 
-JUMPING = (Rounding, sp.atan2)  # functions that jump at infinitely many places, or along a line of several arguments
+JUMPING = (
+    Rounding,
+    sp.atan2,
+    has_rank,
+)  # functions that jump at infinitely many places, or along lines of several arguments
 
 
 class _Elementary(sp.Function):
@@ -236,7 +242,7 @@ def opaque(
 NAMED = {name: opaque(getattr(jax.lax, name), name, kinks=(0.0,)) for name in ("bessel_i0e", "bessel_i1e")}
 
 
-JAX_ALONE = (Opaque, igamma, igammac, betainc)  # what is evaluated in JAX, and nowhere else
+JAX_ALONE = (Opaque, igamma, igammac, betainc, *ORDERED)  # what is evaluated in JAX, and nowhere else
 
 
 def _heaviside(x: jax.Array, at_zero: jax.Array | float = 0.5) -> jax.Array:
@@ -271,7 +277,7 @@ MEANING: dict[type, Callable[..., jax.Array]] = {
     log1p: jnp.log1p, expm1: jnp.expm1, sp.sinc: lambda x: jnp.sinc(x / jnp.pi),
     sp.StrictGreaterThan: jnp.greater, sp.GreaterThan: jnp.greater_equal, sp.StrictLessThan: jnp.less,
     sp.LessThan: jnp.less_equal, sp.Equality: jnp.equal, sp.Unequality: jnp.not_equal,
-    sp.Not: jnp.logical_not, **ROUNDING, **FURTHER,
+    sp.Not: jnp.logical_not, **ROUNDING, **FURTHER, **ORDERED,
 }  # fmt: skip
 
 # Functions of any number of arguments, folded in pairs.

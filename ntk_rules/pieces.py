@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import mpmath as mp
 import sympy as sp
 
-from ntk_rules.functions import JUMPING, Opaque, elementary
+from ntk_rules.functions import JUMPING, Opaque, elementary, order_statistic
 from ntk_rules.switches import NotCuttable, less, sign_changes
 
 KINKED = (sp.Heaviside, sp.sign, sp.Abs, sp.Max, sp.Min, sp.Piecewise)
@@ -31,10 +31,10 @@ class Piece:
 def has_kinks(expr: sp.Expr, z: sp.Symbol | None = None) -> bool:
     """True when `expr` has a function with kinks in it; with `z`, one of z (what has kinks in parameters alone is constant in z)."""
     if z is not None:
-        return any(f.has(z) for f in expr.atoms(*KINKED, *JUMPING)) or any(
+        return any(f.has(z) for f in expr.atoms(*KINKED, *JUMPING, order_statistic)) or any(
             f.kinks and f.has(z) for f in expr.atoms(Opaque)
         )
-    return expr.has(*KINKED, *JUMPING) or any(f.kinks for f in expr.atoms(Opaque))
+    return expr.has(*KINKED, *JUMPING, order_statistic) or any(f.kinks for f in expr.atoms(Opaque))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -45,8 +45,8 @@ def cut(expr: sp.Expr, z: sp.Symbol) -> tuple[Piece, ...]:
     >>> [(p.low, p.expr) for p in cut(sp.Max(z, 0) + 1, z)]
     [(-oo, 1), (0, z + 1)]
     """
-    if any(f.has(z) for f in expr.atoms(*JUMPING)):
-        raise NotCuttable(f"{expr} jumps at infinitely many places, or along a half line")
+    if any(f.has(z) for f in expr.atoms(*JUMPING, order_statistic)):
+        raise NotCuttable(f"{expr} jumps at infinitely many places, or has kinks along lines of several arguments")
     pieces = _cut(expr, z, -sp.oo, sp.oo)
     for node in expr.atoms(Opaque):
         for kink in node.kinks:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import sympy as sp
 
 from ntk_rules.functions import Opaque
+from ntk_rules.ordered import ORDERED
 from ntk_rules.pieces import KINKED, branches
 from ntk_rules.switches import NotCuttable, sign_changes
 
@@ -78,7 +79,7 @@ def _grow(expr: sp.Expr, zs: tuple[sp.Symbol, sp.Symbol], known: dict[Line, bool
     """`known`: on which sides of which lines the regions lie that are still to be told apart."""
     node = next((n for n in sp.postorder_traversal(expr) if isinstance(n, KINKED) and n.has(*zs)), None)
     if node is None:
-        if any(f.kinks for f in expr.atoms(Opaque)):
+        if any(f.kinks for f in expr.atoms(Opaque)) or expr.has(*ORDERED):
             raise NotCuttable(f"{expr} has kinks that only JAX knows")
         return expr
     switch, positive, negative = branches(node)

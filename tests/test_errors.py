@@ -41,6 +41,15 @@ def softmax_over_width(x: jax.Array) -> jax.Array:
     return nn.dense(jax.nn.softmax(nn.dense(x)), features=1)  # here
 
 
+def a_table_that_ends(x: Any) -> Any:
+    return nn.dense(jnp.take(jnp.arange(3.0), jnp.floor(nn.dense(x)).astype(int)), features=1)  # here
+
+
+def by_jnp_piecewise(x: Any) -> Any:
+    h = nn.dense(x)
+    return nn.dense(jnp.piecewise(h, [h < 0, h >= 0], [lambda a: -a, lambda a: a**2]), features=1)  # here
+
+
 def sort_over_width(x: jax.Array) -> jax.Array:
     return nn.dense(jnp.sort(nn.dense(x)), features=1)  # here
 
@@ -71,7 +80,7 @@ def varying_constant(x: jax.Array) -> jax.Array:
 
 def outer_product(x: jax.Array) -> jax.Array:
     h = nn.dense(x)
-    return nn.dense((h[:, None] * h[None, :]).sum(0), features=1)  # here
+    return nn.dense(jnp.tanh(h[:, None] * h[None, :]).mean(0), features=1)  # here
 
 
 def bottleneck(x: jax.Array) -> jax.Array:
@@ -183,14 +192,16 @@ REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (readout_reused, tp.UnsupportedError, r"'weight_0' is used in two ways", "two independent weights"),
     (frozen_in_one_use, tp.UnsupportedError, r"'weight_0' is trained in one use and not in another", "train=False"),
     (softmax_over_width, tp.UnsupportedError, r"softmax over the width", "over positions, heads or classes"),
-    (sort_over_width, tp.UnsupportedError, r"sorting mixes the coordinates", "elementwise functions"),
-    (argmax_over_width, tp.UnsupportedError, r"argmax over hidden coordinates", "elementwise functions"),
+    (a_table_that_ends, tp.UnsupportedError, r"may lie outside", "clip"),
+    (by_jnp_piecewise, tp.UnsupportedError, r"whole numbers that are made of hidden values", r"jnp\.select"),
+    (sort_over_width, tp.UnsupportedError, r"sorts over the width", "positions, heads or classes"),
+    (argmax_over_width, tp.UnsupportedError, r"an argmax over the width", "positions, heads or classes"),
     (cumsum_over_width, tp.UnsupportedError, r"running sum over the width", "over positions only"),
     (reversed_width, tp.UnsupportedError, r"reverses the order of the hidden coordinates", "it has none"),
     (one_coordinate, tp.UnsupportedError, r"cuts the width at|indexes the width", "return the whole layer to tp.joint"),
     (a_fixed_cut, tp.UnsupportedError, r"cuts the width at 100 of", "cut the width into parts that grow with it"),
     (varying_constant, tp.UnsupportedError, r"entries vary along the width", "exchangeable"),
-    (outer_product, tp.UnsupportedError, r"two width axes", "contract the width"),
+    (outer_product, tp.UnsupportedError, r"function of the entries of a matrix", "end in the product with a vector"),
     (function_of_readout, tp.UnsupportedError, r"nonlinear function of an output", "end the network with the readout"),
     (product_of_weights, tp.UnsupportedError, r"matrices with each other entry by entry", "one weight after the other"),
     (grouped, tp.UnsupportedError, r"2520 groups of channels", "one channel in and out per group"),

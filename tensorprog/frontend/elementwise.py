@@ -26,6 +26,11 @@ def _select(which: Expr, *cases: Expr) -> Expr:
     return sympy.Piecewise((cases[1], which), (cases[0], True))
 
 
+def _case(number: Expr, *cases: Expr) -> Expr:
+    """lax.select_n of whole numbers. One that lies outside counts as the nearest, which JAX leaves open."""
+    return sympy.Piecewise(*((case, number <= i) for i, case in enumerate(cases[:-1])), (cases[-1], True))
+
+
 def _clamp(low: Expr, a: Expr, high: Expr) -> Expr:
     """lax.clamp, whose slope at its bounds is 0."""
 
@@ -152,6 +157,7 @@ ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "regularized_incomplete_beta": _of_number("betainc", nf.betainc),
     "bessel_i0e": lambda a, **_: nf.NAMED["bessel_i0e"](a),
     "bessel_i1e": lambda a, **_: nf.NAMED["bessel_i1e"](a),
+    "order_statistic": lambda k, *xs: nf.order_statistic(k, *xs),  # what sorting becomes (`frontend.written_out`)
     "exp_neg_sq": lambda a, **_: sympy.exp(
         -(a**2)
     ),  # a function of JAX's, not a primitive: the slope of erf from JAX 0.12 on
@@ -159,6 +165,8 @@ ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "ne": lambda a, b: sympy.Ne(a, b),
     "lt": lambda a, b: sympy.Lt(a, b),
     "le": lambda a, b: sympy.Le(a, b),
+    "lt_to": lambda a, b: sympy.Lt(a, b),  # in the total order, which tells the two zeros apart
+    "le_to": lambda a, b: sympy.Le(a, b),
     "gt": lambda a, b: sympy.Gt(a, b),
     "ge": lambda a, b: sympy.Ge(a, b),
     "and": lambda a, b: sympy.And(a, b),
@@ -174,5 +182,7 @@ def expression(primitive: str, params: dict[str, Any], args: list[Expr], boolean
     """The scalar function of one equation applied to expressions. boolean: of truth values?"""
     if boolean and primitive in ("eq", "ne"):
         return _differ(*args) if primitive == "ne" else sympy.Not(_differ(*args))
+    if primitive == "select_n" and not boolean:
+        return _case(*args)
     kept = {k: v for k, v in params.items() if k in ("y", "rounding_method")}
     return ELEMENTWISE[primitive](*args, **kept)

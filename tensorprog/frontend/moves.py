@@ -4,12 +4,13 @@ them."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
+import sympy
 
 from tensorprog.frontend.blocks import take_block
 from tensorprog.frontend.build import (
@@ -36,7 +37,7 @@ from tensorprog.frontend.values import (
     width_axis,
 )
 from tensorprog.ir import Phi, position
-from tensorprog.ir.phi import parameter, snap
+from tensorprog.ir.phi import parameter, snap, vector
 
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
@@ -45,6 +46,9 @@ __all__ = [
     "beside", "broadcast", "concatenate", "cut", "dynamic_slice", "gather", "join", "parts_along", "reshape", "rev", "slice_",
     "split", "stack", "stack_steps", "take_step", "tile", "transpose", "whole",
 ]  # fmt: skip
+
+
+_REAL = np.dtype(float)
 
 
 def at_unit(var: Var, pair: tuple[int, int]) -> int:
@@ -322,8 +326,8 @@ def take_step(x: Value, t: int) -> Value:
     return map_positions(row, position("reshape", to=shape[1:]), layout[1:])
 
 
-def stack_steps(steps: Sequence[Value], axis: int = 0) -> Value:
-    """Stack values along a new axis."""
+def stack_steps(steps: Sequence[Value], axis: int = 0, dtype: np.dtype = _REAL) -> Value:
+    """Values along a new axis. dtype: what they hold."""
     if all(isinstance(s, Known) for s in steps):
         return Known(tuple(np.stack([s.values[i] for s in steps], axis) for i in (0, 1)))  # type: ignore[union-attr, arg-type]
     variables = []
@@ -331,12 +335,12 @@ def stack_steps(steps: Sequence[Value], axis: int = 0) -> Value:
         layout = (*step.layout[:axis], (), *step.layout[axis:])
         shape = (*step.shape[:axis], 1, *step.shape[axis:])
         variables.append(map_positions(step, position("reshape", to=shape), layout))
-    return join(variables, axis)
+    return _with_truths(variables, lambda numbers: join(numbers, axis), dtype)
 
 
 def stack(eqn: Equation, *values: Value) -> Value:
     """Values along a new axis."""
-    return stack_steps(values, eqn.params[0]["axis"])
+    return stack_steps(values, eqn.params[0]["axis"], eqn.out_dtype)
 
 
 def tile(eqn: Equation, x: Value) -> Value:
@@ -385,9 +389,18 @@ def concatenate(eqn: Equation, *values: Value) -> Value:
     axis = eqn.params[0]["dimension"]
     values = tuple(v for v in values if not (isinstance(v, Known) and not v.values[0].size)) or values[:1]
     variables = [to_var(v) for v in values]
-    if not any(isinstance(f, Fraction) for v in variables for f in v.layout[axis]):
-        return join(variables, axis)
-    return beside(variables, axis)
+    if any(isinstance(f, Fraction) for v in variables for f in v.layout[axis]):
+        return beside(variables, axis)
+    return _with_truths(variables, lambda numbers: join(numbers, axis), eqn.out_dtype)
+
+
+def _with_truths(variables: Sequence[Var], joined: Callable[[Sequence[Var]], Var], dtype: np.dtype) -> Var:
+    """What is joined by adding up: of hidden truth values as numbers, which are truth values again."""
+    if dtype.kind != "b" or not any(v.random for v in variables):
+        return joined(variables)
+    number = sympy.Piecewise((1, vector(0)), (0, True))
+    made = joined([nonlin(Phi(number, 1), [v], []) if v.random else v for v in variables])
+    return nonlin(Phi(sympy.Ne(vector(0), 0), 1), [made], [])
 
 
 def beside(variables: Sequence[Var], axis: int) -> Var:

@@ -249,11 +249,11 @@ def _expressions(jaxpr: jex.ClosedJaxpr, args: Sequence[sympy.Expr]) -> list[sym
     return [read(v) for v in jaxpr.jaxpr.outvars]
 
 
-_NAMED = ("exp_neg_sq",)
+_NAMED = ("exp_neg_sq", "order_statistic")
 
 
 def named(eqn: jex.JaxprEqn) -> str | None:
-    """The row of a function of JAX's own that works on the bits of its argument, and has a rule for its derivative."""
+    """The row of a function of JAX's own that works on the bits of its argument and has a rule for its derivative, or of ours."""
     if eqn.primitive.name != "custom_jvp_call" or not from_library(body := _closed(eqn.params["call_jaxpr"])):
         return None
     name = str(body.jaxpr.debug_info.func_src_info).partition(" at ")[0]

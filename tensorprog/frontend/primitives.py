@@ -20,10 +20,12 @@ from ntk_rules import functions as nf
 from tensorprog.frontend import contract, moves, reductions, scatter
 from tensorprog.frontend.arithmetic import param_arithmetic, reciprocal, squares, symmetrised
 from tensorprog.frontend.build import constant, exact, lincomb, map_positions, nonlin, scaled, to_var
+from tensorprog.frontend.clipping import between_parameters
 from tensorprog.frontend.elementwise import ELEMENTWISE, expression
 from tensorprog.frontend.logits import has_moment, logits_refusal
 from tensorprog.frontend.padding import pad
 from tensorprog.frontend.refusals import Refusal, advice
+from tensorprog.frontend.steps import chosen, chosen_along, settled, without_sign
 from tensorprog.frontend.values import (
     Known,
     Matrices,
@@ -51,10 +53,18 @@ Rule = Callable[..., Value | list[Value]]
 
 def elementwise(eqn: Equation, *values: Value) -> Value:
     """Any row of the elementwise table: a LinComb where it is linear in hidden vectors, else a Nonlin."""
+    return settled(eqn, values, _elementwise(eqn, *values))
+
+
+def _elementwise(eqn: Equation, *values: Value) -> Value:
     name = eqn.primitive
     if (kept := _kept(eqn, values)) is not None:
         return kept
     variables = [to_var(v) for v in values]
+    if name in ("lt_to", "le_to"):
+        variables = [_of_one_zero(v) for v in variables]
+    if (clipped := between_parameters(name, variables)) is not None:
+        return clipped
     random = [v for v in variables if v.random]
     if name == "convert_element_type":
         return _convert(eqn, variables[0])
@@ -73,6 +83,10 @@ def elementwise(eqn: Equation, *values: Value) -> Value:
     return _function(eqn, variables)
 
 
+def _of_one_zero(var: Var) -> Var:
+    return var if var.det else var.with_blocks([without_sign(node) for _, node in var.blocks])
+
+
 def _whole_quotient(eqn: Equation, variables: Sequence[Var]) -> Var:
     """Whole numbers divide to whole numbers, rounded towards zero."""
     made = _function(eqn, variables)
@@ -89,8 +103,9 @@ def _function(eqn: Equation, variables: Sequence[Var]) -> Var:
         if number is not None:
             symbols.append(number)
         elif var.random:
-            symbols.append(vector(len(xs)))
-            xs.append(var)
+            twin = next((i for i, x in enumerate(xs) if x is var), None) if eqn.primitive in _COMPARISONS else None
+            symbols.append(vector(len(xs) if twin is None else twin))
+            xs += [var] if twin is None else []
         else:
             symbols.append(parameter(len(thetas)))
             thetas.append(var)
@@ -115,7 +130,7 @@ def _in_full(var: Var, eqn: Equation) -> Var:
 
 _BITWISE = ("and", "or", "xor", "not")
 _HOMOGENEOUS = {"max", "min", "abs", "add", "sub", "neg", "add_any", "convert_element_type"}
-_COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge"}
+_COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge", "lt_to", "le_to"}
 
 
 def _power(eqn: Equation, variables: Sequence[Var]) -> Fraction:
@@ -229,18 +244,58 @@ def _settled(values: Sequence[Value]) -> Value | None:
 
 def _select(eqn: Equation, predicate: Value, *cases: Value) -> Value:
     """Where the predicate is deterministic, hidden vectors are masked, linearly."""
+    return settled(eqn, (predicate, *cases), _selected(eqn, predicate, *cases))
+
+
+def _selected(eqn: Equation, predicate: Value, *cases: Value) -> Value:
     if isinstance(predicate, Known) and (chosen := _settled([predicate, *cases])) is not None:
         return chosen
     mask, *variables = map(to_var, (predicate, *cases))
+    if mask.random:
+        return _by_hidden(eqn, mask, variables)
     if np.dtype(aval(eqn.eqns[0].invars[0]).dtype).kind != "b":
         return _chosen(mask, variables)
-    if mask.random or not any(v.random for v in variables) or len(variables) != 2:
+    if not any(v.random for v in variables) or len(variables) != 2:
         return _function(eqn, [mask, *variables])
     from tensorprog.ir import ArrayOp
 
     real = Var.of(ArrayOp("to_real", (), (mask.node,), mask.shape), mask.layout, mask.power)
     other = nonlin(Phi(1 - parameter(0), 0, 1), [], [real])
     return lincomb([(1.0, scatter.masked(v, m)) for v, m in zip(variables, (other, real), strict=True)])
+
+
+def _by_hidden(eqn: Equation, which: Var, cases: Sequence[Var]) -> Var:
+    """A choice by a hidden value: by the first of several truth values that holds, or by number."""
+    boolean = np.dtype(aval(eqn.eqns[0].invars[0]).dtype).kind == "b"
+    if boolean or any(v.power for v in cases):
+        return _function(eqn, [which, *cases])
+    if (along := chosen_along(which, len(cases))) is not None:
+        leaf, function = along
+        symbols, xs, thetas = _symbols(cases, [leaf])
+        return nonlin(Phi(function(symbols), len(xs), len(thetas)), xs, thetas)
+    if (found := chosen(which, cases)) is not None:
+        conditions, numbers = found
+        symbols, xs, thetas = _symbols([cases[k] for k in numbers], conditions)
+        pairs = [(symbol, vector(i)) for i, symbol in enumerate(symbols[:-1])]
+        return nonlin(Phi(sympy.Piecewise(*pairs, (symbols[-1], True)), len(xs), len(thetas)), xs, thetas)
+    return _function(eqn, [which, *cases])
+
+
+def _symbols(cases: Sequence[Var], first: Sequence[Var]) -> tuple[list[sympy.Expr], list[Var], list[Var]]:
+    """What stands for each case in a function whose first vectors are given, its vectors and its parameters."""
+    symbols: list[sympy.Expr] = []
+    xs: list[Var] = list(first)
+    thetas: list[Var] = []
+    for case in cases:
+        if (number := exact(case)) is not None:
+            symbols.append(number)
+        elif case.random:
+            symbols.append(vector(len(xs)))
+            xs.append(case)
+        else:
+            symbols.append(parameter(len(thetas)))
+            thetas.append(case)
+    return symbols, xs, thetas
 
 
 def _chosen(number: Var, variables: Sequence[Var]) -> Var:

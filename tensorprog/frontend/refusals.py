@@ -65,10 +65,6 @@ def _by_width(first: float, second: float) -> str:
 
 _ALIKE = "let only the sizes of layers depend on the width"
 _WIDTH_MIXERS = {
-    "sort": "sorting mixes the coordinates of a hidden vector, which the theorem treats one by one",
-    "argmax": "an argmax over hidden coordinates is not a function of each coordinate",
-    "argmin": "an argmin over hidden coordinates is not a function of each coordinate",
-    "top_k": "a top-k over hidden coordinates is not a function of each coordinate",
     "fft": "a Fourier transform along the width mixes coordinates with fixed coefficients",
 }
 

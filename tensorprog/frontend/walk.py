@@ -28,6 +28,7 @@ from tensorprog.frontend.primitives import RULES, elementwise
 from tensorprog.frontend.refusals import Refusal, advice, check_numbers
 from tensorprog.frontend.trace import from_library, same_structure, source_of
 from tensorprog.frontend.values import Known, Matrices, Value, Var, aval, kind_of, width_axis
+from tensorprog.frontend.written_out import bodies, in_units
 from tensorprog.ir import ArrayOp, Source
 from tensorprog.ir.positions import plain
 
@@ -134,6 +135,8 @@ def evaluate(eqn: Equation, values: Sequence[Value]) -> list[Value]:
         if (made := matrix_rule(eqn, values)) is not None:
             return [made]
         values = list(map(narrowed, values))
+        if (written := bodies(eqn, values)) is not None:
+            return run(written, values, eqn.source, eqn.wanted)
         rule = RULES.get(eqn.primitive)
         if _complex(eqn):
             raise Refusal(
@@ -287,6 +290,8 @@ def _enter(eqn: Equation, values: Sequence[Value]) -> list[Value] | None:
     """Calls and loops are walked into; None for any other equation."""
     if (name := named(eqn.eqns[0])) is not None and not all(isinstance(v, Known) for v in values):
         return [elementwise(replace(eqn, primitive=name), *values)]
+    if (steps := in_units(eqn, values)) is not None:
+        return run(steps, values, eqn.source, eqn.wanted)
     if eqn.primitive in _CALLS:
         results = run(_bodies(eqn, _CALLS[eqn.primitive]), values, eqn.source, eqn.wanted)
         return _with_own_slopes(eqn, values, results) if eqn.primitive in CUSTOM else results
@@ -355,6 +360,7 @@ def _scan(eqn: Equation, values: Sequence[Value]) -> Iterator[Value]:
             carry, made[t] = results[:n_carry], results[n_carry:]
         yield from carry
         for i in range(len(eqn.eqns[0].outvars) - n_carry):
-            yield stack_steps([made[t][i] for t in range(length)])
+            kind = np.dtype(aval(eqn.eqns[0].outvars[n_carry + i]).dtype)
+            yield stack_steps([made[t][i] for t in range(length)], dtype=kind)
     except Refusal as refusal:
         raise refusal.at("scan", eqn.source) from None

@@ -11,7 +11,7 @@ from functools import cache
 
 import sympy
 
-from ntk_rules.functions import JUMPING
+from ntk_rules.functions import JUMPING, order_statistic
 from ntk_rules.steps import canonical_kinks
 
 __all__ = ["argument", "by_stein", "dependent"]
@@ -57,7 +57,7 @@ def _step(expr: sympy.Expr, independent: Independent) -> list[tuple[sympy.Expr, 
         if rest.has(factor) or len(others) < 2 or rest.has(sympy.DiracDelta):
             continue
         smooth = canonical_kinks(rest, tuple(map(argument, _indices(rest))))
-        if smooth.has(sympy.Piecewise, sympy.Abs, sympy.Max, sympy.Min, sympy.sign, *JUMPING):
+        if smooth.has(sympy.Piecewise, sympy.Abs, sympy.Max, sympy.Min, sympy.sign, order_statistic, *JUMPING):
             return None
         parts = []
         for j in others:

@@ -49,7 +49,7 @@ def test_weights_that_are_made_whole_numbers() -> None:
     weights are all true, so that relu(sum x) is left."""
     first = lambda kind: lambda x: nn.dense(jax.nn.relu(nn.weight((nn.width(), 4)).astype(kind) @ x), features=1)
     hidden = lambda kind: lambda x: net(nn.weight((nn.width(), nn.width())).astype(kind) @ nn.dense(x) / nn.width())
-    for made, reason in ((first, "many positions"), (hidden, "another way than multiplying")):
+    for made, reason in ((first, "many positions"), (hidden, "rounds the entries of a matrix")):
         for kind in (int, bool):
             with pytest.raises(tp.UnsupportedError, match=reason):
                 tp.compile(made(kind), X[0])

@@ -1,0 +1,406 @@
+"""Primitives that are written in simpler ones, position by position, where their operands are hidden: one row of `WRITTEN_OUT` each.
+
+A running product over positions is a product, a gather whose places are hidden values chooses among all places, sorting positions ranks each
+among the others. What they become is ordinary JAX code, which is traced and walked through in their place. None of them may go along the width.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core as jex
+
+from tensorprog.frontend.build import exact
+from tensorprog.frontend.refusals import Refusal
+from tensorprog.frontend.steps import bounds_of
+from tensorprog.frontend.trace import from_library
+from tensorprog.frontend.values import Known, Value, Var, aval, kind_of, width_axis
+
+if TYPE_CHECKING:
+    from tensorprog.frontend.walk import Equation
+
+__all__ = ["WRITTEN_OUT", "bodies", "in_units", "order_statistic"]
+
+MOST_SORTED = 3  # positions: what more become is evaluated by sorting, and its kernels have not been compared with sampled networks
+MOST_CASES = 256  # that a hidden value chooses among
+
+
+def bodies(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr] | None:
+    """The code, at both widths, that stands for an equation; None for a primitive that has a rule of its own here."""
+    row = WRITTEN_OUT.get(eqn.primitive)
+    if row is None or not _WHERE.get(eqn.primitive, _always)(eqn, values):
+        return None
+    if eqn.primitive == "gather":
+        _check_inside(eqn, values[1])
+    made = []
+    for one in eqn.eqns:
+        structs = [jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in one.invars]
+        along = [_width(v) for v in values]
+        code = row(along, **one.params)
+        made.append(jax.make_jaxpr(code)(*structs))
+    return made[0], made[1]
+
+
+def in_units(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr] | None:
+    """jnp.mod(h, s) and h // s by s that is no number, with whole numbers of h / s: where these change does not depend on s."""
+    code = _IN_UNITS.get(str(eqn.eqns[0].params.get("name"))) if eqn.primitive in ("jit", "pjit") else None
+    if code is None or len(values) != 2 or not _hidden(values[0]) or kind_of(eqn.eqns[0].outvars[0]) != "f":
+        return None
+    unit = values[1]
+    if (
+        not (isinstance(unit, Var) and unit.det)
+        or exact(unit) is not None
+        or not from_library(eqn.eqns[0].params["jaxpr"])
+    ):
+        return None
+    structs = [[jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in one.invars] for one in eqn.eqns]
+    first, second = (jax.make_jaxpr(code)(*some) for some in structs)
+    return first, second
+
+
+_IN_UNITS: dict[str, Callable[..., jax.Array]] = {
+    "remainder": lambda h, s: h - s * jnp.floor(h / s),
+    "floor_divide": lambda h, s: jnp.floor(h / s),
+}
+
+
+def _always(eqn: Equation, values: Sequence[Value]) -> bool:
+    return True
+
+
+def _hidden(value: Value) -> bool:
+    return isinstance(value, Var) and value.random
+
+
+# Where a primitive that has a rule is written out instead: gathers at hidden places, sums of whole numbers.
+_WHERE: dict[str, Callable[[Equation, Sequence[Value]], bool]] = {
+    "gather": lambda eqn, values: _hidden(values[1]),
+    "cumsum": lambda eqn, values: _hidden(values[0]) and eqn.out_dtype.kind in "iu",
+}
+
+
+def _width(value: Value) -> int | None:
+    """The width axis of an operand."""
+    if isinstance(value, Known):
+        sizes = zip(*value.shapes, strict=True)
+        return next((i for i, (a, b) in enumerate(sizes) if a != b), None)
+    layout = getattr(value, "layout", None)
+    return None if layout is None else width_axis(layout)
+
+
+Code = Callable[..., Any]
+Along = Sequence[int | None]
+
+
+def _apart(along: Along, axes: Sequence[int], what: str) -> None:
+    """Refuse what goes along the width."""
+    if any(axis in axes for axis in along):
+        raise Refusal(
+            f"{what} over the width, whose coordinates the theorem treats one by one",
+            "let it go over positions, heads or classes, not over hidden coordinates",
+        )
+
+
+def _rows(x: jax.Array, axis: int) -> list[jax.Array]:
+    return [lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
+
+
+# ------------------------------------------------------------------------------------------ reductions, running ones
+
+
+def _running(along: Along, step: Code, what: str, axis: int, reverse: bool) -> Code:
+    """x_1, f(x_1, x_2), f(f(x_1, x_2), x_3) .."""
+    _apart(along, [axis], what)
+
+    def code(x: jax.Array) -> jax.Array:
+        rows = _rows(x, axis)
+        made = list(itertools.accumulate(rows[::-1] if reverse else rows, step))
+        return jnp.stack(made[::-1] if reverse else made, axis)
+
+    return code
+
+
+def _running_logsumexp(along: Along, *, axis: int, reverse: bool) -> Code:
+    _apart(along, [axis], "a running logsumexp")
+
+    def code(x: jax.Array) -> jax.Array:
+        size = x.shape[axis]
+        parts = [(i, size) for i in range(size)] if reverse else [(0, i + 1) for i in range(size)]
+        made = [jax.nn.logsumexp(lax.slice_in_dim(x, *ends, axis=axis), axis) for ends in parts]
+        return jnp.stack(made, axis)
+
+    return code
+
+
+def _folded(along: Along, step: Code, start: Any, axes: Sequence[int]) -> Code:
+    """All entries along some axes, one after the other."""
+
+    def code(x: jax.Array) -> jax.Array:
+        for axis in sorted(axes, reverse=True):
+            rows = _rows(x, axis)
+            total = rows[0] if rows else jnp.full(np.delete(x.shape, axis), start, x.dtype)
+            for row in rows[1:]:
+                total = step(total, row)
+            x = total
+        return x
+
+    return code
+
+
+def _reduction(step: Code, start: Any, what: str) -> Code:
+    def row(along: Along, *, axes: Sequence[int], **_: Any) -> Code:
+        _apart(along, axes, what)
+        return _folded(along, step, start, axes)
+
+    return row
+
+
+def _place_of(better: Code, what: str) -> Code:
+    """argmax and argmin: the first of the largest, or smallest."""
+
+    def row(along: Along, *, axes: Sequence[int], index_dtype: Any) -> Code:
+        _apart(along, axes, what)
+
+        def code(x: jax.Array) -> jax.Array:
+            if x.dtype == bool:
+                return _first_that_holds(_rows(x if better is lax.gt else ~x, axes[0]), index_dtype)
+            if x.dtype.kind in "iu":
+                raise Refusal(
+                    "it takes the place of the largest of whole numbers that are made of hidden values, as jnp.piecewise does",
+                    "use jnp.select, or jnp.where",
+                )
+            rows = _rows(x, axes[0])
+            best, place = rows[0], jnp.zeros(rows[0].shape, index_dtype)
+            for i, row in enumerate(rows[1:], 1):
+                new = better(row, best)
+                place = lax.select(new, jnp.full_like(place, i), place)
+                if i < len(rows) - 1:
+                    best = jnp.maximum(best, row) if better is lax.gt else jnp.minimum(best, row)
+            return place
+
+        return code
+
+    return row
+
+
+def _first_that_holds(rows: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    """Its number, 0 where none does."""
+    place = jnp.zeros(rows[0].shape, dtype)
+    for i in range(len(rows) - 1, -1, -1):
+        place = lax.select(rows[i], jnp.full_like(place, i), place)
+    return place
+
+
+# ------------------------------------------------------------------------------------------ order
+
+
+def _sorted_rows(along: Along, *, dimension: int, num_keys: int, **_: Any) -> Code:
+    """lax.sort: the keys in order, the other operands along with them."""
+    _apart(along, [dimension], "it sorts")
+
+    def code(*operands: jax.Array) -> list[jax.Array]:
+        rows = [_rows(x, dimension) for x in operands]
+        _check_count(len(rows[0]))
+        if len(operands) == 1:
+            return [jnp.stack(_in_order(rows[0]), dimension)]
+        ranks = _ranks(rows[:num_keys])
+        places = range(len(ranks))
+        picked = [[_at_rank(ranks, k, some) for k in places] for some in rows]
+        if num_keys == 1:
+            picked[0] = _in_order(rows[0])
+        return [jnp.stack(some, dimension) for some in picked]
+
+    return code
+
+
+def _check_count(count: int) -> None:
+    if count > MOST_SORTED:
+        raise Refusal(
+            f"it sorts {count} positions, and no more than {MOST_SORTED} are ranked here",
+            "sort fewer positions, or take their maximum, minimum or mean",
+        )
+
+
+def _in_order(rows: Sequence[jax.Array]) -> list[jax.Array]:
+    """From the smallest to the largest."""
+    if rows[0].dtype == bool:
+        whole = _in_order([r.astype(jnp.int32) for r in rows])
+        return [w != 0 for w in whole]
+    return [order_statistic(jnp.int32(k), *rows) for k in range(len(rows))] if len(rows) > 1 else list(rows)
+
+
+@jax.custom_jvp
+def order_statistic(k: jax.Array, *rows: jax.Array) -> jax.Array:
+    """The k-th smallest; a row of the table of elementwise functions, by its name."""
+    return jnp.sort(jnp.stack(rows), axis=0)[k]
+
+
+@order_statistic.defjvp
+def _of_tangents(primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (k, *rows), (_, *moved) = primals, tangents
+    places = jnp.argsort(jnp.stack(rows), axis=0)[k]
+    return order_statistic(k, *rows), jnp.take_along_axis(jnp.stack(moved), places[None], 0)[0]
+
+
+def _ranks(keys: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
+    """How many entries stand before each one; equal ones in the order in which they are given."""
+    count = len(keys[0])
+    ranks = []
+    for i in range(count):
+        before = [_before(keys, j, i).astype(jnp.int32) for j in range(count) if j != i]
+        ranks.append(sum(before[1:], start=before[0]) if before else jnp.zeros(keys[0][0].shape, jnp.int32))
+    return ranks
+
+
+def _before(keys: Sequence[Sequence[jax.Array]], j: int, i: int) -> jax.Array:
+    """Does entry j come before entry i? By the first key in which they differ."""
+    answer = None
+    for key in reversed(keys):
+        a, b = key[j], key[i]
+        last = a <= b if j < i else a < b
+        answer = last if answer is None else (a < b) | ((a == b) & answer)
+    assert answer is not None
+    return answer
+
+
+def _at_rank(ranks: Sequence[jax.Array], k: int, rows: Sequence[jax.Array]) -> jax.Array:
+    found = rows[-1]
+    for rank, row in zip(ranks[:-1], rows[:-1], strict=True):
+        found = lax.select(rank == k, row, found)
+    return found
+
+
+def _top(along: Along, *, k: int, **params: Any) -> Code:
+    """lax.top_k: the largest and their places, of equal ones the first."""
+    axis = params.get("axis", -1)
+
+    def code(x: jax.Array) -> list[jax.Array]:
+        at = axis % x.ndim
+        _apart(along, [at], "it takes the largest")
+        rows = _rows(x, at)
+        _check_count(len(rows))
+        ranks = _ranks([[-r for r in rows]])
+        places = [jnp.full(rows[0].shape, i, jnp.int32) for i in range(len(rows))]
+        largest = _in_order(rows)[::-1][:k]
+        return [jnp.stack(largest, at), jnp.stack([_at_rank(ranks, i, places) for i in range(k)], at)]
+
+    return code
+
+
+# ------------------------------------------------------------------------------------------ places that are hidden values
+
+
+def _gathered(
+    along: Along, *, dimension_numbers: Any, slice_sizes: Sequence[int], mode: Any, fill_value: Any, **_: Any
+) -> Code:
+    """A gather whose places are hidden values: a choice among all that stand at a place."""
+    numbers = dimension_numbers
+    indexed, batching = tuple(numbers.start_index_map), tuple(numbers.operand_batching_dims)
+    _apart(along[:1], indexed, "it indexes by a hidden value")
+    if along[0] is not None and along[0] not in batching:
+        raise Refusal(
+            "it takes whole hidden vectors at places that are hidden values themselves, coordinate by coordinate",
+            "take every coordinate from its own place, jnp.take_along_axis(h, place[None], 0)",
+        )
+
+    def code(operand: jax.Array, indices: jax.Array) -> jax.Array:
+        counts = [operand.shape[d] - slice_sizes[d] + 1 for d in indexed]
+        if math.prod(counts) > MOST_CASES:
+            raise Refusal(
+                f"a hidden value chooses among {math.prod(counts)} places, and no more than {MOST_CASES} are told apart here",
+                "take a smaller table, or a function that is written with arithmetic",
+            )
+        places = [lax.index_in_dim(indices, j, indices.ndim - 1, keepdims=False) for j in range(len(indexed))]
+        number = jnp.zeros(places[0].shape, jnp.int32)
+        for place, count in zip(places, counts, strict=True):
+            number = number * count + jnp.clip(place, 0, count - 1).astype(jnp.int32)
+        cases = [
+            _laid(operand, start, numbers, slice_sizes, number.shape)
+            for start in itertools.product(*map(range, counts))
+        ]
+        shape = cases[0].shape
+        spread = lambda a: lax.broadcast_in_dim(
+            a, shape, [i for i in range(len(shape)) if i not in numbers.offset_dims]
+        )
+        found = cases[0] if len(cases) == 1 else _choose(spread(number), cases)
+        if mode != lax.GatherScatterMode.FILL_OR_DROP:
+            return found
+        inside = [(p >= 0) & (p < count) for p, count in zip(places, counts, strict=True)]
+        filled = jnp.full(shape, jnp.nan if fill_value is None else fill_value, found.dtype)
+        for some in inside:
+            found = lax.select(spread(some), found, filled)
+        return found
+
+    return code
+
+
+def _choose(number: jax.Array, cases: Sequence[jax.Array]) -> jax.Array:
+    if len(cases) == 2:
+        return lax.select(number > 0, cases[1], cases[0])
+    return lax.select_n(number, *cases)
+
+
+def _check_inside(eqn: Equation, places: Value) -> None:
+    """Refuse NaN where a place lies outside, unless none does."""
+    p, (low, high) = eqn.params[0], bounds_of(places)
+    fill = math.nan if p["fill_value"] is None else float(p["fill_value"])
+    if p["mode"] != lax.GatherScatterMode.FILL_OR_DROP or not math.isnan(fill):
+        return
+    shape = aval(eqn.eqns[0].invars[0]).shape
+    last = min(shape[d] - p["slice_sizes"][d] for d in p["dimension_numbers"].start_index_map)
+    if low < 0 or high > last:
+        raise Refusal(
+            "the place in a table, which is a hidden value, may lie outside of it, where NaN is taken",
+            'give jnp.take mode="clip" or mode="wrap" or a fill_value, or index by table[..]',
+        )
+
+
+def _laid(
+    operand: jax.Array, start: Sequence[int], numbers: Any, slice_sizes: Sequence[int], batch: tuple[int, ...]
+) -> jax.Array:
+    """What stands at one place, along the axes of the result."""
+    batching, paired = tuple(numbers.operand_batching_dims), tuple(numbers.start_indices_batching_dims)
+    low, high = [0] * operand.ndim, list(operand.shape)
+    for d, s in zip(numbers.start_index_map, start, strict=True):
+        low[d], high[d] = s, s + slice_sizes[d]
+    for d in range(operand.ndim):
+        if d not in numbers.start_index_map and d not in batching:
+            high[d] = slice_sizes[d]
+    row = lax.squeeze(lax.slice(operand, low, high), numbers.collapsed_slice_dims)
+    left = [d for d in range(operand.ndim) if d not in numbers.collapsed_slice_dims]
+    offsets = iter(numbers.offset_dims)
+    rank = len(batch) + len(numbers.offset_dims)
+    of_batch = [i for i in range(rank) if i not in numbers.offset_dims]
+    to = [of_batch[paired[batching.index(d)]] if d in batching else next(offsets) for d in left]
+    order = sorted(range(len(to)), key=lambda i: to[i])
+    sizes = [0] * rank
+    for i, n in zip(of_batch, batch, strict=True):
+        sizes[i] = n
+    for i, d in zip(to, left, strict=True):
+        sizes[i] = row.shape[left.index(d)]
+    return lax.broadcast_in_dim(lax.transpose(row, order), sizes, sorted(to))
+
+
+WRITTEN_OUT: dict[str, Code] = {
+    "cumsum": lambda along, *, axis, reverse: _running(along, jnp.add, "a running sum", axis, reverse),
+    "cumprod": lambda along, *, axis, reverse: _running(along, jnp.multiply, "a running product", axis, reverse),
+    "cummax": lambda along, *, axis, reverse: _running(along, jnp.maximum, "a running maximum", axis, reverse),
+    "cummin": lambda along, *, axis, reverse: _running(along, jnp.minimum, "a running minimum", axis, reverse),
+    "cumlogsumexp": _running_logsumexp,
+    "reduce_prod": _reduction(jnp.multiply, 1, "a product"),
+    "reduce_and": _reduction(jnp.logical_and, True, "a conjunction"),
+    "reduce_or": _reduction(jnp.logical_or, False, "a disjunction"),
+    "reduce_xor": _reduction(jnp.logical_xor, False, "an exclusive disjunction"),
+    "argmax": _place_of(lax.gt, "an argmax"),
+    "argmin": _place_of(lax.lt, "an argmin"),
+    "sort": _sorted_rows,
+    "top_k": _top,
+    "gather": _gathered,
+}
