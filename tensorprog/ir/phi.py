@@ -107,13 +107,38 @@ class _Direction(sympy.Function):
         return sympy.Integer(0)
 
 
+class _Largest(sympy.Function):
+    """The maximum of three numbers or more, whose slope is that of the first of the largest: SymPy's, with 1/2 at every tie, would not
+    add up to 1 where several are equal, as max pooling of equal patches makes them."""
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        return _first_of(self.args, argindex - 1, 1)
+
+
+class _Smallest(sympy.Function):
+    """The minimum, in the same way."""
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        return _first_of(self.args, argindex - 1, -1)
+
+
+def _first_of(values: tuple[sympy.Expr, ...], i: int, sign: int) -> sympy.Expr:
+    return sympy.Mul(*(sympy.Heaviside(sign * (values[i] - x), int(j > i)) for j, x in enumerate(values) if j != i))
+
+
+def _of_three(made: type[sympy.Function], function: type[sympy.Function]) -> Callable[..., sympy.Expr]:
+    return lambda *args: (made if sum(bool(x.free_symbols) for x in args) > 2 else function)(*args)
+
+
 @lru_cache(maxsize=4096)
 def _diff(expr: sympy.Expr, symbol: sympy.Symbol) -> sympy.Expr:
     """The derivative almost everywhere: what backpropagation uses, so a jump contributes nothing."""
     if isinstance(expr, sympy.logic.boolalg.Boolean) and not expr.is_Symbol:
         return sympy.Integer(0)
     real = expr.replace(sympy.Abs, _Magnitude).replace(sympy.sign, _Direction)
+    real = real.replace(sympy.Max, _of_three(_Largest, sympy.Max)).replace(sympy.Min, _of_three(_Smallest, sympy.Min))
     found = sympy.diff(real, symbol).replace(_Magnitude, sympy.Abs).replace(_Direction, sympy.sign)
+    found = found.replace(_Largest, sympy.Max).replace(_Smallest, sympy.Min)
     return found.replace(sympy.DiracDelta, lambda *_: sympy.Integer(0))
 
 

@@ -7,6 +7,7 @@ from functools import lru_cache, reduce
 
 import jax
 import jax.numpy as jnp
+import sympy
 
 from ntk_rules.functions import to_jax
 from ntk_rules.functions import value_of as without_marks
@@ -15,10 +16,26 @@ from tensorprog.ir import LinComb, Node, Nonlin, Phi, PositionMap, topological
 
 __all__ = ["jumping", "plain", "value_of"]
 
+TIED = 2.0**-19  # of the size of the terms; rounding in float32, and far below the errors of sampling
+
 
 def plain(node: Nonlin) -> Callable[..., jax.Array]:
     """An elementwise instruction as a JAX function of its arguments."""
-    return to_jax(node.phi.expr, (*node.phi.vectors, *node.phi.parameters))
+    return to_jax(_with_ties(node.phi.expr), (*node.phi.vectors, *node.phi.parameters))
+
+
+@lru_cache(maxsize=4096)
+def _with_ties(expr: sympy.Expr) -> sympy.Expr:
+    """Steps of differences that are zero but for rounding, as of two equal positions, as steps of zero: which of two is larger must not
+    be another at every use."""
+
+    def step(argument: sympy.Expr, at_zero: sympy.Expr = sympy.S.Half) -> sympy.Expr:
+        if not argument.is_Add:
+            return sympy.Heaviside(argument, at_zero)
+        size = sum(map(sympy.Abs, argument.args))
+        return sympy.Heaviside(sympy.Piecewise((0, sympy.Abs(argument) <= TIED * size), (argument, True)), at_zero)
+
+    return expr.replace(sympy.Heaviside, step)
 
 
 def value_of(

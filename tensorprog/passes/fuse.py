@@ -321,15 +321,24 @@ def _moved_shift(op: Position, theta: Node, like: Node, aux: Sequence[Node] = ()
 def _differences(expr: sympy.Expr, arguments: _Arguments) -> sympy.Expr:
     """max(x, y) = y + max(x - y, 0): a kink between two Gaussians becomes one of their difference, which is Gaussian.
 
-    So a maximum of two is exact, also where the two coincide.
+    So a maximum of two is exact, also where the two coincide. Which of three is the largest is asked of themselves: their three
+    differences have errors of rounding of their own, by which each could seem larger than the next, where all are equal.
     """
     names = {symbol: node for node, symbol in arguments.xs.items() if arguments.facts[node].gaussian}
+    forms = {part: _split_form(part, tuple(names)) for part in sorted(expr.atoms(*_KINKED), key=str)}
+    compared = [
+        {s for s, _ in form[1]}
+        for part, (_, form) in forms.items()
+        if form is not None and isinstance(part, sympy.Heaviside)
+    ]
     swap = {}
-    for part in sorted(expr.atoms(*_KINKED), key=str):
-        rest, form = _split_form(part, tuple(names))
+    for part, (rest, form) in forms.items():
         if form is None:
             continue
         scale, terms = form
+        mine = {s for s, _ in terms}
+        if isinstance(part, sympy.Heaviside) and any(mine & other and mine != other for other in compared):
+            continue
         difference = arguments.x(LinComb(tuple((c, names[s]) for s, c in terms)))
         swap[part] = rest(snap(scale) * difference)
     return _swapped(expr, tuple(swap.items())) if swap else expr
