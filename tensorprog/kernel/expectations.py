@@ -105,7 +105,10 @@ def expectation_of(
     positive = frozenset(i for i, given in enumerate(parameters) if _is_positive(given.node))
     products = _terms(tuple(factors), _independent(arguments, facts, cross), positive)
     sampling = tolerance is not None and tolerance >= LEAST_TOLERANCE
-    if sampling and not all(_has_rule(law, tolerance) for product in products for law, *_ in product):
+    laws = [law for product in products for law, *_ in product]
+    if sampling and (
+        any(_compares_many(law.expr) for law in laws) or not all(_has_rule(law, tolerance) for law in laws)
+    ):
         _check_sampled(node for node, _, _ in sides)
         return (yield from field_of(asked, facts, tolerance))
     for product in products:
@@ -367,6 +370,16 @@ def _has_rule(law: _Law, tolerance: float | None) -> bool:
         return not _expectation(law, tolerance).sampled
     except NoRule:
         return False
+
+
+@lru_cache(maxsize=4096)
+def _compares_many(expr: sympy.Expr) -> bool:
+    """Does it ask for the largest of three Gaussians or more? Where these are equal, as patches that are pooled may be, closed forms divide
+    what is left of the variances of their differences by each other, which is rounding."""
+    if any(len(_used(part)) > 2 for part in expr.atoms(sympy.Max, sympy.Min)):
+        return True
+    steps = [set(used) for step in expr.atoms(sympy.Heaviside) if len(used := _used(step)) > 1]
+    return any(a & b and a != b for a, b in itertools.combinations(steps, 2))
 
 
 @lru_cache(maxsize=4096)
