@@ -297,6 +297,8 @@ def _enter(eqn: Equation, values: Sequence[Value]) -> list[Value] | None:
         return _with_own_slopes(eqn, values, results) if eqn.primitive in CUSTOM else results
     if eqn.primitive == "unstack" and not isinstance(values[0], Known):  # from JAX 0.12 on
         return run(_indexed(eqn), values, eqn.source, eqn.wanted)
+    if eqn.primitive == "call_hi_primitive" and (written := _expanded(eqn)) is not None:  # from JAX 0.12 on
+        return run(written, values, eqn.source, eqn.wanted)
     if eqn.primitive == "scan":
         return list(_scan(eqn, values))
     if eqn.primitive == "cond":
@@ -312,6 +314,19 @@ def _indexed(eqn: Equation) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr]:
         entries = lambda x: [lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
         return jax.make_jaxpr(entries)(jax.ShapeDtypeStruct(x.shape, x.dtype))
 
+    return body(eqn.eqns[0]), body(eqn.eqns[1])
+
+
+def _expanded(eqn: Equation) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr] | None:
+    """A function of JAX's that is a primitive to it, as it is written; None for other people's, whose slopes may be of their own."""
+
+    def body(one: jex.JaxprEqn) -> jex.ClosedJaxpr:
+        made = one.params["_prim"]
+        function = lambda *args: jax.tree.leaves(made.expand(*made.in_tree.unflatten(args)))
+        return jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in one.invars))
+
+    if not type(eqn.params[0]["_prim"]).__module__.startswith("jax."):
+        return None
     return body(eqn.eqns[0]), body(eqn.eqns[1])
 
 
