@@ -219,7 +219,7 @@ def _kept(eqn: Equation, values: Sequence[Value]) -> Value | None:
 
 
 def kept_parameter(eqn: Equation, values: Sequence[Value]) -> bool:
-    """Is a parameter what the equation makes by the rules of this table?"""
+    """Do the rules of this table make a parameter of it, the squares of one, or one of its operands as it is?"""
     name, first = eqn.primitive, values[0]
     if name in ELEMENTWISE or name == "select_n":
         return _kept(eqn, values) is not None

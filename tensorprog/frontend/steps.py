@@ -24,7 +24,7 @@ from sympy.logic.boolalg import Boolean, BooleanAtom
 from ntk_rules import functions as nf
 from ntk_rules.pieces import KINKED
 from ntk_rules.switches import NotCuttable, sign_changes
-from tensorprog.frontend.values import Known, Value, Var, kind_of
+from tensorprog.frontend.values import Known, Value, Var, aval, kind_of
 from tensorprog.ir import Const, LinComb, Literal, Node, Nonlin, Phi, PositionMap
 from tensorprog.ir.phi import snap, vector
 
@@ -106,7 +106,7 @@ def settled(eqn: Equation, values: Sequence[Value], made: Value) -> Value:
 
 
 def _known(eqn: Equation, number: sympy.Basic) -> Known:
-    dtypes = [np.dtype(e.outvars[0].aval.dtype) for e in eqn.eqns]  # type: ignore[attr-defined]
+    dtypes = [np.dtype(aval(e.outvars[0]).dtype) for e in eqn.eqns]
     value = bool(number) if isinstance(number, Boolean) else float(number)
     return Known(tuple(np.full(shape, value, dtype) for shape, dtype in zip(eqn.out_shapes(), dtypes, strict=True)))  # type: ignore[arg-type]
 
