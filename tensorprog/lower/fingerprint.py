@@ -21,22 +21,25 @@ _SEED = 0x7E15_0A96
 _FEW = 2**12  # random weights that are kept as constants: a program of their making takes as long to compile as a layer
 
 
-def fingerprint(leaves: Sequence[jax.Array]) -> jax.Array:
-    """Two 32-bit sums of the input's bits with fixed odd random weights: shape (2,), dtype uint32."""
-    total = jnp.zeros(2, jnp.uint32)
-    for i, leaf in enumerate(leaves):
-        words = _words(lax.stop_gradient(leaf))
-        mixed = words * jnp.uint32(0x9E37_79B1)
-        mixed = mixed ^ (mixed >> 15)
-        total = total + jnp.sum(mixed[:, None] * _weights(i, words.size), axis=0, dtype=jnp.uint32)
-    return total
+def fingerprint(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Two sums of the input's bits with fixed odd random weights, of dtype uint32: two scalars, which XLA compares where it needs them."""
+    found = []
+    for k in (0, 1):
+        total = jnp.zeros((), jnp.uint32)
+        for i, leaf in enumerate(leaves):
+            words = _words(lax.stop_gradient(leaf))
+            mixed = words * jnp.uint32(0x9E37_79B1)
+            mixed = mixed ^ (mixed >> 15)
+            total = total + jnp.sum(mixed * _weights(i, k, words.size), dtype=jnp.uint32)
+        found.append(total)
+    return found[0], found[1]
 
 
-def _weights(leaf: int, size: int) -> jax.Array | np.ndarray:
-    """Odd pseudo-random numbers, (size, 2). Many are made where they are used: as constants they would fill the compiled program."""
+def _weights(leaf: int, k: int, size: int) -> jax.Array | np.ndarray:
+    """Odd pseudo-random numbers, (size,). Many are made where they are used: as constants they would fill the compiled program."""
     xp: Any = np if size <= _FEW else jnp
-    seeds = np.random.default_rng(_SEED + leaf).integers(0, 2**32, 2, dtype=np.uint32)
-    numbers = xp.arange(size, dtype=xp.uint32)[:, None] * xp.uint32(0x9E37_79B1) + seeds
+    seed = np.random.default_rng(_SEED + leaf).integers(0, 2**32, 2, dtype=np.uint32)[k]
+    numbers = xp.arange(size, dtype=xp.uint32) * xp.uint32(0x9E37_79B1) + seed
     for shift, factor in (
         (16, 0x85EB_CA6B),
         (13, 0xC2B2_AE35),

@@ -110,7 +110,7 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
         step = lambda found, args: emit_together(found, args, context)
         openly = None if live is None or "packing" in off else lambda found, args: emit_open(found, args, context)
         env = run(pair_steps, step, pair_ends, outside=Outside(slots, (a, b)), together=together, emit_open=openly)
-        same = jnp.all(a[0] == b[0])
+        same = (a[0][0] == b[0][0]) & (a[0][1] == b[0][1])
         found = []
         for block in graph.blocks:
             value = env[block.cross] if is_cross(block.cross) else slots.read(a, block.cross)
