@@ -1,6 +1,6 @@
 """Contractions: products with weights (MatMul), linear maps of positions, and means over the width (Moment).
 
-Which of them a `dot_general` or a convolution is, its operands decide: a parameter times anything is a `MatMul`; a
+Which of them a `dot_general` is, its operands decide: a parameter times anything is a `MatMul`; a
 hidden vector times a deterministic array is a map of positions; two hidden vectors contracted over the width are n
 times a `Moment`, which concentrates.
 """
@@ -8,10 +8,10 @@ times a `Moment`, which concentrates.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import sympy
@@ -29,18 +29,14 @@ from tensorprog.frontend.build import (
 )
 from tensorprog.frontend.division import Redo
 from tensorprog.frontend.entrywise import readout_of
-from tensorprog.frontend.moves import beside, parts_along
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import (
-    WIDTHS,
     Axis,
     Layout,
-    Matrices,
     Param,
     Value,
     Var,
     aval,
-    axis_of,
     unit_shape,
     width_axis,
 )
@@ -52,15 +48,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Dims",
-    "convolution",
     "dims_of",
     "dot_general",
     "dotted",
     "in_numbers",
     "product",
     "products",
+    "spread",
     "sum_of_squares",
     "sum_over",
+    "times_weight",
 ]
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -116,9 +113,9 @@ def dotted(lhs: Value, rhs: Value, dims: Dims) -> Value:
         params = matrices if any(matrices) else [True, False]
         lhs, rhs = (v if keep else to_var(v) for v, keep in zip((lhs, rhs), params, strict=True))
     if params[0]:
-        return _times_weight(lhs, to_var(rhs), dims, weight_first=True)  # type: ignore[arg-type]
+        return times_weight(lhs, to_var(rhs), dims, weight_first=True)  # type: ignore[arg-type]
     if params[1]:
-        return _times_weight(rhs, to_var(lhs), dims.swapped(), weight_first=False)  # type: ignore[arg-type]
+        return times_weight(rhs, to_var(lhs), dims.swapped(), weight_first=False)  # type: ignore[arg-type]
     x, y = to_var(lhs), to_var(rhs)
     if (x.random and y.random) or any(width_axis(v.layout) in c for v, c in zip((x, y), dims.contract, strict=True)):
         return _sum_of_products(x, y, dims)
@@ -178,11 +175,12 @@ def products(x: Var, y: Var, dims: Dims) -> tuple[Var, tuple[int, ...]]:
             "it makes an array with two width axes out of hidden vectors (an outer product over the width)",
             "contract the width, or let both factors share it",
         )
-    spread = [_spread(v, p, tuple(layout)) for v, p in ((x, places_x), (y, places_y))]
-    return product(*spread), tuple(range(rank - nc, rank))
+    both = [spread(v, p, tuple(layout)) for v, p in ((x, places_x), (y, places_y))]
+    return product(*both), tuple(range(rank - nc, rank))
 
 
-def _spread(var: Var, places: dict[int, int], layout: Layout) -> Var:
+def spread(var: Var, places: dict[int, int], layout: Layout) -> Var:
+    """The same over all axes of `layout`. places: where each of its own stands there."""
     order = sorted(places, key=places.__getitem__)
     moved = map_positions(var, position("transpose", permutation=tuple(order)), tuple(var.layout[i] for i in order))
     axes = tuple(sorted(places.values()))
@@ -250,7 +248,7 @@ def scaled_scalar(x: Var, factor: Var) -> Var:
 # ------------------------------------------------------------------------------------------ weights
 
 
-def _times_weight(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value:
+def times_weight(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value:
     """The product of a parameter and a variable. `dims` has the parameter first."""
     rank_w, rank_x = len(param.axes), len(x.layout)
     if param.per_input:
@@ -318,7 +316,7 @@ def _as_sum(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value:
     i, j = (k for k, a in enumerate(param.axes) if a is not None and param.widths[a] is not None)
     axes = list(param.axes)
     axes[i], axes[j] = axes[j], axes[i]
-    made = [_times_weight(p, x, dims, weight_first) for p in (one, replace(one, axes=tuple(axes)))]
+    made = [times_weight(p, x, dims, weight_first) for p in (one, replace(one, axes=tuple(axes)))]
     return lincomb([(1.0, to_var(part)) for part in made])
 
 
@@ -421,111 +419,3 @@ def _with_new_axes(node: Node, out: Sequence[tuple[tuple[int | Fraction, ...], s
         return node
     var = Var.of(node, tuple(a for a, letter in out if letter))
     return map_positions(var, position("reshape", to=unit_shape(layout)), layout).node
-
-
-# ------------------------------------------------------------------------------------------ convolution
-
-
-def times_weight(kernel: Value, x: Var, dims: Dims) -> Value:
-    """What the kernel of a convolution does to windows. `dims` has the kernel first."""
-    assert isinstance(kernel, Param)
-    return _times_weight(kernel, x, dims, weight_first=False)
-
-
-def convolution(
-    eqn: Equation, lhs: Value, rhs: Value, multiply: Callable[[Value, Var, Dims], Value] = times_weight
-) -> Value:
-    """A convolution is a gather of patches followed by a MatMul with one matrix per offset.
-
-    With groups of channels: one convolution per group, beside each other; with one channel per group (depthwise):
-    patches times a vector of weights per offset. multiply: the product of the kernel and windows of x, the kernel first.
-    """
-    p = eqn.params[0]
-    if p["batch_group_count"] != 1:
-        raise Refusal("a convolution with groups of examples", "convolve one example at a time")
-    if not isinstance(rhs, (Param, Matrices)):
-        raise Refusal(
-            "a convolution whose kernel is not a parameter",
-            "use avg_pool, pad and slices, or a product with a constant matrix",
-        )
-    x, channels = to_var(lhs), p["dimension_numbers"].lhs_spec[1]
-    if width_axis(x.layout) in p["dimension_numbers"].lhs_spec[2:]:
-        raise Refusal("a convolution along the width", "convolve positions only")
-    counts = tuple(q["feature_group_count"] for q in eqn.params)
-    if counts == (1, 1):
-        return _convolved(p, x, rhs, multiply)
-    if isinstance(rhs, Matrices):
-        raise Refusal("a convolution in groups whose kernel is an expression", "convolve with each weight, and add")
-    if counts[0] != counts[1]:
-        return _depthwise(p, x, rhs, counts, tuple(aval(e.invars[0]).shape[channels] for e in eqn.eqns))
-    return _grouped(p, x, rhs, counts[0])
-
-
-def _patches(p: dict[str, Any], x: Var, rhs: Param | Matrices) -> Var:
-    """Every window of x, its offsets as new axes at the end."""
-    numbers = p["dimension_numbers"]
-    space = numbers.lhs_spec[2:]
-    op = position(
-        "patches", axes=tuple(space), window=tuple(math.prod(rhs.layout[a]) for a in numbers.rhs_spec[2:]),
-        strides=tuple(p["window_strides"]), padding=tuple(map(tuple, p["padding"])),
-        dilation=tuple(p["rhs_dilation"]), base_dilation=tuple(p["lhs_dilation"]),
-    )  # fmt: skip
-    layout = tuple(
-        axis_of((n, n)) if i in space or i >= len(x.layout) else x.layout[i] for i, n in enumerate(op.shape(x.shape))
-    )
-    return map_positions(x, op, layout)
-
-
-def _convolved(
-    p: dict[str, Any], x: Var, rhs: Param | Matrices, multiply: Callable[[Value, Var, Dims], Value] = times_weight
-) -> Var:
-    numbers, rank = p["dimension_numbers"], len(x.layout)
-    space = numbers.lhs_spec[2:]
-    dims = Dims(
-        ((numbers.rhs_spec[1], *numbers.rhs_spec[2:]), (numbers.lhs_spec[1], *range(rank, rank + len(space)))), ((), ())
-    )
-    product = multiply(rhs, _patches(p, x, rhs), dims)
-    # now (batch, space in the order of x's axes, features): bring it to the order asked for
-    made = {axis: i for i, axis in enumerate(dims.free(1, rank + len(space)))}
-    assert isinstance(product, Var)
-    return _in_order(product, numbers, (made[numbers.lhs_spec[0]], len(made), *(made[a] for a in space)))
-
-
-def _in_order(made: Var, numbers: Any, sources: Sequence[int]) -> Var:
-    """Transpose to the layout a convolution's result is asked in. sources: the axes of batch, features and space."""
-    order = [0] * len(sources)
-    for place, source in zip(numbers.out_spec, sources, strict=True):
-        order[place] = source
-    return map_positions(made, position("transpose", permutation=tuple(order)), tuple(made.layout[i] for i in order))
-
-
-def _grouped(p: dict[str, Any], x: Var, rhs: Param, groups: int) -> Var:
-    numbers = p["dimension_numbers"]
-    channels = parts_along(x, numbers.lhs_spec[1], groups)
-    kernels = parts_along(rhs, numbers.rhs_spec[0], groups)
-    made = [_convolved(p, to_var(a), b) for a, b in zip(channels, kernels, strict=True)]  # type: ignore[arg-type]
-    return beside(made, numbers.out_spec[1])
-
-
-def _depthwise(
-    p: dict[str, Any], x: Var, rhs: Param, counts: tuple[int, int], channels: tuple[int, int]
-) -> Var:  # fmt: skip
-    numbers = p["dimension_numbers"]
-    if counts != channels or rhs.sizes(numbers.rhs_spec[0]) != channels or rhs.size(numbers.rhs_spec[1]) != 1:
-        raise Refusal(
-            f"a convolution with {counts[0]} groups of channels at width {WIDTHS[0]} and {counts[1]} at width {WIDTHS[1]}",
-            "take a fixed number of groups, or one channel in and out per group (depthwise)",
-        )
-    space = numbers.rhs_spec[2:]
-    order = (numbers.rhs_spec[1], numbers.rhs_spec[0], *space)  # one, features, offsets
-    kernel = to_var(replace(rhs, axes=tuple(rhs.axes[a] for a in order)))
-    patches, rank = _patches(p, x, rhs), len(x.layout)
-    places = {0: numbers.lhs_spec[0], 1: numbers.lhs_spec[1]} | {2 + i: rank + i for i in range(len(space))}
-    multiplied = product(patches, _spread(kernel, places, tuple(_at(patches.layout, places))))
-    summed = sum_over(multiplied, tuple(range(rank, rank + len(space))))
-    return _in_order(summed, numbers, numbers.lhs_spec)
-
-
-def _at(layout: Layout, places: dict[int, int]) -> Iterator[Axis]:
-    """The axes of a layout at some places; axes of size one elsewhere."""
-    return (a if i in places.values() else () for i, a in enumerate(layout))

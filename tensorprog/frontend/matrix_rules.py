@@ -12,7 +12,8 @@ import numpy as np
 
 from tensorprog.frontend.arithmetic import reciprocal
 from tensorprog.frontend.build import constant, to_var
-from tensorprog.frontend.contract import Dims, convolution, dims_of, in_numbers
+from tensorprog.frontend.contract import Dims, dims_of, in_numbers
+from tensorprog.frontend.convolution import convolution
 from tensorprog.frontend.matrices import expression, is_wide, joined, narrowed, part_of, summed, widths_of
 from tensorprog.frontend.primitives import kept_parameter, stop_gradient
 from tensorprog.frontend.refusals import Refusal

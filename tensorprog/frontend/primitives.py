@@ -2,7 +2,7 @@
 
 A rule takes the equation at both widths and the values of its operands, and returns the value it makes (or a list).
 It raises `Refusal` with the reason when the theorem, or this version, does not cover the use. Contractions stand in
-`frontend.contract`.
+`frontend.contract` and `frontend.convolution`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tensorprog.frontend import contract, moves, reductions, scatter
 from tensorprog.frontend.arithmetic import param_arithmetic, reciprocal, squares, symmetrised
 from tensorprog.frontend.build import constant, exact, lincomb, map_positions, nonlin, scaled, to_var
 from tensorprog.frontend.clipping import between_parameters
+from tensorprog.frontend.convolution import convolution
 from tensorprog.frontend.elementwise import ELEMENTWISE, expression
 from tensorprog.frontend.logits import has_moment, logits_refusal
 from tensorprog.frontend.padding import pad
@@ -375,5 +376,5 @@ RULES: dict[str, Rule] = {
     "reduce_window_min": reductions.window_min,
     "cumsum": reductions.cumsum,
     "dot_general": contract.dot_general,
-    "conv_general_dilated": contract.convolution,
+    "conv_general_dilated": convolution,
 }
