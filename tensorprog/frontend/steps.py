@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import sympy
 from sympy.core.relational import Equality, Relational, Unequality
@@ -24,14 +22,16 @@ from sympy.logic.boolalg import Boolean, BooleanAtom
 from ntk_rules import functions as nf
 from ntk_rules.pieces import KINKED
 from ntk_rules.switches import NotCuttable, sign_changes
+from tensorprog.frontend.bounds import bounds, by_bounds
+from tensorprog.frontend.stacked import moves, origin, resolved
 from tensorprog.frontend.values import Known, Value, Var, aval, kind_of
-from tensorprog.ir import Const, LinComb, Literal, Node, Nonlin, Phi, PositionMap
+from tensorprog.ir import Const, LinComb, Node, Nonlin, Phi, PositionMap
 from tensorprog.ir.phi import snap, vector
 
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["bounds_of", "chosen", "chosen_along", "settled", "without_sign"]
+__all__ = ["chosen", "chosen_along", "settled", "without_sign"]
 
 MOST_PLACES = 512
 
@@ -90,7 +90,7 @@ def settled(eqn: Equation, values: Sequence[Value], made: Value) -> Value:
     numbers = {s.between[0] if s is not None and not s.places else None for s in steps}
     if len(numbers) == 1 and (number := numbers.pop()) is not None:
         return _known(eqn, number)
-    if kind == "b" and (truth := _by_bounds(eqn, values)) is not None:
+    if kind == "b" and (truth := by_bounds(eqn, values)) is not None:
         return _known(eqn, truth)
     if any(s is None or s.leaf is None for s in steps):
         return made
@@ -131,7 +131,7 @@ def _may_settle(eqn: Equation, values: Sequence[Value]) -> bool:
 def _is_written(node: Node) -> bool:
     """Does a variable stand as values between places, at most moved?"""
     node = resolved(node)
-    while isinstance(node, PositionMap) and _moves(node):
+    while isinstance(node, PositionMap) and moves(node):
         node = node.args[0]
     if (
         not isinstance(node, Nonlin)
@@ -171,7 +171,7 @@ def steps_of(node: Node) -> Steps | None:
         match node:
             case Const():
                 return _number(node)
-            case PositionMap(op=op, args=(x, *_), result=result) if _moves(node):
+            case PositionMap(op=op, args=(x, *_), result=result) if moves(node):
                 inner = steps_of(x)
                 if inner is None and (pushed := _pushed(node)) is not None:
                     return steps_of(pushed)
@@ -196,9 +196,7 @@ def steps_of(node: Node) -> Steps | None:
 
 def _at_zeros(node: Node) -> Steps | None:
     """Zero, of what is taken out of a stack where that is zero."""
-    base, places = node, np.arange(math.prod(node.type.shape))
-    while (below := _below(base, places)) is not None:
-        base, places = below
+    base = origin(node)
     return _number(base) if isinstance(base, Const) and node.type.kind == "vector" else None
 
 
@@ -328,7 +326,7 @@ def _at(steps: Steps, place: sympy.Expr) -> sympy.Basic:
 
 def _stairs(node: Node) -> Steps | None:
     """Whole numbers within bounds that never fall along their leaf, as clip(floor(h), 0, 4); None for anything else."""
-    low, high = _bounds(node)
+    low, high = bounds(node)
     if not (
         math.isfinite(low)
         and math.isfinite(high)
@@ -417,93 +415,6 @@ def _number_of(node: Node) -> sympy.Expr | None:
     return None if steps is None or isinstance(steps.between[0], Boolean) else steps.between[0]
 
 
-# ------------------------------------------------------------------------------------------ moved and stacked
-
-
-@lru_cache(maxsize=4096)
-def resolved(node: Node) -> Node:
-    """The variable that moves of positions undo each other around, or take out of a stack; the node itself where there are none."""
-    base, places = node, np.arange(math.prod(node.type.shape))
-    while (below := _below(base, places)) is not None:
-        base, places = below
-        if base.type == node.type and np.array_equal(places, np.arange(len(places))):
-            return resolved(base)
-    return node
-
-
-def _below(node: Node, places: np.ndarray) -> tuple[Node, np.ndarray] | None:
-    """Where in which operand some entries of a variable stand; None where they are no entries of one."""
-    if node.type.kind != "vector":
-        return None
-    if isinstance(node, PositionMap):
-        return _source(node, places)
-    if isinstance(node, LinComb) and len(node.terms) > 1:
-        return _of_stack(node, places)
-    return None
-
-
-def _of_stack(node: LinComb, places: np.ndarray) -> tuple[Node, np.ndarray] | None:
-    """The one of several arrays, each with zeros around it, that stands at these places."""
-    reaching: list[Node] = []
-    for a, x in node.terms:
-        if a != 1.0 or not isinstance(x, (PositionMap, Const)):
-            return None
-        here = (
-            _places(x)[places]
-            if isinstance(x, PositionMap) and _selects(x) and x.type.kind == "vector"
-            else _constant(x, node, places)
-        )
-        if here is None or (here.any() and not here.all()):
-            return None
-        reaching += [x] if here.any() else []
-    if len(reaching) > 1:
-        return None
-    if not reaching:
-        return Const(Literal.of(np.zeros(()))), np.zeros(len(places), int)
-    return _source(reaching[0], places)
-
-
-def _constant(x: Node, node: Node, places: np.ndarray) -> np.ndarray | None:
-    """The entries of a deterministic array that is added."""
-    array = _number_array(x)
-    return None if array is None else np.broadcast_to(array, node.type.shape).ravel()[places]
-
-
-def _number_array(x: Node) -> np.ndarray | None:
-    """What a constant is, moved or not."""
-    if isinstance(x, Const):
-        return x.value.array().astype(float)
-    if isinstance(x, PositionMap) and len(x.args) == 1 and (inner := _number_array(x.args[0])) is not None:
-        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-            return np.asarray(x.op(jnp.asarray(inner)))
-    return None
-
-
-def _source(node: Node, places: np.ndarray) -> tuple[Node, np.ndarray] | None:
-    if not isinstance(node, PositionMap) or not _selects(node):
-        return None
-    found = _places(node)[places]
-    return (node.args[0], found - 1) if found.all() else None
-
-
-def _selects(node: PositionMap) -> bool:
-    return node.op.selects and len(node.args) == 1
-
-
-def _moves(node: PositionMap) -> bool:
-    """Is every entry one of the operand's?"""
-    return _selects(node) and node.type.kind == "vector" and bool(_places(node).all())
-
-
-@lru_cache(maxsize=4096)
-def _places(node: PositionMap) -> np.ndarray:
-    """For every entry which one of the operand it is, counted from one; zero where it is filled."""
-    shape = node.args[0].type.shape
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        numbers = jnp.arange(1.0, math.prod(shape) + 1).reshape(shape)
-        return np.asarray(node.op(numbers)).astype(int).ravel()
-
-
 def without_sign(node: Node) -> Node:
     """h where JAX has written where(h == 0, 0, h), which has one zero without a sign."""
     match node:
@@ -560,76 +471,3 @@ def _chain(node: Node, count: int) -> tuple[list[Node], list[int]] | None:
         if not last.is_Symbol:
             return None
         node = resolved(node.xs[node.phi.vectors.index(last)])
-
-
-# ------------------------------------------------------------------------------------------ bounds
-
-_COMPARE = {"lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b}
-
-
-def _by_bounds(eqn: Equation, values: Sequence[Value]) -> sympy.Basic | None:
-    """Whether a comparison of whole numbers always holds, or never; None where it may or may not."""
-    holds = _COMPARE.get(eqn.primitive)
-    if holds is None or any(kind_of(atom) not in "iu" for atom in eqn.eqns[0].invars):
-        return None
-    (a, b), (c, d) = map(bounds_of, values)
-    outcomes = {holds(x, y) for x in (a, b) for y in (c, d)}
-    return sympy.sympify(outcomes.pop()) if len(outcomes) == 1 else None
-
-
-Bounds = tuple[float, float]
-_LINE: Bounds = (-math.inf, math.inf)
-
-
-def bounds_of(value: Value) -> Bounds:
-    """Numbers between which all entries lie, infinite where none are known."""
-    if isinstance(value, Known):
-        return min(float(v.min()) for v in value.values), max(float(v.max()) for v in value.values)
-    if not isinstance(value, Var):
-        return _LINE
-    return _hull([_bounds(node) for _, node in value.blocks])
-
-
-def _hull(parts: Sequence[Bounds]) -> Bounds:
-    return min(low for low, _ in parts), max(high for _, high in parts)
-
-
-@lru_cache(maxsize=4096)
-def _bounds(node: Node) -> Bounds:
-    node = resolved(node)
-    match node:
-        case Const():
-            array = node.value.array()
-            return float(array.min()), float(array.max())
-        case PositionMap(args=(x, *_)) if _moves(node):
-            return _bounds(x)
-        case Nonlin(phi=phi, xs=xs, thetas=thetas):
-            known = {s: _bounds(x) for s, x in zip((*phi.vectors, *phi.parameters), (*xs, *thetas), strict=True)}
-            return _bounds_of(phi.expr, known)
-        case LinComb(terms=terms) if not any(isinstance(a, Node) for a, _ in terms):
-            parts = [sorted(float(a) * e for e in _bounds(x)) for a, x in terms if a != 0]  # type: ignore[arg-type]
-            return sum(p[0] for p in parts), sum(p[1] for p in parts)
-    return _LINE
-
-
-def _bounds_of(expr: sympy.Basic, known: dict[sympy.Symbol, Bounds]) -> Bounds:
-    if isinstance(expr, sympy.Symbol):
-        return known.get(expr, _LINE)
-    if isinstance(expr, Boolean):
-        return 0.0, 1.0
-    if expr.is_number:
-        return float(expr), float(expr)
-    if isinstance(expr, sympy.Piecewise):
-        return _hull([_bounds_of(value, known) for value, _ in expr.args])
-    inner = [_bounds_of(a, known) for a in expr.args] if isinstance(expr, (sympy.Add, sympy.Max, sympy.Min)) else []
-    match expr:
-        case sympy.Add():
-            return sum(a for a, _ in inner), sum(b for _, b in inner)
-        case sympy.Max():
-            return max(a for a, _ in inner), max(b for _, b in inner)
-        case sympy.Min():
-            return min(a for a, _ in inner), min(b for _, b in inner)
-    if isinstance(expr, nf.Rounding):
-        low, high = _bounds_of(expr.args[0], known)
-        return tuple(float(expr.whole(e)) if math.isfinite(e) else e for e in (low, high))  # type: ignore[return-value]
-    return _LINE

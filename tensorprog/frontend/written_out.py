@@ -17,9 +17,9 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jex
 
+from tensorprog.frontend.bounds import bounds_of
 from tensorprog.frontend.build import exact
 from tensorprog.frontend.refusals import Refusal
-from tensorprog.frontend.steps import bounds_of
 from tensorprog.frontend.trace import from_library
 from tensorprog.frontend.values import Known, Value, Var, aval, kind_of, width_axis
 
