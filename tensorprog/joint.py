@@ -38,6 +38,7 @@ from tensorprog.passes.fuse import fuse
 from tensorprog.passes.methods import Method, Moved, choose, is_average, moved_by, prepared
 from tensorprog.passes.tied import summands, symmetric_law, tied_readouts
 from tensorprog.runtime.blocks import BlockFunctions, Blocks, block_functions, partners_of
+from tensorprog.runtime.call import rounded
 from tensorprog.runtime.joint_call import JointFunction
 from tensorprog.runtime.kernel import GET
 from tensorprog.runtime.loaded_joint import save_joint
@@ -286,9 +287,9 @@ class JointKernel(JointFunction):
 
     def by_parameter(self, x1: Any, x2: Any = None, **hypers: Any) -> dict[str, Any]:
         """The tangent kernels' parts of every trained parameter, by its name; they add up to `ntk`."""
-        leaves1, leaves2, values = self._checked(x1, x2, hypers)
+        leaves1, leaves2, values, dtype = self._checked(x1, x2, hypers)
         names, count = parts_of_parameters(self.outputs), len(self.outputs) ** 2
-        found = self._matrices(("parameters",), leaves1, leaves2, values)
+        found = rounded(self._matrices(("parameters",), leaves1, leaves2, values), dtype)
         return {name: self._nested(found[k * count : (k + 1) * count]) for k, name in enumerate(names)}
 
     def standard_error(self, x1: Any, x2: Any = None, *, get: str | Sequence[str] | None = None, **hypers: Any) -> Any:

@@ -238,8 +238,9 @@ class Layers:
         """The leaves of two inputs, and the hyperparameters."""
         first = jax.tree.map(lambda a: np.asarray(a)[None], widened(x1))
         second = first if x2 is None else jax.tree.map(lambda a: np.asarray(a)[None], widened(x2))
-        leaves1, leaves2, values = self._kernel._checked(first, second, dict(hypers))
-        return [a[0] for a in leaves1], [a[0] for a in leaves2], values
+        found = self._kernel._checked(first, second, dict(hypers))
+        assert found.x2 is not None
+        return [a[0] for a in found.x1], [a[0] for a in found.x2], found.hypers
 
     # ---- where they lead
 

@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tensorprog.ir import Input
 from tensorprog.runtime.gram import Gram
 from tensorprog.runtime.inputs import check_hypers, check_inputs, is_traced
-from tensorprog.runtime.kernel import GET, KernelResult, check_get, float_dtype
+from tensorprog.runtime.kernel import GET, Hypers, KernelResult, Leaves, check_get, float_dtype
 from tensorprog.runtime.progress import progress_bar
 
-__all__ = ["KernelFunction"]
+__all__ = ["KernelFunction", "rounded"]
+
+
+class Checked(NamedTuple):
+    """What a kernel is computed of. dtype: of the results."""
+
+    x1: Leaves
+    x2: Leaves | None
+    hypers: Hypers
+    dtype: Any
+
+
+def widened(leaves: Leaves) -> Leaves:
+    """The same, half precision as float32: it knows an angle to a digit or two, and every layer would lose some of that."""
+    return [leaf.astype(jnp.float32) if _is_half(leaf.dtype) else leaf for leaf in leaves]
+
+
+def rounded(kernels: Sequence[jax.Array], dtype: Any) -> list[jax.Array]:
+    """Results of the dtype of the inputs."""
+    return [k.astype(dtype) if _is_half(dtype) else k for k in kernels]
+
+
+def _is_half(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating)) and np.dtype(dtype).itemsize < 4
 
 
 class KernelFunction:
@@ -52,10 +77,9 @@ class KernelFunction:
         get: "nngp", "ntk" or a tuple of them (default: both). progress: show a bar. hypers: values of hyperparameters, by name.
 
         Returns a `KernelResult` with fields nngp and ntk, of shape (N1, N2) (for an output with position axes of
-        shape S:
-        (N1, N2, *S, *S)), or with `get` one array, or a tuple. The dtype follows the inputs, as JAX sees them:
-        float64 needs `jax_enable_x64`. Memory besides the result is bounded by `tensorprog.runtime.TILE_BYTES`,
-        whatever N1 and N2.
+        shape S: (N1, N2, *S, *S)), or with `get` one array, or a tuple. The dtype follows the inputs, as JAX sees them:
+        float64 needs `jax_enable_x64`; kernels of float16 and bfloat16 are computed in float32, and rounded. Memory
+        besides the result is bounded by `tensorprog.runtime.TILE_BYTES`, whatever N1 and N2.
 
         Raises InputError for wrong structures, shapes or dtypes, NaN or infinite inputs and bad hyperparameters.
 
@@ -67,7 +91,7 @@ class KernelFunction:
             (3, 2)
         """
         names = check_get(get)
-        leaves1, leaves2, values = self._checked(x1, x2, hypers)
+        leaves1, leaves2, values, dtype = self._checked(x1, x2, hypers)
         if is_traced((leaves1, leaves2, values)):
             found = self._gram.traced(leaves1, leaves2, values, names)
         else:
@@ -76,22 +100,26 @@ class KernelFunction:
             own = dict(zip(GET, self._gram.diagonal(leaves1, values), strict=True))
             at = jnp.arange(len(leaves1[0]))
             found = [k.at[at, at].set(own[name]) for k, name in zip(found, names, strict=True)]
+        found = rounded(found, dtype)
         if get is None:
             return KernelResult(*found)
         return found[0] if isinstance(get, str) else tuple(found)
 
-    def _checked(self, x1: Any, x2: Any, hypers: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """The leaves of both sets of inputs, and all hyperparameters."""
+    def _checked(self, x1: Any, x2: Any, hypers: dict[str, Any]) -> Checked:
+        """The leaves of both sets of inputs, all hyperparameters, and the dtype of the results."""
         leaves1 = check_inputs(x1, "x1", self._inputs, self._tree)
         leaves2 = None if x2 is None else check_inputs(x2, "x2", self._inputs, self._tree)
         if leaves2 is not None:
             kinds = [jnp.result_type(a, b) for a, b in zip(leaves1, leaves2, strict=True)]
             leaves1, leaves2 = ([a.astype(k) for a, k in zip(x, kinds, strict=True)] for x in (leaves1, leaves2))
+        dtype = float_dtype(leaves1)
+        leaves1, leaves2 = widened(leaves1), None if leaves2 is None else widened(leaves2)
         values = check_hypers(hypers, self._hypers, self._nonnegative, float_dtype(leaves1)) | self._more_hypers
-        return leaves1, leaves2, values
+        return Checked(leaves1, leaves2, values, dtype)
 
     def diag(self, x: Any, **hypers: Any) -> KernelResult:
         """The kernels of each input with itself, shape (N,): what `kernel(x)` has on its diagonal."""
         leaves = check_inputs(x, "x", self._inputs, self._tree)
+        dtype, leaves = float_dtype(leaves), widened(leaves)
         values = check_hypers(hypers, self._hypers, self._nonnegative, float_dtype(leaves))
-        return KernelResult(*self._gram.diagonal(leaves, values))
+        return KernelResult(*rounded(self._gram.diagonal(leaves, values), dtype))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from tensorprog.runtime.blocks import Blocks
-from tensorprog.runtime.call import KernelFunction
+from tensorprog.runtime.call import KernelFunction, rounded
 from tensorprog.runtime.inputs import is_traced
 from tensorprog.runtime.kernel import KernelResult, check_get, float_dtype
 from tensorprog.runtime.refine import in_float64, near_pairs
@@ -74,8 +74,8 @@ class JointFunction(KernelFunction):
         out).
         """
         names = check_get(get)
-        leaves1, leaves2, values = self._checked(x1, x2, hypers)
-        found = self._matrices(names, leaves1, leaves2, values)
+        leaves1, leaves2, values, dtype = self._checked(x1, x2, hypers)
+        found = rounded(self._matrices(names, leaves1, leaves2, values), dtype)
         count = len(self.outputs) ** 2
         trees = [self._nested(found[k * count : (k + 1) * count]) for k in range(len(names))]
         if get is None:
@@ -84,16 +84,16 @@ class JointFunction(KernelFunction):
 
     def diag(self, x: Any, **hypers: Any) -> KernelResult:
         """The kernels of each input with itself, of shape (N, *A, *B)."""
-        leaves, _, values = self._checked(x, None, hypers)
-        found = self._blocks(("nngp", "ntk")).diagonal(leaves, values)
+        leaves, _, values, dtype = self._checked(x, None, hypers)
+        found = rounded(self._blocks(("nngp", "ntk")).diagonal(leaves, values), dtype)
         count = len(self.outputs) ** 2
         return KernelResult(self._nested(found[:count]), self._nested(found[count:]))
 
     def mean(self, x: Any, **hypers: Any) -> Any:
         """The expectation of every output, a tree of arrays (N, *A): zero for readouts, E[h] of a neuron of a hidden layer, and
         what an average over the width converges to."""
-        leaves, _, values = self._checked(x, None, hypers)
-        found = self._mean_blocks().means(leaves, values)
+        leaves, _, values, dtype = self._checked(x, None, hypers)
+        found = rounded(self._mean_blocks().means(leaves, values), dtype)
         return jax.tree.unflatten(self._out_tree, [_once(m, p) for m, p in zip(found, self.outputs, strict=True)])
 
     def _nested(self, found: Sequence[Any]) -> Any:
