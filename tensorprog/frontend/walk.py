@@ -20,6 +20,7 @@ from jax.extend import core as jex
 from ntk_rules.interpreted import loop_sizes
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.frontend.build import to_var
+from tensorprog.frontend.divided import averages_among
 from tensorprog.frontend.matrices import narrowed
 from tensorprog.frontend.matrix_rules import matrix_rule, step_of
 from tensorprog.frontend.moves import stack_steps, take_step
@@ -125,6 +126,7 @@ def evaluate(eqn: Equation, values: Sequence[Value]) -> list[Value]:
     """The values an equation makes."""
     if not all(isinstance(v, Known) for v in values):
         check_numbers(eqn, values)
+    values = _with_averages(eqn, values)
     if (entered := _enter(eqn, values)) is not None:
         return entered
     if all(isinstance(v, Known) for v in values):
@@ -147,6 +149,16 @@ def evaluate(eqn: Equation, values: Sequence[Value]) -> list[Value]:
             raise Refusal(*advice(eqn.primitive))
         result = rule(eqn, *values)
         return result if isinstance(result, list) else [result]
+    except Refusal as refusal:
+        raise refusal.at(eqn.primitive, eqn.source) from None
+
+
+def _with_averages(eqn: Equation, values: Sequence[Value]) -> Sequence[Value]:
+    """The operands, readouts divided by n as averages where that is what counts; calls and loops say so inside."""
+    if eqn.primitive in ("scan", "cond") or (eqn.primitive in _CALLS and eqn.primitive not in CUSTOM):
+        return values
+    try:
+        return averages_among(eqn, values)
     except Refusal as refusal:
         raise refusal.at(eqn.primitive, eqn.source) from None
 
