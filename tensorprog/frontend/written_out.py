@@ -26,9 +26,12 @@ from tensorprog.frontend.values import Known, Value, Var, aval, kind_of, width_a
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["WRITTEN_OUT", "bodies", "in_units", "order_statistic"]
+__all__ = ["WRITTEN_OUT", "bodies", "has_rank", "in_units", "order_statistic"]
 
-MOST_SORTED = 3  # positions: what more become is evaluated by sorting, and its kernels have not been compared with sampled networks
+MOST_RANKED = (
+    3  # positions whose comparisons are written out; ranks of more are functions of their own, of one key alone
+)
+MOST_SORTED = 16  # positions; derivatives take a time of the square of their number
 MOST_CASES = 256  # that a hidden value chooses among
 
 
@@ -207,12 +210,12 @@ def _sorted_rows(along: Along, *, dimension: int, num_keys: int, **_: Any) -> Co
 
     def code(*operands: jax.Array) -> list[jax.Array]:
         rows = [_rows(x, dimension) for x in operands]
-        _check_count(len(rows[0]))
+        _check_count(len(rows[0]), num_keys)
         if len(operands) == 1:
             return [jnp.stack(_in_order(rows[0]), dimension)]
-        ranks = _ranks(rows[:num_keys])
-        places = range(len(ranks))
-        picked = [[_at_rank(ranks, k, some) for k in places] for some in rows]
+        at_rank = _ranked(rows[:num_keys])
+        places = range(len(rows[0]))
+        picked = [[at_rank(k, some) for k in places] for some in rows]
         if num_keys == 1:
             picked[0] = _in_order(rows[0])
         return [jnp.stack(some, dimension) for some in picked]
@@ -220,10 +223,12 @@ def _sorted_rows(along: Along, *, dimension: int, num_keys: int, **_: Any) -> Co
     return code
 
 
-def _check_count(count: int) -> None:
-    if count > MOST_SORTED:
+def _check_count(count: int, keys: int = 1) -> None:
+    most = MOST_SORTED if keys == 1 else MOST_RANKED
+    if count > most:
         raise Refusal(
-            f"it sorts {count} positions, and no more than {MOST_SORTED} are ranked here",
+            f"it sorts {count} positions, and no more than {most} are ranked here"
+            + (" by several keys" if keys > 1 else ""),
             "sort fewer positions, or take their maximum, minimum or mean",
         )
 
@@ -247,6 +252,33 @@ def _of_tangents(primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) ->
     (k, *rows), (_, *moved) = primals, tangents
     places = jnp.argsort(jnp.stack(rows), axis=0)[k]
     return order_statistic(k, *rows), jnp.take_along_axis(jnp.stack(moved), places[None], 0)[0]
+
+
+@jax.custom_jvp
+def has_rank(k: jax.Array, i: jax.Array, *rows: jax.Array) -> jax.Array:
+    """1 where the i-th is the k-th smallest, of equal ones the first, else 0; a row of the table of elementwise functions too."""
+    return (jnp.argsort(jnp.stack(rows), axis=0)[k] == i).astype(rows[0].dtype)
+
+
+@has_rank.defjvp
+def _of_steps(primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    made = has_rank(*primals)
+    return made, jnp.zeros_like(made)
+
+
+def _ranked(keys: Sequence[Sequence[jax.Array]]) -> Callable[[int, Sequence[jax.Array]], jax.Array]:
+    """What gives, of some rows, the one whose key is the k-th smallest, of equal ones the first."""
+    if len(keys[0]) <= MOST_RANKED:
+        ranks = _ranks(keys)
+        return lambda k, rows: _at_rank(ranks, k, rows)
+    (key,) = ([x.astype(jnp.int32) if x.dtype == bool else x for x in some] for some in keys)
+
+    def at_rank(k: int, rows: Sequence[jax.Array]) -> jax.Array:
+        holds = [has_rank(jnp.int32(k), jnp.int32(i), *key) for i in range(len(rows))]
+        total = sum((h * row for h, row in zip(holds[1:], rows[1:], strict=True)), start=holds[0] * rows[0])
+        return total != 0 if rows[0].dtype == bool else total.astype(rows[0].dtype)
+
+    return at_rank
 
 
 def _ranks(keys: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
@@ -286,10 +318,10 @@ def _top(along: Along, *, k: int, **params: Any) -> Code:
         _apart(along, [at], "it takes the largest")
         rows = _rows(x, at)
         _check_count(len(rows))
-        ranks = _ranks([[-r for r in rows]])
+        at_rank = _ranked([[-r for r in rows]])
         places = [jnp.full(rows[0].shape, i, jnp.int32) for i in range(len(rows))]
         largest = _in_order(rows)[::-1][:k]
-        return [jnp.stack(largest, at), jnp.stack([_at_rank(ranks, i, places) for i in range(k)], at)]
+        return [jnp.stack(largest, at), jnp.stack([at_rank(i, places) for i in range(k)], at)]
 
     return code
 
