@@ -45,9 +45,9 @@ def a_table_that_ends(x: Any) -> Any:
     return nn.dense(jnp.take(jnp.arange(3.0), jnp.floor(nn.dense(x)).astype(int)), features=1)  # here
 
 
-def by_jnp_piecewise(x: Any) -> Any:
-    h = nn.dense(x)
-    return nn.dense(jnp.piecewise(h, [h < 0, h >= 0], [lambda a: -a, lambda a: a**2]), features=1)  # here
+def place_of_a_count(x: Any) -> Any:
+    h = jnp.stack([nn.dense(x), nn.dense(x)])
+    return nn.dense(jnp.argmax(jnp.floor(h).astype(int), 0).astype(float), features=1)  # here
 
 
 def sort_over_width(x: jax.Array) -> jax.Array:
@@ -187,7 +187,7 @@ REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (readout_reused, tp.UnsupportedError, r"'weight_0' is used in two ways", "two independent weights"),
     (softmax_over_width, tp.UnsupportedError, r"softmax over the width", "over positions, heads or classes"),
     (a_table_that_ends, tp.UnsupportedError, r"may lie outside", "clip"),
-    (by_jnp_piecewise, tp.UnsupportedError, r"whole numbers that are made of hidden values", r"jnp\.select"),
+    (place_of_a_count, tp.UnsupportedError, r"whole numbers that are made of hidden values", r"jnp\.select"),
     (sort_over_width, tp.UnsupportedError, r"sorts over the width", "positions, heads or classes"),
     (argmax_over_width, tp.UnsupportedError, r"an argmax over the width", "positions, heads or classes"),
     (cumsum_over_width, tp.UnsupportedError, r"running sum over the width", "over positions only"),

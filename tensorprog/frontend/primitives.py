@@ -25,7 +25,7 @@ from tensorprog.frontend.elementwise import ELEMENTWISE, expression
 from tensorprog.frontend.logits import has_moment, logits_refusal
 from tensorprog.frontend.padding import pad
 from tensorprog.frontend.refusals import Refusal, advice
-from tensorprog.frontend.steps import chosen, chosen_along, settled, without_sign
+from tensorprog.frontend.steps import chosen, chosen_along, resolved, settled, without_sign
 from tensorprog.frontend.values import (
     Known,
     Matrices,
@@ -267,6 +267,7 @@ def _selected(eqn: Equation, predicate: Value, *cases: Value) -> Value:
 def _by_hidden(eqn: Equation, which: Var, cases: Sequence[Var]) -> Var:
     """A choice by a hidden value: by the first of several truth values that holds, or by number."""
     boolean = np.dtype(aval(eqn.eqns[0].invars[0]).dtype).kind == "b"
+    which = which.with_blocks([resolved(node) for _, node in which.blocks])
     if boolean or any(v.power for v in cases):
         return _function(eqn, [which, *cases])
     if (along := chosen_along(which, len(cases))) is not None:

@@ -31,7 +31,7 @@ from tensorprog.ir.phi import snap, vector
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["bounds_of", "chosen", "chosen_along", "settled", "without_sign"]
+__all__ = ["bounds_of", "chosen", "chosen_along", "resolved", "settled", "without_sign"]
 
 MOST_PLACES = 512
 
@@ -422,13 +422,37 @@ def _number_of(node: Node) -> sympy.Expr | None:
 
 @lru_cache(maxsize=4096)
 def resolved(node: Node) -> Node:
-    """The variable that moves of positions undo each other around, or take out of a stack; the node itself where there are none."""
-    base, places = node, np.arange(math.prod(node.type.shape))
-    while (below := _below(base, places)) is not None:
-        base, places = below
-        if base.type == node.type and np.array_equal(places, np.arange(len(places))):
-            return resolved(base)
+    """The variable that moves of positions undo each other around, or take out of a stack, functions of one variable in between; the node
+    itself where there are none."""
+    base, places, functions = node, np.arange(math.prod(node.type.shape)), []
+    while True:
+        if (below := _below(base, places)) is not None:
+            base, places = below
+            if base.type == node.type and np.array_equal(places, np.arange(len(places))):
+                return resolved(_applied(functions, base))
+        elif base.type != node.type and isinstance(base, Nonlin) and _of_one(base):
+            functions.append(base)
+            base = base.xs[0]
+        else:
+            return node
+
+
+def _of_one(node: Nonlin) -> bool:
+    return len(node.xs) == 1 and not node.thetas and node.xs[0].type.shape == node.type.shape
+
+
+def _applied(functions: Sequence[Nonlin], node: Node) -> Node:
+    """Functions one after the other, the first last; a truth value that was made a number, and that a truth value, is what it was."""
+    for function in reversed(functions):
+        number = isinstance(node, Nonlin) and _of_one(node) and node.phi.expr == _NUMBER
+        if number and function.phi.expr == sympy.Ne(vector(0), 0):
+            node = node.xs[0]  # type: ignore[attr-defined]
+        else:
+            node = Nonlin(function.phi, (node,), (), source=function.source)
     return node
+
+
+_NUMBER = sympy.Piecewise((1, vector(0)), (0, True))
 
 
 def _below(node: Node, places: np.ndarray) -> tuple[Node, np.ndarray] | None:

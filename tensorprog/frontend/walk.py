@@ -29,7 +29,7 @@ from tensorprog.frontend.primitives import RULES, elementwise
 from tensorprog.frontend.refusals import Refusal, advice, check_numbers
 from tensorprog.frontend.trace import from_library, same_structure, source_of
 from tensorprog.frontend.values import Known, Matrices, Value, Var, aval, kind_of, width_axis
-from tensorprog.frontend.written_out import bodies, in_units
+from tensorprog.frontend.written_out import bodies, by_name
 from tensorprog.ir import ArrayOp, Source
 from tensorprog.ir.positions import plain
 
@@ -302,15 +302,15 @@ def _enter(eqn: Equation, values: Sequence[Value]) -> list[Value] | None:
     """Calls and loops are walked into; None for any other equation."""
     if (name := named(eqn.eqns[0])) is not None and not all(isinstance(v, Known) for v in values):
         return [elementwise(replace(eqn, primitive=name), *values)]
-    if (steps := in_units(eqn, values)) is not None:
-        return run(steps, values, eqn.source, eqn.wanted)
+    if (written := by_name(eqn, values)) is not None:
+        return run(written, values, eqn.source, eqn.wanted)
     if eqn.primitive in _CALLS:
         results = run(_bodies(eqn, _CALLS[eqn.primitive]), values, eqn.source, eqn.wanted)
         return _with_own_slopes(eqn, values, results) if eqn.primitive in CUSTOM else results
     if eqn.primitive == "unstack" and not isinstance(values[0], Known):  # from JAX 0.12 on
         return run(_indexed(eqn), values, eqn.source, eqn.wanted)
-    if eqn.primitive == "call_hi_primitive" and (written := _expanded(eqn)) is not None:  # from JAX 0.12 on
-        return run(written, values, eqn.source, eqn.wanted)
+    if eqn.primitive == "call_hi_primitive" and (expanded := _expanded(eqn)) is not None:  # from JAX 0.12 on
+        return run(expanded, values, eqn.source, eqn.wanted)
     if eqn.primitive == "scan":
         return list(_scan(eqn, values))
     if eqn.primitive == "cond":

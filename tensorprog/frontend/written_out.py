@@ -26,13 +26,15 @@ from tensorprog.frontend.values import Known, Value, Var, aval, kind_of, width_a
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["WRITTEN_OUT", "bodies", "has_rank", "in_units", "order_statistic"]
+__all__ = ["WRITTEN_OUT", "bodies", "by_name", "has_rank", "order_statistic"]
 
 MOST_RANKED = (
     3  # positions whose comparisons are written out; ranks of more are functions of their own, of one key alone
 )
 MOST_SORTED = 16  # positions; derivatives take a time of the square of their number
 MOST_CASES = 256  # that a hidden value chooses among
+
+Code = Callable[..., Any]
 
 
 def bodies(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr] | None:
@@ -51,27 +53,81 @@ def bodies(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex
     return made[0], made[1]
 
 
-def in_units(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr] | None:
-    """jnp.mod(h, s) and h // s by s that is no number, with whole numbers of h / s: where these change does not depend on s."""
-    code = _IN_UNITS.get(str(eqn.eqns[0].params.get("name"))) if eqn.primitive in ("jit", "pjit") else None
-    if code is None or len(values) != 2 or not _hidden(values[0]) or kind_of(eqn.eqns[0].outvars[0]) != "f":
+def by_name(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr] | None:
+    """The code that stands for a function of JAX's own, which is written in it in a way that no rule takes; None for any other call."""
+    name = str(eqn.eqns[0].params.get("name")) if eqn.primitive in ("jit", "pjit") else ""
+    row = _BY_NAME.get(name)
+    if row is None or not any(map(_hidden, values)) or not from_library(eqn.eqns[0].params["jaxpr"]):
         return None
-    unit = values[1]
-    if (
-        not (isinstance(unit, Var) and unit.det)
-        or exact(unit) is not None
-        or not from_library(eqn.eqns[0].params["jaxpr"])
-    ):
+    wanted, code = row
+    if not wanted(eqn, values):
         return None
     structs = [[jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in one.invars] for one in eqn.eqns]
-    first, second = (jax.make_jaxpr(code)(*some) for some in structs)
+    first, second = (
+        jax.make_jaxpr(code(one.params["jaxpr"]))(*some) for one, some in zip(eqn.eqns, structs, strict=True)
+    )
     return first, second
 
 
-_IN_UNITS: dict[str, Callable[..., jax.Array]] = {
-    "remainder": lambda h, s: h - s * jnp.floor(h / s),
-    "floor_divide": lambda h, s: jnp.floor(h / s),
-}
+def _by_a_unit(eqn: Equation, values: Sequence[Value]) -> bool:
+    """jnp.mod(h, s) and h // s by s that is no number, with whole numbers of h / s: where these change does not depend on s."""
+    if len(values) != 2 or not _hidden(values[0]) or kind_of(eqn.eqns[0].outvars[0]) != "f":
+        return False
+    unit = values[1]
+    return isinstance(unit, Var) and unit.det and exact(unit) is None
+
+
+def _of_reals(eqn: Equation, values: Sequence[Value]) -> bool:
+    return all(kind_of(v) in "fiub" for v in eqn.eqns[0].invars)
+
+
+def _by_the_last_that_holds(jaxpr: jex.ClosedJaxpr) -> Code:
+    """jnp.piecewise: of the functions that it takes everywhere, the one whose condition is the last that holds.
+
+    JAX counts the conditions that hold, takes the place of the largest count, and passes to each function its argument without a gradient
+    where another one is chosen, which keeps infinite slopes away. A choice by the conditions themselves is the same.
+    """
+
+    def code(*args: jax.Array) -> list[jax.Array]:
+        env: dict[Any, Any] = dict(zip(jaxpr.jaxpr.invars, args, strict=True))
+        env |= zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True)
+        read = lambda v: v.val if isinstance(v, jex.Literal) else env[v]
+        counts: dict[Any, list[jax.Array]] = {}  # conditions that hold, of the variables that count them
+        places: dict[Any, list[jax.Array]] = {}  # of those that say which is the last
+        chosen: set[Any] = set()  # and whether it is a certain one
+        for eqn in jaxpr.jaxpr.eqns:
+            name, operands = eqn.primitive.name, [read(v) for v in eqn.invars]
+            known = [v for v in eqn.invars if not isinstance(v, jex.Literal)]
+            out, rows = eqn.outvars[0], next((places[v] for v in known if v in places), None)
+            if eqn.params.get("name") == "cumsum" and operands[0].dtype == bool:
+                counts[out] = _rows(operands[0], 0)
+            if name == "argmax" and known and known[0] in counts:
+                places[out] = counts[known[0]]
+                made: Any = _last_that_holds(places[out], eqn.params["index_dtype"])
+            elif rows is not None and name in ("clamp", "convert_element_type"):
+                places[out] = rows
+                made = operands[1] if name == "clamp" else eqn.primitive.bind(*operands, **eqn.params)
+            elif name == "select_n" and known and known[0] in chosen:
+                made = operands[2]
+            elif name == "select_n" and rows is not None and eqn.invars[0] in places:
+                made = operands[1]
+                for row, case in zip(rows[1:], operands[2:], strict=True):
+                    made = lax.select(jnp.broadcast_to(row, case.shape), case, made)
+            else:
+                chosen |= {out} if name == "eq" and rows is not None else set()
+                made = eqn.primitive.bind(*operands, **eqn.params)
+            env |= zip(eqn.outvars, made if eqn.primitive.multiple_results else [made], strict=True)
+        return [read(v) for v in jaxpr.jaxpr.outvars]
+
+    return code
+
+
+def _last_that_holds(rows: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    """Its number, 0 where none does."""
+    place = jnp.zeros(rows[0].shape, dtype)
+    for i, row in enumerate(rows[1:], 1):
+        place = lax.select(row, jnp.full_like(place, i), place)
+    return place
 
 
 def _always(eqn: Equation, values: Sequence[Value]) -> bool:
@@ -81,6 +137,15 @@ def _always(eqn: Equation, values: Sequence[Value]) -> bool:
 def _hidden(value: Value) -> bool:
     return isinstance(value, Var) and value.random
 
+
+# When it is wanted, and what is made of the function's own code.
+_BY_NAME: dict[str, tuple[Callable[[Equation, Sequence[Value]], bool], Callable[[jex.ClosedJaxpr], Code]]] = {
+    "remainder": (_by_a_unit, lambda _: lambda h, s: h - s * jnp.floor(h / s)),
+    "floor_divide": (_by_a_unit, lambda _: lambda h, s: jnp.floor(h / s)),
+    "signbit": (_of_reals, lambda _: lambda h: h < 0),  # jnp.copysign asks for it
+    "ldexp": (_of_reals, lambda _: lambda h, k: h * 2.0 ** k.astype(h.dtype)),
+    "_piecewise": (_of_reals, _by_the_last_that_holds),
+}
 
 # Where a primitive that has a rule is written out instead: gathers at hidden places, sums of whole numbers.
 _WHERE: dict[str, Callable[[Equation, Sequence[Value]], bool]] = {
@@ -98,7 +163,6 @@ def _width(value: Value) -> int | None:
     return None if layout is None else width_axis(layout)
 
 
-Code = Callable[..., Any]
 Along = Sequence[int | None]
 
 
@@ -176,8 +240,8 @@ def _place_of(better: Code, what: str) -> Code:
                 return _first_that_holds(_rows(x if better is lax.gt else ~x, axes[0]), index_dtype)
             if x.dtype.kind in "iu":
                 raise Refusal(
-                    "it takes the place of the largest of whole numbers that are made of hidden values, as jnp.piecewise does",
-                    "use jnp.select, or jnp.where",
+                    "it takes the place of the largest of whole numbers that are made of hidden values",
+                    "use jnp.piecewise, jnp.select, or jnp.where",
                 )
             rows = _rows(x, axes[0])
             best, place = rows[0], jnp.zeros(rows[0].shape, index_dtype)
