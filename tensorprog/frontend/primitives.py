@@ -20,7 +20,7 @@ from ntk_rules import functions as nf
 from tensorprog.frontend import contract, moves, reductions, scatter
 from tensorprog.frontend.arithmetic import param_arithmetic, reciprocal, squares, symmetrised
 from tensorprog.frontend.build import constant, exact, lincomb, map_positions, nonlin, scaled, to_var
-from tensorprog.frontend.clipping import between_parameters
+from tensorprog.frontend.clipping import between_parameters, folded, signed
 from tensorprog.frontend.elementwise import ELEMENTWISE, expression
 from tensorprog.frontend.logits import has_moment, logits_refusal
 from tensorprog.frontend.padding import pad
@@ -63,8 +63,9 @@ def _elementwise(eqn: Equation, *values: Value) -> Value:
     variables = [to_var(v) for v in values]
     if name in ("lt_to", "le_to"):
         variables = [_of_one_zero(v) for v in variables]
-    if (clipped := between_parameters(name, variables)) is not None:
-        return clipped
+    for rule in (between_parameters, folded, signed):
+        if (made := rule(name, variables)) is not None:
+            return made
     random = [v for v in variables if v.random]
     if name == "convert_element_type":
         return _convert(eqn, variables[0])

@@ -424,7 +424,8 @@ def _number_of(node: Node) -> sympy.Expr | None:
 def resolved(node: Node) -> Node:
     """The variable that moves of positions undo each other around, or take out of a stack, functions of one variable in between; the node
     itself where there are none."""
-    base, places, functions = node, np.arange(math.prod(node.type.shape)), []
+    base, places = node, np.arange(math.prod(node.type.shape))
+    functions: list[Nonlin] = []
     while True:
         if (below := _below(base, places)) is not None:
             base, places = below

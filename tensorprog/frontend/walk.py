@@ -14,12 +14,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import sympy
 from jax import lax
 from jax.extend import core as jex
 
 from ntk_rules.interpreted import loop_sizes
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.frontend.build import to_var
+from tensorprog.frontend.clipping import folded
 from tensorprog.frontend.divided import averages_among
 from tensorprog.frontend.matrices import narrowed
 from tensorprog.frontend.matrix_rules import matrix_rule, step_of
@@ -304,6 +306,8 @@ def _enter(eqn: Equation, values: Sequence[Value]) -> list[Value] | None:
         return [elementwise(replace(eqn, primitive=name), *values)]
     if (written := by_name(eqn, values)) is not None:
         return run(written, values, eqn.source, eqn.wanted)
+    if (above := _relu_of_modulus(eqn, values)) is not None:
+        return [above]
     if eqn.primitive in _CALLS:
         results = run(_bodies(eqn, _CALLS[eqn.primitive]), values, eqn.source, eqn.wanted)
         return _with_own_slopes(eqn, values, results) if eqn.primitive in CUSTOM else results
@@ -316,6 +320,15 @@ def _enter(eqn: Equation, values: Sequence[Value]) -> list[Value] | None:
     if eqn.primitive == "cond":
         return _cond(eqn, values)
     return None
+
+
+def _relu_of_modulus(eqn: Equation, values: Sequence[Value]) -> Value | None:
+    """jax.nn.relu(|h| - s) for a number s that is not known: its own rule for the slope is of one function of |h| - s."""
+    if eqn.primitive != "custom_jvp_call" or len(values) != 1 or not isinstance(values[0], Var) or values[0].det:
+        return None
+    body = _bodies(eqn, CUSTOM[eqn.primitive])[0]
+    is_relu = from_library(body) and str(body.jaxpr.debug_info.func_src_info).startswith("relu at")
+    return folded("max", [values[0], to_var(Known((np.zeros(()), np.zeros(()))))], sympy.S.Zero) if is_relu else None
 
 
 def _indexed(eqn: Equation) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr]:
