@@ -26,6 +26,7 @@ from tensorprog.ir.phi import parameter, snap, vector
 __all__ = ["between_parameters", "folded", "signed"]
 
 _DIFFERENCE = vector(0) - parameter(0)
+_HALF = sympy.Rational(1, 2)
 
 
 def between_parameters(name: str, variables: Sequence[Var]) -> Var | None:
@@ -52,7 +53,7 @@ def between_parameters(name: str, variables: Sequence[Var]) -> Var | None:
 # ------------------------------------------------------------------------------------------ moduli
 
 
-def folded(name: str, variables: Sequence[Var], at_bound: sympy.Expr = sympy.Rational(1, 2)) -> Var | None:
+def folded(name: str, variables: Sequence[Var], at_bound: sympy.Expr = _HALF) -> Var | None:
     """What `max` or `min` make of c |h| + d and a bound that is no number, or where d is none; None for anything else. at_bound: the slope
     of max(u, 0) at zero."""
     if name not in ("max", "min") or sum(v.random for v in variables) != 1 or any(v.power for v in variables):
