@@ -22,6 +22,7 @@ from ntk_rules.interpreted import loop_sizes
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.frontend.build import to_var
 from tensorprog.frontend.clipping import folded
+from tensorprog.frontend.complexes import in_pairs
 from tensorprog.frontend.divided import averages_among
 from tensorprog.frontend.matrices import narrowed
 from tensorprog.frontend.matrix_rules import matrix_rule, step_of
@@ -134,13 +135,15 @@ def evaluate(eqn: Equation, values: Sequence[Value]) -> list[Value]:
     if all(isinstance(v, Known) for v in values):
         return _compute(eqn, values)  # type: ignore[arg-type]
     try:
+        if (written := in_pairs(eqn, values)) is not None:
+            return written.joined(run(written.jaxprs, written.values, eqn.source))
         if _simply_run(eqn, values):
             return _array_op(eqn, values)
         if (made := matrix_rule(eqn, values)) is not None:
             return [made]
         values = list(map(narrowed, values))
-        if (written := bodies(eqn, values)) is not None:
-            return run(written, values, eqn.source, eqn.wanted)
+        if (code := bodies(eqn, values)) is not None:
+            return run(code, values, eqn.source, eqn.wanted)
         rule = RULES.get(eqn.primitive)
         if _complex(eqn):
             raise Refusal(
