@@ -23,7 +23,8 @@ from ntk_rules.further import betainc as betainc
 from ntk_rules.further import igamma as igamma
 from ntk_rules.further import igammac as igammac
 from ntk_rules.heads import powered
-from ntk_rules.ordered import ORDERED, has_rank
+from ntk_rules.ordered import ORDERED
+from ntk_rules.ordered import has_rank as has_rank
 from ntk_rules.ordered import order_statistic as order_statistic
 from ntk_rules.products import guarded_product
 from ntk_rules.whole import ROUNDING

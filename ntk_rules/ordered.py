@@ -1,7 +1,7 @@
 """Order statistics as SymPy functions: the k-th smallest of several numbers, and which of them it is.
 
 Of few numbers, or of the smallest and the largest, they are minima and maxima, which the rules cut at lines. Of more they are left as they are:
-continuous, with kinks where two numbers meet, and evaluated by sorting.
+continuous, with kinks where two numbers meet, and sampled: evaluated by sorting, their slopes by ranks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import sympy as sp
 
-__all__ = ["ORDERED", "has_rank", "order_statistic"]
+__all__ = ["ORDERED", "TIED", "has_rank", "order_statistic"]
+
+TIED = 2.0**-19  # of the size of two numbers: above rounding in float32, and far below the errors of sampling
 
 
 class order_statistic(sp.Function):
@@ -82,9 +84,15 @@ def _sorted(k: float, *xs: jax.Array) -> jax.Array:
 
 
 def _ranked(k: float, i: float, *xs: jax.Array) -> jax.Array:
+    """Numbers that are equal but for rounding, as of two equal positions, count as equal: which of them is larger must not be another
+    at every use."""
     xs = tuple(jnp.broadcast_arrays(*xs))
     x = xs[int(i)]
-    rank = sum((y <= x if j < i else y < x).astype(int) for j, y in enumerate(xs) if j != int(i))
+    rank = jnp.zeros(x.shape, int)
+    for j, y in enumerate(xs):
+        if j != int(i):
+            equal = jnp.abs(y - x) <= TIED * (jnp.abs(x) + jnp.abs(y))
+            rank = rank + jnp.where(equal, j < int(i), y < x).astype(int)
     return jnp.where(rank == int(k), 1.0, 0.0).astype(jnp.result_type(x, float))
 
 

@@ -153,7 +153,7 @@ def _converted(params: dict[str, Any]) -> Callable[..., Any] | None:
 
 
 def _complex(a: Any, b: Any) -> Any:
-    found = np.empty(a.shape, np.result_type(a, np.complex64))
+    found = np.empty(np.broadcast_shapes(a.shape, b.shape), np.result_type(a, np.complex64))
     found.real, found.imag = a, b  # a + 1j b has no infinite parts
     return found
 

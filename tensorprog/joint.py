@@ -36,6 +36,7 @@ from tensorprog.passes.conditions import check_layouts, check_uses
 from tensorprog.passes.dots import Exposed, expose
 from tensorprog.passes.fuse import fuse
 from tensorprog.passes.methods import Method, Moved, choose, is_average, moved_by, prepared
+from tensorprog.passes.scalars import check_scalars
 from tensorprog.passes.tied import summands, symmetric_law, tied_readouts
 from tensorprog.runtime.blocks import BlockFunctions, Blocks, block_functions, partners_of
 from tensorprog.runtime.call import rounded
@@ -111,6 +112,7 @@ def outputs_joined(inputs: tuple[Input, ...], outputs: Sequence[Output], method:
         raw = first
         side = Side(program.output, copies.get(i, ()), output.kind == "gaussian")
         if output.kind == "hidden":
+            check_scalars(raw)
             name, asked = ("adjoint", "asked for; ") if method == "adjoint" else ("tangent", "")
             chosen = Method(name, f"{asked}a neuron is one of many that have no part in each other's gradients")
         else:

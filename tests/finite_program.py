@@ -73,6 +73,8 @@ class Weights:
     def part(self, weight: Weight) -> jax.Array:
         """The entries of one instruction: unit shape first, then the coordinates along each width axis."""
         value = weight.std * self._cut(self.arrays[weight.name, weight.primed], weight)
+        if not (weight.tangent_std or weight.primed):  # frozen, or behind lax.stop_gradient
+            value = jax.lax.stop_gradient(value)
         if weight.tangent_std and (weight.name, True) in self.arrays:
             value = value + self.step * weight.tangent_std * self._cut(self.arrays[weight.name, True], weight)
         return value

@@ -174,6 +174,8 @@ ELEMENTS: dict[str, Callable[[Any, Any], Any]] = {
     "lt_to": lambda h, g: jnp.searchsorted(jnp.array([-0.5, 0.5]), h, side="right", method="compare_all") * g,
     "le_to": lambda h, g: jnp.searchsorted(jnp.array([-0.5, 0.5]), h, method="compare_all") * g,
     "order_statistic": lambda h, g: jnp.sort(jnp.stack([h, g, jnp.tanh(h + g)]), 0)[1],
+    "order_statistic of four": lambda h, g: jnp.sort(jnp.stack([h, g, h + g, h - 2 * g + 1]), 0)[1],
+    "has_rank": lambda h, g: jnp.argsort(jnp.stack([h, g, h + g, h - 2 * g + 1]), 0)[1] * g,
     "le": lambda h, g: jnp.where(h <= 0.5, h, 0.5),
     "gt": lambda h, g: jnp.where(h > 0, h, 0.1 * h),
     "ge": lambda h, g: jnp.where(h >= 0, h, 0.0),

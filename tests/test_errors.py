@@ -45,9 +45,9 @@ def a_table_that_ends(x: Any) -> Any:
     return nn.dense(jnp.take(jnp.arange(3.0), jnp.floor(nn.dense(x)).astype(int)), features=1)  # here
 
 
-def by_jnp_piecewise(x: Any) -> Any:
-    h = nn.dense(x)
-    return nn.dense(jnp.piecewise(h, [h < 0, h >= 0], [lambda a: -a, lambda a: a**2]), features=1)  # here
+def place_of_a_count(x: Any) -> Any:
+    h = jnp.stack([nn.dense(x), nn.dense(x)])
+    return nn.dense(jnp.argmax(jnp.floor(h).astype(int), 0).astype(float), features=1)  # here
 
 
 def sort_over_width(x: jax.Array) -> jax.Array:
@@ -151,11 +151,6 @@ def poles(x: jax.Array) -> jax.Array:
     return nn.dense(jax.lax.lgamma(nn.dense(x)), features=1)  # here
 
 
-def frozen_in_one_use(x: jax.Array) -> jax.Array:
-    w, h = nn.weight((nn.width(), nn.width())) / nn.width() ** 0.5, nn.dense(x)
-    return nn.dense(jax.lax.stop_gradient(w) @ relu(w @ h), features=1)  # here
-
-
 def deeper_if_wider(x: jax.Array) -> jax.Array:
     w = nn.weight((nn.width(), nn.width())) / nn.width() ** 0.5
     step = lambda _, h: relu(w @ h)
@@ -190,10 +185,9 @@ REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (poles, tp.UnsupportedError, r"no rule for the Gaussian expectation of polygamma", "slower growth"),
     (hidden_jump, tp.UnsupportedError, r"no rule for the Gaussian expectation of sign", "a looser tolerance"),
     (readout_reused, tp.UnsupportedError, r"'weight_0' is used in two ways", "two independent weights"),
-    (frozen_in_one_use, tp.UnsupportedError, r"'weight_0' is trained in one use and not in another", "train=False"),
     (softmax_over_width, tp.UnsupportedError, r"softmax over the width", "over positions, heads or classes"),
     (a_table_that_ends, tp.UnsupportedError, r"may lie outside", "clip"),
-    (by_jnp_piecewise, tp.UnsupportedError, r"whole numbers that are made of hidden values", r"jnp\.select"),
+    (place_of_a_count, tp.UnsupportedError, r"whole numbers that are made of hidden values", r"jnp\.select"),
     (sort_over_width, tp.UnsupportedError, r"sorts over the width", "positions, heads or classes"),
     (argmax_over_width, tp.UnsupportedError, r"an argmax over the width", "positions, heads or classes"),
     (cumsum_over_width, tp.UnsupportedError, r"running sum over the width", "over positions only"),

@@ -16,6 +16,7 @@ from tensorprog.frontend.division import common, division_of, finer_by, finer_or
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import (
     Axis,
+    Complex,
     Division,
     Known,
     Layout,
@@ -76,6 +77,11 @@ def to_var(value: Value) -> Var:
         return value
     if isinstance(value, Known):
         return _known_var(value)
+    if isinstance(value, Complex):
+        raise Refusal(
+            "it takes complex numbers of hidden values",
+            "take their real and imaginary parts, z.real and z.imag, before",
+        )
     if isinstance(value, Squares):
         raise Refusal(
             f"the weight {value.param.name!r} has two width axes and its entries are squared",

@@ -158,6 +158,7 @@ ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "bessel_i0e": lambda a, **_: nf.NAMED["bessel_i0e"](a),
     "bessel_i1e": lambda a, **_: nf.NAMED["bessel_i1e"](a),
     "order_statistic": lambda k, *xs: nf.order_statistic(k, *xs),  # what sorting becomes (`frontend.written_out`)
+    "has_rank": lambda k, i, *xs: nf.has_rank(k, i, *xs),
     "exp_neg_sq": lambda a, **_: sympy.exp(
         -(a**2)
     ),  # a function of JAX's, not a primitive: the slope of erf from JAX 0.12 on

@@ -20,7 +20,7 @@ from tensorprog.frontend.matrices import narrowed
 from tensorprog.frontend.outputs import Output, average_of, output_of
 from tensorprog.frontend.params import Constant, Gaussian
 from tensorprog.frontend.trace import Trace
-from tensorprog.frontend.values import WIDTHS, Known, Param, Value, Var, fit_power, layout_of, width_axis
+from tensorprog.frontend.values import WIDTHS, Complex, Known, Param, Value, Var, fit_power, layout_of, width_axis
 from tensorprog.frontend.walk import run
 from tensorprog.ir import Hyper, Input, Node, Program
 
@@ -61,6 +61,8 @@ def _results(traced: Trace) -> tuple[tuple[Input, ...], list[Value]]:
     while True:
         try:
             inputs, values = _read_through(traced, settled)
+            if any(isinstance(v, Complex) for v in values):
+                raise _complex_output()
             if (redo := differing(values, settled)) is None:
                 return inputs, values
         except Redo as asked:
@@ -70,6 +72,16 @@ def _results(traced: Trace) -> tuple[tuple[Input, ...], list[Value]]:
             raise _disagreement(redo)
         settled = more
         seen.append((settled.divisions, settled.apart))
+
+
+def _complex_output() -> NetworkError:
+    return NetworkError(
+        explain(
+            "the network returns complex numbers",
+            reason="a kernel is the covariance of real outputs",
+            mend="return their real and imaginary parts, jnp.stack([z.real, z.imag])",
+        )
+    )
 
 
 def _disagreement(redo: Redo) -> UnsupportedError:

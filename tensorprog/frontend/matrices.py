@@ -25,6 +25,7 @@ from tensorprog.frontend.contract import Dims, dotted, product, sum_over
 from tensorprog.frontend.moves import take_step
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import (
+    Complex,
     Known,
     Layout,
     Matrices,
@@ -74,7 +75,9 @@ def expression(value: Value) -> Matrices:
     """Any value as a sum of products."""
     if isinstance(value, Matrices):
         return value
-    if isinstance(value, Squares) or (isinstance(value, Param) and value.mean and widths_of(value.layout) > 1):
+    if isinstance(value, (Squares, Complex)) or (
+        isinstance(value, Param) and value.mean and widths_of(value.layout) > 1
+    ):
         value = to_var(value)
     if isinstance(value, Known):
         if is_wide(value):

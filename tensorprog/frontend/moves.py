@@ -36,7 +36,7 @@ from tensorprog.frontend.values import (
     unit_shape,
     width_axis,
 )
-from tensorprog.ir import Phi, position
+from tensorprog.ir import Phi, Position, position
 from tensorprog.ir.phi import parameter, snap, vector
 
 if TYPE_CHECKING:
@@ -480,6 +480,17 @@ def dynamic_slice(eqn: Equation, x: Value, *indices: Value) -> Value:
     return cut(x, starts, [(a + s, b + t) for (a, b), (s, t) in zip(starts, sizes, strict=True)], (1,) * len(sizes))
 
 
+def _only_window(op: Position, var: Var, indices: np.ndarray) -> tuple[int, ...] | None:
+    """Where the one window starts that a gather takes, inside the array; None where it takes several, or one that sticks out."""
+    if indices.ndim != 1:
+        return None
+    start = [0] * len(var.shape)
+    for axis, place in zip(op.kw["start_index_map"], indices, strict=True):
+        start[axis] = int(place)
+    inside = all(0 <= a <= n - k for a, n, k in zip(start, var.shape, op.kw["slice_sizes"], strict=True))
+    return tuple(start) if inside else None
+
+
 def gather(eqn: Equation, x: Value, indices: Value) -> Value:
     """Positions by index."""
     var, where = to_var(x), to_var(indices)
@@ -499,6 +510,12 @@ def gather(eqn: Equation, x: Value, indices: Value) -> Value:
     layout = tuple(axis_of(pair) for pair in zip(*eqn.out_shapes(), strict=True))
     if axis is not None and not var.det and (out := width_axis(layout)) is not None:
         layout = (*layout[:out], var.layout[axis], *layout[out + 1 :])
+    if var.random and isinstance(indices, Known) and (start := _only_window(op, var, indices.values[0])) is not None:
+        stop = tuple(a + n for a, n in zip(start, sizes, strict=True))
+        cut_out = position("slice", start=start, stop=stop, stride=(1,) * len(start))
+        inner = tuple(var.layout[i] if i == axis else () if n == 1 else (n,) for i, n in enumerate(sizes))
+        window = map_positions(var, cut_out, inner)
+        return map_positions(window, position("reshape", to=unit_shape(layout)), layout)
     fill = op.kw["fill_value"]
     if var.det or op.kw["mode"] != "FILL_OR_DROP" or not fill or not math.isfinite(fill):
         return map_positions(var, op, layout, where.node)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from tensorprog.errors import NetworkError, UnsupportedError, explain
-from tensorprog.frontend.build import map_positions, moment, to_var
-from tensorprog.frontend.contract import Dims, products
+from tensorprog.frontend.build import to_var
+from tensorprog.frontend.divided import averaged
 from tensorprog.frontend.logits import has_moment, logits_refusal
 from tensorprog.frontend.mirrored import mirrored_axes
-from tensorprog.frontend.values import Axis, Value, Var, unit_shape, width_axis
-from tensorprog.ir import LinComb, MatMul, Node, PositionMap, Type, Weight, position
+from tensorprog.frontend.values import Value, Var, width_axis
+from tensorprog.ir import Node
 
 __all__ = ["Output", "average_of", "output_of"]
 
@@ -53,7 +53,7 @@ def output_of(value: Value, label: str) -> Output:
         return Output(label, "hidden", out.node, (), out.node.type.width)
     if out.random:
         if out.power == Fraction(-1, 2):
-            return Output(label, "average", _averaged(out.node, label, out))
+            return Output(label, "average", _averaged(label, out))
         _check_power(label, out)
         return Output(label, "gaussian", out.node, mirrored_axes(out.node))
     if not has_moment(out.node):
@@ -71,7 +71,7 @@ def average_of(value: Value, *, divided: bool = True) -> Node | None:
         return None
     if out.random:
         divided = divided and out.power == Fraction(-1, 2) and out.node.type.width is None
-        return _averaged(out.node, "output", out) if divided else None
+        return _averaged("output", out) if divided else None
     return out.node if not out.power and has_moment(out.node) and logits_refusal(out) is None else None
 
 
@@ -91,55 +91,15 @@ def _refused(label: str, out: Var, what: str, reason: str, mend: str) -> Network
     )
 
 
-# ------------------------------------------------------------------------------------------ readouts divided by n
-
-
-def _averaged(node: Node, label: str, out: Var) -> Node:
+def _averaged(label: str, out: Var) -> Node:
     """A readout over sqrt(n), as the average over the width of weight times hidden coordinate."""
-    match node:
-        case MatMul(weight=Weight() as weight) if sum(w is not None for w in weight.widths) == 1:
-            return _average_of(node, weight)
-        case LinComb(terms=terms) if all(x.type.kind == "vector" for _, x in terms):
-            return LinComb(tuple((a, _averaged(x, label, out)) for a, x in terms), source=node.source)
-        case PositionMap(op=op, args=args, result=result):
-            first = _averaged(args[0], label, out)
-            return PositionMap(op, (first, *args[1:]), Type("scalar", result.shape), source=node.source)
-    raise UnsupportedError(
-        explain(
-            f"the output {label!r} vanishes with the width n like n^-1/2", where=str(node.source or ""),
-            reason="it is not a sum over the width with one vector of weights, which divided by n would be an average",
-            mend="divide by sqrt(n), or return the average of weights times hidden coordinates",
-        )
-    )  # fmt: skip
-
-
-def _average_of(node: MatMul, weight: Weight) -> Node:
-    of_weight, of_x, of_out = node.letters
-    layouts: dict[str, Axis] = {}
-    for c, size, width in zip(of_weight, weight.shape, weight.widths, strict=True):
-        layouts[c] = _axis(size, width)
-    for c, size in zip(of_x, node.x.type.shape, strict=True):
-        layouts.setdefault(c, _axis(size, None))
-    w = Var.of(weight, tuple(layouts[c] for c in of_weight))
-    x = Var.of(node.x, tuple(layouts[c] for c in of_x))
-    shared = [c for c in of_weight if c in of_x]
-    summed, batch = [c for c in shared if c not in of_out], [c for c in shared if c in of_out]
-    places = lambda letters: (tuple(map(of_weight.index, letters)), tuple(map(of_x.index, letters)))
-    dims = Dims(places(summed), places(batch))
-    product, axes = products(w, x, dims)
-    (at,) = [i for i in axes if any(isinstance(f, Fraction) for f in product.layout[i])]
-    finite = tuple(f for f in product.layout[at] if isinstance(f, int))
-    mean = moment(product, (*product.layout[:at], finite, *product.layout[at + 1 :]))
-    kept = tuple(axis for i, axis in enumerate(mean.layout) if i not in axes)
-    total = map_positions(mean, position("sum", axes=axes), kept).node
-    made = batch + [of_weight[i] for i in dims.free(0, len(of_weight))] + [of_x[i] for i in dims.free(1, len(of_x))]
-    if made == list(of_out):
-        return total
-    order = tuple(made.index(c) for c in of_out)
-    shape = unit_shape(tuple(layouts[c] for c in of_out))
-    return PositionMap(position("transpose", permutation=order), (total,), Type("scalar", shape), source=node.source)
-
-
-def _axis(size: int, width: Fraction | None) -> Axis:
-    finite: Axis = () if size == 1 else (size,)
-    return finite if width is None else (*finite, width)
+    made = averaged(out)
+    if made is None:
+        raise UnsupportedError(
+            explain(
+                f"the output {label!r} vanishes with the width n like n^-1/2", where=str(out.node.source or ""),
+                reason="it is not a sum over the width with one vector of weights, which divided by n would be an average",
+                mend="divide by sqrt(n), or return the average of weights times hidden coordinates",
+            )
+        )  # fmt: skip
+    return made.node

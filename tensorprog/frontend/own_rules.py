@@ -249,7 +249,7 @@ def _expressions(jaxpr: jex.ClosedJaxpr, args: Sequence[sympy.Expr]) -> list[sym
     return [read(v) for v in jaxpr.jaxpr.outvars]
 
 
-_NAMED = ("exp_neg_sq", "order_statistic")
+_NAMED = ("exp_neg_sq", "has_rank", "order_statistic")
 
 
 def named(eqn: jex.JaxprEqn) -> str | None:

@@ -20,14 +20,16 @@ from ntk_rules import functions as nf
 from tensorprog.frontend import contract, moves, reductions, scatter
 from tensorprog.frontend.arithmetic import param_arithmetic, reciprocal, squares, symmetrised
 from tensorprog.frontend.build import constant, exact, lincomb, map_positions, nonlin, scaled, to_var
-from tensorprog.frontend.clipping import between_parameters
+from tensorprog.frontend.clipping import between_parameters, folded, signed
 from tensorprog.frontend.convolution import convolution
 from tensorprog.frontend.elementwise import ELEMENTWISE, expression
 from tensorprog.frontend.logits import has_moment, logits_refusal
 from tensorprog.frontend.padding import pad
 from tensorprog.frontend.refusals import Refusal, advice
+from tensorprog.frontend.stacked import resolved
 from tensorprog.frontend.steps import chosen, chosen_along, settled, without_sign
 from tensorprog.frontend.values import (
+    Complex,
     Known,
     Matrices,
     Param,
@@ -64,8 +66,9 @@ def _elementwise(eqn: Equation, *values: Value) -> Value:
     variables = [to_var(v) for v in values]
     if name in ("lt_to", "le_to"):
         variables = [_of_one_zero(v) for v in variables]
-    if (clipped := between_parameters(name, variables)) is not None:
-        return clipped
+    for rule in (between_parameters, folded, signed):
+        if (made := rule(name, variables)) is not None:
+            return made
     random = [v for v in variables if v.random]
     if name == "convert_element_type":
         return _convert(eqn, variables[0])
@@ -268,6 +271,7 @@ def _selected(eqn: Equation, predicate: Value, *cases: Value) -> Value:
 def _by_hidden(eqn: Equation, which: Var, cases: Sequence[Var]) -> Var:
     """A choice by a hidden value: by the first of several truth values that holds, or by number."""
     boolean = np.dtype(aval(eqn.eqns[0].invars[0]).dtype).kind == "b"
+    which = which.with_blocks([resolved(node) for _, node in which.blocks])
     if boolean or any(v.power for v in cases):
         return _function(eqn, [which, *cases])
     if (along := chosen_along(which, len(cases))) is not None:
@@ -320,7 +324,7 @@ def stop_gradient(eqn: Equation, x: Value) -> Value:
     """The same value, which no tangent passes; a parameter is frozen."""
     if isinstance(x, Param):
         return replace(x, tangent_std=0.0)
-    if isinstance(x, (Known, Squares, Matrices)) or (x.det and not has_moment(x.node)):
+    if isinstance(x, (Known, Squares, Matrices, Complex)) or (x.det and not has_moment(x.node)):
         return x
     if x.det:  # an average, whose gradient counts where the output is one
         return nonlin(Phi(nf.stop_gradient(parameter(0)), 0, 1), [], [x], x.power)

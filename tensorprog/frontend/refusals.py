@@ -81,8 +81,13 @@ _INSTEAD = {name: _ARITHMETIC for name, reason in _UNRULED.items() if reason == 
 _ELSE = "use elementwise functions, products with weights, means over the width and linear maps of positions"
 
 
-def advice(primitive: str) -> tuple[str, str]:
-    """Why there is no rule for a primitive, and what to do instead."""
+def advice(primitive: str, of_complex: bool = False) -> tuple[str, str]:
+    """Why there is no rule for a primitive, and what to do instead. of_complex: with complex numbers of hidden values."""
+    if of_complex:
+        return (
+            f"the primitive {primitive!r} has no rule for complex numbers of hidden values",
+            "write it with sums, products and real and imaginary parts; of the input alone any complex function may be taken",
+        )
     if primitive in _UNRULED:
         return _UNRULED[primitive], _INSTEAD.get(primitive, _ELSE)
     reason = _WIDTH_MIXERS.get(

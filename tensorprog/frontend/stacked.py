@@ -7,25 +7,52 @@ an operand's, that operand and its places are found by sending numbers through t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import sympy
 
-from tensorprog.ir import Const, LinComb, Literal, Node, PositionMap
+from tensorprog.ir import Const, LinComb, Literal, Node, Nonlin, PositionMap
+from tensorprog.ir.phi import vector
 
 __all__ = ["moves", "origin", "resolved"]
+
+_NUMBER = sympy.Piecewise((1, vector(0)), (0, True))
 
 
 @lru_cache(maxsize=4096)
 def resolved(node: Node) -> Node:
-    """The variable that moves of positions undo each other around, or take out of a stack; the node itself where there are none."""
+    """The variable that moves of positions undo each other around, or take out of a stack, functions of one variable in between; the node
+    itself where there are none."""
     base, places = node, np.arange(math.prod(node.type.shape))
-    while (under := _below(base, places)) is not None:
-        base, places = under
-        if base.type == node.type and np.array_equal(places, np.arange(len(places))):
-            return resolved(base)
+    functions: list[Nonlin] = []
+    while True:
+        if (under := _below(base, places)) is not None:
+            base, places = under
+            if base.type == node.type and np.array_equal(places, np.arange(len(places))):
+                return resolved(_applied(functions, base))
+        elif base.type != node.type and isinstance(base, Nonlin) and _of_one(base):
+            functions.append(base)
+            base = base.xs[0]
+        else:
+            return node
+
+
+def _of_one(node: Nonlin) -> bool:
+    return len(node.xs) == 1 and not node.thetas and node.xs[0].type.shape == node.type.shape
+
+
+def _applied(functions: Sequence[Nonlin], node: Node) -> Node:
+    """Functions one after the other, the first last; a truth value that was made a number, and that a truth value, is what it was."""
+    for function in reversed(functions):
+        number = isinstance(node, Nonlin) and _of_one(node) and node.phi.expr == _NUMBER
+        if number and function.phi.expr == sympy.Ne(vector(0), 0):
+            node = node.xs[0]  # type: ignore[attr-defined]
+        else:
+            node = Nonlin(function.phi, (node,), (), source=function.source)
     return node
 
 

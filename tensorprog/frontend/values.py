@@ -28,6 +28,7 @@ from tensorprog.ir.nodes import Node
 __all__ = [
     "WIDTHS",
     "Axis",
+    "Complex",
     "Division",
     "Key",
     "Known",
@@ -230,7 +231,15 @@ class Matrices:
     layout: Layout
 
 
-Value = Known | Var | Param | Squares | Matrices
+@dataclass(frozen=True, eq=False)
+class Complex:
+    """Complex numbers of hidden values, as two real arrays (`frontend.complexes`)."""
+
+    real: Value
+    imag: Value
+
+
+Value = Known | Var | Param | Squares | Matrices | Complex
 
 
 def aval(atom: Any) -> Any:

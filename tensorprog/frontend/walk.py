@@ -14,12 +14,16 @@ from typing import Any
 
 import jax
 import numpy as np
+import sympy
 from jax import lax
 from jax.extend import core as jex
 
 from ntk_rules.interpreted import loop_sizes
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.frontend.build import to_var
+from tensorprog.frontend.clipping import folded
+from tensorprog.frontend.complexes import in_pairs
+from tensorprog.frontend.divided import averages_among
 from tensorprog.frontend.matrices import narrowed
 from tensorprog.frontend.matrix_rules import matrix_rule, step_of
 from tensorprog.frontend.moves import stack_steps, take_step
@@ -28,7 +32,7 @@ from tensorprog.frontend.primitives import RULES, elementwise
 from tensorprog.frontend.refusals import Refusal, advice, check_numbers
 from tensorprog.frontend.trace import from_library, same_structure, source_of
 from tensorprog.frontend.values import Known, Matrices, Value, Var, aval, kind_of, width_axis
-from tensorprog.frontend.written_out import bodies, in_units
+from tensorprog.frontend.written_out import bodies, by_name
 from tensorprog.ir import ArrayOp, Source
 from tensorprog.ir.positions import plain
 
@@ -125,18 +129,21 @@ def evaluate(eqn: Equation, values: Sequence[Value]) -> list[Value]:
     """The values an equation makes."""
     if not all(isinstance(v, Known) for v in values):
         check_numbers(eqn, values)
+    values = _with_averages(eqn, values)
     if (entered := _enter(eqn, values)) is not None:
         return entered
     if all(isinstance(v, Known) for v in values):
         return _compute(eqn, values)  # type: ignore[arg-type]
     try:
+        if (written := in_pairs(eqn, values)) is not None:
+            return written.joined(run(written.jaxprs, written.values, eqn.source))
         if _simply_run(eqn, values):
             return _array_op(eqn, values)
         if (made := matrix_rule(eqn, values)) is not None:
             return [made]
         values = list(map(narrowed, values))
-        if (written := bodies(eqn, values)) is not None:
-            return run(written, values, eqn.source, eqn.wanted)
+        if (code := bodies(eqn, values)) is not None:
+            return run(code, values, eqn.source, eqn.wanted)
         rule = RULES.get(eqn.primitive)
         if _complex(eqn):
             raise Refusal(
@@ -147,6 +154,16 @@ def evaluate(eqn: Equation, values: Sequence[Value]) -> list[Value]:
             raise Refusal(*advice(eqn.primitive))
         result = rule(eqn, *values)
         return result if isinstance(result, list) else [result]
+    except Refusal as refusal:
+        raise refusal.at(eqn.primitive, eqn.source) from None
+
+
+def _with_averages(eqn: Equation, values: Sequence[Value]) -> Sequence[Value]:
+    """The operands, readouts divided by n as averages where that is what counts; calls and loops say so inside."""
+    if eqn.primitive in ("scan", "cond") or (eqn.primitive in _CALLS and eqn.primitive not in CUSTOM):
+        return values
+    try:
+        return averages_among(eqn, values)
     except Refusal as refusal:
         raise refusal.at(eqn.primitive, eqn.source) from None
 
@@ -290,20 +307,31 @@ def _enter(eqn: Equation, values: Sequence[Value]) -> list[Value] | None:
     """Calls and loops are walked into; None for any other equation."""
     if (name := named(eqn.eqns[0])) is not None and not all(isinstance(v, Known) for v in values):
         return [elementwise(replace(eqn, primitive=name), *values)]
-    if (steps := in_units(eqn, values)) is not None:
-        return run(steps, values, eqn.source, eqn.wanted)
+    if (written := by_name(eqn, values)) is not None:
+        return run(written, values, eqn.source, eqn.wanted)
+    if (above := _relu_of_modulus(eqn, values)) is not None:
+        return [above]
     if eqn.primitive in _CALLS:
         results = run(_bodies(eqn, _CALLS[eqn.primitive]), values, eqn.source, eqn.wanted)
         return _with_own_slopes(eqn, values, results) if eqn.primitive in CUSTOM else results
     if eqn.primitive == "unstack" and not isinstance(values[0], Known):  # from JAX 0.12 on
         return run(_indexed(eqn), values, eqn.source, eqn.wanted)
-    if eqn.primitive == "call_hi_primitive" and (written := _expanded(eqn)) is not None:  # from JAX 0.12 on
-        return run(written, values, eqn.source, eqn.wanted)
+    if eqn.primitive == "call_hi_primitive" and (expanded := _expanded(eqn)) is not None:  # from JAX 0.12 on
+        return run(expanded, values, eqn.source, eqn.wanted)
     if eqn.primitive == "scan":
         return list(_scan(eqn, values))
     if eqn.primitive == "cond":
         return _cond(eqn, values)
     return None
+
+
+def _relu_of_modulus(eqn: Equation, values: Sequence[Value]) -> Value | None:
+    """jax.nn.relu(|h| - s) for a number s that is not known: its own rule for the slope is of one function of |h| - s."""
+    if eqn.primitive != "custom_jvp_call" or len(values) != 1 or not isinstance(values[0], Var) or values[0].det:
+        return None
+    body = _bodies(eqn, CUSTOM[eqn.primitive])[0]
+    is_relu = from_library(body) and str(body.jaxpr.debug_info.func_src_info).startswith("relu at")
+    return folded("max", [values[0], to_var(Known((np.zeros(()), np.zeros(()))))], sympy.S.Zero) if is_relu else None
 
 
 def _indexed(eqn: Equation) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr]:

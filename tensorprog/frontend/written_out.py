@@ -26,10 +26,15 @@ from tensorprog.frontend.values import Known, Value, Var, aval, kind_of, width_a
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["WRITTEN_OUT", "bodies", "in_units", "order_statistic"]
+__all__ = ["WRITTEN_OUT", "bodies", "by_name", "has_rank", "order_statistic"]
 
-MOST_SORTED = 3  # positions: what more become is evaluated by sorting, and its kernels have not been compared with sampled networks
+MOST_RANKED = (
+    3  # positions whose comparisons are written out; ranks of more are functions of their own, of one key alone
+)
+MOST_SORTED = 16  # positions; derivatives take a time of the square of their number
 MOST_CASES = 256  # that a hidden value chooses among
+
+Code = Callable[..., Any]
 
 
 def bodies(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr] | None:
@@ -48,27 +53,81 @@ def bodies(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex
     return made[0], made[1]
 
 
-def in_units(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr] | None:
-    """jnp.mod(h, s) and h // s by s that is no number, with whole numbers of h / s: where these change does not depend on s."""
-    code = _IN_UNITS.get(str(eqn.eqns[0].params.get("name"))) if eqn.primitive in ("jit", "pjit") else None
-    if code is None or len(values) != 2 or not _hidden(values[0]) or kind_of(eqn.eqns[0].outvars[0]) != "f":
+def by_name(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr] | None:
+    """The code that stands for a function of JAX's own, which is written in it in a way that no rule takes; None for any other call."""
+    name = str(eqn.eqns[0].params.get("name")) if eqn.primitive in ("jit", "pjit") else ""
+    row = _BY_NAME.get(name)
+    if row is None or not any(map(_hidden, values)) or not from_library(eqn.eqns[0].params["jaxpr"]):
         return None
-    unit = values[1]
-    if (
-        not (isinstance(unit, Var) and unit.det)
-        or exact(unit) is not None
-        or not from_library(eqn.eqns[0].params["jaxpr"])
-    ):
+    wanted, code = row
+    if not wanted(eqn, values):
         return None
     structs = [[jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in one.invars] for one in eqn.eqns]
-    first, second = (jax.make_jaxpr(code)(*some) for some in structs)
+    first, second = (
+        jax.make_jaxpr(code(one.params["jaxpr"]))(*some) for one, some in zip(eqn.eqns, structs, strict=True)
+    )
     return first, second
 
 
-_IN_UNITS: dict[str, Callable[..., jax.Array]] = {
-    "remainder": lambda h, s: h - s * jnp.floor(h / s),
-    "floor_divide": lambda h, s: jnp.floor(h / s),
-}
+def _by_a_unit(eqn: Equation, values: Sequence[Value]) -> bool:
+    """jnp.mod(h, s) and h // s by s that is no number, with whole numbers of h / s: where these change does not depend on s."""
+    if len(values) != 2 or not _hidden(values[0]) or kind_of(eqn.eqns[0].outvars[0]) != "f":
+        return False
+    unit = values[1]
+    return isinstance(unit, Var) and unit.det and exact(unit) is None
+
+
+def _of_reals(eqn: Equation, values: Sequence[Value]) -> bool:
+    return all(kind_of(v) in "fiub" for v in eqn.eqns[0].invars)
+
+
+def _by_the_last_that_holds(jaxpr: jex.ClosedJaxpr) -> Code:
+    """jnp.piecewise: of the functions that it takes everywhere, the one whose condition is the last that holds.
+
+    JAX counts the conditions that hold, takes the place of the largest count, and passes to each function its argument without a gradient
+    where another one is chosen, which keeps infinite slopes away. A choice by the conditions themselves is the same.
+    """
+
+    def code(*args: jax.Array) -> list[jax.Array]:
+        env: dict[Any, Any] = dict(zip(jaxpr.jaxpr.invars, args, strict=True))
+        env |= zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True)
+        read = lambda v: v.val if isinstance(v, jex.Literal) else env[v]
+        counts: dict[Any, list[jax.Array]] = {}  # conditions that hold, of the variables that count them
+        places: dict[Any, list[jax.Array]] = {}  # of those that say which is the last
+        chosen: set[Any] = set()  # and whether it is a certain one
+        for eqn in jaxpr.jaxpr.eqns:
+            name, operands = eqn.primitive.name, [read(v) for v in eqn.invars]
+            known = [v for v in eqn.invars if not isinstance(v, jex.Literal)]
+            out, rows = eqn.outvars[0], next((places[v] for v in known if v in places), None)
+            if eqn.params.get("name") == "cumsum" and operands[0].dtype == bool:
+                counts[out] = _rows(operands[0], 0)
+            if name == "argmax" and known and known[0] in counts:
+                places[out] = counts[known[0]]
+                made: Any = _last_that_holds(places[out], eqn.params["index_dtype"])
+            elif rows is not None and name in ("clamp", "convert_element_type"):
+                places[out] = rows
+                made = operands[1] if name == "clamp" else eqn.primitive.bind(*operands, **eqn.params)
+            elif name == "select_n" and known and known[0] in chosen:
+                made = operands[2]
+            elif name == "select_n" and rows is not None and eqn.invars[0] in places:
+                made = operands[1]
+                for row, case in zip(rows[1:], operands[2:], strict=True):
+                    made = lax.select(jnp.broadcast_to(row, case.shape), case, made)
+            else:
+                chosen |= {out} if name == "eq" and rows is not None else set()
+                made = eqn.primitive.bind(*operands, **eqn.params)
+            env |= zip(eqn.outvars, made if eqn.primitive.multiple_results else [made], strict=True)
+        return [read(v) for v in jaxpr.jaxpr.outvars]
+
+    return code
+
+
+def _last_that_holds(rows: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    """Its number, 0 where none does."""
+    place = jnp.zeros(rows[0].shape, dtype)
+    for i, row in enumerate(rows[1:], 1):
+        place = lax.select(row, jnp.full_like(place, i), place)
+    return place
 
 
 def _always(eqn: Equation, values: Sequence[Value]) -> bool:
@@ -78,6 +137,15 @@ def _always(eqn: Equation, values: Sequence[Value]) -> bool:
 def _hidden(value: Value) -> bool:
     return isinstance(value, Var) and value.random
 
+
+# When it is wanted, and what is made of the function's own code.
+_BY_NAME: dict[str, tuple[Callable[[Equation, Sequence[Value]], bool], Callable[[jex.ClosedJaxpr], Code]]] = {
+    "remainder": (_by_a_unit, lambda _: lambda h, s: h - s * jnp.floor(h / s)),
+    "floor_divide": (_by_a_unit, lambda _: lambda h, s: jnp.floor(h / s)),
+    "signbit": (_of_reals, lambda _: lambda h: h < 0),  # jnp.copysign asks for it
+    "ldexp": (_of_reals, lambda _: lambda h, k: h * 2.0 ** k.astype(h.dtype)),
+    "_piecewise": (_of_reals, _by_the_last_that_holds),
+}
 
 # Where a primitive that has a rule is written out instead: gathers at hidden places, sums of whole numbers.
 _WHERE: dict[str, Callable[[Equation, Sequence[Value]], bool]] = {
@@ -95,7 +163,6 @@ def _width(value: Value) -> int | None:
     return None if layout is None else width_axis(layout)
 
 
-Code = Callable[..., Any]
 Along = Sequence[int | None]
 
 
@@ -173,8 +240,8 @@ def _place_of(better: Code, what: str) -> Code:
                 return _first_that_holds(_rows(x if better is lax.gt else ~x, axes[0]), index_dtype)
             if x.dtype.kind in "iu":
                 raise Refusal(
-                    "it takes the place of the largest of whole numbers that are made of hidden values, as jnp.piecewise does",
-                    "use jnp.select, or jnp.where",
+                    "it takes the place of the largest of whole numbers that are made of hidden values",
+                    "use jnp.piecewise, jnp.select, or jnp.where",
                 )
             rows = _rows(x, axes[0])
             best, place = rows[0], jnp.zeros(rows[0].shape, index_dtype)
@@ -207,12 +274,12 @@ def _sorted_rows(along: Along, *, dimension: int, num_keys: int, **_: Any) -> Co
 
     def code(*operands: jax.Array) -> list[jax.Array]:
         rows = [_rows(x, dimension) for x in operands]
-        _check_count(len(rows[0]))
+        _check_count(len(rows[0]), num_keys)
         if len(operands) == 1:
             return [jnp.stack(_in_order(rows[0]), dimension)]
-        ranks = _ranks(rows[:num_keys])
-        places = range(len(ranks))
-        picked = [[_at_rank(ranks, k, some) for k in places] for some in rows]
+        at_rank = _ranked(rows[:num_keys])
+        places = range(len(rows[0]))
+        picked = [[at_rank(k, some) for k in places] for some in rows]
         if num_keys == 1:
             picked[0] = _in_order(rows[0])
         return [jnp.stack(some, dimension) for some in picked]
@@ -220,10 +287,12 @@ def _sorted_rows(along: Along, *, dimension: int, num_keys: int, **_: Any) -> Co
     return code
 
 
-def _check_count(count: int) -> None:
-    if count > MOST_SORTED:
+def _check_count(count: int, keys: int = 1) -> None:
+    most = MOST_SORTED if keys == 1 else MOST_RANKED
+    if count > most:
         raise Refusal(
-            f"it sorts {count} positions, and no more than {MOST_SORTED} are ranked here",
+            f"it sorts {count} positions, and no more than {most} are ranked here"
+            + (" by several keys" if keys > 1 else ""),
             "sort fewer positions, or take their maximum, minimum or mean",
         )
 
@@ -247,6 +316,33 @@ def _of_tangents(primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) ->
     (k, *rows), (_, *moved) = primals, tangents
     places = jnp.argsort(jnp.stack(rows), axis=0)[k]
     return order_statistic(k, *rows), jnp.take_along_axis(jnp.stack(moved), places[None], 0)[0]
+
+
+@jax.custom_jvp
+def has_rank(k: jax.Array, i: jax.Array, *rows: jax.Array) -> jax.Array:
+    """1 where the i-th is the k-th smallest, of equal ones the first, else 0; a row of the table of elementwise functions too."""
+    return (jnp.argsort(jnp.stack(rows), axis=0)[k] == i).astype(rows[0].dtype)
+
+
+@has_rank.defjvp
+def _of_steps(primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    made = has_rank(*primals)
+    return made, jnp.zeros_like(made)
+
+
+def _ranked(keys: Sequence[Sequence[jax.Array]]) -> Callable[[int, Sequence[jax.Array]], jax.Array]:
+    """What gives, of some rows, the one whose key is the k-th smallest, of equal ones the first."""
+    if len(keys[0]) <= MOST_RANKED:
+        ranks = _ranks(keys)
+        return lambda k, rows: _at_rank(ranks, k, rows)
+    (key,) = ([x.astype(jnp.int32) if x.dtype == bool else x for x in some] for some in keys)
+
+    def at_rank(k: int, rows: Sequence[jax.Array]) -> jax.Array:
+        holds = [has_rank(jnp.int32(k), jnp.int32(i), *key) for i in range(len(rows))]
+        total = sum((h * row for h, row in zip(holds[1:], rows[1:], strict=True)), start=holds[0] * rows[0])
+        return total != 0 if rows[0].dtype == bool else total.astype(rows[0].dtype)
+
+    return at_rank
 
 
 def _ranks(keys: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
@@ -286,10 +382,10 @@ def _top(along: Along, *, k: int, **params: Any) -> Code:
         _apart(along, [at], "it takes the largest")
         rows = _rows(x, at)
         _check_count(len(rows))
-        ranks = _ranks([[-r for r in rows]])
+        at_rank = _ranked([[-r for r in rows]])
         places = [jnp.full(rows[0].shape, i, jnp.int32) for i in range(len(rows))]
         largest = _in_order(rows)[::-1][:k]
-        return [jnp.stack(largest, at), jnp.stack([_at_rank(ranks, i, places) for i in range(k)], at)]
+        return [jnp.stack(largest, at), jnp.stack([at_rank(i, places) for i in range(k)], at)]
 
     return code
 

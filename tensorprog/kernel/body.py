@@ -11,12 +11,11 @@ import sympy
 
 from ntk_rules.functions import to_jax
 from ntk_rules.functions import value_of as without_marks
+from ntk_rules.ordered import TIED
 from ntk_rules.steps import jumps_of
 from tensorprog.ir import LinComb, Node, Nonlin, Phi, PositionMap, topological
 
 __all__ = ["jumping", "plain", "value_of"]
-
-TIED = 2.0**-19  # of the size of the terms; rounding in float32, and far below the errors of sampling
 
 
 def plain(node: Nonlin) -> Callable[..., jax.Array]:

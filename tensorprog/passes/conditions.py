@@ -13,11 +13,10 @@ the two uses' gradients.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import MatMul, Node, Program, Weight, operands
-from tensorprog.passes.structure import Structure, tied_weights
+from tensorprog.passes.structure import Structure, tied_weights, untrained
 from tensorprog.passes.tied import symmetric_law
 
 __all__ = ["check_conditions", "check_layouts", "check_readouts", "check_uses"]
@@ -101,18 +100,9 @@ def _use(node: Node, weight: Weight) -> str:
 
 def _parts_agree(weight: Weight, known: list[Weight], node: Node) -> None:
     for other in known:
-        if other is weight:
+        if untrained(other) is untrained(weight):  # one use may see it behind lax.stop_gradient
             return
         overlap = all(a < d and c < b for (a, b), (c, d) in zip(weight.region, other.region, strict=True))
-        if overlap and replace(weight, tangent_std=other.tangent_std) == other:
-            raise UnsupportedError(
-                explain(
-                    f"the weight {weight.name!r} is trained in one use and not in another",
-                    where=str(node.source or ""),
-                    reason="one use sees it behind lax.stop_gradient: there it is the same matrix, but does not move with it",
-                    mend="freeze it everywhere (train=False), or stop the gradient of what the product makes",
-                )
-            )
         if overlap:
             raise UnsupportedError(
                 explain(

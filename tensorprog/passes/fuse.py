@@ -29,6 +29,7 @@ from tensorprog.ir import (
     PositionMap,
     Program,
     Type,
+    Weight,
     operands,
     position,
     topological,
@@ -38,7 +39,7 @@ from tensorprog.ir.rebuild import rebuild
 from tensorprog.passes.chains import carried_states
 from tensorprog.passes.simplify import simplify
 from tensorprog.passes.spread import opened_window, split_concatenation
-from tensorprog.passes.structure import Structure, tied_weights
+from tensorprog.passes.structure import Structure, tied_weights, untrained
 
 __all__ = ["fuse", "fuse_gradients", "fuse_nodes"]
 
@@ -48,9 +49,9 @@ _MOST_ARGUMENTS = 16  # a function of more Gaussians has no hope of an expectati
 def fuse(program: Program, *, drop_zeros: bool = False, keep_means: bool = False) -> Program:
     """The same program with every nonlinearity a function of Gaussian variables.
 
-    drop_zeros: also replace parameters that start at zero by zero, and functions with marks for their derivatives by their values (only
-    after the tangent program was taken). keep_means: leave the averages of Gaussian variables, which are zero in the limit but have
-    gradients.
+    drop_zeros: also replace parameters that start at zero by zero, functions with marks for their derivatives by their values, and
+    weights by ones that are not trained, so that those behind lax.stop_gradient are the same as all others (only after the tangent
+    program was taken). keep_means: leave the averages of Gaussian variables, which are zero in the limit but have gradients.
     """
     kept = program.weights if keep_means else tied_weights(program.nodes)
     names = frozenset(weight.name for weight in kept)
@@ -73,7 +74,9 @@ def fuse_nodes(
     new: dict[Node, Node] = {}
     for node in topological(roots):
         made = rebuild(node, [new[o] for o in operands(node)])
-        if isinstance(made, (Nonlin, Moment)) and made.xs:
+        if isinstance(made, Weight) and drop_zeros:
+            made = untrained(made)
+        elif isinstance(made, (Nonlin, Moment)) and made.xs:
             made = _fused_parts(made, known)
         elif isinstance(made, Nonlin):
             made = _fused_scalars(made)

@@ -17,6 +17,7 @@ from tensorprog.passes.averages import average_of, average_refusal, refusal
 from tensorprog.passes.conditions import check_conditions, check_readouts
 from tensorprog.passes.dots import Dot, expose_nodes
 from tensorprog.passes.fuse import fuse, fuse_gradients
+from tensorprog.passes.scalars import check_scalars
 from tensorprog.passes.tangent import tangent
 from tensorprog.passes.tied import summands
 
@@ -67,7 +68,11 @@ def is_average(program: Program) -> bool:
 
 
 def prepared(program: Program) -> Program:
-    """A program as it was traced, fused. Where gradients of averages count, averages are kept that are zero in the limit."""
+    """A program as it was traced, fused. Where gradients of averages count, averages are kept that are zero in the limit.
+
+    Raises UnsupportedError for functions that jump where averages are zero.
+    """
+    check_scalars(program)
     if is_average(program):
         return fuse(program, keep_means=True)
     fused = fuse(program)

@@ -21,7 +21,7 @@ import sympy
 from ntk_rules import functions as nf
 from tensorprog.ir import LinComb, MatMul, Node, Nonlin, PositionMap, Weight, operands, topological
 
-__all__ = ["Facts", "Structure", "opposite", "parity_of", "tied_weights"]
+__all__ = ["Facts", "Structure", "opposite", "parity_of", "tied_weights", "untrained"]
 
 # A weight's name, is it primed, its region, the axis that is summed over, is it drawn for every input?
 Root = tuple[str, bool, tuple[tuple[Fraction, Fraction], ...], int | None, bool]
@@ -98,12 +98,20 @@ class Structure:
 
 
 def tied_weights(nodes: Iterable[Node]) -> frozenset[Weight]:
-    """The matrices that are used together with their transposes, symmetric ones among them."""
+    """The matrices that are used together with their transposes, symmetric ones among them. One that is trained in some uses alone is
+    one matrix."""
     ways: dict[Weight, set[int | None]] = {}
+    found: dict[Weight, None] = {}
     for node in nodes:
         if isinstance(node, MatMul) and node.summed is not None and node.root.std:
-            ways.setdefault(node.root, set()).add(node.summed)
-    return frozenset(weight for weight, used in ways.items() if weight.symmetric or len(used) > 1)
+            ways.setdefault(untrained(node.root), set()).add(node.summed)
+            found[node.root] = None
+    return frozenset(weight for weight in found if weight.symmetric or len(ways[untrained(weight)]) > 1)
+
+
+def untrained(weight: Weight) -> Weight:
+    """The same weight, whether it is trained or not."""
+    return replace(weight, tangent_std=0.0) if weight.tangent_std else weight
 
 
 def opposite(a: bool | None, b: bool | None) -> bool:

@@ -85,7 +85,17 @@ def of_other_widths(x: jax.Array) -> jax.Array:
     return nn.dense(w.T @ a / jnp.sqrt(nn.width(3)), features=2)
 
 
+def stopped_in_a_use(x: jax.Array) -> jax.Array:
+    """Weights that some uses see behind lax.stop_gradient."""
+    stop = jax.lax.stop_gradient
+    w, v = nn.weight((nn.width(), nn.width())), nn.weight((nn.width(),))
+    h, g = erf(nn.dense(x) + v), jnp.tanh(nn.dense(x))
+    y = erf(times(w, h) + times(stop(w), g) * stop(v))
+    return nn.dense(times(stop(w).T, y) * times(w.T, g), features=1)
+
+
 READOUTS = {
+    "stopped in a use": (stopped_in_a_use, (3,)),
     "other widths": (of_other_widths, (3,)),
     "residual": (residual, (3,)),
     "convolutional": (convolutional, (8, 2)),
