@@ -112,9 +112,33 @@ def markdown(result: dict[str, Any]) -> str:
         lines += [result["note"], ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
-    lines += ["", LEGEND.format(base=_base(rows))]
+    lines += ["", LEGEND.format(base=_base(rows)), *missed(rows)]
     wrong = [f"- {row['case']}: {complaint}" for row in rows for complaint in complaints(row)]
     return "\n".join([*lines, *(["", "**What went wrong**", "", *wrong] if wrong else [])]) + "\n"
+
+
+def missed(rows: list[Row]) -> list[str]:
+    """The targets that were not met, as lines of Markdown.
+
+    >>> missed([{"title": "a net", "ratio": 8.0, "target": 9}])[-1]
+    '- a net: 8 of 9.'
+    """
+    found = [f"- {row['title']}: {row['ratio']:.3g} of {row['target']:g}." for row in rows if _below(row)]
+    slower = [row["title"] for row in rows if _compiles_slower(row)]
+    if slower:
+        found.append(f"- Derive + compile, which is to be no slower than the peer's: slower for {'; '.join(slower)}.")
+    if not found:
+        return []
+    return ["", "**Targets not met** (what binds: [docs/speed.md](../../docs/speed.md#what-binds))", "", *found]
+
+
+def _below(row: Row) -> bool:
+    return bool(row.get("target")) and "ratio" in row and row["ratio"] < row["target"]
+
+
+def _compiles_slower(row: Row) -> bool:
+    ours, peer = (row.get(side, {}).get("compile_s") for side in SIDES)
+    return ours is not None and peer is not None and ours > peer
 
 
 def complaints(row: Row) -> list[str]:
