@@ -139,7 +139,9 @@ def weight_node(
     """The weight of a parameter, laid out as it is used."""
     where = region or param.region
     noise, twofold = param.per_input, param.symmetric
-    return Weight(param.name, shape, widths, param.std, param.tangent_std, where, per_input=noise, symmetric=twofold)
+    return Weight(
+        param.name, shape, widths, param.std, param.tangent_std, where, per_input=noise, symmetric=twofold, stopped=param.stopped
+    )  # fmt: skip
 
 
 def _param_var(param: Param) -> Var:

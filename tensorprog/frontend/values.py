@@ -144,7 +144,8 @@ class Param:
     axis and in units of n of a width axis. axes: which axis of the parameter each axis of this array is (None: a new
     axis of size one). scale, power: a deterministic factor and the power of n of the entries' scale. per_input: is it drawn
     anew for every input? symmetric: is it the sum of a matrix and its transpose? divisions: of its width axes, where its uses have to
-    agree on one (`frontend.division`). apart: is a symmetric one to be multiplied as a matrix and its transpose? uses: how each axis was
+    agree on one (`frontend.division`). apart: is a symmetric one to be multiplied as a matrix and its transpose?
+    stopped: as of a `Weight`. uses: how each axis was
     multiplied in this reading, common to all parameters.
     """
 
@@ -161,6 +162,7 @@ class Param:
     symmetric: bool = False
     divisions: tuple[Division | None, ...] = ()
     apart: bool = False
+    stopped: float = 0.0
     uses: dict[Key, dict[Axis, None]] = field(default_factory=dict, repr=False)
 
     def size(self, axis: int) -> int | Fraction:
