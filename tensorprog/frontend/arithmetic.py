@@ -70,8 +70,7 @@ def symmetrised(name: str, values: Sequence[Value]) -> Param | None:
     if tuple(swapped) != second.axes or a is None or b is None or first.region[a] != first.region[b]:
         return None
     root = math.sqrt(2.0)
-    scales = {"std": root * first.std, "tangent_std": root * first.tangent_std, "stopped": root * first.stopped}
-    return replace(first, symmetric=True, **scales)
+    return replace(first.times(root), symmetric=True)
 
 
 _SAME = ("name", "std", "tangent_std", "stopped", "widths", "region", "power", "scale", "symmetric")

@@ -165,6 +165,11 @@ class Param:
     stopped: float = 0.0
     uses: dict[Key, dict[Axis, None]] = field(default_factory=dict, repr=False)
 
+    def times(self, factor: float) -> Param:
+        """With standard deviations this many times as large."""
+        stds = self.std * factor, self.tangent_std * factor, self.stopped * factor
+        return replace(self, std=stds[0], tangent_std=stds[1], stopped=stds[2])
+
     def size(self, axis: int) -> int | Fraction:
         start, stop = self.region[axis]
         return stop - start if self.widths[axis] is not None else int(stop - start)
