@@ -34,6 +34,7 @@ __all__ = [
     "Known",
     "Layout",
     "Matrices",
+    "OwnPlaces",
     "Param",
     "Squares",
     "Term",
@@ -246,7 +247,17 @@ class Complex:
     imag: Value
 
 
-Value = Known | Var | Param | Squares | Matrices | Complex
+@dataclass(frozen=True, eq=False)
+class OwnPlaces:
+    """Columns of indices beside each other, of which the one numbered `own` has the number of each coordinate, along `axis`
+    (`frontend.own_places`)."""
+
+    columns: tuple[Value, ...]
+    own: int
+    axis: int
+
+
+Value = Known | Var | Param | Squares | Matrices | Complex | OwnPlaces
 
 
 def aval(atom: Any) -> Any:
