@@ -41,7 +41,14 @@ def trained(program: Program, *, only: str | None = None) -> Program:
     new: dict[Any, Any] = {}
     for node in topological([program.output]):
         if isinstance(node, Weight):
-            new[node] = replace(node, tangent_std=(node.tangent_std or node.std) if node.name in moved else 0.0)
+            new[node] = _moving(node, node.name in moved)
         else:
             new[node] = rebuild(node, [new[o] for o in operands(node)])
     return replace(program, output=new[program.output])
+
+
+def _moving(weight: Weight, moves: bool) -> Weight:
+    """The weight, trained or not; a use behind lax.stop_gradient stays one."""
+    if moves and weight.stopped:
+        return weight
+    return replace(weight, tangent_std=(weight.tangent_std or weight.std) if moves else 0.0, stopped=0.0)

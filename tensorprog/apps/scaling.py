@@ -83,7 +83,9 @@ class Scaling:
                     mend="choose a + b = 0 for the input and a + b = 1/2 for hidden weights (1 for a readout that is tied to what it reads)",
                 )
             )  # fmt: skip
-        frozen = {w: replace(w, tangent_std=0.0) for w in self._program.weights if w.name not in self.leading}
+        frozen = {
+            w: replace(w, tangent_std=0.0, stopped=0.0) for w in self._program.weights if w.name not in self.leading
+        }
         new: dict[Node, Node] = {}
         for node in topological([self._program.output]):
             parts = [new[o] for o in operands(node)]

@@ -70,10 +70,10 @@ def symmetrised(name: str, values: Sequence[Value]) -> Param | None:
     if tuple(swapped) != second.axes or a is None or b is None or first.region[a] != first.region[b]:
         return None
     root = math.sqrt(2.0)
-    return replace(first, std=root * first.std, tangent_std=root * first.tangent_std, symmetric=True)
+    return replace(first.times(root), symmetric=True)
 
 
-_SAME = ("name", "std", "tangent_std", "widths", "region", "power", "scale", "symmetric")
+_SAME = ("name", "std", "tangent_std", "stopped", "widths", "region", "power", "scale", "symmetric")
 
 
 def _is_number(value: Value) -> bool:

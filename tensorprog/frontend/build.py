@@ -21,6 +21,7 @@ from tensorprog.frontend.values import (
     Known,
     Layout,
     Matrices,
+    OwnPlaces,
     Param,
     Squares,
     Value,
@@ -77,6 +78,11 @@ def to_var(value: Value) -> Var:
         return value
     if isinstance(value, Known):
         return _known_var(value)
+    if isinstance(value, OwnPlaces):
+        raise Refusal(
+            "it joins hidden places with the numbers of the coordinates, which have no limit",
+            "let every coordinate take from its own column, jnp.take_along_axis(table, place[None], 0)[0]",
+        )
     if isinstance(value, Complex):
         raise Refusal(
             "it takes complex numbers of hidden values",
@@ -139,7 +145,9 @@ def weight_node(
     """The weight of a parameter, laid out as it is used."""
     where = region or param.region
     noise, twofold = param.per_input, param.symmetric
-    return Weight(param.name, shape, widths, param.std, param.tangent_std, where, per_input=noise, symmetric=twofold)
+    return Weight(
+        param.name, shape, widths, param.std, param.tangent_std, where, per_input=noise, symmetric=twofold, stopped=param.stopped
+    )  # fmt: skip
 
 
 def _param_var(param: Param) -> Var:

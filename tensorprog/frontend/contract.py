@@ -312,7 +312,7 @@ def times_weight(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value:
 def _as_sum(param: Param, x: Var, dims: Dims, weight_first: bool) -> Value:
     """(W + W') x, where W itself has other uses besides."""
     root = math.sqrt(2.0)
-    one = replace(param, symmetric=False, apart=False, std=param.std / root, tangent_std=param.tangent_std / root)
+    one = replace(param.times(1 / root), symmetric=False, apart=False)
     i, j = (k for k, a in enumerate(param.axes) if a is not None and param.widths[a] is not None)
     axes = list(param.axes)
     axes[i], axes[j] = axes[j], axes[i]

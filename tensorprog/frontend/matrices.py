@@ -29,6 +29,7 @@ from tensorprog.frontend.values import (
     Known,
     Layout,
     Matrices,
+    OwnPlaces,
     Param,
     Squares,
     Term,
@@ -75,7 +76,7 @@ def expression(value: Value) -> Matrices:
     """Any value as a sum of products."""
     if isinstance(value, Matrices):
         return value
-    if isinstance(value, (Squares, Complex)) or (
+    if isinstance(value, (Squares, Complex, OwnPlaces)) or (
         isinstance(value, Param) and value.mean and widths_of(value.layout) > 1
     ):
         value = to_var(value)

@@ -32,6 +32,7 @@ from tensorprog.frontend.values import (
     Complex,
     Known,
     Matrices,
+    OwnPlaces,
     Param,
     Squares,
     Value,
@@ -323,8 +324,8 @@ def _chosen(number: Var, variables: Sequence[Var]) -> Var:
 def stop_gradient(eqn: Equation, x: Value) -> Value:
     """The same value, which no tangent passes; a parameter is frozen."""
     if isinstance(x, Param):
-        return replace(x, tangent_std=0.0)
-    if isinstance(x, (Known, Squares, Matrices, Complex)) or (x.det and not has_moment(x.node)):
+        return replace(x, tangent_std=0.0, stopped=x.tangent_std or x.stopped)
+    if isinstance(x, (Known, Squares, Matrices, Complex, OwnPlaces)) or (x.det and not has_moment(x.node)):
         return x
     if x.det:  # an average, whose gradient counts where the output is one
         return nonlin(Phi(nf.stop_gradient(parameter(0)), 0, 1), [], [x], x.power)

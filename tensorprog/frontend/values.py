@@ -34,6 +34,7 @@ __all__ = [
     "Known",
     "Layout",
     "Matrices",
+    "OwnPlaces",
     "Param",
     "Squares",
     "Term",
@@ -144,7 +145,8 @@ class Param:
     axis and in units of n of a width axis. axes: which axis of the parameter each axis of this array is (None: a new
     axis of size one). scale, power: a deterministic factor and the power of n of the entries' scale. per_input: is it drawn
     anew for every input? symmetric: is it the sum of a matrix and its transpose? divisions: of its width axes, where its uses have to
-    agree on one (`frontend.division`). apart: is a symmetric one to be multiplied as a matrix and its transpose? uses: how each axis was
+    agree on one (`frontend.division`). apart: is a symmetric one to be multiplied as a matrix and its transpose?
+    stopped: as of a `Weight`. uses: how each axis was
     multiplied in this reading, common to all parameters.
     """
 
@@ -161,7 +163,13 @@ class Param:
     symmetric: bool = False
     divisions: tuple[Division | None, ...] = ()
     apart: bool = False
+    stopped: float = 0.0
     uses: dict[Key, dict[Axis, None]] = field(default_factory=dict, repr=False)
+
+    def times(self, factor: float) -> Param:
+        """With standard deviations this many times as large."""
+        stds = self.std * factor, self.tangent_std * factor, self.stopped * factor
+        return replace(self, std=stds[0], tangent_std=stds[1], stopped=stds[2])
 
     def size(self, axis: int) -> int | Fraction:
         start, stop = self.region[axis]
@@ -239,7 +247,17 @@ class Complex:
     imag: Value
 
 
-Value = Known | Var | Param | Squares | Matrices | Complex
+@dataclass(frozen=True, eq=False)
+class OwnPlaces:
+    """Columns of indices beside each other, of which the one numbered `own` has the number of each coordinate, along `axis`
+    (`frontend.own_places`)."""
+
+    columns: tuple[Value, ...]
+    own: int
+    axis: int
+
+
+Value = Known | Var | Param | Squares | Matrices | Complex | OwnPlaces
 
 
 def aval(atom: Any) -> Any:

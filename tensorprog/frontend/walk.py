@@ -27,6 +27,7 @@ from tensorprog.frontend.divided import averages_among
 from tensorprog.frontend.matrices import narrowed
 from tensorprog.frontend.matrix_rules import matrix_rule, step_of
 from tensorprog.frontend.moves import stack_steps, take_step
+from tensorprog.frontend.own_places import places_of_their_own, read_by_each
 from tensorprog.frontend.own_rules import CUSTOM, named, with_own_slopes
 from tensorprog.frontend.primitives import RULES, elementwise
 from tensorprog.frontend.refusals import Refusal, advice, check_numbers
@@ -137,6 +138,10 @@ def evaluate(eqn: Equation, values: Sequence[Value]) -> list[Value]:
     try:
         if (written := in_pairs(eqn, values)) is not None:
             return written.joined(run(written.jaxprs, written.values, eqn.source))
+        if (numbered := places_of_their_own(eqn, values)) is not None:
+            return [numbered]
+        if (read := read_by_each(eqn, values)) is not None:
+            return run(*read, eqn.source)
         if _simply_run(eqn, values):
             return _array_op(eqn, values)
         if (made := matrix_rule(eqn, values)) is not None:

@@ -26,7 +26,7 @@ from tensorprog.frontend.values import Known, Value, Var, aval, kind_of, width_a
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["WRITTEN_OUT", "bodies", "by_name", "has_rank", "order_statistic"]
+__all__ = ["WRITTEN_OUT", "bodies", "by_name", "gathered", "has_rank", "order_statistic"]
 
 MOST_RANKED = (
     3  # positions whose comparisons are written out; ranks of more are functions of their own, of one key alone
@@ -43,7 +43,7 @@ def bodies(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex
     if row is None or not _WHERE.get(eqn.primitive, _always)(eqn, values):
         return None
     if eqn.primitive == "gather":
-        _check_inside(eqn, values[1])
+        _check_inside(aval(eqn.eqns[0].invars[0]).shape, [values[1]], eqn.params[0])
     made = []
     for one in eqn.eqns:
         structs = [jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in one.invars]
@@ -443,15 +443,20 @@ def _choose(number: jax.Array, cases: Sequence[jax.Array]) -> jax.Array:
     return lax.select_n(number, *cases)
 
 
-def _check_inside(eqn: Equation, places: Value) -> None:
+def gathered(along: int, shape: Sequence[int], columns: Sequence[Value], params: dict[str, Any]) -> Code:
+    """A gather whose indices are given column by column, of a table of this shape with its width along an axis."""
+    _check_inside(shape, columns, params)
+    code = _gathered([along, None], **params)
+    return lambda table, *parts: code(table, jnp.concatenate(parts, -1))
+
+
+def _check_inside(shape: Sequence[int], places: Sequence[Value], p: dict[str, Any]) -> None:
     """Refuse NaN where a place lies outside, unless none does."""
-    p, (low, high) = eqn.params[0], bounds_of(places)
     fill = math.nan if p["fill_value"] is None else float(p["fill_value"])
     if p["mode"] != lax.GatherScatterMode.FILL_OR_DROP or not math.isnan(fill):
         return
-    shape = aval(eqn.eqns[0].invars[0]).shape
     last = min(shape[d] - p["slice_sizes"][d] for d in p["dimension_numbers"].start_index_map)
-    if low < 0 or high > last:
+    if any(low < 0 or high > last for low, high in map(bounds_of, places)):
         raise Refusal(
             "the place in a table, which is a hidden value, may lie outside of it, where NaN is taken",
             'give jnp.take mode="clip" or mode="wrap" or a fill_value, or index by table[..]',

@@ -186,7 +186,8 @@ class Weight(Node):
     region: the part of the whole parameter that this is, as (start, stop) per axis: in units of n along a width
     axis, in entries along a finite one. Parts that do not overlap are independent.
     tangent_std: the standard deviation of the direction in which training moves it; `primed` marks that
-    direction itself (the W' of the tangent program). per_input: drawn anew for every input, as the noise behind a dropout mask;
+    direction itself (the W' of the tangent program). stopped: in a use behind lax.stop_gradient, what tangent_std is in the others; it is 0
+    in this one. per_input: drawn anew for every input, as the noise behind a dropout mask;
     such a parameter is a vector, and not trained. symmetric: its two width axes are interchangeable, W_ij = W_ji (the Gaussian
     orthogonal ensemble: std is that of an entry off the diagonal, and sqrt(2) times as large on it).
     """
@@ -200,6 +201,7 @@ class Weight(Node):
     primed: bool = False
     per_input: bool = False
     symmetric: bool = False
+    stopped: float = 0.0
 
     def _infer(self) -> Type:
         axes = [i for i, w in enumerate(self.widths) if w is not None]

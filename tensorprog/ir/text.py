@@ -152,6 +152,7 @@ def _print_weight(node: Weight) -> str:
     extra = ", primed=True" if node.primed else ""
     extra += ", per_input=True" if node.per_input else ""
     extra += ", symmetric=True" if node.symmetric else ""
+    extra += f", stopped={node.stopped!r}" if node.stopped else ""
     if node.region != _whole(node.shape, node.widths):
         extra += ", region=[" + ", ".join(f"({a}, {b})" for a, b in node.region) + "]"
     return f"Weight({_quote(node.name)}, {node.dims}, std={node.std!r}, tangent_std={node.tangent_std!r}{extra})"
@@ -318,10 +319,13 @@ def _make_weight(
     primed: bool = False,
     per_input: bool = False,
     symmetric: bool = False,
+    stopped: float = 0.0,
 ) -> Weight:
     shape, widths = _shape(dims)
     parts = _whole(shape, widths) if region is None else tuple((Fraction(a), Fraction(b)) for a, b in region)
-    return Weight(name, shape, widths, float(std), float(tangent_std), parts, primed, per_input, symmetric)
+    return Weight(
+        name, shape, widths, float(std), float(tangent_std), parts, primed, per_input, symmetric, float(stopped)
+    )
 
 
 def _make_const(data: Any, dtype: str, shape: tuple[int, ...]) -> Const:

@@ -36,6 +36,8 @@ def _weight(node: Node) -> Iterator[str]:
             yield "a weight has more than two width axes"
         if node.std < 0 or node.tangent_std < 0:
             yield "a weight has a negative standard deviation"
+        if node.stopped < 0 or (node.stopped and node.tangent_std):
+            yield "a weight behind a stopped gradient is trained there, or moves by a negative standard deviation elsewhere"
         if node.per_input and (node.tangent_std or node.primed or node.type.kind == "matrix"):
             yield "noise that is drawn for every input is trained, or a matrix"
         if node.symmetric and (

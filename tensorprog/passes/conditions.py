@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import MatMul, Node, Program, Weight, operands
-from tensorprog.passes.structure import Structure, tied_weights, untrained
+from tensorprog.passes.structure import Structure, tied_weights, unstopped
 from tensorprog.passes.tied import symmetric_law
 
 __all__ = ["check_conditions", "check_layouts", "check_readouts", "check_uses"]
@@ -100,7 +100,7 @@ def _use(node: Node, weight: Weight) -> str:
 
 def _parts_agree(weight: Weight, known: list[Weight], node: Node) -> None:
     for other in known:
-        if untrained(other) is untrained(weight):  # one use may see it behind lax.stop_gradient
+        if unstopped(other) is unstopped(weight):  # one use may see it behind lax.stop_gradient
             return
         overlap = all(a < d and c < b for (a, b), (c, d) in zip(weight.region, other.region, strict=True))
         if overlap:

@@ -39,7 +39,7 @@ from tensorprog.ir.rebuild import rebuild
 from tensorprog.passes.chains import carried_states
 from tensorprog.passes.simplify import simplify
 from tensorprog.passes.spread import opened_window, split_concatenation
-from tensorprog.passes.structure import Structure, tied_weights, untrained
+from tensorprog.passes.structure import Structure, tied_weights, unstopped
 
 __all__ = ["fuse", "fuse_gradients", "fuse_nodes"]
 
@@ -50,8 +50,8 @@ def fuse(program: Program, *, drop_zeros: bool = False, keep_means: bool = False
     """The same program with every nonlinearity a function of Gaussian variables.
 
     drop_zeros: also replace parameters that start at zero by zero, functions with marks for their derivatives by their values, and
-    weights by ones that are not trained, so that those behind lax.stop_gradient are the same as all others (only after the tangent
-    program was taken). keep_means: leave the averages of Gaussian variables, which are zero in the limit but have gradients.
+    weights behind lax.stop_gradient by the ones that are the same elsewhere (only after the tangent program was taken). keep_means:
+    leave the averages of Gaussian variables, which are zero in the limit but have gradients.
     """
     kept = program.weights if keep_means else tied_weights(program.nodes)
     names = frozenset(weight.name for weight in kept)
@@ -75,7 +75,7 @@ def fuse_nodes(
     for node in topological(roots):
         made = rebuild(node, [new[o] for o in operands(node)])
         if isinstance(made, Weight) and drop_zeros:
-            made = untrained(made)
+            made = unstopped(made)
         elif isinstance(made, (Nonlin, Moment)) and made.xs:
             made = _fused_parts(made, known)
         elif isinstance(made, Nonlin):

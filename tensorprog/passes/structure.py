@@ -21,7 +21,7 @@ import sympy
 from ntk_rules import functions as nf
 from tensorprog.ir import LinComb, MatMul, Node, Nonlin, PositionMap, Weight, operands, topological
 
-__all__ = ["Facts", "Structure", "opposite", "parity_of", "tied_weights", "untrained"]
+__all__ = ["Facts", "Structure", "opposite", "parity_of", "tied_weights", "unstopped"]
 
 # A weight's name, is it primed, its region, the axis that is summed over, is it drawn for every input?
 Root = tuple[str, bool, tuple[tuple[Fraction, Fraction], ...], int | None, bool]
@@ -104,14 +104,14 @@ def tied_weights(nodes: Iterable[Node]) -> frozenset[Weight]:
     found: dict[Weight, None] = {}
     for node in nodes:
         if isinstance(node, MatMul) and node.summed is not None and node.root.std:
-            ways.setdefault(untrained(node.root), set()).add(node.summed)
+            ways.setdefault(unstopped(node.root), set()).add(node.summed)
             found[node.root] = None
-    return frozenset(weight for weight in found if weight.symmetric or len(ways[untrained(weight)]) > 1)
+    return frozenset(weight for weight in found if weight.symmetric or len(ways[unstopped(weight)]) > 1)
 
 
-def untrained(weight: Weight) -> Weight:
-    """The same weight, whether it is trained or not."""
-    return replace(weight, tangent_std=0.0) if weight.tangent_std else weight
+def unstopped(weight: Weight) -> Weight:
+    """The same weight, whether a use sees it behind lax.stop_gradient or not."""
+    return replace(weight, tangent_std=weight.stopped, stopped=0.0) if weight.stopped else weight
 
 
 def opposite(a: bool | None, b: bool | None) -> bool:

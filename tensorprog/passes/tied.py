@@ -72,7 +72,7 @@ def _odd_in(names: frozenset[str], flipped: frozenset[str], outputs: Sequence[No
     for node in nodes:
         parts = [new[o] for o in operands(node)]
         if isinstance(node, Weight) and node.name in names:
-            new[node] = replace(node, primed=node.name in flipped, tangent_std=0.0)
+            new[node] = replace(node, primed=node.name in flipped, tangent_std=0.0, stopped=0.0)
             touched.add(node)
             continue
         new[node] = rebuild(node, parts)
@@ -104,7 +104,7 @@ def _summand(node: Node, new: dict[Node, Node]) -> Node:
             return _product(node)
         case Weight():
             region = (*node.region, (Fraction(0), Fraction(1)))
-            wide = Weight(node.name, (*node.shape, 1), (*node.widths, Fraction(1)), node.std, node.tangent_std, region)
+            wide = replace(node, shape=(*node.shape, 1), widths=(*node.widths, Fraction(1)), region=region)
             return _mapped("reshape", wide, node.type.shape, to=node.type.shape)
         case PositionMap(op=op, args=args):
             return PositionMap(op, (new[args[0]], *args[1:]), _coordinates(node.type.shape), source=node.source)

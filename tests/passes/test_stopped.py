@@ -105,6 +105,15 @@ def test_in_closed_form() -> None:
     )
 
 
+def test_text_and_derivation() -> None:
+    """The program says which use is stopped, and the page shows one matrix."""
+    kernel = tp.compile(one_of_two, X[0], method="adjoint")
+    assert "stopped=1.0" in str(kernel.program) and tp.parse_program(str(kernel.program)) == kernel.program
+    assert "stopped=" not in str(kernel.exposed_program)
+    page = str(kernel.derivation())
+    assert page.count("| $W^{\\text{w}}$ |") == 1 and "= ?" not in page
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_at_finite_width(name: str) -> None:
