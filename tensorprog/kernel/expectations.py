@@ -22,6 +22,7 @@ from tensorprog.ir.phi import parameter, vector
 from tensorprog.kernel.fields import LEAST_TOLERANCE, field_of
 from tensorprog.kernel.graph import Expect, Operand, Zero, is_zero
 from tensorprog.kernel.linear import linear_of
+from tensorprog.kernel.paths import by_paths
 from tensorprog.kernel.population import population_of
 from tensorprog.kernel.positions import original
 from tensorprog.kernel.questions import (
@@ -37,6 +38,7 @@ from tensorprog.kernel.questions import (
     fresh,
     sizes_of,
 )
+from tensorprog.kernel.stacks import Stacks
 from tensorprog.kernel.stein import argument as _u
 from tensorprog.kernel.stein import by_stein, dependent
 from tensorprog.kernel.tilted import tilted_of
@@ -67,10 +69,10 @@ class _Parameter:
 
 def expectation_of(
     asked: Second | Node, facts: Structure, tolerance: float | None, rules: Callable[..., Callable[[Question], Answer]],
-    apart: bool = True,
+    apart: bool = True, stacks: Stacks | None = None,
 ) -> Answer:  # fmt: skip
     """E[u v] of a `Second` question, or E[u] of a node (a Nonlin or Moment). tolerance: that of numerical values. rules:
-    makes the rules again, for a law of which other covariances are known. apart: of `derive`."""
+    makes the rules again, for a law of which other covariances are known. apart: of `derive`. stacks: slopes to be sampled at once."""
     if isinstance(asked, Second):
         sides = [(asked.u, asked.lu, 0), (asked.v, asked.lv, 1)]
         cross, out = asked.cross, asked.out
@@ -89,15 +91,12 @@ def expectation_of(
         exact = yield from tilted_of(asked, facts, tolerance, partial(rules, tolerance=_unsampled(tolerance)))
         if exact is not None:
             return exact
-    if carried or wide:
+    if carried:
         _check_sampled(node for node, _, _ in sides)
         own = (yield from linear_of(asked, facts, tolerance)) if apart and isinstance(asked, Second) else None
-        if own is not None:
-            return own
-    if carried:
-        return (yield from population_of(asked, tolerance))
+        return own if own is not None else (yield from population_of(asked, tolerance))
     if wide:
-        return (yield from field_of(asked, facts, tolerance))
+        return (yield from _sampled(asked, facts, tolerance, apart, stacks))
     sizes = sizes_of(*((letters, node.type.shape) for node, letters, _ in sides))
     everything = "".join(dict.fromkeys("".join(letters for _, letters, _ in sides).replace("1", "")))
     shape = tuple(sizes[c] for c in out)
@@ -109,8 +108,7 @@ def expectation_of(
     if sampling and (
         any(_compares_many(law.expr) for law in laws) or not all(_has_rule(law, tolerance) for law in laws)
     ):
-        _check_sampled(node for node, _, _ in sides)
-        return (yield from field_of(asked, facts, tolerance))
+        return (yield from _sampled(asked, facts, tolerance, apart, stacks))
     for product in products:
         made = []
         for law, used, given in product:
@@ -123,6 +121,20 @@ def expectation_of(
             (1.0, contract(f"{spec}->{out}", [o for o, _ in made], shape, cross, _copies(made, everything, out, sizes)))
         )
     return combine(terms, shape, cross)
+
+
+def _sampled(
+    asked: Second | Node, facts: Structure, tolerance: float | None, apart: bool, stacks: Stacks | None
+) -> Answer:
+    """By sampling, of tangents and gradients path by path."""
+    _check_sampled((asked.u, asked.v) if isinstance(asked, Second) else (asked,))
+    if isinstance(asked, Second) and apart and tolerance is not None and tolerance >= LEAST_TOLERANCE:
+        found = yield from by_paths(asked, facts, tolerance)
+        if found is None and stacks is not None:
+            found = yield from stacks.second(asked)
+        if found is not None:
+            return found
+    return (yield from field_of(asked, facts, tolerance))
 
 
 def _check_sampled(nodes: Iterable[Node]) -> None:
