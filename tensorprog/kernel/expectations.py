@@ -97,13 +97,15 @@ def expectation_of(
         return own if own is not None else (yield from population_of(asked, tolerance))
     if wide:
         return (yield from _sampled(asked, facts, tolerance, apart, stacks))
+    sampling = tolerance is not None and tolerance >= LEAST_TOLERANCE
+    if sampling and any(_compares_many(expr) for expr, *_ in factors):
+        return (yield from _sampled(asked, facts, tolerance, apart, stacks))
     sizes = sizes_of(*((letters, node.type.shape) for node, letters, _ in sides))
     everything = "".join(dict.fromkeys("".join(letters for _, letters, _ in sides).replace("1", "")))
     shape = tuple(sizes[c] for c in out)
     terms = []
     positive = frozenset(i for i, given in enumerate(parameters) if _is_positive(given.node))
     products = _terms(tuple(factors), _independent(arguments, facts, cross), positive)
-    sampling = tolerance is not None and tolerance >= LEAST_TOLERANCE
     laws = [law for product in products for law, *_ in product]
     if sampling and (
         any(_compares_many(law.expr) for law in laws) or not all(_has_rule(law, tolerance) for law in laws)
@@ -388,10 +390,15 @@ def _has_rule(law: _Law, tolerance: float | None) -> bool:
 def _compares_many(expr: sympy.Expr) -> bool:
     """Does it ask for the largest of three Gaussians or more? Where these are equal, as patches that are pooled may be, closed forms divide
     what is left of the variances of their differences by each other, which is rounding."""
-    if any(len(_used(part)) > 2 for part in expr.atoms(sympy.Max, sympy.Min)):
+    if any(len(_compared(part)) > 2 for part in expr.atoms(sympy.Max, sympy.Min)):
         return True
-    steps = [set(used) for step in expr.atoms(sympy.Heaviside) if len(used := _used(step)) > 1]
+    steps = [used for step in expr.atoms(sympy.Heaviside) if len(used := _compared(step)) > 1]
     return any(a & b and a != b for a, b in itertools.combinations(steps, 2))
+
+
+def _compared(expr: sympy.Expr) -> set[str]:
+    """The Gaussians that a function of a law, or of an instruction, has."""
+    return {s.name for s in expr.free_symbols if s.name.startswith(("u", "z"))}
 
 
 @lru_cache(maxsize=4096)
@@ -405,16 +412,16 @@ def _expectation(law: _Law, tolerance: float | None) -> Expectation:
 
 
 def _derive(law: _Law, sides: list[tuple[Node, str, int]], tolerance: float | None) -> Expectation:
+    reason: object = f"only sampling reaches it, which is good for {LEAST_TOLERANCE:.0e}; the tolerance asked for is {tolerance or 0:.0e}"
     try:
         found = _expectation(law, tolerance)
-        reason = f"only sampling reaches it, which is good for {LEAST_TOLERANCE:.0e}; the tolerance asked for is {tolerance or 0:.0e}"
     except NoRule as refusal:
-        found, reason = None, str(refusal)
+        found, reason = None, refusal
     if found is None or found.sampled:
         where = next((str(n.source) for n, _, _ in sides if n.source), None)
         raise UnsupportedError(
-            explain(
-                f"no rule for the Gaussian expectation of {law.expr}", where=where, reason=reason,
+            lambda: explain(
+                f"no rule for the Gaussian expectation of {law.expr}", where=where, reason=str(reason),
                 mend="use a nonlinearity of fewer Gaussian arguments, or one of slower growth; where sampling is named above, a "
                 "looser tolerance, tp.compile(.., tolerance=1e-3), accepts it",
             )
