@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -79,12 +79,7 @@ def expectation_of(
     else:
         letters = "".join(c if n > 1 else "1" for c, n in zip(fresh(""), asked.type.shape, strict=False))
         sides, cross, out = [(asked, letters, 0)], False, letters.replace("1", "")
-    arguments: list[_Argument] = []
-    parameters: list[_Parameter] = []
-    factors = []
-    for node, letters, side in sides:
-        at = side if cross else 0  # of one input both factors see the same variables, where their places are the same
-        factors.append(_factor(node, letters, at, arguments, parameters))
+    arguments, parameters, factors = _read(sides, cross)
     wide = not all(facts[argument.node].gaussian for argument in arguments)
     carried = any(facts[as_vector(node)].carried for node, _, _ in sides)
     if (wide and not carried) or len(arguments) > 2 * len(sides):
@@ -104,12 +99,10 @@ def expectation_of(
     everything = "".join(dict.fromkeys("".join(letters for _, letters, _ in sides).replace("1", "")))
     shape = tuple(sizes[c] for c in out)
     terms = []
-    positive = frozenset(i for i, given in enumerate(parameters) if _is_positive(given.node))
-    products = _terms(tuple(factors), _independent(arguments, facts, cross), positive)
-    laws = [law for product in products for law, *_ in product]
-    if sampling and (
-        any(_compares_many(law.expr) for law in laws) or not all(_has_rule(law, tolerance) for law in laws)
-    ):
+    products = _products(arguments, parameters, factors, facts, cross)
+    if sampling and not _ruled(products, tolerance):
+        if isinstance(asked, Second) and apart and not facts[asked.u].odd and _meet(asked, facts, tolerance):
+            return (yield from _but_where_they_meet(asked, facts, tolerance, stacks))
         return (yield from _sampled(asked, facts, tolerance, apart, stacks))
     for product in products:
         made = []
@@ -123,6 +116,58 @@ def expectation_of(
             (1.0, contract(f"{spec}->{out}", [o for o, _ in made], shape, cross, _copies(made, everything, out, sizes)))
         )
     return combine(terms, shape, cross)
+
+
+def _read(
+    sides: list[tuple[Node, str, int]], cross: bool
+) -> tuple[list[_Argument], list[_Parameter], list[Factor]]:
+    """What the factors of a product are functions of, and the factors in numbers of those."""
+    arguments: list[_Argument] = []
+    parameters: list[_Parameter] = []
+    factors = []
+    for node, letters, side in sides:
+        at = side if cross else 0  # of one input both factors see the same variables, where their places are the same
+        factors.append(_factor(node, letters, at, arguments, parameters))
+    return arguments, parameters, factors
+
+
+def _products(
+    arguments: list[_Argument], parameters: list[_Parameter], factors: list[Factor], facts: Structure, cross: bool
+) -> tuple[tuple[Part, ...], ...]:
+    positive = frozenset(i for i, given in enumerate(parameters) if _is_positive(given.node))
+    return _terms(tuple(factors), _independent(arguments, facts, cross), positive)
+
+
+def _ruled(products: tuple[tuple[Part, ...], ...], tolerance: float | None) -> bool:
+    """Are there rules for all laws of a sum of products, none of which is left to sampling?"""
+    laws = [law for product in products for law, *_ in product]
+    return not any(_compares_many(law.expr) for law in laws) and all(_has_rule(law, tolerance) for law in laws)
+
+
+def _meet(q: Second, facts: Structure, tolerance: float | None) -> bool:
+    """Is there a rule where both factors of one input are at the same places, of fewer Gaussians than elsewhere?"""
+    parted = [(a, b) for a, b in zip(q.lu, q.lv, strict=False) if a != b]
+    if q.cross or not parted or q.u.type.shape != q.v.type.shape or set(q.lu) & {b for _, b in parted}:
+        return False
+    if any(letters.replace("1", "").count(c) > 1 for letters in (q.lu, q.lv) for c in letters):
+        return False
+    arguments, parameters, factors = _read([(q.u, q.lu, 0), (q.v, q.lu, 0)], False)
+    return _ruled(_products(arguments, parameters, factors, facts, False), tolerance)
+
+
+def _but_where_they_meet(q: Second, facts: Structure, tolerance: float | None, stacks: Stacks | None) -> Answer:
+    """By sampling, but for the same places of both, which others ask for alone: one number for one question."""
+    sizes = sizes_of((q.lu, q.u.type.shape), (q.lv, q.v.type.shape))
+    every = "".join(dict.fromkeys((q.lu + q.lv).replace("1", "")))
+    own = q.lu.replace("1", "")
+    same = "".join(dict(zip(q.lv, q.lu, strict=True)).get(c, c) for c in every)
+    shape, thin = (tuple(sizes[c] for c in letters) for letters in (every, own))
+    whole = yield from _sampled(replace(q, out=every), facts, tolerance, True, stacks)
+    exact = yield from ask(q.u, q.lu, q.v, q.lu, own, False)
+    spread = lambda diagonal: contract(f"{own}->{same}", [Operand(diagonal)], shape, False)
+    rough = contract(f"{same}->{own}", [Operand(whole)], thin, False)
+    made = combine([(1.0, whole), (-1.0, spread(rough)), (1.0, spread(exact))], shape, False)
+    return contract(f"{every}->{q.out}", [Operand(made)], tuple(sizes[c] for c in q.out), False)
 
 
 def _sampled(
