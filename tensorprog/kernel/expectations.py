@@ -17,7 +17,7 @@ import sympy
 
 from ntk_rules import Expectation, NoRule, expectation
 from tensorprog.errors import UnsupportedError, explain
-from tensorprog.ir import Moment, Node, Nonlin, PositionMap
+from tensorprog.ir import Moment, Node, Nonlin, PositionMap, operands, topological
 from tensorprog.ir.phi import parameter, vector
 from tensorprog.kernel.fields import LEAST_TOLERANCE, field_of
 from tensorprog.kernel.graph import Expect, Operand, Zero, is_zero
@@ -42,6 +42,7 @@ from tensorprog.kernel.stacks import Stacks
 from tensorprog.kernel.stein import argument as _u
 from tensorprog.kernel.stein import by_stein, dependent
 from tensorprog.kernel.tilted import tilted_of
+from tensorprog.passes.slopes import is_leaf
 from tensorprog.passes.structure import Structure
 
 __all__ = ["expectation_of"]
@@ -118,9 +119,7 @@ def expectation_of(
     return combine(terms, shape, cross)
 
 
-def _read(
-    sides: list[tuple[Node, str, int]], cross: bool
-) -> tuple[list[_Argument], list[_Parameter], list[Factor]]:
+def _read(sides: list[tuple[Node, str, int]], cross: bool) -> tuple[list[_Argument], list[_Parameter], list[Factor]]:
     """What the factors of a product are functions of, and the factors in numbers of those."""
     arguments: list[_Argument] = []
     parameters: list[_Parameter] = []
@@ -176,12 +175,23 @@ def _sampled(
     """By sampling, of tangents and gradients path by path."""
     _check_sampled((asked.u, asked.v) if isinstance(asked, Second) else (asked,))
     if isinstance(asked, Second) and apart and tolerance is not None and tolerance >= LEAST_TOLERANCE:
-        found = yield from by_paths(asked, facts, tolerance)
+        found = (yield from linear_of(asked, facts, tolerance)) if _of_states(asked, facts) else None
+        if found is None:
+            found = yield from by_paths(asked, facts, tolerance)
         if found is None and stacks is not None:
             found = yield from stacks.second(asked)
         if found is not None:
             return found
     return (yield from field_of(asked, facts, tolerance))
+
+
+def _of_states(q: Second, facts: Structure) -> bool:
+    """Are these functions of other functions, none of which has positions, as the states of a gated recurrence are? Others with states in
+    them are followed by a population, and these in the same form."""
+    below = list(topological((q.u, q.v), skip=is_leaf))
+    read = {o for node in below for o in operands(node) if o.type.kind == "vector"}
+    inner = (x for node in below if isinstance(node, Nonlin) for x in node.xs)
+    return all(math.prod(node.type.shape) == 1 for node in read) and not all(facts[x].gaussian for x in inner)
 
 
 def _check_sampled(nodes: Iterable[Node]) -> None:

@@ -81,10 +81,10 @@ def field_of(asked: Second | Node, facts: Structure, tolerance: float | None) ->
     )  # fmt: skip
 
 
-def read_by(root: Node, facts: Structure) -> tuple[tuple[Node, str], ...]:
-    """The Gaussians that a function reads, with the axes that it carries along, in the order in which they are sampled."""
-    letters = "".join(c if n > 1 else "1" for c, n in zip(fresh(""), root.type.shape, strict=False))
-    leaves = _Side.of((root, letters), False, facts).leaves
+def read_by(root: Root, linear: bool, facts: Structure) -> tuple[tuple[Node, str], ...]:
+    """The Gaussians that a function reads, with the axes that it carries along, in the order in which they are sampled. linear: but for
+    those that a tangent is linear in."""
+    leaves = [leaf for leaf in _Side.of(root, linear, facts).leaves if not leaf.linear]
     return tuple(sorted(((leaf.node, leaf.letters) for leaf in leaves), key=lambda leaf: _key(leaf[0], facts)))
 
 

@@ -13,14 +13,16 @@ or a softmax over positions has them, are sampled together, exactly in the Gauss
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import sympy
 
 from tensorprog.ir import LinComb, Node, Nonlin, Phi, PositionMap, Type, position
 from tensorprog.ir.phi import vector
-from tensorprog.kernel.fields import field_of
+from tensorprog.kernel.fields import field_of, read_by
 from tensorprog.kernel.graph import Operand, Quantity, is_zero
 from tensorprog.kernel.positions import original
 from tensorprog.kernel.questions import LETTERS, Mean, Second, Value, Work, ask, combine, contract, sizes_of
@@ -44,10 +46,43 @@ def by_paths(q: Second, facts: Structure, tolerance: float | None) -> Work[Quant
     sizes = sizes_of((q.lu, q.u.type.shape), (q.lv, q.v.type.shape))
     shape = tuple(sizes[c] for c in q.out)
     terms = []
-    for u in first:
-        for v in second:
-            terms.append((1.0, (yield from ask(u, q.lu, v, q.lv, q.out, q.cross))))
+    for a in _groups(first, q.lu, facts):
+        for b in _groups(second, q.lv, facts):
+            for u, v in ((a.long, b.short + b.long), (a.short, b.long)):
+                if u and v:
+                    together = replace(q, u=_sum(u), v=_sum(v))
+                    terms.append((1.0, (yield from field_of(together, facts, tolerance))))
+            for u, v in itertools.product(a.short + a.mapped, b.short + b.mapped):
+                terms.append((1.0, (yield from ask(u, q.lu, v, q.lv, q.out, q.cross))))
+            for u, v in (*itertools.product(a.mapped, b.long), *itertools.product(a.long, b.mapped)):
+                terms.append((1.0, (yield from ask(u, q.lu, v, q.lv, q.out, q.cross))))
     return combine(terms, shape, q.cross)
+
+
+@dataclass
+class _Group:
+    """Paths of slopes of the same Gaussians: with one slope at most, with several, and linear maps of either, which are asked for alone."""
+
+    short: list[Node] = field(default_factory=list)
+    long: list[Node] = field(default_factory=list)
+    mapped: list[Node] = field(default_factory=list)
+
+
+def _groups(paths: list[Node], letters: str, facts: Structure) -> list[_Group]:
+    """The paths by what their slopes read: those of one group are sampled at the same points, so that their sum may be."""
+    found: dict[Hashable, _Group] = {}
+    for path in paths:
+        gaussian = facts[path].gaussian
+        if not gaussian and not isinstance(path, Nonlin):
+            found.setdefault(None, _Group()).mapped.append(path)
+            continue
+        group = found.setdefault(() if gaussian else read_by((path, letters), True, facts), _Group())
+        (group.long if _ended(path, facts) is None else group.short).append(path)
+    return list(found.values())
+
+
+def _sum(paths: list[Node]) -> Node:
+    return paths[0] if len(paths) == 1 else LinComb(tuple((1.0, p) for p in paths), source=paths[0].source)
 
 
 def slopes_of(u: Node, facts: Structure) -> list[Nonlin]:
@@ -73,7 +108,9 @@ def _paths(u: Node, facts: Structure) -> list[Node] | None:
                 inner = _paths(x, facts) if x.type.kind == "vector" else None
                 if inner is None:
                     return None
-                found += [u] if inner == [x] and len(terms) == 1 else [LinComb(((a, p),), source=u.source) for p in inner]
+                found += (
+                    [u] if inner == [x] and len(terms) == 1 else [LinComb(((a, p),), source=u.source) for p in inner]
+                )
         case PositionMap(op=op, args=(x, *aux), result=result):
             inner = _paths(x, facts)
             if inner is None:
@@ -95,7 +132,9 @@ def _slopes(phi: Phi, odd: tuple[int, ...]) -> tuple[sympy.Expr, ...] | None:
     """The multiples of some arguments that make up a function that is linear in them; None for another one."""
     names = [vector(i) for i in odd]
     slopes = tuple(phi.expr.diff(z) for z in names)
-    linear = not any(slope.has(*names) for slope in slopes) and phi.expr.xreplace(dict.fromkeys(names, sympy.S.Zero)) == 0
+    linear = (
+        not any(slope.has(*names) for slope in slopes) and phi.expr.xreplace(dict.fromkeys(names, sympy.S.Zero)) == 0
+    )
     return slopes if linear else None
 
 
@@ -111,7 +150,9 @@ def _times(slope: sympy.Expr, u: Nonlin, x: Node) -> Node:
 def _function(expr: sympy.Expr, u: Nonlin) -> Nonlin:
     """The function of those arguments of u that it has; of no vectors, a deterministic array."""
     own = function_of(expr, u)
-    return own if expr.free_symbols & set(u.phi.vectors) else Nonlin(Phi(own.phi.expr, 0, len(own.thetas)), (), own.thetas)
+    return (
+        own if expr.free_symbols & set(u.phi.vectors) else Nonlin(Phi(own.phi.expr, 0, len(own.thetas)), (), own.thetas)
+    )
 
 
 @dataclass(frozen=True)

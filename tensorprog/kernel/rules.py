@@ -52,7 +52,7 @@ class Rules:
     def __init__(self, facts: Structure, tolerance: float | None = None, apart: bool = True):
         self.facts, self.tolerance, self.apart = facts, tolerance, apart
         self._uses = Uses(facts)
-        self._stacks = Stacks(self._slopes, lambda slope: read_by(slope, facts))
+        self._stacks = Stacks(self._slopes, lambda s: read_by((s, LETTERS[: len(s.type.shape)]), False, facts))
 
     def __call__(self, question: Question) -> Answer:
         match question:
