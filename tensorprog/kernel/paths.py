@@ -48,13 +48,12 @@ def by_paths(q: Second, facts: Structure, tolerance: float | None) -> Work[Quant
     terms = []
     for a in _groups(first, q.lu, facts):
         for b in _groups(second, q.lv, facts):
-            for u, v in ((a.long, b.short + b.long), (a.short, b.long)):
-                if u and v:
-                    together = replace(q, u=_sum(u), v=_sum(v))
+            for some, others in ((a.long, b.short + b.long), (a.short, b.long)):
+                if some and others:
+                    together = replace(q, u=_sum(some), v=_sum(others))
                     terms.append((1.0, (yield from field_of(together, facts, tolerance))))
-            for u, v in itertools.product(a.short + a.mapped, b.short + b.mapped):
-                terms.append((1.0, (yield from ask(u, q.lu, v, q.lv, q.out, q.cross))))
-            for u, v in (*itertools.product(a.mapped, b.long), *itertools.product(a.long, b.mapped)):
+            alone = (*itertools.product(a.mapped, b.long), *itertools.product(a.long, b.mapped))
+            for u, v in (*itertools.product(a.short + a.mapped, b.short + b.mapped), *alone):
                 terms.append((1.0, (yield from ask(u, q.lu, v, q.lv, q.out, q.cross))))
     return combine(terms, shape, q.cross)
 
