@@ -7,6 +7,8 @@ reason, and ends with the mend. Limits of a request (`UserError` and below) and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 __all__ = [
     "ArchiveError",
     "InputError",
@@ -38,7 +40,18 @@ class NetworkError(UserError):
 
 
 class UnsupportedError(NetworkError):
-    """The network uses an operation that the master theorem, or this version, does not cover."""
+    """The network uses an operation that the master theorem, or this version, does not cover.
+
+    Its message, or a function that makes it: what each rule answered can take seconds to say, and most that ask go on elsewhere.
+    """
+
+    def __init__(self, message: str | Callable[[], str]):
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        if not isinstance(self.args[0], str):
+            self.args = (self.args[0](),)
+        return str(self.args[0])
 
 
 class LawWarning(UserWarning):

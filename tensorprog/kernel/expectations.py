@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -17,11 +17,12 @@ import sympy
 
 from ntk_rules import Expectation, NoRule, expectation
 from tensorprog.errors import UnsupportedError, explain
-from tensorprog.ir import Moment, Node, Nonlin, PositionMap
+from tensorprog.ir import Moment, Node, Nonlin, PositionMap, operands, topological
 from tensorprog.ir.phi import parameter, vector
 from tensorprog.kernel.fields import LEAST_TOLERANCE, field_of
 from tensorprog.kernel.graph import Expect, Operand, Zero, is_zero
 from tensorprog.kernel.linear import linear_of
+from tensorprog.kernel.paths import by_paths
 from tensorprog.kernel.population import population_of
 from tensorprog.kernel.positions import original
 from tensorprog.kernel.questions import (
@@ -37,9 +38,11 @@ from tensorprog.kernel.questions import (
     fresh,
     sizes_of,
 )
+from tensorprog.kernel.stacks import Stacks
 from tensorprog.kernel.stein import argument as _u
 from tensorprog.kernel.stein import by_stein, dependent
 from tensorprog.kernel.tilted import tilted_of
+from tensorprog.passes.slopes import is_leaf
 from tensorprog.passes.structure import Structure
 
 __all__ = ["expectation_of"]
@@ -67,50 +70,41 @@ class _Parameter:
 
 def expectation_of(
     asked: Second | Node, facts: Structure, tolerance: float | None, rules: Callable[..., Callable[[Question], Answer]],
-    apart: bool = True,
+    apart: bool = True, stacks: Stacks | None = None,
 ) -> Answer:  # fmt: skip
     """E[u v] of a `Second` question, or E[u] of a node (a Nonlin or Moment). tolerance: that of numerical values. rules:
-    makes the rules again, for a law of which other covariances are known. apart: of `derive`."""
+    makes the rules again, for a law of which other covariances are known. apart: of `derive`. stacks: slopes to be sampled at once."""
     if isinstance(asked, Second):
         sides = [(asked.u, asked.lu, 0), (asked.v, asked.lv, 1)]
         cross, out = asked.cross, asked.out
     else:
         letters = "".join(c if n > 1 else "1" for c, n in zip(fresh(""), asked.type.shape, strict=False))
         sides, cross, out = [(asked, letters, 0)], False, letters.replace("1", "")
-    arguments: list[_Argument] = []
-    parameters: list[_Parameter] = []
-    factors = []
-    for node, letters, side in sides:
-        at = side if cross else 0  # of one input both factors see the same variables, where their places are the same
-        factors.append(_factor(node, letters, at, arguments, parameters))
+    arguments, parameters, factors = _read(sides, cross)
     wide = not all(facts[argument.node].gaussian for argument in arguments)
     carried = any(facts[as_vector(node)].carried for node, _, _ in sides)
     if (wide and not carried) or len(arguments) > 2 * len(sides):
         exact = yield from tilted_of(asked, facts, tolerance, partial(rules, tolerance=_unsampled(tolerance)))
         if exact is not None:
             return exact
-    if carried or wide:
+    if carried:
         _check_sampled(node for node, _, _ in sides)
         own = (yield from linear_of(asked, facts, tolerance)) if apart and isinstance(asked, Second) else None
-        if own is not None:
-            return own
-    if carried:
-        return (yield from population_of(asked, tolerance))
+        return own if own is not None else (yield from population_of(asked, tolerance))
     if wide:
-        return (yield from field_of(asked, facts, tolerance))
+        return (yield from _sampled(asked, facts, tolerance, apart, stacks))
+    sampling = tolerance is not None and tolerance >= LEAST_TOLERANCE
+    if sampling and any(_compares_many(expr) for expr, *_ in factors):
+        return (yield from _sampled(asked, facts, tolerance, apart, stacks))
     sizes = sizes_of(*((letters, node.type.shape) for node, letters, _ in sides))
     everything = "".join(dict.fromkeys("".join(letters for _, letters, _ in sides).replace("1", "")))
     shape = tuple(sizes[c] for c in out)
     terms = []
-    positive = frozenset(i for i, given in enumerate(parameters) if _is_positive(given.node))
-    products = _terms(tuple(factors), _independent(arguments, facts, cross), positive)
-    sampling = tolerance is not None and tolerance >= LEAST_TOLERANCE
-    laws = [law for product in products for law, *_ in product]
-    if sampling and (
-        any(_compares_many(law.expr) for law in laws) or not all(_has_rule(law, tolerance) for law in laws)
-    ):
-        _check_sampled(node for node, _, _ in sides)
-        return (yield from field_of(asked, facts, tolerance))
+    products = _products(arguments, parameters, factors, facts, cross)
+    if sampling and not _ruled(products, tolerance):
+        if isinstance(asked, Second) and apart and not facts[asked.u].odd and _meet(asked, facts, tolerance):
+            return (yield from _but_where_they_meet(asked, facts, tolerance, stacks))
+        return (yield from _sampled(asked, facts, tolerance, apart, stacks))
     for product in products:
         made = []
         for law, used, given in product:
@@ -123,6 +117,81 @@ def expectation_of(
             (1.0, contract(f"{spec}->{out}", [o for o, _ in made], shape, cross, _copies(made, everything, out, sizes)))
         )
     return combine(terms, shape, cross)
+
+
+def _read(sides: list[tuple[Node, str, int]], cross: bool) -> tuple[list[_Argument], list[_Parameter], list[Factor]]:
+    """What the factors of a product are functions of, and the factors in numbers of those."""
+    arguments: list[_Argument] = []
+    parameters: list[_Parameter] = []
+    factors = []
+    for node, letters, side in sides:
+        at = side if cross else 0  # of one input both factors see the same variables, where their places are the same
+        factors.append(_factor(node, letters, at, arguments, parameters))
+    return arguments, parameters, factors
+
+
+def _products(
+    arguments: list[_Argument], parameters: list[_Parameter], factors: list[Factor], facts: Structure, cross: bool
+) -> tuple[tuple[Part, ...], ...]:
+    positive = frozenset(i for i, given in enumerate(parameters) if _is_positive(given.node))
+    return _terms(tuple(factors), _independent(arguments, facts, cross), positive)
+
+
+def _ruled(products: tuple[tuple[Part, ...], ...], tolerance: float | None) -> bool:
+    """Are there rules for all laws of a sum of products, none of which is left to sampling?"""
+    laws = [law for product in products for law, *_ in product]
+    return not any(_compares_many(law.expr) for law in laws) and all(_has_rule(law, tolerance) for law in laws)
+
+
+def _meet(q: Second, facts: Structure, tolerance: float | None) -> bool:
+    """Is there a rule where both factors of one input are at the same places, of fewer Gaussians than elsewhere?"""
+    parted = [(a, b) for a, b in zip(q.lu, q.lv, strict=False) if a != b]
+    if q.cross or not parted or q.u.type.shape != q.v.type.shape or set(q.lu) & {b for _, b in parted}:
+        return False
+    if any(letters.replace("1", "").count(c) > 1 for letters in (q.lu, q.lv) for c in letters):
+        return False
+    arguments, parameters, factors = _read([(q.u, q.lu, 0), (q.v, q.lu, 0)], False)
+    return _ruled(_products(arguments, parameters, factors, facts, False), tolerance)
+
+
+def _but_where_they_meet(q: Second, facts: Structure, tolerance: float | None, stacks: Stacks | None) -> Answer:
+    """By sampling, but for the same places of both, which others ask for alone: one number for one question."""
+    sizes = sizes_of((q.lu, q.u.type.shape), (q.lv, q.v.type.shape))
+    every = "".join(dict.fromkeys((q.lu + q.lv).replace("1", "")))
+    own = q.lu.replace("1", "")
+    same = "".join(dict(zip(q.lv, q.lu, strict=True)).get(c, c) for c in every)
+    shape, thin = (tuple(sizes[c] for c in letters) for letters in (every, own))
+    whole = yield from _sampled(replace(q, out=every), facts, tolerance, True, stacks)
+    exact = yield from ask(q.u, q.lu, q.v, q.lu, own, False)
+    spread = lambda diagonal: contract(f"{own}->{same}", [Operand(diagonal)], shape, False)
+    rough = contract(f"{same}->{own}", [Operand(whole)], thin, False)
+    made = combine([(1.0, whole), (-1.0, spread(rough)), (1.0, spread(exact))], shape, False)
+    return contract(f"{every}->{q.out}", [Operand(made)], tuple(sizes[c] for c in q.out), False)
+
+
+def _sampled(
+    asked: Second | Node, facts: Structure, tolerance: float | None, apart: bool, stacks: Stacks | None
+) -> Answer:
+    """By sampling, of tangents and gradients path by path."""
+    _check_sampled((asked.u, asked.v) if isinstance(asked, Second) else (asked,))
+    if isinstance(asked, Second) and apart and tolerance is not None and tolerance >= LEAST_TOLERANCE:
+        found = (yield from linear_of(asked, facts, tolerance)) if _of_states(asked, facts) else None
+        if found is None:
+            found = yield from by_paths(asked, facts, tolerance)
+        if found is None and stacks is not None:
+            found = yield from stacks.second(asked)
+        if found is not None:
+            return found
+    return (yield from field_of(asked, facts, tolerance))
+
+
+def _of_states(q: Second, facts: Structure) -> bool:
+    """Are these functions of other functions, none of which has positions, as the states of a gated recurrence are? Others with states in
+    them are followed by a population, and these in the same form."""
+    below = list(topological((q.u, q.v), skip=is_leaf))
+    read = {o for node in below for o in operands(node) if o.type.kind == "vector"}
+    inner = (x for node in below if isinstance(node, Nonlin) for x in node.xs)
+    return all(math.prod(node.type.shape) == 1 for node in read) and not all(facts[x].gaussian for x in inner)
 
 
 def _check_sampled(nodes: Iterable[Node]) -> None:
@@ -376,10 +445,15 @@ def _has_rule(law: _Law, tolerance: float | None) -> bool:
 def _compares_many(expr: sympy.Expr) -> bool:
     """Does it ask for the largest of three Gaussians or more? Where these are equal, as patches that are pooled may be, closed forms divide
     what is left of the variances of their differences by each other, which is rounding."""
-    if any(len(_used(part)) > 2 for part in expr.atoms(sympy.Max, sympy.Min)):
+    if any(len(_compared(part)) > 2 for part in expr.atoms(sympy.Max, sympy.Min)):
         return True
-    steps = [set(used) for step in expr.atoms(sympy.Heaviside) if len(used := _used(step)) > 1]
+    steps = [used for step in expr.atoms(sympy.Heaviside) if len(used := _compared(step)) > 1]
     return any(a & b and a != b for a, b in itertools.combinations(steps, 2))
+
+
+def _compared(expr: sympy.Expr) -> set[str]:
+    """The Gaussians that a function of a law, or of an instruction, has."""
+    return {s.name for s in expr.free_symbols if s.name.startswith(("u", "z"))}
 
 
 @lru_cache(maxsize=4096)
@@ -393,16 +467,16 @@ def _expectation(law: _Law, tolerance: float | None) -> Expectation:
 
 
 def _derive(law: _Law, sides: list[tuple[Node, str, int]], tolerance: float | None) -> Expectation:
+    reason: object = f"only sampling reaches it, which is good for {LEAST_TOLERANCE:.0e}; the tolerance asked for is {tolerance or 0:.0e}"
     try:
         found = _expectation(law, tolerance)
-        reason = f"only sampling reaches it, which is good for {LEAST_TOLERANCE:.0e}; the tolerance asked for is {tolerance or 0:.0e}"
     except NoRule as refusal:
-        found, reason = None, str(refusal)
+        found, reason = None, refusal
     if found is None or found.sampled:
         where = next((str(n.source) for n, _, _ in sides if n.source), None)
         raise UnsupportedError(
-            explain(
-                f"no rule for the Gaussian expectation of {law.expr}", where=where, reason=reason,
+            lambda: explain(
+                f"no rule for the Gaussian expectation of {law.expr}", where=where, reason=str(reason),
                 mend="use a nonlinearity of fewer Gaussian arguments, or one of slower growth; where sampling is named above, a "
                 "looser tolerance, tp.compile(.., tolerance=1e-3), accepts it",
             )

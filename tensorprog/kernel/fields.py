@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -21,10 +22,11 @@ from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import Const, LinComb, MatMul, Node, Nonlin, PositionMap, Weight, operands, topological
 from tensorprog.kernel.body import value_of
 from tensorprog.kernel.graph import MIXED, Leaf, Operand, Quantity, Sampled, is_zero
+from tensorprog.kernel.positions import copies
 from tensorprog.kernel.questions import Second, Value, Work, as_vector, ask, fresh, sizes_of
 from tensorprog.passes.structure import Structure
 
-__all__ = ["CHUNK", "LEAST_TOLERANCE", "chunk_entries", "field_of", "mixed_size"]
+__all__ = ["CHUNK", "LEAST_TOLERANCE", "chunk_entries", "field_of", "mixed_size", "read_by"]
 
 LEAST_TOLERANCE = 5e-4  # what two million points are good for
 FEWEST_POINTS, MOST_POINTS = 2**12, 2**21
@@ -50,10 +52,12 @@ def field_of(asked: Second | Node, facts: Structure, tolerance: float | None) ->
         letters = "".join(c if n > 1 else "1" for c, n in zip(fresh(""), node.type.shape, strict=False))
         roots, cross, out = ((node, letters),), False, letters.replace("1", "")
     points = _points(tolerance, roots, facts)
-    together = len(roots) == 2 and not cross and roots[0][1] == roots[1][1]
-    sides: list[tuple[Root, ...]] = [roots] if together else [(root,) for root in roots]
-    opened = _least_opened(roots, facts)
-    leaves = tuple(leaf for side, those in enumerate(sides) for leaf in _leaves(those, side, facts, opened))
+    linear = all(facts[node].odd for node, _ in roots)
+    own = [_Side.of(root, linear, facts) for root in roots]
+    together = len(roots) == 2 and not cross and own[0].joins(own[1])
+    read = {(leaf.node, 0 if together else k): leaf for k, side in enumerate(own) for leaf in side.leaves}
+    order = lambda leaf: (leaf.side, leaf.linear, _key(leaf.node, facts))
+    leaves = tuple(sorted((replace(leaf, side=k) for (_, k), leaf in read.items()), key=order))
     taken = "".join(letters for _, letters in roots)
     pairs: list[tuple[int, int, str]] = []
     used: list[Operand] = []
@@ -65,19 +69,23 @@ def field_of(asked: Second | Node, facts: Structure, tolerance: float | None) ->
             if not is_zero(found.quantity):
                 pairs.append((i, j, carried))
                 used.append(found)
-    scalars: list[tuple[Node, int]] = []
-    for side, those in enumerate(sides):
-        for node in _reached(those, opened):
-            if node.type.kind == "scalar":
-                scalars.append((node, side))
-                used.append(Operand((yield Value(node)), side if cross else None))
+    scalars = tuple(dict.fromkeys((node, 0 if together else k) for k, side in enumerate(own) for node in side.scalars))
+    for node, side in scalars:
+        used.append(Operand((yield Value(node)), side if cross else None))
     _check_tails(roots)
     sizes = sizes_of(*((letters, node.type.shape) for node, letters in roots))
     carried = "".join(dict.fromkeys(c for leaf in leaves for c in leaf.letters if c in sizes))
     return Sampled(
-        roots, together, leaves, tuple(pairs), tuple(scalars), carried, tuple(sizes[c] for c in carried), points, out, tuple(used),
+        roots, together, leaves, tuple(pairs), scalars, carried, tuple(sizes[c] for c in carried), points, out, tuple(used),
         tuple(sizes[c] for c in out), cross,
     )  # fmt: skip
+
+
+def read_by(root: Root, linear: bool, facts: Structure) -> tuple[tuple[Node, str], ...]:
+    """The Gaussians that a function reads, with the axes that it carries along, in the order in which they are sampled. linear: but for
+    those that a tangent is linear in."""
+    leaves = [leaf for leaf in _Side.of(root, linear, facts).leaves if not leaf.linear]
+    return tuple(sorted(((leaf.node, leaf.letters) for leaf in leaves), key=lambda leaf: _key(leaf[0], facts)))
 
 
 def _points(tolerance: float | None, roots: Sequence[Root], facts: Structure) -> int:
@@ -107,14 +115,15 @@ def _points(tolerance: float | None, roots: Sequence[Root], facts: Structure) ->
 
 def _mixes(roots: Sequence[Root], facts: Structure) -> bool:
     """Does a function read its Gaussians at other positions than its own?"""
-    labels = _labels(roots, _least_opened(roots, facts))
-    return any(c == MIXED and n > 1 for node, own in labels.items() for c, n in zip(own, node.type.shape, strict=True))
+    labels = [_labels(root, _least_opened(root[0], False, facts)[0]) for root in roots]
+    every = (item for own in labels for item in own.items())
+    return any(c == MIXED and n > 1 for node, own in every for c, n in zip(own, node.type.shape, strict=True))
 
 
 def _check_tails(roots: Sequence[Root]) -> None:
     """Refuse a function of which a few samples carry the sum: its moments are infinite, or out of sampling's reach."""
     for root, _ in roots:
-        below = [node for node in _reached(((root, ""),), _above_weights) if not _above_weights(node)]
+        below = [node for node in _reached(root, _above_weights) if not _above_weights(node)]
         gaussians = tuple(node for node in below if node.type.kind == "vector")
         given = {
             node: node.value.array() if isinstance(node, Const) else np.ones(node.type.shape)
@@ -168,41 +177,84 @@ def _above_weights(node: Node) -> bool:
     return node.type.kind == "vector" and not isinstance(node, (MatMul, Weight))
 
 
-def _least_opened(roots: Sequence[Root], facts: Structure) -> Opened:
-    """Which nodes to open: those that are not Gaussian, or all above products with weights, whichever leaves fewer
-    Gaussians."""
-    plain: Opened = lambda n: n.type.kind == "vector" and not facts[n].gaussian
+@dataclass(frozen=True)
+class _Side:
+    """What one function reads: its Gaussians, those in which a tangent is linear last, and deterministic arrays. kept: the letters of
+    axes that are carried along from all of them."""
 
-    def size(opened: Opened) -> int:
-        ends = (n for n in _reached(roots, opened) if n.type.kind == "vector" and not opened(n))
+    leaves: tuple[Leaf, ...]
+    scalars: tuple[Node, ...]
+    kept: frozenset[str]
+
+    @classmethod
+    def of(cls, root: Root, linear: bool, facts: Structure) -> _Side:
+        """linear: as `_least_opened` has it."""
+        # What is carried along should not depend on the Gaussians that a tangent is linear in: they are others in a gradient.
+        sides = [cls._opened(root, opened, linear, facts) for opened in _least_opened(root[0], linear, facts)]
+        return max(sides, key=lambda side: len(side.kept))
+
+    @classmethod
+    def _opened(cls, root: Root, opened: Opened, linear: bool, facts: Structure) -> _Side:
+        node, letters = root
+        labels = {n: own for n, own in _labels(root, opened).items() if not opened(n)}
+        kept = frozenset(c for c in letters if c != "1" and all(own.count(c) == 1 for own in labels.values()))
+        leaves = []
+        for n, own in labels.items():
+            axes = "".join("1" if k == 1 else c if c in kept else MIXED for c, k in zip(own, n.type.shape, strict=True))
+            leaves.append(Leaf(n, 0, axes, bool(linear and facts[n].odd)))
+        scalars = tuple(n for n in _reached(node, opened) if n.type.kind == "scalar")
+        return cls(tuple(leaves), scalars, kept)
+
+    def joins(self, other: _Side) -> bool:
+        """Are they functions of the same variables, at the same places of what is carried along?"""
+        mine = {leaf.node: leaf.letters for leaf in self.leaves}
+        same = all(mine.get(leaf.node, leaf.letters) == leaf.letters for leaf in other.leaves)
+        return same and self.kept == other.kept
+
+
+def _least_opened(root: Node, linear: bool, facts: Structure) -> list[Opened]:
+    """Which nodes to open: those that are not Gaussian (and what only repeats or moves one), or all above products with weights,
+    whichever leaves fewer Gaussians. linear: Gaussians that a tangent is linear in are opened apart, in either way, the first of
+    which leaves fewer."""
+    plain: Opened = lambda n: n.type.kind == "vector" and (not facts[n].gaussian or copies(n))
+    whole: Opened = lambda n: n.type.kind == "vector" and not facts[n].gaussian
+    kind = lambda n: bool(linear and n.type.kind == "vector" and facts[n].odd)
+
+    def size(chosen: Opened, of: bool) -> int:
+        opened = lambda n: chosen(n) if kind(n) == of else whole(n)
+        ends = (n for n in _reached(root, opened) if n.type.kind == "vector" and not opened(n) and kind(n) == of)
         return sum(math.prod(n.type.shape) for n in ends)
 
-    return min((plain, _above_weights), key=size)
+    own = min((plain, _above_weights), key=lambda chosen: size(chosen, False))
+    if not linear:
+        return [own]
+    others = sorted((whole, _above_weights), key=lambda chosen: size(chosen, True))
+    return [_either(kind, other, own) for other in others]
 
 
-def _reached(roots: Sequence[Root], opened: Opened) -> Iterator[Node]:
+def _either(which: Opened, first: Opened, second: Opened) -> Opened:
+    return lambda n: first(n) if which(n) else second(n)
+
+
+def _reached(root: Node, opened: Opened) -> Iterator[Node]:
     """The function's own nodes, the Gaussians and the deterministic arrays that it reads, users first."""
-    own = list(topological((node for node, _ in roots), skip=lambda n: not opened(n)))
-    yield from dict.fromkeys([*(node for node, _ in roots), *reversed(own)])
+    own = list(topological([root], skip=lambda n: not opened(n)))
+    yield from dict.fromkeys([root, *reversed(own)])
     yield from dict.fromkeys(o for node in own for o in operands(node) if not opened(o))
 
 
-def _leaves(roots: Sequence[Root], side: int, facts: Structure, opened: Opened) -> Iterator[Leaf]:
-    """The Gaussians of one side; those that a tangent is linear in come last."""
-    labels = _labels(roots, opened)
-    found = [(node, own) for node, own in labels.items() if not opened(node)]
-    kept = [c for c in dict.fromkeys(roots[0][1]) if c != "1" and all(own.count(c) == 1 for _, own in found)]
-    linear = all(facts[node].odd for node, _ in roots)
-    leaves = []
-    for node, own in found:
-        letters = "".join(
-            "1" if n == 1 else c if c in kept else MIXED for c, n in zip(own, node.type.shape, strict=True)
-        )
-        leaves.append(Leaf(node, side, letters, bool(linear and facts[node].odd)))
-    return iter(sorted(leaves, key=lambda leaf: (leaf.linear, facts.place(leaf.node))))
+def _key(leaf: Node, facts: Structure) -> str:
+    """Where a Gaussian stands among others, in an order that does not depend on what was made of the program: by the products with
+    weights below it, and by what is done to them."""
+    match leaf:
+        case PositionMap(op=op, args=(x, *_)):
+            return f"{_key(x, facts)} {op}"
+        case LinComb(terms=terms):
+            return " ".join(sorted(_key(x, facts) for _, x in terms))
+    return f"{facts.place(leaf):06d}"
 
 
-def _labels(roots: Sequence[Root], opened: Opened) -> dict[Node, str]:
+def _labels(root: Root, opened: Opened) -> dict[Node, str]:
     """For each vector the letter of each axis that the function carries along from there to its own; else `MIXED`."""
     labels: dict[Node, str] = {}
 
@@ -210,9 +262,8 @@ def _labels(roots: Sequence[Root], opened: Opened) -> dict[Node, str]:
         known = labels.setdefault(node, letters)
         labels[node] = "".join(a if a == b else MIXED for a, b in zip(known, letters, strict=True))
 
-    for node, letters in roots:
-        read(node, letters)
-    for node in _reached(roots, opened):
+    read(*root)
+    for node in _reached(root[0], opened):
         if node not in labels or not opened(node):
             continue
         match node:

@@ -127,7 +127,7 @@ def _fused(slope: Node) -> Node:
     if slope.type.kind != "vector" or is_leaf(slope):
         return slope
     whole = Nonlin(identity, (slope,), (), source=slope.source)
-    return fuse_nodes([whole], frozenset(), True, keep_states=False)[whole]
+    return fuse_nodes([whole], frozenset(), True, states=frozenset())[whole]
 
 
 def _parts(u: Node, letters: str, facts: Structure) -> list[_Part] | None:

@@ -12,7 +12,7 @@ from tensorprog.ir.nodes import Const
 from tensorprog.kernel.graph import Apply, Operand, Quantity, Shifts, Zero, is_zero
 from tensorprog.kernel.questions import Answer, Mean, Second, Value, ask, contract, fresh, sizes_of
 
-__all__ = ["map_mean", "map_second", "original"]
+__all__ = ["copies", "map_mean", "map_second", "original"]
 
 
 def map_second(q: Second, *, first: bool) -> Answer:
@@ -158,11 +158,16 @@ def original(x: Node, letters: str) -> tuple[Node, str]:
 
     What a function reads is then one Gaussian for each of its own places, however often it stands in an array.
     """
-    while isinstance(x, PositionMap) and (_only_moves(x) or _repeats(x)):
+    while isinstance(x, PositionMap) and copies(x):
         inner = x.args[0]
         names = {i: letters[j] for j, i in enumerate(x.op.same_axis(inner.type.shape)) if i is not None}
         x, letters = inner, "".join("1" if n == 1 else names[i] for i, n in enumerate(inner.type.shape))
     return x, letters
+
+
+def copies(u: Node) -> bool:
+    """Is it a map that only repeats and reorders the entries of its argument?"""
+    return isinstance(u, PositionMap) and (_only_moves(u) or _repeats(u))
 
 
 def _repeats(u: PositionMap) -> bool:

@@ -185,7 +185,7 @@ class _Page:
         yield from notes
         if self.moved and any(isinstance(q, (Average, Sampled)) for q in self.reductions):
             yield "Caveat: expectations are sampled. The tangent kernels of the tangent and of the adjoint program, which are one in theory,"
-            yield "agree within `kernel.standard_error`; to rounding only where both come to the same functions to sample. Their"
+            yield "agree within `kernel.standard_error`, and to rounding where both come to the same slopes to sample (docs/adjoint.md). Their"
             yield "derivatives are NaN where what is sampled jumps, as the slope of relu: no sample shows how the mean of a jump moves.\n"
         for label, moved in self.moved:
             if isinstance(moved, Adjoint):

@@ -8,6 +8,7 @@ Sources, beside each rule: Yang, Tensor Programs III (the master theorem for NET
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +16,10 @@ import numpy as np
 from tensorprog.errors import InternalError, UnsupportedError
 from tensorprog.ir import ArrayOp, Const, LinComb, Literal, MatMul, Moment, Node, Nonlin, PositionMap, Weight, operands
 from tensorprog.kernel.expectations import expectation_of
+from tensorprog.kernel.fields import read_by
 from tensorprog.kernel.graph import Data, Operand, Quantity, Zero
 from tensorprog.kernel.linear import linear_of
+from tensorprog.kernel.paths import slopes_of
 from tensorprog.kernel.population import Uses, neurons, population_of
 from tensorprog.kernel.positions import map_mean, map_second
 from tensorprog.kernel.questions import (
@@ -34,6 +37,7 @@ from tensorprog.kernel.questions import (
     fresh,
     sizes_of,
 )
+from tensorprog.kernel.stacks import Stacks
 from tensorprog.passes.jumps import EITHER
 from tensorprog.passes.structure import Structure, opposite
 
@@ -48,6 +52,7 @@ class Rules:
     def __init__(self, facts: Structure, tolerance: float | None = None, apart: bool = True):
         self.facts, self.tolerance, self.apart = facts, tolerance, apart
         self._uses = Uses(facts)
+        self._stacks = Stacks(self._slopes, lambda s: read_by((s, LETTERS[: len(s.type.shape)]), False, facts))
 
     def __call__(self, question: Question) -> Answer:
         match question:
@@ -59,6 +64,11 @@ class Rules:
                 return self._value(node)
             case Neurons():
                 return neurons(question, self.facts, self._uses, self.tolerance)
+
+    def _slopes(self) -> Iterator[Nonlin]:
+        """Those of all tangents or gradients of the programs."""
+        for node in self.facts.variables():
+            yield from slopes_of(node, self.facts)
 
     # ---------------------------------------------------------------------------------- second moments
 
@@ -78,7 +88,7 @@ class Rules:
             return (yield from population_of(q, self.tolerance))
         kinds = (q.u, a.gaussian), (q.v, b.gaussian)
         if any(isinstance(node, Nonlin) for node, _ in kinds) and all(g or isinstance(n, Nonlin) for n, g in kinds):
-            return (yield from expectation_of(q, self.facts, self.tolerance, Rules, self.apart))
+            return (yield from expectation_of(q, self.facts, self.tolerance, Rules, self.apart, self._stacks))
         if isinstance(q.u, _OPENED) or isinstance(q.v, _OPENED):
             first = not isinstance(q.v, _OPENED) or (isinstance(q.u, _OPENED) and not self.facts.later(q.v, q.u))
             if isinstance(q.u if first else q.v, LinComb):

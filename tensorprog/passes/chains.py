@@ -17,11 +17,12 @@ __all__ = ["carried_states"]
 MOST_LINKS = 2  # levels of weights under a function that is still written out in its Gaussians
 
 
-def carried_states(outputs: Sequence[Node]) -> frozenset[Node]:
-    """The variables that elementwise code goes on with above the next weights, if it does so often."""
+def carried_states(outputs: Sequence[Node], deciding: Sequence[Node] | None = None) -> frozenset[Node]:
+    """The variables that elementwise code goes on with above the next weights, if it does so often. deciding: in what is below these, if
+    not in all: a backward pass, with twice as many weights one above the other, keeps a state where the forward pass does."""
     facts = Structure(outputs)
-    variables = facts.variables()
-    if max((facts[node].links for node in variables), default=1) <= MOST_LINKS:
+    variables = facts.variables() if deciding is None else topological(deciding)
+    if max((facts[node].links for node in variables if node.type.kind == "vector"), default=1) <= MOST_LINKS:
         return frozenset()
     return frozenset(
         inner

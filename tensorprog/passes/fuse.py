@@ -59,17 +59,17 @@ def fuse(program: Program, *, drop_zeros: bool = False, keep_means: bool = False
 
 
 def fuse_gradients(roots: Sequence[Node]) -> dict[Node, Node]:
-    """The same for several variables, of a forward and a backward pass, once all gradients are taken."""
+    """The same for several variables, of a forward and a backward pass, once all gradients are taken. The first is the output."""
     names = frozenset(weight.name for weight in tied_weights(topological(roots)))
-    return fuse_nodes(list(dict.fromkeys(roots)), names, True)
+    return fuse_nodes(list(dict.fromkeys(roots)), names, True, states=carried_states(roots, roots[:1]))
 
 
 def fuse_nodes(
-    roots: Sequence[Node], tied: frozenset[str], drop_zeros: bool, keep_states: bool = True
+    roots: Sequence[Node], tied: frozenset[str], drop_zeros: bool, states: frozenset[Node] | None = None
 ) -> dict[Node, Node]:
     """What each variable becomes. roots: the output, and more variables to go through. tied: names of weights whose products have
-    Zdots that are not written out. keep_states: do states that are carried through many layers stay variables?"""
-    states = carried_states(roots) if keep_states else frozenset()
+    Zdots that are not written out. states: what stays a variable (default: states that are carried through many layers)."""
+    states = carried_states(roots) if states is None else states
     known = _Known(Structure([], tied), drop_zeros)
     new: dict[Node, Node] = {}
     for node in topological(roots):
