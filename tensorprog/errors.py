@@ -8,6 +8,7 @@ reason, and ends with the mend. Limits of a request (`UserError` and below) and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 __all__ = [
     "ArchiveError",
@@ -52,6 +53,13 @@ class UnsupportedError(NetworkError):
         if not isinstance(self.args[0], str):
             self.args = (self.args[0](),)
         return str(self.args[0])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process the message goes, not what makes it."""
+        return type(self), (str(self),)
 
 
 class LawWarning(UserWarning):

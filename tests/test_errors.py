@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import re
 from collections.abc import Callable
 from typing import Any
@@ -382,3 +384,11 @@ def test_bad_finite_networks() -> None:
 def test_users_mistakes_are_not_our_bugs() -> None:
     for error in (tp.InputError, tp.NetworkError, tp.ProgramError, tp.ArchiveError, tp.UnsupportedError):
         assert issubclass(error, tp.UserError) and not issubclass(error, tp.InternalError)
+
+
+def test_refusals_go_to_other_processes() -> None:
+    """A message that is made when it is read arrives as text."""
+    error = tp.UnsupportedError(lambda: "no rule")
+    for sent in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert str(sent) == "no rule"
+        assert repr(sent) == "UnsupportedError('no rule')"
