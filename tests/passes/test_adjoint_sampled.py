@@ -123,10 +123,7 @@ NAMED: dict[str, tuple[Sequence[Step], str]] = {
     "a nonlinearity after a mean": ([("mean", 0, 0), ("dense", 1, 1), ("mean", 2, 2)], "all"),
     "outputs at every position": ([("mean", 0, 0)], "each"),
     "two softmaxes of one layer": ([("softmax", 0, 0), ("dense", 1, 1), ("softmax", 2, 2)], "all"),
-    "a weight, a pool and its transpose": (
-        [("weight", 0, 0), ("largest", 1, 1), ("tanh", 2, 2), ("transpose", 3, 3)],
-        "pooled",
-    ),
+    "a weight, a pool and its transpose": ([("weight", 0, 0), ("largest", 1, 1), ("transpose", 2, 2)], "all"),
     "a norm of maxima": ([("dense", 0, 0), ("largest", 1, 0), ("dense", 2, 2), ("norm", 3, 3)], "all"),
     "the place of the largest": ([("dense", 0, 0), ("argmax", 0, 1)], "mean"),
     "a product of positions": ([("product", 0, 0)], "mean"),
