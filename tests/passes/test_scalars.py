@@ -58,17 +58,6 @@ def test_what_is_continuous_has_its_limit(name: str) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-def test_what_is_refused_has_no_limit() -> None:
-    """The sign is 1 or -1 at every width, about as often, so that its square is 1 and not that of sign(0)."""
-    for width in (64, 1024):
-        signs = []
-        for seed in range(40):
-            w = jax.random.normal(jax.random.key(seed), (width, 3))
-            signs.append(float(jnp.sign(jnp.mean(jnp.tanh(w @ X[0])))))
-        assert np.mean(np.square(signs)) == 1.0
-        assert abs(np.mean(signs)) < 0.6
-
-
 def test_slopes_below_an_average() -> None:
     """The gradient of a modulus at zero has a sign by chance; that of a square is zero."""
     with pytest.raises(tp.UnsupportedError, match="the slope of a function of averages"):
