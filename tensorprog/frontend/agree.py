@@ -140,7 +140,7 @@ def _joined(key: Key, a: Division, b: Division, param: Param) -> dict[Key, Divis
 
 def _stacked(param: Param, axis: int, x: Var, along: int) -> Var:
     """Vectors beside each other as positions, cut at every one of them."""
-    from tensorprog.frontend.moves import stack_steps
+    from tensorprog.frontend.joining import stack_steps
 
     want, division, start = param.laid(axis), param.division(axis), param.region[axis][0]
     assert division is not None

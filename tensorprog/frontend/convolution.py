@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tensorprog.frontend.build import map_positions, to_var
 from tensorprog.frontend.contract import Dims, product, spread, sum_over, times_weight
-from tensorprog.frontend.moves import beside, parts_along
+from tensorprog.frontend.cutting import parts_along
+from tensorprog.frontend.joining import beside
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import WIDTHS, Axis, Layout, Matrices, Param, Value, Var, aval, axis_of, width_axis
 from tensorprog.ir import position

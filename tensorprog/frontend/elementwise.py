@@ -157,7 +157,7 @@ ELEMENTWISE: dict[str, Callable[..., Expr]] = {
     "regularized_incomplete_beta": _of_number("betainc", nf.betainc),
     "bessel_i0e": lambda a, **_: nf.NAMED["bessel_i0e"](a),
     "bessel_i1e": lambda a, **_: nf.NAMED["bessel_i1e"](a),
-    "order_statistic": lambda k, *xs: nf.order_statistic(k, *xs),  # what sorting becomes (`frontend.written_out`)
+    "order_statistic": lambda k, *xs: nf.order_statistic(k, *xs),  # what sorting becomes (`frontend.ranks`)
     "has_rank": lambda k, i, *xs: nf.has_rank(k, i, *xs),
     "exp_neg_sq": lambda a, **_: sympy.exp(
         -(a**2)

@@ -22,7 +22,7 @@ import numpy as np
 
 from tensorprog.frontend.build import constant, lincomb, map_positions, scaled, to_var
 from tensorprog.frontend.contract import Dims, dotted, product, sum_over
-from tensorprog.frontend.moves import take_step
+from tensorprog.frontend.cutting import take_step
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import (
     Complex,

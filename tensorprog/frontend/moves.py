@@ -1,28 +1,19 @@
-"""Primitives that move, select and join positions, or cut and join the width: the rows of `frontend.primitives` for
-them."""
+"""Primitives that move and select positions: the rows of `frontend.primitives` for them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
-import sympy
 
-from tensorprog.frontend.blocks import take_block
-from tensorprog.frontend.build import (
-    constant,
-    lincomb,
-    map_positions,
-    nonlin,
-    to_var,
-    unflattened,
-)
+from tensorprog.frontend.build import constant, lincomb, map_positions, nonlin, to_var
+from tensorprog.frontend.cutting import parts_along, whole
 from tensorprog.frontend.division import finer_origins
-from tensorprog.frontend.refusals import Refusal, same_place
+from tensorprog.frontend.joining import stack_steps
+from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import (
     WIDTHS,
     Axis,
@@ -37,18 +28,12 @@ from tensorprog.frontend.values import (
     width_axis,
 )
 from tensorprog.ir import Phi, Position, position
-from tensorprog.ir.phi import parameter, snap, vector
+from tensorprog.ir.phi import parameter, snap
 
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = [
-    "beside", "broadcast", "concatenate", "cut", "dynamic_slice", "gather", "join", "parts_along", "reshape", "rev", "slice_",
-    "split", "stack", "stack_steps", "take_step", "tile", "transpose", "whole",
-]  # fmt: skip
-
-
-_REAL = np.dtype(float)
+__all__ = ["at_unit", "broadcast", "gather", "reshape", "rev", "tile", "transpose"]
 
 
 def at_unit(var: Var, pair: tuple[int, int]) -> int:
@@ -65,10 +50,6 @@ def at_unit(var: Var, pair: tuple[int, int]) -> int:
             f"it makes an axis of size {s1} at width {WIDTHS[0]} and {s2} at width {WIDTHS[1]} out of a width of {total} n"
         )
     return int(size)
-
-
-def _pairs(eqn: Equation, key: str) -> list[tuple[int, int]]:
-    return list(zip(eqn.params[0][key], eqn.params[1][key], strict=True))
 
 
 def transpose(eqn: Equation, x: Value) -> Value:
@@ -99,11 +80,11 @@ def _splits_width(var: Var, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> 
     axis = width_axis(var.layout)
     if axis is None or var.det or len(var.layout[axis]) != 1:
         return None
-    sizes = [_sizes(a) for a in var.layout]
+    sizes = whole(var)
     before = [math.prod(s[i] for s in sizes[:axis]) for i in (0, 1)]
-    whole, at = sizes[axis], [1, 1]
+    full, at = sizes[axis], [1, 1]
     for target in zip(*shapes, strict=True):
-        if at == before and target[0] == target[1] and target[0] > 1 and all(w % target[0] == 0 for w in whole):
+        if at == before and target[0] == target[1] and target[0] > 1 and all(w % target[0] == 0 for w in full):
             return axis, target[0]
         at = [a * t for a, t in zip(at, target, strict=True)]
     return None
@@ -199,150 +180,6 @@ def broadcast(eqn: Equation, x: Value) -> Value:
     return map_positions(var, position("broadcast", to=unit_shape(tuple(layout)), axes=places), tuple(layout))
 
 
-def slice_(eqn: Equation, x: Value) -> Value:
-    """Positions, and blocks of the width, from a start to a stop."""
-    starts, stops = _pairs(eqn, "start_indices"), _pairs(eqn, "limit_indices")
-    strides = eqn.params[0]["strides"] or (1,) * len(starts)
-    return cut(x, starts, stops, tuple(strides))
-
-
-def cut(
-    x: Value, starts: Sequence[tuple[int, int]], stops: Sequence[tuple[int, int]], strides: tuple[int, ...]
-) -> Value:
-    """x[start:stop:stride] along every axis; a cut of the width takes a block of coordinates."""
-    if isinstance(x, Known):
-        cuts = [tuple(slice(a[i], b[i], s) for a, b, s in zip(starts, stops, strides, strict=True)) for i in (0, 1)]
-        return Known((x.values[0][cuts[0]], x.values[1][cuts[1]]))
-    if isinstance(x, Param) and sum(w is not None for w in x.widths) == 2:
-        return _cut_param(x, starts, stops, strides)
-    var = to_var(x)
-    unit_start, unit_stop, layout = [], [], list(var.layout)
-    for i, (axis, start, stop) in enumerate(zip(var.layout, starts, stops, strict=True)):
-        if any(isinstance(f, Fraction) for f in axis):
-            size = math.prod(axis, start=Fraction(1))
-            if strides[i] != 1 or start != (0, 0) or stop != tuple(int(size * w) for w in WIDTHS):
-                var = _cut_width(var, i, start, stop, strides[i])
-            layout[i] = var.layout[i]
-            unit_start.append(0)
-            unit_stop.append(var.shape[i])
-        else:
-            unit_start.append(same_place(start))
-            unit_stop.append(same_place(stop))
-            count = len(range(start[0], stop[0], strides[i]))
-            layout[i] = () if count == 1 else (count,)
-    op = position("slice", start=tuple(unit_start), stop=tuple(unit_stop), stride=strides)
-    if all(op.same_axis(var.shape)[i] is not None for i in range(len(layout))):
-        return var
-    return map_positions(var, op, tuple(layout))
-
-
-def _relative(pair: tuple[int, int]) -> Fraction:
-    """An index along a width axis in units of n."""
-    place = Fraction(pair[1] - pair[0], WIDTHS[1] - WIDTHS[0])
-    if place * WIDTHS[0] != pair[0]:
-        raise Refusal(
-            f"it cuts the width at {pair[0]} of {WIDTHS[0]} and {pair[1]} of {WIDTHS[1]}: not at a fixed fraction. A fixed number of "
-            "coordinates are neurons of a hidden layer, or rows of a weight that give such neurons: no sum over the width, and with the "
-            "law of the layer, which need not be Gaussian",
-            "for the law of a neuron return the whole layer to tp.joint, as an output of the kind hidden; for a readout take weights of "
-            "its own, nn.dense(h, features=1); else cut the width into parts that grow with it",
-        )
-    return place
-
-
-def _cut_width(var: Var, i: int, start: tuple[int, int], stop: tuple[int, int], stride: int) -> Var:
-    low, high = _relative(start), _relative(stop)
-    if stride == 1 and (made := _cut_positions(var, i, low, high)) is not None:
-        return made
-    if stride != 1:
-        raise Refusal("it cuts the width with a stride", "cut it into parts that grow with it, x[: n]")
-    var = var if var.det else _beside(var, i, "it cuts the width")
-    if len(var.layout[i]) > 1:
-        raise Refusal(
-            "it cuts the width of a constant where positions are flattened into it",
-            "make the constant in the shape it is used in",
-        )
-    layout = (*var.layout[:i], (high - low,), *var.layout[i + 1 :])
-    if var.det:
-        return Var.of(var.node, layout, var.power)
-    blocks, at = [], Fraction(0)
-    for width, node in var.blocks:
-        begin, end = max(low - at, Fraction(0)), min(high - at, width)
-        if begin < end:
-            blocks.append((end - begin, node if end - begin == width else take_block(node, begin, end)))
-        at += width
-    return Var(tuple(blocks), layout, var.power)
-
-
-def _cut_positions(var: Var, i: int, low: Fraction, high: Fraction) -> Var | None:
-    """The part of a flattened axis that is whole positions; None for any other."""
-    axis = var.layout[i]
-    if len(axis) != 2 or not isinstance(axis[1], Fraction) or var.det:
-        return None
-    unit = axis[1]
-    start, stop = low / unit, high / unit
-    if start.denominator != 1 or stop.denominator != 1:
-        return None
-    count = int(stop - start)
-    layout = (*var.layout[:i], (unit,) if count == 1 else (count, unit), *var.layout[i + 1 :])
-    begin = tuple(int(start) if k == i else 0 for k in range(len(layout)))
-    end = tuple(int(stop) if k == i else n for k, n in enumerate(var.shape))
-    return map_positions(var, position("slice", start=begin, stop=end, stride=(1,) * len(layout)), layout)
-
-
-def _cut_param(
-    param: Param, starts: Sequence[tuple[int, int]], stops: Sequence[tuple[int, int]], strides: tuple[int, ...]
-) -> Param:
-    region = list(param.region)
-    for axis, start, stop, stride in zip(param.axes, starts, stops, strides, strict=True):
-        if axis is None:
-            continue
-        if stride != 1:
-            raise Refusal(
-                f"it takes every {stride}-th entry of the weight {param.name!r}", "slice weights without strides"
-            )
-        at = region[axis][0]
-        low, high = (_relative(p) if param.widths[axis] is not None else Fraction(same_place(p)) for p in (start, stop))
-        region[axis] = (at + low, at + high)
-    return replace(param, region=tuple(region))
-
-
-def take_step(x: Value, t: int) -> Value:
-    """x[t] along the leading axis."""
-    if isinstance(x, Known):
-        return Known((x.values[0][t], x.values[1][t]))
-    if isinstance(x, Param):
-        sizes = [(1, 1) if a is None else x.sizes(a) for a in x.axes]
-        if sum(w is not None for w in x.widths) == 2:
-            part = _cut_param(
-                x, [(t, t), *((0, 0) for _ in sizes[1:])], [(t + 1, t + 1), *sizes[1:]], (1,) * len(sizes)
-            )
-            return replace(part, axes=part.axes[1:])
-    var = to_var(x)
-    shape = var.shape
-    start, stop = (t, *(0 for _ in shape[1:])), (t + 1, *shape[1:])
-    layout = ((), *var.layout[1:])
-    row = map_positions(var, position("slice", start=start, stop=stop, stride=(1,) * len(shape)), layout)
-    return map_positions(row, position("reshape", to=shape[1:]), layout[1:])
-
-
-def stack_steps(steps: Sequence[Value], axis: int = 0, dtype: np.dtype = _REAL) -> Value:
-    """Values along a new axis. dtype: what they hold."""
-    if all(isinstance(s, Known) for s in steps):
-        return Known(tuple(np.stack([s.values[i] for s in steps], axis) for i in (0, 1)))  # type: ignore[union-attr, arg-type]
-    variables = []
-    for step in map(to_var, steps):
-        layout = (*step.layout[:axis], (), *step.layout[axis:])
-        shape = (*step.shape[:axis], 1, *step.shape[axis:])
-        variables.append(map_positions(step, position("reshape", to=shape), layout))
-    return _with_truths(variables, lambda numbers: join(numbers, axis), dtype)
-
-
-def stack(eqn: Equation, *values: Value) -> Value:
-    """Values along a new axis."""
-    return stack_steps(values, eqn.params[0]["axis"], eqn.out_dtype)
-
-
 def tile(eqn: Equation, x: Value) -> Value:
     """Copies along each axis: a new axis before it, and the two made one."""
     var, reps = to_var(x), tuple(eqn.params[0]["reps"])
@@ -369,117 +206,6 @@ def rev(eqn: Equation, x: Value) -> Value:
     return map_positions(var, position("rev", axes=axes), var.layout)
 
 
-def join(variables: Sequence[Var], axis: int) -> Var:
-    """Concatenate along a finite axis: a sum of zero-padded parts."""
-    total = sum(v.shape[axis] for v in variables)
-    terms, at = [], 0
-    for var in variables:
-        size = var.shape[axis]
-        config = tuple((at, total - at - size, 0) if i == axis else (0, 0, 0) for i in range(len(var.shape)))
-        layout = tuple((() if total == 1 else (total,)) if i == axis else a for i, a in enumerate(var.layout))
-        wide = next((v.layout for v in variables if v.random), var.layout)
-        layout = tuple(a if i == axis or var.random else wide[i] for i, a in enumerate(layout))
-        terms.append((1.0, map_positions(var, position("pad", config=config), layout)))
-        at += size
-    return lincomb(terms)
-
-
-def concatenate(eqn: Equation, *values: Value) -> Value:
-    """One after the other, along positions or along the width."""
-    axis = eqn.params[0]["dimension"]
-    values = tuple(v for v in values if not (isinstance(v, Known) and not v.values[0].size)) or values[:1]
-    variables = [to_var(v) for v in values]
-    if any(isinstance(f, Fraction) for v in variables for f in v.layout[axis]):
-        return beside(variables, axis)
-    return _with_truths(variables, lambda numbers: join(numbers, axis), eqn.out_dtype)
-
-
-def _with_truths(variables: Sequence[Var], joined: Callable[[Sequence[Var]], Var], dtype: np.dtype) -> Var:
-    """What is joined by adding up: of hidden truth values as numbers, which are truth values again."""
-    if dtype.kind != "b" or not any(v.random for v in variables):
-        return joined(variables)
-    number = sympy.Piecewise((1, vector(0)), (0, True))
-    made = joined([nonlin(Phi(number, 1), [v], []) if v.random else v for v in variables])
-    return nonlin(Phi(sympy.Ne(vector(0), 0), 1), [made], [])
-
-
-def beside(variables: Sequence[Var], axis: int) -> Var:
-    """Hidden vectors one after the other along the width."""
-    if any(v.det for v in variables):
-        raise Refusal(
-            "it concatenates hidden vectors with deterministic values along the width",
-            "concatenate hidden vectors with hidden vectors; pass finite inputs through a layer first",
-        )
-    variables = [_beside(v, axis, "it concatenates along the width") for v in variables]
-    if len({v.power for v in variables}) > 1:
-        raise Refusal("it concatenates vectors that scale with different powers of the width")
-    total = sum((v.layout[axis][0] for v in variables), Fraction(0))
-    layout = tuple((total,) if i == axis else a for i, a in enumerate(variables[0].layout))
-    return Var(tuple(b for v in variables for b in v.blocks), layout, variables[0].power)
-
-
-def _beside(var: Var, axis: int, what: str) -> Var:
-    """Positions that are flattened into the width as vectors beside each other."""
-    made = unflattened(var, axis)
-    if made is None:
-        raise Refusal(
-            f"{what} where positions are flattened into it behind the coordinates",
-            "flatten (positions, n), by transposing first",
-        )
-    return made
-
-
-def split(eqn: Equation, x: Value) -> list[Value]:
-    """Parts of given sizes along an axis."""
-    return list(_parts(x, eqn.params[0]["axis"], _pairs(eqn, "sizes")))
-
-
-def parts_along(x: Value, axis: int, count: int) -> list[Value]:
-    """`count` equal parts along an axis of a variable, or of a parameter."""
-    sizes = whole(x)[axis]
-    if any(size % count for size in sizes):
-        raise Refusal(f"it makes {count} equal parts of {sizes[0]} channels")
-    return list(_parts(x, axis, [(sizes[0] // count, sizes[1] // count)] * count))
-
-
-def whole(x: Value) -> list[tuple[int, int]]:
-    """The sizes of the axes at the two widths."""
-    if isinstance(x, Param):
-        return [(1, 1) if a is None else x.sizes(a) for a in x.axes]
-    if isinstance(x, Known):
-        return list(zip(*x.shapes, strict=True))
-    return [_sizes(a) for a in to_var(x).layout]
-
-
-def _sizes(axis: Axis) -> tuple[int, int]:
-    first, second = (math.prod(int(f * w) if isinstance(f, Fraction) else f for f in axis) for w in WIDTHS)
-    return first, second
-
-
-def _parts(x: Value, axis: int, sizes: Sequence[tuple[int, int]]) -> Iterator[Value]:
-    every, at = whole(x), (0, 0)
-    for size in sizes:
-        end = (at[0] + size[0], at[1] + size[1])
-        starts = [at if i == axis else (0, 0) for i in range(len(every))]
-        stops = [end if i == axis else pair for i, pair in enumerate(every)]
-        yield cut(x, starts, stops, (1,) * len(starts))
-        at = end
-
-
-def dynamic_slice(eqn: Equation, x: Value, *indices: Value) -> Value:
-    """A slice whose start is known by now."""
-    if not all(isinstance(i, Known) for i in indices):
-        raise Refusal("it slices at a place that depends on the input", "use indexing with an array (a gather) instead")
-    sizes = _pairs(eqn, "slice_sizes")
-    # a slice that would stick out is moved back inside
-    inside = lambda i, k, own, size: min(max(int(i.values[k]), 0), own[k] - size[k])
-    starts = [
-        (inside(i, 0, own, size), inside(i, 1, own, size))
-        for i, own, size in zip(indices, whole(x), sizes, strict=True)
-    ]
-    return cut(x, starts, [(a + s, b + t) for (a, b), (s, t) in zip(starts, sizes, strict=True)], (1,) * len(sizes))
-
-
 def _only_window(op: Position, var: Var, indices: np.ndarray) -> tuple[int, ...] | None:
     """Where the one window starts that a gather takes, inside the array; None where it takes several, or one that sticks out."""
     if indices.ndim != 1:
@@ -498,7 +224,7 @@ def gather(eqn: Equation, x: Value, indices: Value) -> Value:
         raise Refusal("its indices are hidden values", "index with constants or with the input")
     p = eqn.params[0]
     numbers, axis = p["dimension_numbers"], width_axis(var.layout)
-    sizes = tuple(at_unit(var, pair) for pair in _pairs(eqn, "slice_sizes"))
+    sizes = tuple(at_unit(var, pair) for pair in eqn.pairs("slice_sizes"))
     if axis is not None and (sizes[axis] != var.shape[axis] or axis in numbers.start_index_map):
         raise Refusal("it indexes the width", "single hidden coordinates have no limit; index positions only")
     op = position(

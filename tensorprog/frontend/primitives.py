@@ -17,7 +17,7 @@ import numpy as np
 import sympy
 
 from ntk_rules import functions as nf
-from tensorprog.frontend import contract, moves, reductions, scatter
+from tensorprog.frontend import contract, cutting, joining, moves, reductions, scatter
 from tensorprog.frontend.arithmetic import param_arithmetic, reciprocal, squares, symmetrised
 from tensorprog.frontend.build import constant, exact, lincomb, map_positions, nonlin, scaled, to_var
 from tensorprog.frontend.clipping import between_parameters, folded, signed
@@ -358,20 +358,20 @@ RULES: dict[str, Rule] = {
     "squeeze": moves.reshape,
     "expand_dims": moves.reshape,
     "broadcast_in_dim": moves.broadcast,
-    "slice": moves.slice_,
-    "dynamic_slice": moves.dynamic_slice,
+    "slice": cutting.slice_,
+    "dynamic_slice": cutting.dynamic_slice,
     "gather": moves.gather,
     "pad": pad,
     "rev": moves.rev,
-    "concatenate": moves.concatenate,
+    "concatenate": joining.concatenate,
     "scatter": scatter.scatter,
     "scatter-add": scatter.scatter_add,
     "scatter-sub": scatter.scatter_add,
     "scatter-mul": scatter.scatter_mul,
     **dict.fromkeys(("scatter-max", "scatter-min"), scatter.scatter_extremum),
     "dynamic_update_slice": scatter.dynamic_update_slice,
-    "split": moves.split,
-    "stack": moves.stack,
+    "split": cutting.split,
+    "stack": joining.stack,
     "tile": moves.tile,
     "reduce_sum": reductions.reduce_sum,
     "reduce_max": reductions.reduce_extremum(sympy.Max),

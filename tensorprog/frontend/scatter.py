@@ -16,7 +16,7 @@ import sympy
 
 from tensorprog.frontend.build import constant, lincomb, map_positions, nonlin, scaled, to_var
 from tensorprog.frontend.contract import product
-from tensorprog.frontend.moves import join
+from tensorprog.frontend.joining import join
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import Axis, Known, Value, Var, axis_of, unit_shape, width_axis
 from tensorprog.ir import Const, Phi, Position, position

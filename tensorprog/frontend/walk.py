@@ -23,10 +23,11 @@ from tensorprog.errors import UnsupportedError, explain
 from tensorprog.frontend.build import to_var
 from tensorprog.frontend.clipping import folded
 from tensorprog.frontend.complexes import in_pairs
+from tensorprog.frontend.cutting import take_step
 from tensorprog.frontend.divided import averages_among
+from tensorprog.frontend.joining import stack_steps
 from tensorprog.frontend.matrices import narrowed
 from tensorprog.frontend.matrix_rules import matrix_rule, step_of
-from tensorprog.frontend.moves import stack_steps, take_step
 from tensorprog.frontend.own_places import places_of_their_own, read_by_each
 from tensorprog.frontend.own_rules import CUSTOM, named, with_own_slopes
 from tensorprog.frontend.primitives import RULES, elementwise
@@ -55,6 +56,10 @@ class Equation:
 
     def out_shapes(self, i: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return aval(self.eqns[0].outvars[i]).shape, aval(self.eqns[1].outvars[i]).shape
+
+    def pairs(self, key: str) -> list[tuple[int, int]]:
+        """A parameter that is a list of numbers, each at both widths."""
+        return list(zip(self.params[0][key], self.params[1][key], strict=True))
 
     @property
     def out_dtype(self) -> np.dtype:

@@ -19,22 +19,18 @@ from jax.extend import core as jex
 
 from tensorprog.frontend.bounds import bounds_of
 from tensorprog.frontend.build import exact
+from tensorprog.frontend.ranks import sorted_rows, top
 from tensorprog.frontend.refusals import Refusal
+from tensorprog.frontend.rows import Along, Code, apart, rows_of
 from tensorprog.frontend.trace import from_library
 from tensorprog.frontend.values import Known, Value, Var, aval, kind_of, width_axis
 
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["WRITTEN_OUT", "bodies", "by_name", "gathered", "has_rank", "order_statistic"]
+__all__ = ["WRITTEN_OUT", "bodies", "by_name", "gathered"]
 
-MOST_RANKED = (
-    3  # positions whose comparisons are written out; ranks of more are functions of their own, of one key alone
-)
-MOST_SORTED = 16  # positions; derivatives take a time of the square of their number
 MOST_CASES = 256  # that a hidden value chooses among
-
-Code = Callable[..., Any]
 
 
 def bodies(eqn: Equation, values: Sequence[Value]) -> tuple[jex.ClosedJaxpr, jex.ClosedJaxpr] | None:
@@ -100,7 +96,7 @@ def _by_the_last_that_holds(jaxpr: jex.ClosedJaxpr) -> Code:
             known = [v for v in eqn.invars if not isinstance(v, jex.Literal)]
             out, rows = eqn.outvars[0], next((places[v] for v in known if v in places), None)
             if eqn.params.get("name") == "cumsum" and operands[0].dtype == bool:
-                counts[out] = _rows(operands[0], 0)
+                counts[out] = rows_of(operands[0], 0)
             if name == "argmax" and known and known[0] in counts:
                 places[out] = counts[known[0]]
                 made: Any = _last_that_holds(places[out], eqn.params["index_dtype"])
@@ -163,31 +159,15 @@ def _width(value: Value) -> int | None:
     return None if layout is None else width_axis(layout)
 
 
-Along = Sequence[int | None]
-
-
-def _apart(along: Along, axes: Sequence[int], what: str) -> None:
-    """Refuse what goes along the width."""
-    if any(axis in axes for axis in along):
-        raise Refusal(
-            f"{what} over the width, whose coordinates the theorem treats one by one",
-            "let it go over positions, heads or classes, not over hidden coordinates",
-        )
-
-
-def _rows(x: jax.Array, axis: int) -> list[jax.Array]:
-    return [lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
-
-
 # ------------------------------------------------------------------------------------------ reductions, running ones
 
 
 def _running(along: Along, step: Code, what: str, axis: int, reverse: bool) -> Code:
     """x_1, f(x_1, x_2), f(f(x_1, x_2), x_3) .."""
-    _apart(along, [axis], what)
+    apart(along, [axis], what)
 
     def code(x: jax.Array) -> jax.Array:
-        rows = _rows(x, axis)
+        rows = rows_of(x, axis)
         made = list(itertools.accumulate(rows[::-1] if reverse else rows, step))
         return jnp.stack(made[::-1] if reverse else made, axis)
 
@@ -195,7 +175,7 @@ def _running(along: Along, step: Code, what: str, axis: int, reverse: bool) -> C
 
 
 def _running_logsumexp(along: Along, *, axis: int, reverse: bool) -> Code:
-    _apart(along, [axis], "a running logsumexp")
+    apart(along, [axis], "a running logsumexp")
 
     def code(x: jax.Array) -> jax.Array:
         size = x.shape[axis]
@@ -211,7 +191,7 @@ def _folded(along: Along, step: Code, start: Any, axes: Sequence[int]) -> Code:
 
     def code(x: jax.Array) -> jax.Array:
         for axis in sorted(axes, reverse=True):
-            rows = _rows(x, axis)
+            rows = rows_of(x, axis)
             total = rows[0] if rows else jnp.full(np.delete(x.shape, axis), start, x.dtype)
             for row in rows[1:]:
                 total = step(total, row)
@@ -223,7 +203,7 @@ def _folded(along: Along, step: Code, start: Any, axes: Sequence[int]) -> Code:
 
 def _reduction(step: Code, start: Any, what: str) -> Code:
     def row(along: Along, *, axes: Sequence[int], **_: Any) -> Code:
-        _apart(along, axes, what)
+        apart(along, axes, what)
         return _folded(along, step, start, axes)
 
     return row
@@ -233,17 +213,17 @@ def _place_of(better: Code, what: str) -> Code:
     """argmax and argmin: the first of the largest, or smallest."""
 
     def row(along: Along, *, axes: Sequence[int], index_dtype: Any) -> Code:
-        _apart(along, axes, what)
+        apart(along, axes, what)
 
         def code(x: jax.Array) -> jax.Array:
             if x.dtype == bool:
-                return _first_that_holds(_rows(x if better is lax.gt else ~x, axes[0]), index_dtype)
+                return _first_that_holds(rows_of(x if better is lax.gt else ~x, axes[0]), index_dtype)
             if x.dtype.kind in "iu":
                 raise Refusal(
                     "it takes the place of the largest of whole numbers that are made of hidden values",
                     "use jnp.piecewise, jnp.select, or jnp.where",
                 )
-            rows = _rows(x, axes[0])
+            rows = rows_of(x, axes[0])
             best, place = rows[0], jnp.zeros(rows[0].shape, index_dtype)
             for i, row in enumerate(rows[1:], 1):
                 new = better(row, best)
@@ -265,131 +245,6 @@ def _first_that_holds(rows: Sequence[jax.Array], dtype: Any) -> jax.Array:
     return place
 
 
-# ------------------------------------------------------------------------------------------ order
-
-
-def _sorted_rows(along: Along, *, dimension: int, num_keys: int, **_: Any) -> Code:
-    """lax.sort: the keys in order, the other operands along with them."""
-    _apart(along, [dimension], "it sorts")
-
-    def code(*operands: jax.Array) -> list[jax.Array]:
-        rows = [_rows(x, dimension) for x in operands]
-        _check_count(len(rows[0]), num_keys)
-        if len(operands) == 1:
-            return [jnp.stack(_in_order(rows[0]), dimension)]
-        at_rank = _ranked(rows[:num_keys])
-        places = range(len(rows[0]))
-        picked = [[at_rank(k, some) for k in places] for some in rows]
-        if num_keys == 1:
-            picked[0] = _in_order(rows[0])
-        return [jnp.stack(some, dimension) for some in picked]
-
-    return code
-
-
-def _check_count(count: int, keys: int = 1) -> None:
-    most = MOST_SORTED if keys == 1 else MOST_RANKED
-    if count > most:
-        raise Refusal(
-            f"it sorts {count} positions, and no more than {most} are ranked here"
-            + (" by several keys" if keys > 1 else ""),
-            "sort fewer positions, or take their maximum, minimum or mean",
-        )
-
-
-def _in_order(rows: Sequence[jax.Array]) -> list[jax.Array]:
-    """From the smallest to the largest."""
-    if rows[0].dtype == bool:
-        whole = _in_order([r.astype(jnp.int32) for r in rows])
-        return [w != 0 for w in whole]
-    return [order_statistic(jnp.int32(k), *rows) for k in range(len(rows))] if len(rows) > 1 else list(rows)
-
-
-@jax.custom_jvp
-def order_statistic(k: jax.Array, *rows: jax.Array) -> jax.Array:
-    """The k-th smallest; a row of the table of elementwise functions, by its name."""
-    return jnp.sort(jnp.stack(rows), axis=0)[k]
-
-
-@order_statistic.defjvp
-def _of_tangents(primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    (k, *rows), (_, *moved) = primals, tangents
-    places = jnp.argsort(jnp.stack(rows), axis=0)[k]
-    return order_statistic(k, *rows), jnp.take_along_axis(jnp.stack(moved), places[None], 0)[0]
-
-
-@jax.custom_jvp
-def has_rank(k: jax.Array, i: jax.Array, *rows: jax.Array) -> jax.Array:
-    """1 where the i-th is the k-th smallest, of equal ones the first, else 0; a row of the table of elementwise functions too."""
-    return (jnp.argsort(jnp.stack(rows), axis=0)[k] == i).astype(rows[0].dtype)
-
-
-@has_rank.defjvp
-def _of_steps(primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    made = has_rank(*primals)
-    return made, jnp.zeros_like(made)
-
-
-def _ranked(keys: Sequence[Sequence[jax.Array]]) -> Callable[[int, Sequence[jax.Array]], jax.Array]:
-    """What gives, of some rows, the one whose key is the k-th smallest, of equal ones the first."""
-    if len(keys[0]) <= MOST_RANKED:
-        ranks = _ranks(keys)
-        return lambda k, rows: _at_rank(ranks, k, rows)
-    (key,) = ([x.astype(jnp.int32) if x.dtype == bool else x for x in some] for some in keys)
-
-    def at_rank(k: int, rows: Sequence[jax.Array]) -> jax.Array:
-        holds = [has_rank(jnp.int32(k), jnp.int32(i), *key) for i in range(len(rows))]
-        total = sum((h * row for h, row in zip(holds[1:], rows[1:], strict=True)), start=holds[0] * rows[0])
-        return total != 0 if rows[0].dtype == bool else total.astype(rows[0].dtype)
-
-    return at_rank
-
-
-def _ranks(keys: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
-    """How many entries stand before each one; equal ones in the order in which they are given."""
-    count = len(keys[0])
-    ranks = []
-    for i in range(count):
-        before = [_before(keys, j, i).astype(jnp.int32) for j in range(count) if j != i]
-        ranks.append(sum(before[1:], start=before[0]) if before else jnp.zeros(keys[0][0].shape, jnp.int32))
-    return ranks
-
-
-def _before(keys: Sequence[Sequence[jax.Array]], j: int, i: int) -> jax.Array:
-    """Does entry j come before entry i? By the first key in which they differ."""
-    answer = None
-    for key in reversed(keys):
-        a, b = key[j], key[i]
-        last = a <= b if j < i else a < b
-        answer = last if answer is None else (a < b) | ((a == b) & answer)
-    assert answer is not None
-    return answer
-
-
-def _at_rank(ranks: Sequence[jax.Array], k: int, rows: Sequence[jax.Array]) -> jax.Array:
-    found = rows[-1]
-    for rank, row in zip(ranks[:-1], rows[:-1], strict=True):
-        found = lax.select(rank == k, row, found)
-    return found
-
-
-def _top(along: Along, *, k: int, **params: Any) -> Code:
-    """lax.top_k: the largest and their places, of equal ones the first."""
-    axis = params.get("axis", -1)
-
-    def code(x: jax.Array) -> list[jax.Array]:
-        at = axis % x.ndim
-        _apart(along, [at], "it takes the largest")
-        rows = _rows(x, at)
-        _check_count(len(rows))
-        at_rank = _ranked([[-r for r in rows]])
-        places = [jnp.full(rows[0].shape, i, jnp.int32) for i in range(len(rows))]
-        largest = _in_order(rows)[::-1][:k]
-        return [jnp.stack(largest, at), jnp.stack([at_rank(i, places) for i in range(k)], at)]
-
-    return code
-
-
 # ------------------------------------------------------------------------------------------ places that are hidden values
 
 
@@ -399,7 +254,7 @@ def _gathered(
     """A gather whose places are hidden values: a choice among all that stand at a place."""
     numbers = dimension_numbers
     indexed, batching = tuple(numbers.start_index_map), tuple(numbers.operand_batching_dims)
-    _apart(along[:1], indexed, "it indexes by a hidden value")
+    apart(along[:1], indexed, "it indexes by a hidden value")
     if along[0] is not None and along[0] not in batching:
         raise Refusal(
             "it takes whole hidden vectors at places that are hidden values themselves, coordinate by coordinate",
@@ -501,7 +356,7 @@ WRITTEN_OUT: dict[str, Code] = {
     "reduce_xor": _reduction(jnp.logical_xor, False, "an exclusive disjunction"),
     "argmax": _place_of(lax.gt, "an argmax"),
     "argmin": _place_of(lax.lt, "an argmin"),
-    "sort": _sorted_rows,
-    "top_k": _top,
+    "sort": sorted_rows,
+    "top_k": top,
     "gather": _gathered,
 }
