@@ -76,7 +76,9 @@ def compile_formula(
 
     def value(covariances: dict[Entry, jax.Array], values: Sequence[jax.Array]) -> jax.Array:
         given = symbol_values(symbols, covariances) | dict(zip(parameters, values, strict=True))
-        return jnp.asarray(evaluate(given)[formula], jnp.result_type(*given.values(), 0.0) if given else None)
+        found = evaluate(given)[formula]
+        # of nothing but numbers, a float of the precision of what it meets
+        return jnp.asarray(found, jnp.result_type(*given.values(), 0.0)) if given else jnp.asarray(found * 1.0)
 
     return value
 

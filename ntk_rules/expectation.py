@@ -26,6 +26,7 @@ from ntk_rules.functions import ceiling, floor
 from ntk_rules.interpreted import by_numpy
 from ntk_rules.many import SAMPLED
 from ntk_rules.question import Question, canonical, cov_derivative, parameter_derivative
+from ntk_rules.ranks import any_ranks
 
 Entry = tuple[int, int]
 
@@ -58,11 +59,13 @@ class Core:
         needs, method = self.needs, self.method
 
         @jax.jit
+        @any_ranks
         def primal(covariances, parameters):
             return method.compute(dict(zip(needs, covariances, strict=True)), parameters)
 
         value = jax.custom_jvp(primal)
 
+        @any_ranks
         def jvp(primals, tangents):
             covariances, parameters = primals
             out = value(covariances, parameters)
@@ -127,6 +130,7 @@ def _derivative(function, k):
 
 
 @functools.cache
+@any_ranks
 def core_of(question: Question) -> Core:
     """The core of a canonical question; equal questions share one."""
     with jax.ensure_compile_time_eval():  # a derivative may first be asked for inside a trace; its nodes are numbers
@@ -153,6 +157,7 @@ class Expectation:
         self._check(covariances, parameters)
         return self._core.value(*self._arrays(covariances, parameters))
 
+    @any_ranks
     def error(self, covariances: Sequence[jax.Array], parameters: Sequence[jax.Array] = ()) -> jax.Array:
         """A bound of the absolute error of `value` there, its rounding included (`conditioning.py`, which is all that closed forms have);
         of sampled values three standard errors.

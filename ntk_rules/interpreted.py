@@ -42,7 +42,7 @@ def by_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
         double = jax.config.jax_enable_x64  # type: ignore[attr-defined]
 
         def trace() -> Any:
-            with jax.enable_x64(double):
+            with jax.enable_x64(double), jax.numpy_rank_promotion("allow"):
                 return jax.make_jaxpr(function, return_shape=True)(*arguments)
 
         # In a thread of its own, where `jax.ensure_compile_time_eval` does not hold: JAX would compute, one by one, what is made of

@@ -177,7 +177,8 @@ def line_parts(f: Factor, question: Question) -> list[Part]:
     for delta in f.deltas:
         density = sp.exp(-(z**2) / (2 * s**2)) / (sp.sqrt(2 * sp.pi) * s)
         value = (-1) ** delta.order * sp.diff(density * delta.weight, z, delta.order).xreplace({z: delta.place})
-        parts.append(exact_part(value, question))
+        if value != 0:  # what multiplies it vanishes there
+            parts.append(exact_part(value, question))
     return parts
 
 

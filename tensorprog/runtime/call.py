@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntk_rules.ranks import any_ranks
 from tensorprog.ir import Input
 from tensorprog.runtime.gram import Gram
 from tensorprog.runtime.inputs import check_hypers, check_inputs, is_traced
@@ -65,6 +66,7 @@ class KernelFunction:
         """The relative error allowed to expectations without a closed form; None for 1e-12."""
         return self._tolerance
 
+    @any_ranks
     def __call__(
         self, x1: Any, x2: Any = None, *, get: str | Sequence[str] | None = None, progress: bool = False, **hypers: Any
     ) -> Any:
@@ -117,6 +119,7 @@ class KernelFunction:
         values = check_hypers(hypers, self._hypers, self._nonnegative, float_dtype(leaves1)) | self._more_hypers
         return Checked(leaves1, leaves2, values, dtype)
 
+    @any_ranks
     def diag(self, x: Any, **hypers: Any) -> KernelResult:
         """The kernels of each input with itself, shape (N,): what `kernel(x)` has on its diagonal."""
         leaves = check_inputs(x, "x", self._inputs, self._tree)

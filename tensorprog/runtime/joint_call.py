@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from ntk_rules.ranks import any_ranks
 from tensorprog.runtime.blocks import Blocks
 from tensorprog.runtime.call import KernelFunction, rounded
 from tensorprog.runtime.inputs import is_traced
@@ -59,6 +60,7 @@ class JointFunction(KernelFunction):
         near = near_pairs(blocks.refine, kernels, x1, x1 if x2 is None else x2)
         return blocks.mended(found, near, x1, x2, hypers)
 
+    @any_ranks
     def __call__(
         self, x1: Any, x2: Any = None, *, get: str | Sequence[str] | None = None, progress: bool = False, **hypers: Any
     ) -> Any:
@@ -82,6 +84,7 @@ class JointFunction(KernelFunction):
             return KernelResult(*trees)
         return trees[0] if isinstance(get, str) else tuple(trees)
 
+    @any_ranks
     def diag(self, x: Any, **hypers: Any) -> KernelResult:
         """The kernels of each input with itself, of shape (N, *A, *B)."""
         leaves, _, values, dtype = self._checked(x, None, hypers)
@@ -89,6 +92,7 @@ class JointFunction(KernelFunction):
         count = len(self.outputs) ** 2
         return KernelResult(self._nested(found[:count]), self._nested(found[count:]))
 
+    @any_ranks
     def mean(self, x: Any, **hypers: Any) -> Any:
         """The expectation of every output, a tree of arrays (N, *A): zero for readouts, E[h] of a neuron of a hidden layer, and
         what an average over the width converges to."""
