@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,12 +58,3 @@ def in_slices(function: Callable[..., jax.Array], size: int) -> Callable[..., ja
         return jax.lax.map(lambda rows: function(*rows), tuple(padded)).reshape(-1)[:count].reshape(shape)
 
     return sliced
-
-
-def once(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Its values, compiled for a single use: quickly, to slow code."""
-    return (
-        jax.jit(function)
-        .lower(*arguments)
-        .compile(compiler_options={"xla_backend_optimization_level": "0"})(*arguments)
-    )

@@ -69,7 +69,7 @@ def compile_formula(
     """A function of ({(i, j): covariance}, parameters) evaluating the closed form.
 
     Bivariate integrals of one kind go through one loop, so that their long code is compiled once.
-    together: the other costly heads too, which compiles in less time and runs in more.
+    together: the other costly heads too, in fewer and longer operations.
     """
     symbols = sorted(formula.free_symbols - set(parameters), key=str)
     evaluate = evaluation(formula, together)

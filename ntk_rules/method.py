@@ -33,7 +33,7 @@ class Method:
     bound_range: str = ""
     estimate: Compute | None = None
     pathwise: Compute | None = None  # differentiable in place of Price's theorem, where that has no rule
-    once: Compute | None = None  # the value as a function that is quick to compile, for a single use
+    once: Compute | None = None  # the value in fewer and longer operations, for a single use
     reach: float = math.inf
     near: tuple[float, float] = (math.inf, math.inf)
     terms: tuple[Term, ...] | None = None  # the normal form of what was asked, from which derivatives are taken

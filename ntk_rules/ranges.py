@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_rules import heads, panels, special
-from ntk_rules.chunks import broadcasting, elementwise, once
+from ntk_rules.chunks import broadcasting, elementwise
 from ntk_rules.errors import Declined
 from ntk_rules.factors import Factor, factor_of, piecewise, separated
+from ntk_rules.interpreted import by_numpy
 from ntk_rules.method import Compute, Entry, Method, by_correlations
 from ntk_rules.numeric import Part, conditioned, line_parts, plane_pair, standard_deviation
 from ntk_rules.question import Question, gaussian_symbols
@@ -222,7 +223,7 @@ def _range(closed: Value, quadrature: Quadrature) -> tuple[Range | None, Value]:
         return quadrature.value(*double), quadrature.scale(*double), closed(*single), quadrature.value(*single), *wedges
 
     with jax.enable_x64(True):
-        found = once(probe, [x.astype(np.float32) for x in law], law)
+        found = by_numpy(probe)([x.astype(np.float32) for x in law], law)
     exact, size, ours, theirs, *wedges = (np.broadcast_to(np.asarray(x, float), q.size) for x in found)
     # Where two delta functions meet, the answer is larger than the sizes of its factors allow for.
     size = np.fmax(size, np.abs(exact))

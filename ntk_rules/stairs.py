@@ -27,11 +27,12 @@ import sympy as sp
 
 from ntk_rules import smooth, special
 from ntk_rules.cells import MOST, Cells, cells_of
-from ntk_rules.chunks import elementwise, in_slices, once
+from ntk_rules.chunks import elementwise, in_slices
 from ntk_rules.errors import Declined
 from ntk_rules.evaluate import compile_formula
 from ntk_rules.factors import separated
 from ntk_rules.functions import to_jax
+from ntk_rules.interpreted import by_numpy
 from ntk_rules.method import Method, by_correlations
 from ntk_rules.numeric import THIN, standard_deviation
 from ntk_rules.panels import density, panel
@@ -75,7 +76,7 @@ def one_stepped(question: Question) -> Method:
     def compute(covariances, parameters, slices=elementwise):
         return outside(covariances, parameters) * value(standard_deviation(covariances[(i, i)]), 1, 0.0, slices)
 
-    probe = lambda covariances, parameters: once(error_and_scale, covariances, parameters)
+    probe = lambda covariances, parameters: by_numpy(error_and_scale)(covariances, parameters)
     bound, how_far = _held(probe, ((i, i),), question, cells.window)
     step = f"one Gaussian: Gauss-Legendre between the jumps and kinks of {expr}{_known(cells)}"
     return Method(

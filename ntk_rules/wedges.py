@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntk_rules import special
-from ntk_rules.chunks import once
+from ntk_rules.interpreted import by_numpy
 from ntk_rules.panels import Piecewise, mean_one, mean_two
 
 Value = Callable[..., jax.Array]
@@ -136,11 +136,11 @@ def wedges(f: Piecewise, g: Piecewise) -> Wedges | None:
         )
 
     with jax.enable_x64(True):
-        want, *squares = map(np.asarray, once(exact, *law))
+        want, *squares = map(np.asarray, by_numpy(exact)(*law))
         scale = np.sqrt(squares[0] * squares[1])
         for order in ORDERS:
             value = mean_wedges(f, g, order)
-            both = once(lambda a, b: (value(*a), value(*b)), [x.astype(np.float32) for x in law], law)  # noqa: B023
+            both = by_numpy(lambda a, b: (value(*a), value(*b)))([x.astype(np.float32) for x in law], law)  # noqa: B023
             single, double = (
                 reach(np.asarray(got, float).reshape(shape), want.reshape(shape), scale.reshape(shape), agreed)
                 for got, agreed in zip(both, AGREED, strict=True)
