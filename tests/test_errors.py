@@ -181,7 +181,7 @@ REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (bits, tp.UnsupportedError, r"works on the bits", "jnp.round"),
     (narrow, tp.UnsupportedError, r"int8 of hidden values, which end or wrap around", "jnp.int32"),
     (bits_of_whole_numbers, tp.UnsupportedError, r"the bits of whole numbers", "arithmetic"),
-    (triangle, tp.UnsupportedError, r"no line of one slope", "a looser tolerance"),
+    pytest.param(triangle, tp.UnsupportedError, r"no line of one slope", "a looser tolerance", marks=pytest.mark.long),
     (angle, tp.UnsupportedError, r"angle|atan2", "tolerance"),
     (two_hidden_parameters, tp.UnsupportedError, r"only the last argument of igamma", "as numbers"),
     (poles, tp.UnsupportedError, r"no rule for the Gaussian expectation of polygamma", "slower growth"),

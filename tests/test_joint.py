@@ -326,13 +326,19 @@ def test_rates_of_parameters() -> None:
     close(parts["b"], 9 * step)
 
 
-def test_by_parameter_takes_hyperparameters_and_dropout() -> None:
-    def net(x: jax.Array) -> jax.Array:
-        h = nn.dropout(relu(nn.dense(x, weight_var=tp.hyper("w", 2.0))), 0.3)
-        return nn.dense(h, features=1)
+def scaled_and_dropped(x: jax.Array) -> jax.Array:
+    h = nn.dropout(relu(nn.dense(x, weight_var=tp.hyper("w", 2.0))), 0.3)
+    return nn.dense(h, features=1)
 
-    kernel = tp.compile(net, X[0])
+
+def test_by_parameter_takes_hyperparameters_and_dropout() -> None:
+    kernel = tp.compile(scaled_and_dropped, X[0])
     close(sum(kernel.by_parameter(X, w=1.5).values()), kernel(X, w=1.5).ntk)
+
+
+@pytest.mark.long
+def test_by_parameter_between_inputs_and_its_slopes() -> None:
+    kernel = tp.compile(scaled_and_dropped, X[0])
     close(sum(kernel.by_parameter(X, X, w=1.5).values()), kernel(X, X, w=1.5).ntk)
     gradient = jax.grad(lambda w: kernel.by_parameter(X, w=w)["dense_0.weight"].sum())(1.5)
     close(gradient, (kernel.by_parameter(X, w=1.0)["dense_0.weight"]).sum())  # relu: linear in the variance
@@ -381,6 +387,7 @@ def test_refusals() -> None:
     close(normed.mean(X), np.full(4, np.sqrt(1 / 2 / np.pi)) * np.sqrt(D / (D + 1e-6)))
 
 
+@pytest.mark.long
 def test_average_of_normed_coordinates() -> None:
     """Back through a layer norm of scale s: du = (e - E e - v E[e v]) / s with v = u / s and e = step(u)."""
     kernel = tp.joint(lambda x: jnp.mean(relu(nn.layer_norm(nn.dense(x)))), X[0])
@@ -414,6 +421,7 @@ def test_transposes() -> None:
         close(sum(block for row in found.values() for block in row.values()), wanted)
 
 
+@pytest.mark.long
 def test_both_methods() -> None:
     """Between readouts that share a weight, of several entries, and averages that move coordinate by coordinate."""
 

@@ -189,6 +189,7 @@ def test_shaped_activations(phi: Callable, slope: float, origin: float) -> None:
     assert abs(block.chi(1.0) - slope) < 1e-9
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("phi", "slope_of", "kinks"),
     [

@@ -40,7 +40,7 @@ def kernels(function: Function, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return uncompiled(tp.compile(lambda x: nn.dense(function(nn.dense(x)), features=1), x[0]), x)
 
 
-@pytest.mark.parametrize("name", everyday(CASES, ["conditions that overlap, numbers"]))
+@pytest.mark.parametrize("name", everyday(CASES, ["conditions that overlap, numbers"], ["piecewise"]))
 def test_written_otherwise(name: str) -> None:
     for a, b in zip(*(kernels(f, X) for f in CASES[name]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10)

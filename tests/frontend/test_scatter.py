@@ -12,6 +12,7 @@ from jax import lax
 
 import tensorprog as tp
 from tensorprog import nn
+from tests.everyday import everyday
 from tests.uncompiled import uncompiled
 
 X = jax.random.normal(jax.random.key(0), (2, 4, 3))
@@ -70,8 +71,8 @@ WRITTEN = {
         lambda h, x: jnp.stack([h[0], h[1], h[0], h[1]]),
     ),
     "a buffer, step by step": (
-        lambda h, x: lax.fori_loop(0, 4, lambda i, o: o.at[i].set(2 * h[i]), jnp.zeros_like(h)),
-        lambda h, x: 2 * h,
+        lambda h, x: lax.fori_loop(0, 4, lambda i, o: o.at[i].set(h[3 - i]), jnp.zeros_like(h)),
+        lambda h, x: h[::-1],
     ),
     "places of the input": (
         lambda h, x: jax.ops.segment_sum(h, (x[:, 0] > 0).astype(int), 2),
@@ -88,12 +89,11 @@ WRITTEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", everyday(WRITTEN, long=["maxima of segments"]))
 def test_writing_is_a_map_of_positions(name: str) -> None:
     one, other = WRITTEN[name]
-    phi = (
-        (lambda h: h) if "im" in name and "ma of" in name else jnp.cos
-    )  # a function of a maximum would have to be sampled
+    # a function of a maximum would have to be sampled
+    phi = (lambda h: h) if name.endswith("ma of segments") else jnp.cos
     same(network(one, phi), network(other, phi))
 
 
@@ -214,7 +214,7 @@ TAKEN = {
 }
 
 
-@pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.parametrize("name", everyday(TAKEN, long=["minima of windows"]))
 def test_taking(name: str) -> None:
     one, other = TAKEN[name]
     phi = (lambda h: h) if "minima" in name or "three, by number" in name else jnp.cos

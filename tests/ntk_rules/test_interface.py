@@ -96,6 +96,7 @@ def test_import_is_quick():
     assert took < 2.0
 
 
+@pytest.mark.long
 def test_doctests():
     for module in pkgutil.iter_modules(ntk_rules.__path__):
         found = importlib.import_module(f"ntk_rules.{module.name}")

@@ -49,7 +49,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     ("net", "accelerator", "piece"),
     [
         *((relu_net, *how) for how in ((False, 1), (False, 4), (True, 4), (True, 11))),
-        *((positions, *how) for how in ((False, 4), (True, 4))),
+        *(pytest.param(positions, *how, marks=pytest.mark.long) for how in ((False, 4), (True, 4))),
         *(pytest.param(positions, *how, marks=pytest.mark.slow) for how in ((False, 1), (True, 11))),
     ],
 )

@@ -67,7 +67,7 @@ def difference(a: Any, b: Any, kernel: Any, x: Any, y: Any) -> float:
 @pytest.mark.parametrize(
     ("net", "equal_norms"),
     [
-        (deep(jax.nn.relu, 3), False),
+        pytest.param(deep(jax.nn.relu, 3), False, marks=pytest.mark.long),
         (deep(jax.nn.relu, 2, 0.3), True),
         pytest.param(deep(erf, 2, 0.1), False, marks=pytest.mark.slow),
     ],
