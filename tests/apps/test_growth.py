@@ -117,7 +117,7 @@ SLOW = (
 )
 
 
-@pytest.mark.parametrize("name", everyday(CASES, SLOW, ["two layers", "average"]))
+@pytest.mark.parametrize("name", everyday(CASES, SLOW, ["two layers", "average", "inputs read again"]))
 def test_kernels_of_other_depths(name: str) -> None:
     """From few blocks, the kernels of one block less and of one more, as the networks of these depths have them."""
     net, depth, shape, tolerance = CASES[name]

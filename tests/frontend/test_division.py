@@ -17,6 +17,7 @@ import pytest
 import tensorprog as tp
 from tensorprog import nn
 from tensorprog.ir import Weight
+from tests.everyday import everyday
 from tests.uncompiled import uncompiled
 
 relu, erf = jax.nn.relu, jax.scipy.special.erf
@@ -278,7 +279,10 @@ PAIRS: dict[str, Callable[[], Pair]] = {
 }
 
 
-@pytest.mark.parametrize("name", PAIRS)
+LONG = ["symmetric, flattened", "a part cut inside positions", "flattened, and of other widths beside each other"]
+
+
+@pytest.mark.parametrize("name", everyday(PAIRS, long=LONG))
 def test_one_weight_is_as_good_as_one_for_each_part(name: str, tolerance: Callable[[Any], float]) -> None:
     x = jax.random.normal(jax.random.key(1), (2, 2, 3))
     found, wanted = (uncompiled(tp.compile(net, x[0]), x) for net in PAIRS[name]())

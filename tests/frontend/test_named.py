@@ -26,6 +26,10 @@ CASES: dict[str, tuple[Function, Function]] = {
         lambda h: jnp.piecewise(h, [h < 0, h > 1], [lambda h: -h, lambda h: h**2, lambda h: h / 2]),
         lambda h: jnp.where(h > 1, h**2, jnp.where(h < 0, -h, h / 2)),
     ),
+    "two pieces": (
+        lambda h: jnp.piecewise(h, [h < 0], [lambda h: -h, lambda h: h / 2]),
+        lambda h: jnp.where(h < 0, -h, h / 2),
+    ),
     "conditions that overlap, numbers": (
         lambda h: jnp.piecewise(h, [h < 1, h < 0], [lambda h: h, 0.5]),
         lambda h: jnp.where(h < 0, 0.5, jnp.where(h < 1, h, 0.0)),
@@ -46,7 +50,7 @@ def test_written_otherwise(name: str) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", everyday(CASES, ["conditions that overlap, numbers"]))
+@pytest.mark.parametrize("name", everyday(CASES, ["conditions that overlap, numbers"], ["piecewise"]))
 def test_what_jax_computes(name: str) -> None:
     function, variance = CASES[name][0], (X[0] ** 2).mean()
     ends = np.array([-12.0 * variance**0.5, *KINKS, 12.0 * variance**0.5])

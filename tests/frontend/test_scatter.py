@@ -89,7 +89,13 @@ WRITTEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", everyday(WRITTEN, long=["maxima of segments"]))
+LONG_WRITTEN = [
+    "set a vector", "subtract", "multiply", "out of bounds", "maxima of segments", "minima of segments", "a block that would stick out",
+    "one place of the input", "along another axis",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", everyday(WRITTEN, long=LONG_WRITTEN))
 def test_writing_is_a_map_of_positions(name: str) -> None:
     one, other = WRITTEN[name]
     # a function of a maximum would have to be sampled
@@ -110,6 +116,7 @@ def test_writing_twice_and_into_the_width_are_refused() -> None:
             tp.compile(network(change), X[0])
 
 
+@pytest.mark.long
 def test_message_passing_over_the_edges_of_a_graph() -> None:
     """Sums over senders are those by the adjacency matrix; the edges may be a part of the input."""
     senders, receivers = jnp.array([0, 1, 1, 2, 3, 3]), jnp.array([1, 0, 2, 3, 0, 1])
@@ -154,7 +161,7 @@ PADS = {
 }
 
 
-@pytest.mark.parametrize("mode", PADS)
+@pytest.mark.parametrize("mode", everyday(PADS, long=["edge", "symmetric"]))
 def test_padding_in_every_mode(mode: str) -> None:
     """What is padded here is a shifted Gaussian: zeros are zeros, not the shift."""
     one, other = padded(mode, PADS[mode])
@@ -214,7 +221,15 @@ TAKEN = {
 }
 
 
-@pytest.mark.parametrize("name", everyday(TAKEN, long=["minima of windows"]))
+LONG_TAKEN = [
+    "a number where the input points out of bounds",
+    "gaps, cropped",
+    "minima of windows",
+    "one of three, by number",
+]
+
+
+@pytest.mark.parametrize("name", everyday(TAKEN, long=LONG_TAKEN))
 def test_taking(name: str) -> None:
     one, other = TAKEN[name]
     phi = (lambda h: h) if "minima" in name or "three, by number" in name else jnp.cos

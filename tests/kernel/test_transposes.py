@@ -249,6 +249,7 @@ def test_linear_recurrence_with_symmetric_weights() -> None:
     close(kernels(recurrent(lambda h: h, 5), xs)[0], np.einsum("st,abst->ab", m, drive))
 
 
+@pytest.mark.long
 def test_recurrence_with_symmetric_weights() -> None:
     """Three steps: h_3 = tanh(G + E[tanh'(g_2)] tanh(u_1) + u_3), G a Gaussian of variance E h_2^2, by quadrature. Sampled:
     three hidden states meet in one function, so the tolerance is that of sampling."""
@@ -376,6 +377,7 @@ def test_every_stage_at_finite_width(net: Callable) -> None:
     check_stages(net, np.random.default_rng(0).normal(size=shape))
 
 
+@pytest.mark.long
 def test_export_and_load(tmp_path) -> None:
     kernel = tp.compile(autoencoder(relu, relu), X[0])
     kernel.export(tmp_path / "tied.tpk", platforms=("cpu",))

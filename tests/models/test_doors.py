@@ -214,6 +214,7 @@ def test_standard_at_a_width() -> None:
     same(found, SimpleNamespace(nngp=value, ntk=50 * value + (k + 1) * slope + 1))
 
 
+@pytest.mark.long
 def test_small_biases_move_by_one() -> None:
     """The biases of Equinox start with 1/(3 n) and have no part in the forward limit, but plain gradients move them by one."""
     x = np.random.default_rng(1).standard_normal((3, 5))

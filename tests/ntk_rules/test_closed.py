@@ -101,7 +101,15 @@ def test_mixed_pairs(pair):
 
 @pytest.mark.parametrize(
     "name",
-    ["relu", "gelu", "abs", "squared relu", "gabor", pytest.param("hard tanh", marks=pytest.mark.slow), "leaky relu"],
+    [
+        "relu",
+        pytest.param("gelu", marks=pytest.mark.long),
+        "abs",
+        "squared relu",
+        "gabor",
+        pytest.param("hard tanh", marks=pytest.mark.slow),
+        "leaky relu",
+    ],
 )
 def test_derivatives_by_price(name):
     """d/dC by Price's theorem against finite differences of the value, first and second order."""

@@ -28,7 +28,7 @@ def test_what_was_looked_at_is_the_error_that_is_stated(f):
     np.testing.assert_allclose(part.probes.scale, anew.scale, rtol=1e-12)
 
 
-@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("double", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_hermite_coefficients_by_parity(double):
     """h_k themselves, by hand: of functions that are even, odd, and neither."""
     s = jnp.asarray([0.5, 2.0], jnp.float64 if double else jnp.float32)
