@@ -204,11 +204,10 @@ def test_shaped_activations(phi: Callable, slope: float, origin: float) -> None:
     assert abs(block.chi(1.0) - slope) < 1e-9
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("phi", "slope_of", "kinks"),
     [
-        (jax.nn.elu, lambda v: np.exp(min(v, 0.0)), (0,)),
+        pytest.param(jax.nn.elu, lambda v: np.exp(min(v, 0.0)), (0,), marks=pytest.mark.long),
         (jax.nn.hard_swish, lambda v: (2 * v + 3) / 6 if abs(v) < 3 else float(v > 3), (-3, 3)),
     ],
 )
