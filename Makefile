@@ -18,7 +18,7 @@ PIP_INSTALL := $(PY) -m pip install --quiet --no-input --disable-pip-version-che
 CODE := tensorprog ntk_rules tests examples benchmarks requirements
 PYTEST := $(PY) -m pytest
 
-.PHONY: help env demo test slow doctest format format-check lint types contract benchmark lock lock-check clean
+.PHONY: help env demo test long slow doctest format format-check lint types contract benchmark lock lock-check clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -50,6 +50,9 @@ demo: $(STAMP) ## the handwritten digits, end to end
 
 test: $(STAMP) ## the everyday tests
 	$(PYTEST) -n $(JOBS) --dist loadfile $(ARGS)
+
+long: $(STAMP) ## the tests of some ten seconds each, which CI runs too
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "long and not slow" $(ARGS)
 
 slow: $(STAMP) ## the slow tests
 	$(PYTEST) -n $(JOBS) --dist loadfile -m slow $(ARGS)

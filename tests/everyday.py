@@ -1,4 +1,4 @@
-"""Which cases of many alike run every day: compiling a kernel takes seconds, and `make slow` runs the others."""
+"""Which cases of many alike run every day: compiling a kernel takes seconds; `make long` and `make slow` run the others."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import pytest
 __all__ = ["everyday"]
 
 
-def everyday(cases: Iterable[Any], slow: Collection[str]) -> list[Any]:
-    """The cases as parameters by their names, those named `slow`, of which others show the like, among the slow tests."""
+def everyday(cases: Iterable[Any], slow: Collection[str] = (), long: Collection[str] = ()) -> list[Any]:
+    """The cases as parameters by their names, those named `slow` and `long`, of which others show the like, marked so."""
     cases = list(cases)
-    unknown = set(slow) - set(map(str, cases))
+    marks = dict.fromkeys(map(str, cases), ())
+    marks |= dict.fromkeys(slow, pytest.mark.slow) | dict.fromkeys(long, pytest.mark.long)
+    unknown = set(marks) - set(map(str, cases))
     assert not unknown, unknown
-    return [pytest.param(c, marks=pytest.mark.slow if str(c) in slow else (), id=str(c)) for c in cases]
+    twice = set(slow) & set(long)
+    assert not twice, twice
+    return [pytest.param(c, marks=marks[str(c)], id=str(c)) for c in cases]

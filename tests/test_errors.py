@@ -181,10 +181,12 @@ REFUSED: list[tuple[Callable, type[Exception], str, str]] = [
     (bits, tp.UnsupportedError, r"works on the bits", "jnp.round"),
     (narrow, tp.UnsupportedError, r"int8 of hidden values, which end or wrap around", "jnp.int32"),
     (bits_of_whole_numbers, tp.UnsupportedError, r"the bits of whole numbers", "arithmetic"),
-    (triangle, tp.UnsupportedError, r"no line of one slope", "a looser tolerance"),
-    (angle, tp.UnsupportedError, r"angle|atan2", "tolerance"),
+    pytest.param(triangle, tp.UnsupportedError, r"no line of one slope", "a looser tolerance", marks=pytest.mark.long),
+    pytest.param(angle, tp.UnsupportedError, r"angle|atan2", "tolerance", marks=pytest.mark.long),
     (two_hidden_parameters, tp.UnsupportedError, r"only the last argument of igamma", "as numbers"),
-    (poles, tp.UnsupportedError, r"no rule for the Gaussian expectation of polygamma", "slower growth"),
+    pytest.param(
+        poles, tp.UnsupportedError, r"no rule for the Gaussian expectation of polygamma", "slower growth", marks=pytest.mark.long
+    ),
     (hidden_jump, tp.UnsupportedError, r"no rule for the Gaussian expectation of sign", "a looser tolerance"),
     (readout_reused, tp.UnsupportedError, r"'weight_0' is used in two ways", "two independent weights"),
     (softmax_over_width, tp.UnsupportedError, r"softmax over the width", "over positions, heads or classes"),

@@ -10,6 +10,7 @@ import pytest
 import tensorprog as tp
 from tensorprog import nn
 from tests.references import duals
+from tests.uncompiled import uncompiled
 
 relu = jax.nn.relu
 X = np.random.default_rng(0).standard_normal((4, 3))
@@ -70,7 +71,7 @@ def test_two_networks_that_share_weights() -> None:
     )
     scaled = tp.Network(net.init, lambda p, x: jax.tree.map(lambda f: f / jnp.sqrt(p["v"].size), net.apply(p, x)))
     kernel = tp.joint(scaled, (X[0], X[0]))
-    k = kernel((X, X[::-1]))
+    k = uncompiled(kernel, (X, X[::-1]))
     c, q, r = 2 * X @ X[::-1].T, np.sum(X**2, 1), 4 * np.sum(X[::-1] ** 2, 1)
     decay = np.exp(-(q[:, None] + r[None]) / 2)
     close(k.nngp[0][1], decay * np.sinh(c))
@@ -88,9 +89,9 @@ def test_features_that_are_copies_are_given_once() -> None:
 
     kernel = tp.joint(net, X[0])
     assert [part.shape for part in kernel.outputs] == [(), (), (), (2,)]
-    assert kernel(X, X[:2]).nngp["a"]["d"].shape == (4, 2, 2)
+    assert uncompiled(kernel, X, X[:2]).nngp["a"]["d"].shape == (4, 2, 2)
     first, _ = relu_kernel(Q)
-    close(kernel(X).nngp["c"]["d"], first[..., None] * np.array([1.0, 0.0]))
+    close(uncompiled(kernel, X).nngp["c"]["d"], first[..., None] * np.array([1.0, 0.0]))
 
 
 def test_features_in_another_order_are_not_copies() -> None:
@@ -99,12 +100,12 @@ def test_features_in_another_order_are_not_copies() -> None:
         return w @ h, (w @ h)[::-1], (w @ h).sum()
 
     first, _ = relu_kernel(Q)
-    k = tp.joint(net, X[0])(X)
+    k = uncompiled(tp.joint(net, X[0]), X)
     close(k.nngp[0][0], np.einsum("ij,ab->ijab", first, np.eye(3)))
     close(k.nngp[0][1], np.einsum("ij,ab->ijab", first, np.eye(3)[::-1]))
     close(k.nngp[0][2], np.einsum("ij,a->ija", first, np.ones(3)))
     close(k.nngp[2][1], np.einsum("ij,a->ija", first, np.ones(3)))
-    close(k.ntk[2][2], 3 * tp.compile(lambda x: net(x)[0][:1], X[0])(X).ntk)
+    close(k.ntk[2][2], 3 * uncompiled(tp.compile(lambda x: net(x)[0][:1], X[0]), X).ntk)
 
 
 # ------------------------------------------------------------------------------------------ hidden layers
@@ -117,7 +118,7 @@ def test_hidden_layers() -> None:
         return {"u": u, "h": h, "g": h + nn.dense(h, weight_var=2.0), "f": nn.dense(h, features=1)}
 
     kernel = tp.joint(net, X[0])
-    k = kernel(X)
+    k = uncompiled(kernel, X)
     first, step = relu_kernel(Q)
     half = Q / 2  # E[u relu(u')] = q / 2 by Stein's lemma
     close(k.nngp["u"]["u"], Q)
@@ -148,7 +149,7 @@ def test_both_programs_of_hidden_layers() -> None:
     x = np.random.default_rng(3).standard_normal((2, 4))
     one, other = (tp.joint(tower, x[0], method=method) for method in ("tangent", "adjoint"))
     assert [p.method for p in other.outputs] == ["adjoint"] * 2 and "asked for" in other.outputs[0].method_reason
-    for a, b in zip(one(x).ntk, other(x).ntk, strict=True):
+    for a, b in zip(uncompiled(one, x).ntk, uncompiled(other, x).ntk, strict=True):
         for u, v in zip(a, b, strict=True):
             np.testing.assert_allclose(u, v, rtol=0, atol=1e-12)
     assert "readout of a neuron" in other.derivation()
@@ -173,8 +174,8 @@ def test_mean_field_network() -> None:
     kernel = tp.joint(mean_field, X[0])
     first, step = relu_kernel(Q)
     assert kernel.outputs[0].kind == "average" and kernel.outputs[0].ntk_power == 1
-    close(kernel(X).ntk, first + step * Q)
-    assert not np.any(kernel.mean(X)) and not np.any(kernel(X).nngp)
+    close(uncompiled(kernel, X).ntk, first + step * Q)
+    assert not np.any(kernel.mean(X)) and not np.any(uncompiled(kernel, X).nngp)
 
 
 def test_averages() -> None:
@@ -195,7 +196,7 @@ def test_averages() -> None:
     found = kernel.mean(X)
     close(found["relu"], mean)
     close(found["deep"], deep)
-    nngp = kernel(X, get="nngp")
+    nngp, ntk = uncompiled(kernel, X)
     close(nngp["relu"]["deep"], mean[:, None] * deep)
     assert [part.method for part in kernel.outputs] == [
         "adjoint",
@@ -205,7 +206,6 @@ def test_averages() -> None:
     ]  # deep, relu, square, u
     with pytest.raises(tp.UnsupportedError, match=r"average 'output'.*\n.*'dense_1.weight' mixes.*\n.*'adjoint'"):
         tp.joint(net, X[0], method="tangent")
-    ntk = kernel(X, get="ntk")
     # d deep / du = step(u) (g + c relu(u)), with the gradient of the layer above, whose mean slope delta(h) is c
     second = relu_kernel(first)[1]
     c = 1 / np.sqrt(2 * np.pi * np.diag(first))
@@ -232,7 +232,7 @@ def test_a_readout_and_averages_that_read_its_weight() -> None:
         }  # fmt: skip
 
     kernel = tp.joint(net, X[0])
-    k, parts = kernel(X), kernel.by_parameter(X)
+    k, parts = uncompiled(kernel, X), kernel.by_parameter(X)
     first, step = relu_kernel(Q)
     close(k.ntk["f"]["g"], first + step * Q)
     close(k.ntk["g"]["f"], k.ntk["f"]["f"])
@@ -241,7 +241,7 @@ def test_a_readout_and_averages_that_read_its_weight() -> None:
     close(k.ntk["line"]["f"], k.ntk["f"]["line"].T)
     assert not np.any(k.nngp["f"]["line"]) and not np.any(k.ntk["f"]["other"])
     np.testing.assert_allclose(k.ntk["f"]["even"], 0, atol=1e-15)
-    frozen = tp.joint(lambda x: net(x, train=False), X[0])(X)
+    frozen = uncompiled(tp.joint(lambda x: net(x, train=False), X[0]), X)
     close(frozen.ntk["f"]["line"], Q / 2)
     page = kernel.derivation()
     assert "The tangent kernel of f beside an average is a sum over parameters" in page and "= ?" not in page
@@ -255,7 +255,7 @@ def test_average_of_random_features() -> None:
         return jnp.mean(relu(nn.dense(h)))
 
     first, _ = relu_kernel(Q)
-    close(tp.joint(net, X[0])(X).ntk, first * relu_kernel(first)[1])
+    close(uncompiled(tp.joint(net, X[0]), X).ntk, first * relu_kernel(first)[1])
 
 
 def test_readout_tied_to_what_it_reads() -> None:
@@ -269,7 +269,7 @@ def test_readout_tied_to_what_it_reads() -> None:
     kernel = tp.joint(net, x[0])
     close(kernel.mean(x), x[:, 0] / 2)
     same_sign = (x * x.T) > 0
-    close(kernel(x).ntk, 2 * x * x.T * same_sign)
+    close(uncompiled(kernel, x).ntk, 2 * x * x.T * same_sign)
 
 
 def test_tied_embedding() -> None:
@@ -284,9 +284,10 @@ def test_tied_embedding() -> None:
     first, step = relu_kernel(3 * Q)
     second, step2 = relu_kernel(2 * first)
     kernel = tp.compile(lambda x: net(x, True), X[0])
-    close(kernel(X).nngp, second)
-    close(kernel(X).ntk, second + step2 * (2 * first + 2 * step * 3 * Q))
-    close(kernel(X).ntk, tp.compile(lambda x: net(x, False), X[0])(X).ntk)
+    k = uncompiled(kernel, X)
+    close(k.nngp, second)
+    close(k.ntk, second + step2 * (2 * first + 2 * step * 3 * Q))
+    close(k.ntk, uncompiled(tp.compile(lambda x: net(x, False), X[0]), X).ntk)
     parts = kernel.by_parameter(X)
     close(parts["weight_0"], second + step2 * 2 * step * 3 * Q)
 
@@ -326,13 +327,19 @@ def test_rates_of_parameters() -> None:
     close(parts["b"], 9 * step)
 
 
-def test_by_parameter_takes_hyperparameters_and_dropout() -> None:
-    def net(x: jax.Array) -> jax.Array:
-        h = nn.dropout(relu(nn.dense(x, weight_var=tp.hyper("w", 2.0))), 0.3)
-        return nn.dense(h, features=1)
+def scaled_and_dropped(x: jax.Array) -> jax.Array:
+    h = nn.dropout(relu(nn.dense(x, weight_var=tp.hyper("w", 2.0))), 0.3)
+    return nn.dense(h, features=1)
 
-    kernel = tp.compile(net, X[0])
+
+def test_by_parameter_takes_hyperparameters_and_dropout() -> None:
+    kernel = tp.compile(scaled_and_dropped, X[0])
     close(sum(kernel.by_parameter(X, w=1.5).values()), kernel(X, w=1.5).ntk)
+
+
+@pytest.mark.long
+def test_by_parameter_between_inputs_and_its_slopes() -> None:
+    kernel = tp.compile(scaled_and_dropped, X[0])
     close(sum(kernel.by_parameter(X, X, w=1.5).values()), kernel(X, X, w=1.5).ntk)
     gradient = jax.grad(lambda w: kernel.by_parameter(X, w=w)["dense_0.weight"].sum())(1.5)
     close(gradient, (kernel.by_parameter(X, w=1.0)["dense_0.weight"]).sum())  # relu: linear in the variance
@@ -389,7 +396,7 @@ def test_average_of_normed_coordinates() -> None:
     slope = np.sqrt(D / 2 / np.pi) / s  # E[e v]
     mixed = Q / np.sqrt(2 * np.pi * D)[:, None] / s * slope  # E[e v'] E[e' v']
     both = (step - 1 / 4 - mixed - mixed.T + slope[:, None] * slope * Q / s[:, None] / s) / s[:, None] / s
-    close(kernel(X).ntk, both * Q)
+    close(uncompiled(kernel, X).ntk, both * Q)
     assert "another average over the width" in kernel.outputs[0].method_reason
 
 
@@ -399,7 +406,7 @@ def test_transposes() -> None:
 
     kernel, x = tp.compile(autoencoder, jnp.zeros(3)), jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)))
     parts = kernel.by_parameter(x)
-    np.testing.assert_allclose(sum(parts.values()), kernel(x).ntk, rtol=1e-12)
+    np.testing.assert_allclose(sum(parts.values()), uncompiled(kernel, x).ntk, rtol=1e-12)
 
     def several(a: jax.Array) -> dict[str, jax.Array]:
         n = nn.width()
@@ -408,8 +415,8 @@ def test_transposes() -> None:
         code = relu(w @ h)
         return {"code": v @ (w @ code), "back": v @ (w.T @ code), "own": nn.dense(w.T @ relu(w @ code), features=1)}
 
-    both = tp.joint(several, jnp.zeros(3))(x)
-    whole = tp.compile(lambda a: sum(several(a).values()), jnp.zeros(3))(x)
+    both = uncompiled(tp.joint(several, jnp.zeros(3)), x)
+    whole = uncompiled(tp.compile(lambda a: sum(several(a).values()), jnp.zeros(3)), x)
     for found, wanted in zip(both, whole, strict=True):
         close(sum(block for row in found.values() for block in row.values()), wanted)
 
@@ -424,7 +431,7 @@ def test_both_methods() -> None:
 
     tangent, adjoint = (tp.joint(net, X[0], method=method) for method in ("tangent", "adjoint"))
     assert {part.method for part in adjoint.outputs} == {"adjoint"}
-    first, second = tangent(X).ntk, adjoint(X).ntk
+    first, second = uncompiled(tangent, X).ntk, uncompiled(adjoint, X).ntk
     for a in first:
         for b in first:
             close(second[a][b], first[a][b])

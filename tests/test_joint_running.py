@@ -31,19 +31,21 @@ def test_tiles_and_symmetry(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert np.array_equal(kernels[a][b], np.swapaxes(turned, 2, 3) if a == b == "p" else turned)
 
 
-def test_optimisations_change_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+LOWERED, RUN = ("loops", "branches", "together", "windows"), ("rows", "threads", "reuse", "symmetry")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("packing", *LOWERED, *RUN), *(pytest.param(n, marks=pytest.mark.long) for n in (("packing",), LOWERED, RUN))],
+    ids="-".join,
+)
+def test_optimisations_change_no_value(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "CACHED", 64)
     kernel = tp.joint(deep_and_windows, np.ones((4, 2)))
     x = np.random.default_rng(2).standard_normal((9, 4, 2))
     x[1] = x[0]
-    whole = jax.tree.leaves(kernel(x))
-    for names in (
-        ("packing",),
-        ("loops", "branches", "together", "windows"),
-        ("rows", "threads", "reuse", "symmetry"),
-    ):
-        for a, b in zip(whole, jax.tree.leaves(kernel.without(*names)(x)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+    for a, b in zip(*(jax.tree.leaves(k(x)) for k in (kernel, kernel.without(*names))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
     with pytest.raises(tp.InputError, match="'turbo' is no optimisation"):
         kernel.without("turbo")
 
@@ -56,7 +58,7 @@ def deep_and_windows(x: jax.Array) -> dict[str, jax.Array]:
     return {"deep": nn.dense(h, features=1), "mean": jnp.mean(h), "field": nn.dense(field, features=1)}
 
 
-@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("average", [pytest.param(False, marks=pytest.mark.long), True])
 def test_nearly_equal_inputs_in_float32(average: bool) -> None:
     """Kinks make a tangent kernel change like the angle between inputs: near pairs, scaled ones too, are computed in float64."""
 

@@ -10,10 +10,11 @@ import pytest
 
 import tensorprog as tp
 from examples import architectures as zoo
+from ntk_rules.interpreted import by_numpy
 from tensorprog import nn
 from tensorprog.frontend import primitives, walk, written_out
 from tensorprog.frontend.elementwise import ELEMENTWISE
-from tensorprog.ir import nodes, positions, rebuild, text
+from tensorprog.ir import Program, nodes, positions, rebuild, text
 from tensorprog.ir.nodes import Node, operands
 from tensorprog.kernel import graph
 from tensorprog.lower.emit import EMIT
@@ -42,8 +43,8 @@ DERIVED = {"behind"}  # position maps that slopes alone have; see tests/passes/t
 
 
 @pytest.fixture(scope="module")
-def reached() -> tuple[set[str], set[str], set[str], set[type]]:
-    """What the networks of the tests reach: rules, elementwise rows, position maps, instructions."""
+def reached() -> tuple[set[str], set[str], set[str], set[type], dict[str, Program]]:
+    """What the networks of the tests reach: rules, elementwise rows, position maps, instructions; and their programs."""
     rules, elements = set(), set()
     with pytest.MonkeyPatch.context() as patch:
         for name, rule in primitives.RULES.items():
@@ -56,10 +57,10 @@ def reached() -> tuple[set[str], set[str], set[str], set[type]]:
                 name,
                 lambda *a, row=row, name=name, **k: (rules.add(f"{name} written out"), row(*a, **k))[1],
             )
-        programs = [network_program(net, jnp.zeros(shape)) for net, shape in NETWORKS.values()]
-    made = [node for program in programs for node in program]
+        programs = {name: network_program(net, jnp.zeros(shape)) for name, (net, shape) in NETWORKS.items()}
+    made = [node for program in programs.values() for node in program]
     ops = {node.op.name for node in made if isinstance(node, nodes.PositionMap)}
-    return rules, elements, ops, {type(node) for node in made}
+    return rules, elements, ops, {type(node) for node in made}, programs
 
 
 def test_primitives(reached: tuple) -> None:
@@ -148,14 +149,14 @@ def test_simplify_and_verifier_rules_have_tests() -> None:
     assert test_text.WRONG
 
 
-def test_position_rows_are_right_about_axes() -> None:
+def test_position_rows_are_right_about_axes(reached: tuple) -> None:
     """An axis a row calls untouched: permuting it before or after the map is the same."""
     rng = np.random.default_rng(0)
     seen = set()
-    for name, (net, shape) in NETWORKS.items():
+    for name, program in reached[4].items():
         if name in ELEMENTS or name.endswith("of hidden"):
             continue
-        for node in network_program(net, jnp.zeros(shape)):
+        for node in program:
             if not isinstance(node, nodes.PositionMap) or node.op in seen:
                 continue
             seen.add(node.op)
@@ -163,13 +164,13 @@ def test_position_rows_are_right_about_axes() -> None:
             aux = [_values(a) for a in node.args[1:]]
             if any(a is None for a in aux):
                 continue
-            out = np.asarray(node.op(jnp.asarray(x), *aux))
+            run = by_numpy(lambda a, node=node, aux=aux: node.op(a, *aux))
+            out = np.asarray(run(x))
             assert out.shape == node.type.shape
             for j, i in enumerate(node.op.same_axis(x.shape)):
                 if i is not None:
                     order = rng.permutation(x.shape[i])
-                    found = node.op(jnp.asarray(np.take(x, order, i)), *aux)
-                    np.testing.assert_allclose(found, np.take(out, order, j), atol=1e-12)
+                    np.testing.assert_allclose(run(np.take(x, order, i)), np.take(out, order, j), atol=1e-12)
             if node.op.selects:
                 entries = set(np.round(x.ravel(), 12)) | ({0.0} if node.op.row.fills else set())
                 assert set(np.round(out.ravel(), 12)) <= entries, node.op

@@ -168,14 +168,14 @@ def test_pytest_is_strict(tmp_path: Path, body: str, complaint: str) -> None:
     assert run.returncode in (1, 2) and complaint in run.stdout, run.stdout + run.stderr
 
 
-def test_pytest_leaves_slow_tests_out(tmp_path: Path) -> None:
+def test_pytest_leaves_long_and_slow_tests_out(tmp_path: Path) -> None:
     copy_config(tmp_path)
     (tmp_path / "tests").mkdir()
-    body = "import pytest\n@pytest.mark.slow\ndef test_long(): pass\ndef test_short(): pass\n"
-    (tmp_path / "tests" / "test_canary.py").write_text(body)
-    assert "1 passed, 1 deselected" in python("-m", "pytest", "-p", "no:cacheprovider", cwd=tmp_path).stdout
-    run = python("-m", "pytest", "-p", "no:cacheprovider", "-m", "slow", cwd=tmp_path)
-    assert "1 passed, 1 deselected" in run.stdout
+    marked = "".join(f"@pytest.mark.{mark}\ndef test_{mark}(): pass\n" for mark in ("long", "slow"))
+    (tmp_path / "tests" / "test_canary.py").write_text(f"import pytest\n{marked}def test_short(): pass\n")
+    for choice, name in (((), "short"), (("-m", "long"), "long"), (("-m", "slow"), "slow")):
+        run = python("-m", "pytest", "-p", "no:cacheprovider", "-rp", *choice, cwd=tmp_path)
+        assert "1 passed, 2 deselected" in run.stdout and f"::test_{name}\n" in run.stdout, run.stdout
 
 
 # ---- locks and package

@@ -17,9 +17,13 @@ from tensorprog.runtime.kernel import KernelResult
 __all__ = ["uncompiled"]
 
 
-def uncompiled(kernel: tp.Kernel, x1: Any, x2: Any = None, **hypers: float) -> KernelResult:
+def uncompiled(kernel: tp.Kernel | tp.JointKernel, x1: Any, x2: Any = None, **hypers: float) -> KernelResult:
     """Both kernels between all inputs, as `kernel(x1, x2, **hypers)` has them, of the very function that XLA would be given."""
     assert not kernel.graph.noise  # of which the diagonal of a gram matrix is another function
     first, second = ([np.asarray(leaf) for leaf in jax.tree.leaves(x)] for x in (x1, x1 if x2 is None else x2))
     values = {name: np.asarray(value, float) for name, value in (kernel.hypers | hypers).items()}
-    return KernelResult(*map(np.asarray, by_numpy(kernel.functions.block)(first, second, values)))
+    if isinstance(kernel, tp.Kernel):
+        return KernelResult(*map(np.asarray, by_numpy(kernel.functions.block)(first, second, values)))
+    found = by_numpy(kernel._functions(kernel.graph).block)(first, second, values)
+    count = len(kernel.outputs) ** 2  # blocks of each kernel, row by row
+    return KernelResult(*(kernel._nested(list(map(np.asarray, part))) for part in (found[:count], found[count:])))

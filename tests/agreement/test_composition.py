@@ -19,9 +19,17 @@ SLOW = (
     "pooled-flatten",
     "plus-pool-before",
 )
+LONG = (
+    "plus-pool-after",
+    "twice-along-positions-global",
+    "tied-gelu",
+    "unequal-widths-normed",
+    "doubled-erf-after",
+    "doubled-erf-before",
+)
 
 
-@pytest.mark.parametrize("case", everyday(composition.CASES, SLOW))
+@pytest.mark.parametrize("case", everyday(composition.CASES, SLOW, LONG))
 def test_agrees(case: Case) -> None:
     agrees(case)
 

@@ -23,8 +23,16 @@ SLOW = (
     "conv-1d-circular-global",
     "conv-1d-strided-valid-global",
 )
+LONG = (
+    "conv-mixed-global",
+    "conv-circular-global",
+    "conv-strided-flatten",
+    "conv-3d-flatten",
+    "conv-valid-flatten",
+    "conv-bias-flatten",
+)
 
 
-@pytest.mark.parametrize("case", everyday(convolution.CASES, SLOW))
+@pytest.mark.parametrize("case", everyday(convolution.CASES, SLOW, LONG))
 def test_agrees(case: Case) -> None:
     agrees(case)

@@ -18,9 +18,16 @@ SLOW = (
     "fc-erf-depth20-wv1.5-bv0.2",
     "fc-erf-depth10-wv1.5-bv0.2",
 )
+LONG = (
+    "fc-erf(relu)-depth2-wv1.3-bv0.1",
+    "fc-relu-depth30-wv2.0-bv0.1",
+    "fc-erf-depth30-wv1.5-bv0.2",
+    "fc-relu-depth4-wv2.0-bv0.0",
+    "fc-erf-depth4-wv1.0-bv0.0",
+)
 
 
-@pytest.mark.parametrize("case", everyday(fully_connected.CASES, SLOW))
+@pytest.mark.parametrize("case", everyday(fully_connected.CASES, SLOW, LONG))
 def test_agrees(case: Case) -> None:
     agrees(case)
 

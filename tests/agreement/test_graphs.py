@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tensorprog as tp
+from tests.everyday import everyday
 
 gntk = pytest.importorskip("benchmarks.gntk", reason="the source distribution has no benchmarks")
 
@@ -85,12 +86,14 @@ def agrees(nodes: int, blocks: int, layers: int, scale: str) -> None:
     assert np.abs(got - want).max() <= 1e-10 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("scale", gntk.SCALES)
+@pytest.mark.parametrize("scale", everyday(gntk.SCALES, long=["uniform"]))
 def test_is_the_gntk(scale: str) -> None:
     agrees(8, blocks=2, layers=2, scale=scale)
 
 
-@pytest.mark.parametrize("nodes", [7, 11, 40])  # alone or together, with little padding or with much
+@pytest.mark.parametrize(
+    "nodes", [7, *(pytest.param(n, marks=pytest.mark.long) for n in (11, 40))]
+)  # alone or together, with little padding or with much
 def test_packing_changes_nothing(nodes: int) -> None:
     agrees(nodes, blocks=1, layers=1, scale="degree")
 

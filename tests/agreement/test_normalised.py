@@ -17,8 +17,15 @@ SLOW = (
     "residual-gelu-5-plain",
     "residual-erf-10-normed",
 )
+LONG = (
+    "norm-pixels-relu",
+    "residual-gelu-3-normed",
+    "norm-after-gelu",
+    "plus-norm-after-gelu",
+    "norm-before-erf-gain-shift",
+)
 
 
-@pytest.mark.parametrize("case", everyday(normalised.CASES, SLOW))
+@pytest.mark.parametrize("case", everyday(normalised.CASES, SLOW, LONG))
 def test_agrees(case: Case) -> None:
     agrees(case)

@@ -56,10 +56,16 @@ def test_gram_and_predict(folder: Path) -> None:
     expected = GaussianProcess(kernel(), x, y, noise=0.1).predict(test)
     np.testing.assert_allclose(np.loadtxt("mean.csv"), expected.mean, atol=1e-12)
     np.testing.assert_allclose(np.load("std.npy"), np.sqrt(np.diagonal(expected.covariance)), atol=1e-12)
+    assert not list(folder.glob(".tensorprog-*"))
+
+
+@pytest.mark.long
+def test_predict_with_the_tangent_kernel(folder: Path) -> None:
+    x, y, test = data()
+    given = ["predict", "net.py:net", "x.csv", "y.csv", "test.csv", "--noise", "0.1"]
     assert main([*given, "--get", "ntk", "--out", "mean.csv", "--std", "std.npy"]) == 0
     expected = GaussianProcess(kernel(), x, y, noise=0.1, get="ntk").trained(test)  # of networks, not of a process
     np.testing.assert_allclose(np.load("std.npy"), np.sqrt(np.diagonal(expected.covariance)), atol=1e-12)
-    assert not list(folder.glob(".tensorprog-*"))
 
 
 def test_derive_export_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

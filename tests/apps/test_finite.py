@@ -91,7 +91,11 @@ def heads(x: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("net", "shape", "looked_into"),
-    [(recurrent, (4, 3), 3), pytest.param(convolutional, (5, 4, 2), 3, marks=pytest.mark.slow), (heads, (3,), 2)],
+    [
+        pytest.param(recurrent, (4, 3), 3, marks=pytest.mark.long),
+        pytest.param(convolutional, (5, 4, 2), 3, marks=pytest.mark.slow),
+        (heads, (3,), 2),
+    ],
     ids=lambda v: getattr(v, "__name__", None),
 )
 def test_structured_derivatives_of_every_use(net: Any, shape: tuple, looked_into: int) -> None:

@@ -16,6 +16,7 @@ from tensorprog import apps, nn
 from tensorprog.apps import layers as found_layers
 from tensorprog.apps.maps import Runs
 from tests.apps.test_layers import inputs, read_again, short, two_streams
+from tests.everyday import everyday
 
 Net = Callable[[jax.Array, int], jax.Array]
 
@@ -116,7 +117,7 @@ SLOW = (
 )
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[slow] if n in SLOW else []) for n in CASES])
+@pytest.mark.parametrize("name", everyday(CASES, SLOW, ["two layers", "average", "inputs read again"]))
 def test_kernels_of_other_depths(name: str) -> None:
     """From few blocks, the kernels of one block less and of one more, as the networks of these depths have them."""
     net, depth, shape, tolerance = CASES[name]
@@ -148,6 +149,7 @@ def test_averages_have_the_phases_of_their_layers() -> None:
     assert abs(found.critical("w", (0.5, 2.0), x[0]) - np.pi / 4) < 2e-3
 
 
+@pytest.mark.long
 def test_one_weight_in_all_blocks() -> None:
     """No state of fixed size; its kernels of more blocks are followed, and sampled networks have them."""
     found, x = apps.Layers(lambda x: one_weight(x, 2), jnp.zeros(3)), inputs((3,))
@@ -224,7 +226,7 @@ FALSE = {
 }
 
 
-@pytest.mark.parametrize("name", FALSE)
+@pytest.mark.parametrize("name", everyday(FALSE, long=["rates of dropout"]))
 def test_layers_that_look_alike(name: str) -> None:
     """No next layer is known, and none is made up."""
     with pytest.raises(tp.InputError, match="numbers \\(a variance, a rate"):
@@ -246,6 +248,7 @@ def test_what_two_blocks_cannot_tell() -> None:
     assert apps.Layers(lambda x: net(x, 3), jnp.zeros(3)).blocks == 2
 
 
+@pytest.mark.long
 def test_programs_by_themselves() -> None:
     """Without its network, as it is when it comes from a file, a program is looked at as it stands."""
     kernel = tp.compile(lambda x: read_again(x, 2), jnp.zeros(3))

@@ -14,6 +14,7 @@ from jax.scipy.special import erf
 import tensorprog as tp
 from tensorprog import apps, nn
 from tests.apps.test_repeated import changing, perceptron, residual
+from tests.everyday import everyday
 
 W = tp.hyper("w", 1.2)
 
@@ -97,7 +98,7 @@ def layers(name: str, depth: int = 4) -> apps.Layers:
 SLOW = ("perceptron", "read again", "two streams", "pooled", "recurrent", "normed", "short")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NETS])
+@pytest.mark.parametrize("name", everyday(NETS, SLOW, ["padded"]))
 def test_kernels_of_other_depths(name: str) -> None:
     """Of four blocks, those of three, four, and seven; a network compiled at that depth has the same kernels."""
     net, shape = NETS[name]
@@ -151,6 +152,7 @@ def test_inputs_read_again_by_hand() -> None:
     assert abs(layers("read again").chi(x[0], w=critical) - 1) < 1e-8
 
 
+@pytest.mark.long
 def test_padding_by_hand() -> None:
     """Zeros around the positions: ReLU halves variances and slopes alike, so that chi is the largest eigenvalue of the windows' sum."""
     windows = np.eye(4) + np.eye(4, k=1) + np.eye(4, k=-1)
@@ -160,6 +162,7 @@ def test_padding_by_hand() -> None:
     np.testing.assert_allclose(found.scale_q, -1 / np.log(expected), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_growing_and_frozen_networks() -> None:
     assert apps.Layers(residual, jnp.zeros(3)).phase(*inputs((3,))).name == "divergent"
 
@@ -174,6 +177,7 @@ def test_growing_and_frozen_networks() -> None:
     assert not found.trajectory(*inputs((3,))).ntk.any()
 
 
+@pytest.mark.long
 def test_outputs_with_axes_and_dropout() -> None:
     """Noise enters variances, not covariances: the map of one vector has its formulas tested (Schoenholz et al. 2017, section 5)."""
 

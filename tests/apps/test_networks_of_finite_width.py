@@ -30,6 +30,7 @@ def values(net: Callable, width: int, points: Any, keys: jax.Array, **hypers: An
     return jax.lax.map(one, keys, batch_size=min(4000, len(keys)))
 
 
+@pytest.mark.long
 def test_likelihood_is_the_mean_over_networks() -> None:
     """p(y) = E N(y; f, noise), of networks of width 128, and its derivatives, those of the same mean: no kernel in it."""
     x, y = data()[0][:3], np.array([0.5, -0.4, 0.2])

@@ -66,7 +66,7 @@ def two_inputs(q: float, c: float, size: int = 3) -> np.ndarray:
     return np.sqrt(size * q) * x
 
 
-@pytest.mark.parametrize("depth", [3, 5, 9])
+@pytest.mark.parametrize("depth", [3, *(pytest.param(d, marks=pytest.mark.long) for d in (5, 9))])
 def test_path_is_the_deep_kernel(depth: int) -> None:
     """A perceptron's readout is one more layer of it; a residual net's hands on the covariance of the last."""
     with jax.enable_x64(True):

@@ -152,7 +152,7 @@ def test_functional_descent_of_the_square_loss_is_the_closed_form() -> None:
 
 
 def test_early_stopping_along_a_path() -> None:
-    """Of the square loss, where the closed form knows the times and losses; and of another cost than the one descended on."""
+    """Of the square loss, where the closed form knows the times and losses."""
     x, y, _ = data(20, seed=3)
     noisy, (valid, truth, _) = y + 0.5 * np.random.default_rng(0).standard_normal(20), data(15, seed=4)
     times, start, begin = np.geomspace(0.1, 1e3, 25), np.zeros(20), np.zeros(15)
@@ -162,6 +162,14 @@ def test_early_stopping_along_a_path() -> None:
     closed = apps.Training(kernel(), x, noisy).early_stopping(valid, truth, times, f0=start, f0_test=begin)
     assert found.time == closed.time
     np.testing.assert_allclose(2 * found.losses, closed.losses, rtol=1e-6)  # the solver's
+
+
+@pytest.mark.long
+def test_early_stopping_by_other_costs() -> None:
+    x, y, _ = data(20, seed=3)
+    valid, truth, _ = data(15, seed=4)
+    descent, begin = apps.FunctionalDescent(kernel(), x, apps.square_loss(y), f0=np.zeros(20)), np.zeros(15)
+    path = descent.run(np.geomspace(0.1, 1e3, 25))
     absolute = descent.early_stopping(path, valid, lambda f: jnp.abs(f - truth).max(), f0_test=begin)
     values = descent.predict(path, valid, f0_test=begin)
     np.testing.assert_allclose(absolute.losses, np.abs(values - truth).max(1), rtol=1e-12)

@@ -11,6 +11,7 @@ from jax import lax
 import tensorprog as tp
 from tensorprog import nn
 from tests.everyday import everyday
+from tests.uncompiled import uncompiled
 
 X = np.random.default_rng(31).standard_normal((3, 4))
 PLACES = np.array([-0.5, 0.25, 0.8])
@@ -29,6 +30,10 @@ OF_ONE = {
         lambda h: jnp.clip(h, -0.5, 0.8) + 0.6,
     ),
     "search": (lambda h: jnp.searchsorted(PLACES, h) * 1.0, lambda h: sum((h > p) * 1.0 for p in PLACES)),
+    "a search in a short table": (
+        lambda h: jnp.asarray(TABLE)[jnp.searchsorted(np.zeros(1), h)],
+        lambda h: jnp.where(h > 0, TABLE[1], TABLE[0]),
+    ),
     "search from the right": (
         lambda h: jnp.searchsorted(PLACES, h, side="right", method="compare_all") * 1.0,
         lambda h: sum((h >= p) * 1.0 for p in PLACES),
@@ -38,6 +43,7 @@ OF_ONE = {
         lambda h: jnp.select([h < -1, h < 1], [h, h**2], jnp.tanh(h)),
         lambda h: jnp.where(h < -1, h, jnp.where(h < 1, h**2, jnp.tanh(h))),
     ),
+    "select of two": (lambda h: jnp.select([h < 0, h > -1], [h, h / 2]), lambda h: jnp.where(h < 0, h, h / 2)),
     "a table": (
         lambda h: jnp.asarray(TABLE)[jnp.clip(jnp.floor(2 * h), 0, 2).astype(int)],
         lambda h: TABLE[0] + (TABLE[1] - TABLE[0]) * (h >= 0.5) + (TABLE[2] - TABLE[1]) * (h >= 1),
@@ -51,7 +57,7 @@ OF_ONE = {
         lambda h: jnp.maximum(jnp.minimum(h, hyper()), -0.25),
         lambda h: jnp.clip(h, -0.25, S),
     ),
-    "bounds that cross": (lambda h: jnp.tanh(h) + jnp.clip(h, hyper(), 0.5), lambda h: jnp.tanh(h) + 0.5),
+    "bounds that cross": (lambda h: h + jnp.clip(h, hyper(), 0.5), lambda h: h + 0.5),
     "whole multiples of a parameter": (lambda h: h // hyper(), lambda h: jnp.floor(h / S)),
     "the remainder by a parameter": (lambda h: jnp.mod(h, hyper()), lambda h: h - S * jnp.floor(h / S)),
 }
@@ -63,13 +69,10 @@ SLOW_OF_ONE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name",
-    everyday(OF_ONE, SLOW_OF_ONE),
-)
+@pytest.mark.parametrize("name", everyday(OF_ONE, SLOW_OF_ONE, long=["select", "a table of rounded values"]))
 def test_functions_of_one_vector(name: str) -> None:
     one, two = (
-        tp.compile(lambda x, f=f: nn.dense(f(nn.dense(x, bias_var=0.1)), features=1), jnp.zeros(4))(X)
+        uncompiled(tp.compile(lambda x, f=f: nn.dense(f(nn.dense(x, bias_var=0.1)), features=1), jnp.zeros(4)), X)
         for f in OF_ONE[name]
     )
     np.testing.assert_allclose(one.nngp, two.nngp, rtol=1e-10)
@@ -96,7 +99,7 @@ OF_TWO = {
 def test_functions_of_two_positions(name: str) -> None:
     x = X.reshape(3, 2, 2)
     one, two = (
-        tp.compile(lambda x, f=f: nn.dense(f(nn.dense(x)).reshape(-1), features=1), jnp.zeros((2, 2)))(x)
+        uncompiled(tp.compile(lambda x, f=f: nn.dense(f(nn.dense(x)).reshape(-1), features=1), jnp.zeros((2, 2))), x)
         for f in OF_TWO[name]
     )
     np.testing.assert_allclose(one.nngp, two.nngp, rtol=1e-9)

@@ -93,15 +93,16 @@ def test_at_finite_width(name: str) -> None:
     net, x = of_readout(CASES[name]), X[0]
     kernel = tp.compile(net, x)
     mean = tp.joint(net, x).mean(x[None])[0]
-    ntk = float(kernel(x[None]).ntk[0, 0])
+    ntk = float(uncompiled(kernel, x[None]).ntk[0, 0])
     strays = {}
     for width in (256, 4096):
-        value = jax.jit(jax.value_and_grad(lambda p: tp.apply(net, p, x)))
-        found = []
-        for seed in range(24):
-            f, slope = value(tp.init(net, x, width, jax.random.key(seed)))
-            found.append((float(f) - mean, width * sum(float(jnp.sum(g**2)) for g in slope.values()) - ntk))
-        errors = np.array(found)
+
+        def drawn(key: jax.Array, width: int = width) -> jax.Array:
+            f, slope = jax.value_and_grad(lambda p: tp.apply(net, p, x))(tp.init(net, x, width, key))
+            return jnp.stack([f, width * sum(jnp.sum(g**2) for g in slope.values())])
+
+        keys = jax.vmap(jax.random.key)(jnp.arange(24))
+        errors = np.asarray(jax.jit(lambda keys: jax.lax.map(drawn, keys))(keys)) - (mean, ntk)
         spread = errors.std(0, ddof=1)
         assert np.all(np.abs(errors.mean(0)) < 4.5 * spread / np.sqrt(len(errors)) + 4 / width), (width, errors.mean(0))
         strays[width] = spread

@@ -44,7 +44,7 @@ FUNCTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", everyday(FUNCTIONS, long=["log1p", "rsqrt", "asinh", "atan", "sqrt"]))
 def test_a_function_of_one_vector(name: str) -> None:
     """E[phi(u) phi(u')] in polar coordinates by Gauss-Legendre."""
     net, shape = NETWORKS[name]

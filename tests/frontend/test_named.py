@@ -26,6 +26,10 @@ CASES: dict[str, tuple[Function, Function]] = {
         lambda h: jnp.piecewise(h, [h < 0, h > 1], [lambda h: -h, lambda h: h**2, lambda h: h / 2]),
         lambda h: jnp.where(h > 1, h**2, jnp.where(h < 0, -h, h / 2)),
     ),
+    "two pieces": (
+        lambda h: jnp.piecewise(h, [h < 0], [lambda h: -h, lambda h: h / 2]),
+        lambda h: jnp.where(h < 0, -h, h / 2),
+    ),
     "conditions that overlap, numbers": (
         lambda h: jnp.piecewise(h, [h < 1, h < 0], [lambda h: h, 0.5]),
         lambda h: jnp.where(h < 0, 0.5, jnp.where(h < 1, h, 0.0)),
@@ -40,13 +44,13 @@ def kernels(function: Function, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return uncompiled(tp.compile(lambda x: nn.dense(function(nn.dense(x)), features=1), x[0]), x)
 
 
-@pytest.mark.parametrize("name", everyday(CASES, ["conditions that overlap, numbers"]))
+@pytest.mark.parametrize("name", everyday(CASES, ["conditions that overlap, numbers"], ["piecewise"]))
 def test_written_otherwise(name: str) -> None:
     for a, b in zip(*(kernels(f, X) for f in CASES[name]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", everyday(CASES, ["conditions that overlap, numbers"]))
+@pytest.mark.parametrize("name", everyday(CASES, ["conditions that overlap, numbers"], ["piecewise"]))
 def test_what_jax_computes(name: str) -> None:
     function, variance = CASES[name][0], (X[0] ** 2).mean()
     ends = np.array([-12.0 * variance**0.5, *KINKS, 12.0 * variance**0.5])

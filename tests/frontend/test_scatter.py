@@ -12,6 +12,7 @@ from jax import lax
 
 import tensorprog as tp
 from tensorprog import nn
+from tests.everyday import everyday
 from tests.uncompiled import uncompiled
 
 X = jax.random.normal(jax.random.key(0), (2, 4, 3))
@@ -70,8 +71,8 @@ WRITTEN = {
         lambda h, x: jnp.stack([h[0], h[1], h[0], h[1]]),
     ),
     "a buffer, step by step": (
-        lambda h, x: lax.fori_loop(0, 4, lambda i, o: o.at[i].set(2 * h[i]), jnp.zeros_like(h)),
-        lambda h, x: 2 * h,
+        lambda h, x: lax.fori_loop(0, 4, lambda i, o: o.at[i].set(h[3 - i]), jnp.zeros_like(h)),
+        lambda h, x: h[::-1],
     ),
     "places of the input": (
         lambda h, x: jax.ops.segment_sum(h, (x[:, 0] > 0).astype(int), 2),
@@ -88,12 +89,17 @@ WRITTEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+LONG_WRITTEN = [
+    "set a vector", "subtract", "multiply", "out of bounds", "maxima of segments", "minima of segments", "a block that would stick out",
+    "one place of the input", "along another axis",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", everyday(WRITTEN, long=LONG_WRITTEN))
 def test_writing_is_a_map_of_positions(name: str) -> None:
     one, other = WRITTEN[name]
-    phi = (
-        (lambda h: h) if "im" in name and "ma of" in name else jnp.cos
-    )  # a function of a maximum would have to be sampled
+    # a function of a maximum would have to be sampled
+    phi = (lambda h: h) if name.endswith("ma of segments") else jnp.cos
     same(network(one, phi), network(other, phi))
 
 
@@ -110,6 +116,7 @@ def test_writing_twice_and_into_the_width_are_refused() -> None:
             tp.compile(network(change), X[0])
 
 
+@pytest.mark.long
 def test_message_passing_over_the_edges_of_a_graph() -> None:
     """Sums over senders are those by the adjacency matrix; the edges may be a part of the input."""
     senders, receivers = jnp.array([0, 1, 1, 2, 3, 3]), jnp.array([1, 0, 2, 3, 0, 1])
@@ -154,7 +161,7 @@ PADS = {
 }
 
 
-@pytest.mark.parametrize("mode", PADS)
+@pytest.mark.parametrize("mode", everyday(PADS, long=["edge", "symmetric"]))
 def test_padding_in_every_mode(mode: str) -> None:
     """What is padded here is a shifted Gaussian: zeros are zeros, not the shift."""
     one, other = padded(mode, PADS[mode])
@@ -214,7 +221,15 @@ TAKEN = {
 }
 
 
-@pytest.mark.parametrize("name", TAKEN)
+LONG_TAKEN = [
+    "a number where the input points out of bounds",
+    "gaps, cropped",
+    "minima of windows",
+    "one of three, by number",
+]
+
+
+@pytest.mark.parametrize("name", everyday(TAKEN, long=LONG_TAKEN))
 def test_taking(name: str) -> None:
     one, other = TAKEN[name]
     phi = (lambda h: h) if "minima" in name or "three, by number" in name else jnp.cos

@@ -42,7 +42,7 @@ PUBLISHED: dict[str, tuple[Hidden, int, float, float]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", everyday(PUBLISHED, ["third", "second largest", "along"]))
+@pytest.mark.parametrize("name", everyday(PUBLISHED, ["third", "second largest", "along"], ["median"]))
 def test_published_moments(name: str) -> None:
     function, count, second, slopes = PUBLISHED[name]
     x = orthogonal(count)
@@ -53,6 +53,7 @@ def test_published_moments(name: str) -> None:
     np.testing.assert_allclose(found.ntk, second + slopes, rtol=TOLERANCE)
 
 
+@pytest.mark.long
 def test_equal_positions() -> None:
     """The median of equal rows is a row, and its slopes add up to one: the kernels are those of a network on one row."""
     x = np.random.default_rng(0).standard_normal((2, 1, 3))
@@ -110,5 +111,9 @@ def test_what_is_refused() -> None:
         tp.compile(network(lambda h: jnp.sort(h, 0)[0]), jnp.zeros((17, 2)))
     with pytest.raises(tp.UnsupportedError, match="by several keys"):
         tp.compile(network(lambda h: jnp.lexsort((h, jnp.round(h)), axis=0)[0].astype(float)), jnp.zeros((4, 2)))
+
+
+@pytest.mark.long
+def test_no_tolerance_is_refused() -> None:
     with pytest.raises(tp.UnsupportedError, match="quasi-Monte Carlo: reaches"):
         tp.compile(network(lambda h: jnp.median(h, 0)), jnp.zeros((5, 2)))

@@ -77,6 +77,7 @@ def test_the_onsager_term_of_a_rectangular_matrix(steps: int) -> None:
     close(kernels(sensing(steps))[0], [[error]])
 
 
+@pytest.mark.long
 def test_every_stage_at_finite_width() -> None:
     """Before the Zdots are written out message passing is the network, digit by digit."""
     check_stages(spiked(2, train=True), np.random.default_rng(0).normal(size=2))

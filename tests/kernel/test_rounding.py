@@ -12,13 +12,15 @@ import scipy.special
 
 import tensorprog as tp
 from tensorprog import nn
+from tests.everyday import everyday
+from tests.uncompiled import uncompiled
 
 X = np.array([[0.3, -1.2, 0.5], [0.7, 0.2, 1.9], [0.0, 0.0, 0.0]])
 
 
 def kernels(phi: Callable, method: str = "auto") -> tuple[np.ndarray, np.ndarray]:
-    k = tp.compile(lambda x: nn.dense(phi(nn.dense(x, weight_var=1.5)), features=1), jnp.zeros(3), method=method)(X)
-    return np.asarray(k.nngp), np.asarray(k.ntk)
+    net = lambda x: nn.dense(phi(nn.dense(x, weight_var=1.5)), features=1)
+    return uncompiled(tp.compile(net, jnp.zeros(3), method=method), X)
 
 
 straight_through = jax.custom_jvp(lambda h: jnp.round(h))
@@ -36,10 +38,10 @@ EQUAL: dict[str, tuple[Callable, Callable]] = {
 }
 
 
-EVERYDAY = ("whole numbers", "remainder", "straight through")
+LONG = {"whole numbers", "remainder"}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in EVERYDAY else pytest.mark.slow) for n in EQUAL])
+@pytest.mark.parametrize("name", everyday(EQUAL, EQUAL.keys() - LONG - {"straight through"}, LONG))
 def test_equal_functions_have_equal_kernels(name: str) -> None:
     for a, b in zip(*map(kernels, EQUAL[name]), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
@@ -62,7 +64,7 @@ def tied(x: jax.Array) -> jax.Array:
 def test_between_a_weight_and_its_transpose() -> None:
     """W^T round(W h) = Zhat + c h with c = E[u round(u)] / E[u^2], the form without derivatives: Var = E[round^2] + c^2 E[h^2]."""
     x, jumps = X[:2], np.arange(-40, 40) + 0.5
-    one, other = (tp.compile(tied, jnp.zeros(3), method=method)(x) for method in ("tangent", "adjoint"))
+    one, other = (uncompiled(tp.compile(tied, jnp.zeros(3), method=method), x) for method in ("tangent", "adjoint"))
     for i, q in enumerate(1.5 * np.sum(x * x, 1) / 3):
         c = np.sum(np.exp(-(jumps**2) / (2 * q)) / np.sqrt(2 * np.pi * q))  # by Stein's lemma
         tails = scipy.special.ndtr(-np.abs(jumps) / np.sqrt(q))

@@ -103,6 +103,7 @@ def test_a_jump_at_positions_that_mix(monkeypatch: pytest.MonkeyPatch) -> None:
         close(a, b)
 
 
+@pytest.mark.long
 def test_a_sampled_jump_at_positions_that_mix() -> None:
     """Within the error, of equal places and of many that are independent. Beside finite networks: tests/finite_width/test_transposes.py."""
 

@@ -22,6 +22,7 @@ from tests.everyday import everyday
 from tests.kernel.common import ONE, X, close, gaussian_mean, kernels, pairs, square, times, times_rows
 from tests.references import duals
 from tests.test_finite_width import check as check_stages
+from tests.uncompiled import uncompiled
 
 erf, relu = jax.scipy.special.erf, jax.nn.relu
 
@@ -248,6 +249,7 @@ def test_linear_recurrence_with_symmetric_weights() -> None:
     close(kernels(recurrent(lambda h: h, 5), xs)[0], np.einsum("st,abst->ab", m, drive))
 
 
+@pytest.mark.long
 def test_recurrence_with_symmetric_weights() -> None:
     """Three steps: h_3 = tanh(G + E[tanh'(g_2)] tanh(u_1) + u_3), G a Gaussian of variance E h_2^2, by quadrature. Sampled:
     three hidden states meet in one function, so the tolerance is that of sampling."""
@@ -263,7 +265,7 @@ def test_recurrence_with_symmetric_weights() -> None:
     h3 = np.tanh(rest + drive[0, 2] / drive[0, 0] * u1 + 0.64 * slope * np.tanh(u1))
     wanted = weight @ h3**2 @ weight
     kernel = tp.compile(recurrent(jnp.tanh, 3), x[0], tolerance=2e-3)
-    close(kernel(x).nngp, [[wanted]], 2e-3)
+    close(uncompiled(kernel, x).nngp, [[wanted]], 2e-3)
 
 
 # ------------------------------------------------------------------------------------ arrays over positions
@@ -307,7 +309,7 @@ def test_a_convolution_and_its_transpose() -> None:
     k = np.einsum("asc,btc->asbt", xs, xs) / 2
     shifted = lambda a: sum(np.roll(a, (j, j), (1, 3)) for j in (-1, 0, 1)) / 3
     hidden = duals.relu.value(*pairs(shifted(k).reshape(8, 8))).reshape(k.shape)
-    found = tp.compile(tied_convolution, xs[0])(xs, get="nngp")
+    found = uncompiled(tp.compile(tied_convolution, xs[0]), xs).nngp
     close(found, (shifted(hidden) + k / 4).transpose(0, 2, 1, 3))
 
 
@@ -366,13 +368,16 @@ def test_the_instruction_trsp() -> None:
     close(first.diag(X).nngp, 2 * second + (2 * (1 - second)) ** 2 * q)
 
 
-@pytest.mark.parametrize("net", [recurrent(jnp.tanh, 3, True), tokens, tied_convolution], ids="rtc")
+@pytest.mark.parametrize(
+    "net", [pytest.param(recurrent(jnp.tanh, 3, True), marks=pytest.mark.long), tokens, tied_convolution], ids="rtc"
+)
 def test_every_stage_at_finite_width(net: Callable) -> None:
     """Before the Zdots are written out a program with transposes is the network, digit by digit."""
     shape = {tokens: (3, 2), tied_convolution: (4, 2)}.get(net, (3, 2) if net.__qualname__.startswith("rec") else (2,))
     check_stages(net, np.random.default_rng(0).normal(size=shape))
 
 
+@pytest.mark.long
 def test_export_and_load(tmp_path) -> None:
     kernel = tp.compile(autoencoder(relu, relu), X[0])
     kernel.export(tmp_path / "tied.tpk", platforms=("cpu",))

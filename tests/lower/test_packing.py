@@ -72,7 +72,7 @@ def inputs(shape: tuple[int, ...]) -> np.ndarray:
     return x
 
 
-@pytest.mark.parametrize("name", everyday(LIGHT, ["erf", "sine", "gelu", "residual"]))
+@pytest.mark.parametrize("name", everyday(LIGHT, ["erf", "sine", "gelu", "residual"], ["relu"]))
 def test_kernels_are_those_without(name: str) -> None:
     net, shape = LIGHT[name]
     kernel = tp.compile(net, jnp.zeros(shape))
@@ -83,7 +83,7 @@ def test_kernels_are_those_without(name: str) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-13)
 
 
-@pytest.mark.parametrize("name", everyday(LIGHT, ["erf", "sine", "gelu", "residual", "positions"]))
+@pytest.mark.parametrize("name", everyday(LIGHT, ["erf", "sine", "gelu", "residual", "positions"], ["relu"]))
 def test_slopes_are_those_without(name: str) -> None:
     net, shape = LIGHT[name]
     kernel, x = tp.compile(net, jnp.zeros(shape)), inputs(shape)
@@ -101,7 +101,11 @@ def test_slopes_in_hyperparameters() -> None:
 
 @pytest.mark.parametrize(
     ("net", "shape"),
-    [(windows, (5, 2)), (deep(lambda x: jax.nn.relu(x - 1)), (3,)), (deep(jax.nn.silu, 2), (3,))],
+    [
+        (windows, (5, 2)),
+        pytest.param(deep(lambda x: jax.nn.relu(x - 1)), (3,), marks=pytest.mark.long),
+        (deep(jax.nn.silu, 2), (3,)),
+    ],
     ids=["sums over windows", "long functions", "quadrature"],
 )
 def test_what_is_costly_keeps_its_branch(net: Net, shape: tuple[int, ...]) -> None:

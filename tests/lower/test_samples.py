@@ -30,10 +30,14 @@ def after_a_sum(phi: Callable) -> Callable:
 
 def slopes(phi: Callable) -> np.ndarray:
     """Of both kernels along a line of inputs: [by differentiation, of the values]."""
+    value = along_a_line(phi)
+    return np.stack([jax.jacrev(value)(0.0), (value(1e-4) - value(-1e-4)) / 2e-4])
+
+
+def along_a_line(phi: Callable) -> Callable:
     kernel = tp.compile(after_a_sum(phi), jnp.zeros((2, 3)), tolerance=5e-2)
     assert kernel.sampled
-    value = jax.jit(lambda t: jnp.stack(jax.tree.leaves(kernel((X + t * ALONG)[None], Y[None]))).ravel())
-    return np.stack([jax.jacrev(value)(0.0), (value(1e-4) - value(-1e-4)) / 2e-4])
+    return jax.jit(lambda t: jnp.stack(jax.tree.leaves(kernel((X + t * ALONG)[None], Y[None]))).ravel())
 
 
 @pytest.mark.slow
@@ -42,6 +46,7 @@ def test_smooth_functions_have_derivatives() -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-7)  # differences have no more digits
 
 
+@pytest.mark.long
 def test_kinks_leave_those_of_the_values_alone() -> None:
     """No derivative of the tangent kernel, in which the slope of relu jumps; that of the NNGP kernel, which is computed with it, stands."""
     found, wanted = slopes(jax.nn.relu)
@@ -50,7 +55,7 @@ def test_kinks_leave_those_of_the_values_alone() -> None:
 
 
 def test_a_jump_has_none() -> None:
-    assert np.isnan(slopes(jnp.sign)[0]).all()
+    assert np.isnan(jax.jacrev(along_a_line(jnp.sign))(0.0)).all()
 
 
 def test_forward_mode_and_what_does_not_move() -> None:

@@ -51,7 +51,7 @@ def soft_sign_slope(x: np.ndarray) -> np.ndarray:
     ("phi", "function", "slope"),
     [
         (jnp.tanh, np.tanh, lambda x: 1 / np.cosh(np.clip(x, -300, 300)) ** 2),
-        (jax.nn.soft_sign, lambda x: x / (1 + np.abs(x)), soft_sign_slope),
+        pytest.param(jax.nn.soft_sign, lambda x: x / (1 + np.abs(x)), soft_sign_slope, marks=pytest.mark.long),
     ],
     ids=["tanh", "soft_sign"],
 )
@@ -102,6 +102,7 @@ def test_refusals_name_function_and_variance_in_every_call() -> None:
             call(x)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loaded", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_cannot_raise_gives_nan(loaded: bool, tmp_path) -> None:
     kernel = compiled(jnp.tanh)

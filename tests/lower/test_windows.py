@@ -57,7 +57,7 @@ def window_sums(draw: st.DrawFn) -> tuple[Shifts, tuple[int, ...]]:
 
 
 @hypothesis.given(window_sums())
-@hypothesis.settings(max_examples=20)
+@hypothesis.settings(max_examples=8)  # each is compiled
 def test_sums_over_windows_are_what_is_defined(drawn: tuple[Shifts, tuple[int, ...]]) -> None:
     q, shape = drawn
     value = np.random.default_rng(0).standard_normal(shape)
@@ -91,7 +91,9 @@ def flattened(x: jax.Array) -> jax.Array:
     return nn.dense(nn.flatten(x), features=1)
 
 
-@pytest.mark.parametrize(("net", "shape"), [(pooled, (4, 3, 2)), (flattened, (5, 2))])
+@pytest.mark.parametrize(
+    ("net", "shape"), [(pooled, (4, 3, 2)), pytest.param(flattened, (5, 2), marks=pytest.mark.long)]
+)
 def test_kernels_and_slopes_are_those_without(net, shape) -> None:  # type: ignore[no-untyped-def]
     kernel = tp.compile(net, jnp.zeros(shape))
     x = np.random.default_rng(0).standard_normal((4, *shape))

@@ -20,6 +20,7 @@ from examples.flax_models import CNN, MLP, BatchNormCNN, Encoder
 from tensorprog import nn
 from tensorprog.frontend.params import current
 from tensorprog.models.laws import Law
+from tests.everyday import everyday
 from tests.models.zoo import CASES
 from tests.references import duals
 from tests.uncompiled import uncompiled
@@ -97,6 +98,7 @@ def test_flax_cnn() -> None:
     same(uncompiled(tp.compile(net, xs[0]), xs), uncompiled(tp.compile(plain, xs[0]), xs))
 
 
+@pytest.mark.long
 def test_equinox_mlp() -> None:
     """Biases of variance 1/(3 n) have no part in the limit; that of the first layer has."""
     case = CASES["equinox: perceptron"]
@@ -212,6 +214,7 @@ def test_standard_at_a_width() -> None:
     same(found, SimpleNamespace(nngp=value, ntk=50 * value + (k + 1) * slope + 1))
 
 
+@pytest.mark.long
 def test_small_biases_move_by_one() -> None:
     """The biases of Equinox start with 1/(3 n) and have no part in the forward limit, but plain gradients move them by one."""
     x = np.random.default_rng(1).standard_normal((3, 5))
@@ -345,7 +348,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", everyday(REFUSED, long=["running statistics", "1/sqrt(n) logits of flax"]))
 def test_refusals(name: str) -> None:
     ask, message = REFUSED[name]
     with pytest.raises(tp.UserError) as caught:
@@ -431,7 +434,7 @@ LINEN_REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", LINEN_REFUSED)
+@pytest.mark.parametrize("name", everyday(LINEN_REFUSED, long=["dropout"]))
 def test_refusals_of_linen(name: str) -> None:
     ask, message = LINEN_REFUSED[name]
     with pytest.raises(tp.UserError) as caught:

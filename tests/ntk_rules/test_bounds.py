@@ -10,14 +10,14 @@ import pytest
 import sympy as sp
 
 from ntk_rules import expectation
+from tests.everyday import everyday
 
 from . import high_precision, references
 from .test_closed import ACTIVATIONS
 from .test_edges import HUGE, NAMES, TINY
 
 u, v, a, m = sp.symbols("u v a m", real=True)
-EVERYDAY = ("relu", "gelu")
-ORDER = [pytest.param(n, marks=[] if n in EVERYDAY else pytest.mark.slow) for n in ACTIVATIONS]
+FEW = ("relu", "gelu")  # points, of which more are slow
 KINKS = {"relu6": (6,), "hard sigmoid": (-3, 3), "hard swish": (-3, 3)}
 
 
@@ -28,12 +28,12 @@ def both(E, law: dict[tuple[int, int], float], dtype: type, parameters: tuple[fl
     return float(E.value(arrays, given)), float(E.error(arrays, given))
 
 
-@pytest.mark.parametrize("name", ORDER)
+@pytest.mark.parametrize("name", everyday(ACTIVATIONS, ACTIVATIONS.keys() - set(FEW), ["gelu"]))
 def test_on_the_line(name: str) -> None:
     """The table of forms at correlation 1 and -1, where rounding decides most."""
     f = ACTIVATIONS[name]
     E = expectation(f(u) * f(v), (u, v))
-    for q in (2.0**-4, 1.0) if name in EVERYDAY else (2.0**-20, 2.0**-4, 1.0, 2.0**3):
+    for q in (2.0**-4, 1.0) if name in FEW else (2.0**-20, 2.0**-4, 1.0, 2.0**3):
         scale = float(references.mean(f(u) ** 2, q, KINKS.get(name, ())))
         for rho in (1, -1):
             exact = references.mean(f(u) * f(rho * u), q, KINKS.get(name, ()))

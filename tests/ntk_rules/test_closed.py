@@ -69,7 +69,7 @@ def values(E, q1, q2, c):
     return [jnp.asarray(known[e]) for e in E.needs]
 
 
-@pytest.mark.parametrize("name", everyday(ACTIVATIONS, SLOW))
+@pytest.mark.parametrize("name", everyday(ACTIVATIONS, SLOW, ["hard swish"]))
 def test_value(name):
     f = ACTIVATIONS[name]
     E = expectation(f(u) * f(v), (u, v))
@@ -88,7 +88,9 @@ PAIRS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize(
+    "pair", [pytest.param(p, marks=pytest.mark.long if p == ("elu", "relu") else (), id="-".join(p)) for p in PAIRS]
+)
 def test_mixed_pairs(pair):
     f, g = (ACTIVATIONS[name] for name in pair)
     E = expectation(f(u) * g(v), (u, v))
@@ -99,7 +101,15 @@ def test_mixed_pairs(pair):
 
 @pytest.mark.parametrize(
     "name",
-    ["relu", "gelu", "abs", "squared relu", "gabor", pytest.param("hard tanh", marks=pytest.mark.slow), "leaky relu"],
+    [
+        "relu",
+        pytest.param("gelu", marks=pytest.mark.long),
+        "abs",
+        "squared relu",
+        "gabor",
+        pytest.param("hard tanh", marks=pytest.mark.slow),
+        "leaky relu",
+    ],
 )
 def test_derivatives_by_price(name):
     """d/dC by Price's theorem against finite differences of the value, first and second order."""

@@ -81,12 +81,12 @@ def test_against_mpmath(name: str, path: tuple[tuple[int, int], ...]) -> None:
     "names, path",
     [
         pytest.param(("threshold", "threshold"), ((0, 0), (0, 0)), marks=pytest.mark.slow),
-        (("threshold", "threshold"), ((0, 1), (0, 1))),
+        pytest.param(("threshold", "threshold"), ((0, 1), (0, 1)), marks=pytest.mark.long),
         pytest.param(("celu", "celu"), ((0, 0),), marks=pytest.mark.slow),
         pytest.param(("celu", "celu"), ((0, 1), (0, 1)), marks=pytest.mark.slow),
         pytest.param(("elu", "relu"), ((1, 1), (1, 1)), marks=pytest.mark.slow),
         pytest.param(("hard tanh", "relu"), ((0, 0), (0, 1)), marks=pytest.mark.slow),
-        (("offset relu", "offset erf"), ((0, 1), (0, 1))),
+        pytest.param(("offset relu", "offset erf"), ((0, 1), (0, 1)), marks=pytest.mark.long),
         *(
             pytest.param(names, path, marks=pytest.mark.slow)
             for names, path in (
@@ -140,7 +140,9 @@ def test_relu_at_the_edges(dtype: type) -> None:
             assert abs(got - want) <= (1e-12 if dtype is np.float64 else 1e-6) * size, (law, path)
 
 
-@pytest.mark.parametrize("name", ["shifted erf", pytest.param("gabor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [pytest.param("shifted erf", marks=pytest.mark.long), pytest.param("gabor", marks=pytest.mark.slow)]
+)
 def test_high_powers_neither_overflow_nor_underflow(name: str) -> None:
     """Second derivatives at variances 1e8 and 1e-12: powers beyond single precision's range in both halves of a fraction.
 

@@ -14,6 +14,7 @@ import pytest
 import sympy as sp
 
 from ntk_rules import expectation, explain, functions
+from tests.everyday import everyday
 
 from . import references
 from .test_closed import ACTIVATIONS, relu
@@ -40,8 +41,7 @@ KINKS = {
 }  # fmt: skip
 # Not smooth across: everything else has its kinks, if any, at zero.
 LAWS = [(1.3, 0.8, 0.4), (0.5, 2.0, -0.8)]
-EVERYDAY = ("parametric relu", "gelu", "threshold with an offset")
-ORDER = [pytest.param(n, marks=[] if n in EVERYDAY else pytest.mark.slow) for n in ALL]
+EVERYDAY, LONG = {"threshold with an offset"}, {"gelu", "parametric relu"}
 
 
 def affine(name: str, z: sp.Expr) -> sp.Expr:
@@ -82,7 +82,7 @@ def check(name: str, other: str, tier: str = "closed form") -> None:
         assert abs(on(E, (0.9, 0.9, ratio * 0.9)) - want) < 1e-12 * size[0] * size[1], (ratio, want)
 
 
-@pytest.mark.parametrize("name", ORDER)
+@pytest.mark.parametrize("name", everyday(ALL, ALL.keys() - EVERYDAY - LONG, LONG))
 def test_affine_arguments_and_means(name: str) -> None:
     check(name, name)
 

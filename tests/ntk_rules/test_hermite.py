@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def test_what_was_looked_at_is_the_error_that_is_stated(f):
     np.testing.assert_allclose(part.probes.scale, anew.scale, rtol=1e-12)
 
 
-@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("double", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_hermite_coefficients_by_parity(double):
     """h_k themselves, by hand: of functions that are even, odd, and neither."""
     s = jnp.asarray([0.5, 2.0], jnp.float64 if double else jnp.float32)
@@ -37,7 +38,7 @@ def test_hermite_coefficients_by_parity(double):
         (lambda x: 1 + x, lambda s: {0: np.ones_like(s), 1: s}),
     ):
         for thin in numeric.THIN:
-            found = np.asarray(smooth.coefficients(f, s, (), thin))
+            found = np.asarray(jax.jit(lambda s, f=f, thin=thin: smooth.coefficients(f, s, (), thin))(s))
             right = np.zeros_like(found)
             for k, value in wanted(np.asarray(s)).items():
                 right[k] = value
@@ -45,5 +46,6 @@ def test_hermite_coefficients_by_parity(double):
 
 
 def test_coefficients_with_parameters_of_more_axes():
-    found = smooth.coefficients(lambda x, a: a * x, jnp.asarray([1.0, 2.0]), (jnp.asarray([[1.0], [3.0]]),))
+    of = jax.jit(lambda s, a: smooth.coefficients(lambda x, a: a * x, s, (a,)))
+    found = of(jnp.asarray([1.0, 2.0]), jnp.asarray([[1.0], [3.0]]))
     np.testing.assert_allclose(found[1], [[1, 2], [3, 6]], rtol=1e-12)

@@ -96,6 +96,7 @@ def test_import_is_quick():
     assert took < 2.0
 
 
+@pytest.mark.long
 def test_doctests():
     for module in pkgutil.iter_modules(ntk_rules.__path__):
         found = importlib.import_module(f"ntk_rules.{module.name}")
@@ -154,6 +155,7 @@ def test_a_parameter_that_jumps_has_the_slope_zero():
         np.testing.assert_allclose(got, wanted, rtol=1e-4)  # differences of single precision
 
 
+@pytest.mark.long
 def test_second_derivatives_at_kinks_that_are_parameters():
     E = expectation(sp.Max(u - a, 0) * sp.Abs(v - a), (u, v), (a,))  # of the kink of u the weight is a - a
     law = dict(zip(((0, 0), (0, 1), (1, 1)), (1.2, -0.4, 0.8), strict=True))

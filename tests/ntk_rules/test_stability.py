@@ -87,7 +87,7 @@ def test_values_and_gradients_are_finite_everywhere(name, dtype):
         assert bool(jnp.all(jnp.isfinite(slope)))
 
 
-@pytest.mark.parametrize("name", ["relu", "step", "gelu"])
+@pytest.mark.parametrize("name", ["relu", "step", pytest.param("gelu", marks=pytest.mark.long)])
 def test_second_derivatives_are_finite(name):
     E = expectation(F[name], (u, v))
     for q, rho in [(1.0, 1.0), (1.0, -1.0), (0.0, 0.0), (1e-12, 1.0), (1e8, 0.5)]:

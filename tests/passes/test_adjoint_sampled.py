@@ -20,6 +20,7 @@ from jax import lax
 import tensorprog as tp
 from tensorprog import nn
 from tensorprog.kernel import fields, population
+from tests.everyday import everyday
 from tests.uncompiled import uncompiled
 
 erf, relu, softmax = jax.scipy.special.erf, jax.nn.relu, jax.nn.softmax
@@ -130,10 +131,11 @@ NAMED: dict[str, tuple[Sequence[Step], str]] = {
     "a median": ([("dense", 0, 0), ("median", 1, 1)], "all"),
     "sorted positions": ([("sort", 0, 0)], "each"),
 }
-EVERYDAY = ("pooled windows of a convolution", "outputs at every position", "softmax over positions")
+EVERYDAY = {"outputs at every position"}
+LONG = {"pooled windows of a convolution", "softmax over positions"}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in EVERYDAY else pytest.mark.slow) for n in NAMED])
+@pytest.mark.parametrize("name", everyday(NAMED, NAMED.keys() - EVERYDAY - LONG, LONG))
 def test_named_ones(name: str) -> None:
     found = difference(network(*NAMED[name]))
     assert found is not None and found < 1e-12

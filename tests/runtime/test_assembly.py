@@ -48,8 +48,9 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("net", "accelerator", "piece"),
     [
-        *((relu_net, *how) for how in ((False, 1), (False, 4), (True, 4), (True, 11))),
-        *((positions, *how) for how in ((False, 4), (True, 4))),
+        *((relu_net, *how) for how in ((False, 1), (True, 4))),
+        *(pytest.param(relu_net, *how, marks=pytest.mark.long) for how in ((False, 4), (True, 11))),
+        *(pytest.param(positions, *how, marks=pytest.mark.long) for how in ((False, 4), (True, 4))),
         *(pytest.param(positions, *how, marks=pytest.mark.slow) for how in ((False, 1), (True, 11))),
     ],
 )

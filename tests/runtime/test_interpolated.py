@@ -67,7 +67,7 @@ def difference(a: Any, b: Any, kernel: Any, x: Any, y: Any) -> float:
 @pytest.mark.parametrize(
     ("net", "equal_norms"),
     [
-        (deep(jax.nn.relu, 3), False),
+        pytest.param(deep(jax.nn.relu, 3), False, marks=pytest.mark.long),
         (deep(jax.nn.relu, 2, 0.3), True),
         pytest.param(deep(erf, 2, 0.1), False, marks=pytest.mark.slow),
     ],
@@ -124,6 +124,7 @@ def test_however_the_layers_are_computed_for_it_the_series_is_the_same(
             np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_costly_layers_asked_for_again_and_again_are_compiled(
     always: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def test_hyperparameters_make_another_series(always: list[bool]) -> None:
     assert all(always)
 
 
+@pytest.mark.long
 def test_a_range_of_norms_grows_with_the_inputs(always: list[bool]) -> None:
     kernel = tp.compile(deep(erf, 1, 0.1), jnp.zeros((2, 2)))
     layers = kernel.without("interpolation")

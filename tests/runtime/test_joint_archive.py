@@ -58,14 +58,20 @@ def test_what_comes_back(written: tuple[tp.JointKernel, Path]) -> None:
     assert loaded.derivation() == kernel.derivation() and loaded.hypers == kernel.hypers
     x = {"a": X}
     same(loaded(x, w=0.7), kernel(x, w=0.7))
+    same(loaded.mean(x, w=0.3), kernel.mean(x, w=0.3))
+    with pytest.raises(tp.InputError, match="x1"):
+        loaded(X)
+
+
+@pytest.mark.long
+def test_all_that_one_asks_of_it(written: tuple[tp.JointKernel, Path]) -> None:
+    kernel, path = written
+    loaded, x = tp.load(path), {"a": X}
     same(loaded(x, {"a": X[:2]}, get="ntk"), kernel(x, {"a": X[:2]}, get="ntk"))
     same(loaded(x, get=("ntk", "nngp")), kernel(x, get=("ntk", "nngp")))
     same(loaded.diag(x), kernel.diag(x))
-    same(loaded.mean(x, w=0.3), kernel.mean(x, w=0.3))
     slope = lambda k: jax.grad(lambda w: k(x, w=w).ntk["mean"]["mean"].sum())(0.9)
     same(slope(loaded), slope(kernel))
-    with pytest.raises(tp.InputError, match="x1"):
-        loaded(X)
 
 
 @pytest.mark.slow

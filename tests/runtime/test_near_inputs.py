@@ -42,7 +42,9 @@ def near(entries: int) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("entries", [pytest.param(1, marks=pytest.mark.slow), 3, SKETCH + 1])
+@pytest.mark.parametrize(
+    "entries", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(SKETCH + 1, marks=pytest.mark.long)]
+)
 def test_whatever_the_norms(entries: int) -> None:
     """Without the second computation the error is 8e-5 (3 entries)."""
     x = near(entries)
@@ -84,7 +86,7 @@ def test_where_directions_matter(net: Callable[[jax.Array], jax.Array], wanted: 
     assert tp.compile(net, jnp.zeros(4)).functions.directions is wanted
 
 
-@pytest.mark.parametrize("net", [biased_above, average])
+@pytest.mark.parametrize("net", [pytest.param(biased_above, marks=pytest.mark.long), average])
 def test_loaded(net: Callable, tmp_path: Path) -> None:
     x = near(3)
     tp.compile(net, x[0]).export(tmp_path / "net.tpk", platforms=("cpu",))
@@ -94,6 +96,7 @@ def test_loaded(net: Callable, tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded(x).ntk, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
 
 
+@pytest.mark.long
 def test_loaded_outputs(tmp_path: Path) -> None:
     x = near(3)
     tp.joint(several, x[0]).export(tmp_path / "net.tpk", platforms=("cpu",))
