@@ -25,6 +25,7 @@ def ranks_kept_apart() -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 def test_arrays_of_different_ranks(ranks_kept_apart: None) -> None:
     with pytest.raises(ValueError, match="rank"):
         _ = jnp.ones((2, 3)) + jnp.ones(3)
