@@ -25,8 +25,8 @@ from ntk_rules.factors import collected
 from ntk_rules.functions import ceiling, floor
 from ntk_rules.interpreted import by_numpy
 from ntk_rules.many import SAMPLED
+from ntk_rules.promotion import any_ranks
 from ntk_rules.question import Question, canonical, cov_derivative, parameter_derivative
-from ntk_rules.ranks import any_ranks
 
 Entry = tuple[int, int]
 

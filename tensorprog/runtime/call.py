@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntk_rules.ranks import any_ranks
+from ntk_rules.promotion import any_ranks
 from tensorprog.ir import Input
 from tensorprog.runtime.gram import Gram
 from tensorprog.runtime.inputs import check_hypers, check_inputs, is_traced

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from ntk_rules.ranks import any_ranks
+from ntk_rules.promotion import any_ranks
 from tensorprog.runtime.blocks import Blocks
 from tensorprog.runtime.call import KernelFunction, rounded
 from tensorprog.runtime.inputs import is_traced

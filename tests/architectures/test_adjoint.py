@@ -1,6 +1,6 @@
 """The tangent program and the adjoint program give one kernel, over the whole table of architectures.
 
-Those that are sampled too: both ways sample the same functions at the same points (`tensorprog.kernel.linear`).
+Those that are sampled too: both ways sample the same functions at the same points (`tensorprog.kernel.paths`).
 """
 
 from __future__ import annotations

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 import jax
 
 __all__ = ["any_ranks"]
 
-F = TypeVar("F", bound=Callable[..., Any])
+P, T = ParamSpec("P"), TypeVar("T")
 
 
-def any_ranks(function: F) -> F:
+def any_ranks(function: Callable[P, T]) -> Callable[P, T]:
     """`function`, in which and in whose tracing arrays of different ranks may meet."""
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
         with jax.numpy_rank_promotion("allow"):
             return function(*args, **kwargs)
 
-    return call  # type: ignore[return-value]
+    return call
