@@ -10,7 +10,8 @@ import jax
 
 __all__ = ["any_ranks"]
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def any_ranks(function: Callable[P, T]) -> Callable[P, T]:
