@@ -26,9 +26,10 @@ from ntk_rules.functions import ceiling, floor
 from ntk_rules.interpreted import by_numpy
 from ntk_rules.many import SAMPLED
 from ntk_rules.promotion import any_ranks
-from ntk_rules.question import Question, canonical, cov_derivative, parameter_derivative
+from ntk_rules.question import Question, canonical, cov_derivative, gaussian_symbols, parameter_derivative
 
 Entry = tuple[int, int]
+EXCHANGED: dict[Entry, Entry] = {(0, 0): (1, 1), (0, 1): (0, 1), (1, 1): (0, 0)}  # entries of two Gaussians
 
 
 class Core:
@@ -43,6 +44,15 @@ class Core:
     @property
     def needs(self) -> tuple[Entry, ...]:
         return self.method.needs
+
+    @functools.cached_property
+    def symmetric(self) -> bool:
+        """Is F the same with its two Gaussians exchanged? Then its slope in one variance is that in the other, with entries exchanged."""
+        expr = self.question.expr
+        if self.question.gaussians != 2 or expr is None:
+            return False
+        u, v = gaussian_symbols(2)
+        return expr.xreplace({u: v, v: u}) == expr
 
     def value(self, covariances: Sequence[jax.Array], parameters: Sequence[jax.Array]) -> jax.Array:
         return self._value(tuple(covariances), tuple(parameters))
@@ -71,23 +81,34 @@ class Core:
             out = value(covariances, parameters)
             total = jnp.zeros_like(out)
             known = dict(zip(needs, covariances, strict=True))
-            for key, tangent in [*zip(needs, tangents[0], strict=True), *enumerate(tangents[1])]:
-                if isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0:
-                    continue
-                try:
-                    slope = self._slope(key, known, parameters)
-                except NoRule:
-                    if method.pathwise is None:
-                        raise
-                    slope = _pathwise_slope(method, key, known, parameters)
+            given = [*zip(needs, tangents[0], strict=True), *enumerate(tangents[1])]
+            moving = {key: t for key, t in given if not (isinstance(t, SymbolicZero) or t.dtype == jax.dtypes.float0)}
+            for key, slope in self._slopes(tuple(moving), known, parameters).items():
                 if slope is not None:
-                    total = total + slope * tangent
+                    total = total + slope * moving[key]
             return out, total
 
         value.defjvp(jvp, symbolic_zeros=True)
         return value
 
+    def _slopes(self, keys, known, parameters):
+        """The slopes in entries and parameters, by these; None of one that is zero."""
+        slopes: dict[Any, Any] = {}
+        for key in (key for key in keys if key not in slopes):
+            try:
+                if key == (0, 0) and (1, 1) in keys and self.symmetric:
+                    slopes |= self._in_both_variances(known, parameters)
+                else:
+                    slopes[key] = self._slope(key, known, parameters)
+            except NoRule:
+                if self.method.pathwise is None:
+                    raise
+                slopes[key] = _pathwise_slope(self.method, key, known, parameters)
+        return slopes
+
     def _slope(self, key, known, parameters):
+        if key == (1, 1) and self.symmetric:
+            return self._slope((0, 0), {e: known[EXCHANGED[e]] for e in known}, parameters)
         core = self.derivative(key)
         if core is None:
             return None
@@ -95,6 +116,16 @@ class Core:
         if missing:
             raise AssertionError(f"the derivative by {key} of {self.question} reads {missing} beyond {self.needs}")
         return core.value([known[e] for e in core.needs], parameters)
+
+    def _in_both_variances(self, known, parameters):
+        """The slopes in the two variances of a symmetric F, which are one function: a closed form is computed of both at once, and so compiled
+        once. (What has none is mostly computed of each input, and would be of pairs.)"""
+        keys, core = ((0, 0), (1, 1)), self.derivative((0, 0))
+        if core is None or core.method.formula is None:
+            return {key: self._slope(key, known, parameters) for key in keys}
+        shape = jnp.broadcast_shapes(*(x.shape for x in (*known.values(), *parameters)))
+        both = {e: jnp.stack([jnp.broadcast_to(known[k], shape) for k in (e, EXCHANGED[e])]) for e in known}
+        return dict(zip(keys, self._slope((0, 0), both, parameters), strict=True))
 
 
 def _pathwise_slope(method, key, known, parameters):

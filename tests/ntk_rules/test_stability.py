@@ -12,7 +12,7 @@ import sympy as sp
 from ntk_rules import expectation
 from tests.everyday import everyday
 
-u, v = sp.symbols("u v")
+u, v, a = sp.symbols("u v a", real=True)
 RELU, STEP = sp.Max, sp.Heaviside
 F = {
     "relu": sp.Max(u, 0) * sp.Max(v, 0),
@@ -161,3 +161,32 @@ def test_derivatives_against_mpmath(name, dtype):
                 want = mp.diff(lambda *n: exact(name, *n), numbers, (0, 0, 2))
                 got, size = second[at[(0, 1)]][at[(0, 1)]], 1 / mp.sqrt(q1 * q2)
                 assert abs(float(got) - float(want)) <= 4 * slack * float(max(abs(want), size)), (a, b, c)
+
+
+@pytest.mark.parametrize(
+    "F",
+    [
+        sp.Max(u, 0) * sp.Max(v, 0),
+        sp.erf(u + a) * sp.erf(v + a),
+        pytest.param(sp.tanh(u) * sp.tanh(v), marks=pytest.mark.long),
+    ],
+)
+def test_both_variances_have_the_slopes_that_are_derived_for_each(F):
+    """Of a symmetric F the slope in one variance is that in the other, with entries exchanged: against the expectation of Price's theorem
+    for each, in arrays that broadcast, and with one of them moving alone."""
+    E = expectation(F, (u, v), (a,) if F.has(a) else ())
+    assert E._core.symmetric
+    law = [jnp.array([[0.3], [2.0]]), jnp.array([0.1, -0.2, 0.25]), jnp.array([1.5, 0.7, 1.1])]
+    given = [jnp.array(0.4)] * F.has(a)
+    total = jax.jit(jax.grad(lambda moving, resting: jnp.sum(E.value([*resting, *moving], given))))
+    slopes, alone = total(law, []), total(law[2:], law[:2])[0]
+    for k, (entry, axis) in enumerate([((0, 0), 1), ((0, 1), 0), ((1, 1), 0)]):
+        core = E._core.derivative(entry)
+        want = jnp.sum(core.value([law[E.needs.index(e)] for e in core.needs], given), axis, keepdims=axis == 1)
+        np.testing.assert_allclose(slopes[k], want, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(alone, slopes[2], rtol=1e-12, atol=1e-14)
+
+
+def test_what_is_not_symmetric_has_slopes_of_its_own():
+    E = expectation(sp.Max(u, 0) * sp.erf(v), (u, v))
+    assert not E._core.symmetric
