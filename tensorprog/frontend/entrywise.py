@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import string
+from dataclasses import dataclass
 from fractions import Fraction
 
 import jax
@@ -18,7 +19,7 @@ import sympy
 
 from tensorprog.frontend.build import lincomb
 from tensorprog.frontend.refusals import Refusal
-from tensorprog.frontend.values import Layout, Var, width_axis
+from tensorprog.frontend.values import Layout, Var
 from tensorprog.ir import (
     Const,
     LinComb,
@@ -41,15 +42,39 @@ HALF = Fraction(1, 2)
 _ONE = Const(Literal.of(np.ones(())))
 
 
+@dataclass(frozen=True)
+class _Sum:
+    """A sum over axes of an array, its width's among them. layout, power: of what is left."""
+
+    shape: tuple[int, ...]
+    axis: int
+    axes: tuple[int, ...]
+    layout: Layout
+    power: Fraction
+
+    @property
+    def whole(self) -> bool:
+        return len(self.axes) == len(self.shape)
+
+
 def readout_of(var: Var, axes: tuple[int, ...]) -> Var | None:
     """The sum of a variable over `axes`, its width among them, as products with weights; None where it is a sum of something else.
 
     Raises Refusal where it is a readout, but of no form that is known.
     """
-    parts = [_factors(node) for _, node in var.blocks]
-    if any(part is None for part in parts):  # the rest, of larger order, is all that counts
-        return None
-    terms = [(a, _summed(chain, weight, x, var, axes)) for part in parts for a, chain, weight, x in part or ()]
+    terms: list[tuple[float, Var]] = []
+    layout: Layout = tuple(a for i, a in enumerate(var.layout) if i not in axes)
+    for _, block in var.blocks:
+        node, over = block, axes
+        while len(over) == len(node.type.shape) and isinstance(node, PositionMap) and node.op.name == "reshape":
+            node = node.args[0]  # all of its entries are summed
+            over = tuple(range(len(node.type.shape)))
+        part, axis = _factors(node), node.type.axis
+        if part is None:  # the rest, of larger order, is all that counts
+            return None
+        assert axis is not None
+        asked = _Sum(node.type.shape, axis, over, layout, var.power + HALF)
+        terms += [(a, _summed(chain, weight, x, asked)) for a, chain, weight, x in part]
     return lincomb(terms)
 
 
@@ -119,18 +144,24 @@ def _linear(node: Node) -> list[Term] | None:
     return None
 
 
-def _summed(chain: tuple[PositionMap, ...], weight: Weight, x: Node, var: Var, axes: tuple[int, ...]) -> Var:
-    """sum over `axes` of L(weight) x."""
-    shape, axis = var.shape, width_axis(var.layout)
-    assert axis is not None
+def _summed(chain: tuple[PositionMap, ...], weight: Weight, x: Node, asked: _Sum) -> Var:
+    """sum over `asked.axes` of L(weight) x."""
     along = weight.type.axis
     if weight.per_input:
         raise Refusal(
             "it sums a parameter times hidden coordinates, and the parameter is drawn anew for every input",
             "drop coordinates of hidden layers (nn.dropout), whose masks average out over the width; let readouts be ordinary parameters",
         )
-    if along is None or weight.shape[along] != 1 or shape[axis] != 1:
-        raise _refusal()
+    assert along is not None
+    if not _carried(chain, weight, along, asked):
+        if asked.whole and all(node.op.name == "reshape" for node in chain):
+            return _paired(weight, along, x, asked)
+        raise Refusal(
+            "it sums a parameter times hidden coordinates, and the parameter's entries were moved after its positions and coordinates "
+            "had become one axis",
+            "move positions before flattening, or use the parameter itself in the product (dot, matmul, einsum, or * and sum)",
+        )
+    shape, axis, axes = asked.shape, asked.axis, asked.axes
     places = [i for i in range(len(weight.shape)) if i != along]  # the positions of the weight
     names = iter(string.ascii_letters)
     coordinate = next(names)
@@ -148,8 +179,27 @@ def _summed(chain: tuple[PositionMap, ...], weight: Weight, x: Node, var: Var, a
     left = tuple(shape[i] for i in kept if i not in axes)
     if gone:
         total = PositionMap(position("sum", axes=gone), (total,), Type("vector", left))
-    layout: Layout = tuple(a for i, a in enumerate(var.layout) if i not in axes)
-    return Var.of(total, layout, var.power + HALF)
+    return Var.of(total, asked.layout, asked.power)
+
+
+def _carried(chain: tuple[PositionMap, ...], weight: Weight, along: int, asked: _Sum) -> bool:
+    """Is the axis of the weight's coordinates that of the product's, with all positions in it, if any, in their places?"""
+    if weight.shape[along] == 1 == asked.shape[asked.axis]:  # coordinates alone, which no map of positions mixes
+        return True
+    at: int | None = along
+    for node in chain:
+        source = node.op.same_axis(node.args[0].type.shape)
+        at = source.index(at) if at in source else None
+    return at == asked.axis
+
+
+def _paired(weight: Weight, along: int, x: Node, asked: _Sum) -> Var:
+    """sum of all entries of a reshaped weight times x: those of the weight times those of x in its shape."""
+    letters = string.ascii_letters[: len(weight.shape)]
+    typed = Type(x.type.kind, weight.shape, *((along, x.type.width) if x.type.kind == "vector" else ()))
+    x = _filled(x, asked.shape)
+    x = x if x.type == typed else PositionMap(position("reshape", to=weight.shape), (x,), typed)
+    return Var.of(MatMul(f"{letters},{letters}->", weight, x), asked.layout, asked.power)
 
 
 def _filled(x: Node, shape: tuple[int, ...]) -> Node:
@@ -162,26 +212,19 @@ def _filled(x: Node, shape: tuple[int, ...]) -> Node:
 
 def _matrix(chain: tuple[PositionMap, ...], weight: Weight, along: int, axis: int) -> np.ndarray:
     """The map of positions as a matrix: from those of the weight to those of the product, without the axis of the width."""
-    count = math.prod(weight.shape)
+    sizes = tuple(n for i, n in enumerate(weight.shape) if i != along)
+    count = math.prod(sizes)
     final = chain[-1].type.shape if chain else weight.shape
-    if count * math.prod(final) > MOST_ENTRIES:
-        raise _refusal()
-    at: int | None = along
-    for node in chain:
-        source = node.op.same_axis(node.args[0].type.shape)
-        at = source.index(at) if at in source else None
-    if at != axis:
-        raise _refusal()
+    if math.prod(weight.shape) * math.prod(final) > MOST_ENTRIES:
+        raise Refusal(
+            f"it sums a parameter times hidden coordinates, and the map from the positions of the parameter, {sizes}, to those of the "
+            f"product, {final}, has more than {MOST_ENTRIES} entries",
+            "use the parameter itself in the product (dot, matmul, einsum, or * and sum), and move positions after it",
+        )
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        units = jnp.eye(count).reshape((count, *weight.shape))
+        units = jnp.eye(count).reshape((count, *sizes))
+        units = jnp.stack([units] * weight.shape[along], 1 + along)
         for node in chain:
             units = jax.vmap(node.op)(units)
         found = np.asarray(units)
-    return found.reshape((count, *(n for i, n in enumerate(final) if i != axis)))
-
-
-def _refusal() -> Refusal:
-    return Refusal(
-        "it sums a parameter times hidden coordinates, but the parameter was changed entry by entry before",
-        "use the parameter itself in the product (dot, matmul, einsum, or * and sum), scaled by a number at most",
-    )
+    return found.take(0, 1 + axis)

@@ -20,13 +20,13 @@ __all__ = ["jumping", "plain", "value_of"]
 
 def plain(node: Nonlin) -> Callable[..., jax.Array]:
     """An elementwise instruction as a JAX function of its arguments."""
-    return to_jax(_with_ties(node.phi.expr), (*node.phi.vectors, *node.phi.parameters))
+    return to_jax(_with_ties(node.phi).expr, (*node.phi.vectors, *node.phi.parameters))
 
 
 @lru_cache(maxsize=4096)
-def _with_ties(expr: sympy.Expr) -> sympy.Expr:
+def _with_ties(phi: Phi) -> Phi:
     """Steps of differences that are zero but for rounding, as of two equal positions, as steps of zero: which of two is larger must not
-    be another at every use."""
+    be another at every use. A step inside of a step's argument makes conditions of conditions, which a `Phi` writes out."""
 
     def step(argument: sympy.Expr, at_zero: sympy.Expr = sympy.S.Half) -> sympy.Expr:
         if not argument.is_Add:
@@ -34,7 +34,7 @@ def _with_ties(expr: sympy.Expr) -> sympy.Expr:
         size = sum(map(sympy.Abs, argument.args))
         return sympy.Heaviside(sympy.Piecewise((0, sympy.Abs(argument) <= TIED * size), (argument, True)), at_zero)
 
-    return expr.replace(sympy.Heaviside, step)
+    return Phi(phi.expr.replace(sympy.Heaviside, step), phi.n_vectors, phi.n_parameters)
 
 
 def value_of(

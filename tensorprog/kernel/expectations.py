@@ -83,8 +83,10 @@ def expectation_of(
     arguments, parameters, factors = _read(sides, cross)
     wide = not all(facts[argument.node].gaussian for argument in arguments)
     carried = any(facts[as_vector(node)].carried for node, _, _ in sides)
-    if (wide and not carried) or len(arguments) > 2 * len(sides):
-        exact = yield from tilted_of(asked, facts, tolerance, partial(rules, tolerance=_unsampled(tolerance)))
+    reduced = partial(tilted_of, asked, facts, tolerance, partial(rules, tolerance=_unsampled(tolerance)))
+    few = len(arguments) <= 2 * len(sides)
+    if (wide and not carried) or not few:
+        exact = yield from reduced()
         if exact is not None:
             return exact
     if carried:
@@ -101,6 +103,10 @@ def expectation_of(
     shape = tuple(sizes[c] for c in out)
     terms = []
     products = _products(arguments, parameters, factors, facts, cross)
+    if few and not _ruled(products, tolerance):  # a norm over two or three positions
+        exact = yield from reduced()
+        if exact is not None:
+            return exact
     if sampling and not _ruled(products, tolerance):
         if isinstance(asked, Second) and apart and not facts[asked.u].odd and _meet(asked, facts, tolerance):
             return (yield from _but_where_they_meet(asked, facts, tolerance, stacks))

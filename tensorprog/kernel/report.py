@@ -292,7 +292,7 @@ class _Page:
         if any(norm and not norm[1] for norm in q.norms):
             yield "- caveat: with $\\epsilon = 0$ the function is not bounded by a polynomial where $Q = 0$, which the master theorem asks for;"
             yield "  the formulas are known to hold all the same where the moment is finite (Yang et al. 2019)."
-            yield "  Where $Q$ sees one direction alone (three, for the tangent kernel) the error is 1e-7\n"
+            yield "  Where $Q$ sees two directions or one, of two members that differ, the tangent kernel is infinite: no number (NaN)\n"
 
     # -------------------------------------------------------------------------------------- instructions
 

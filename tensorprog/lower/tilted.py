@@ -12,14 +12,10 @@ from jax import lax
 
 from ntk_rules.sampling import factor
 from tensorprog.kernel.graph import Given, Quantity, Tilted, quantities
-from tensorprog.kernel.half_line import RIGHT, half_line
+from tensorprog.kernel.half_line import End, Seen, half_line, last_of
 from tensorprog.lower.einsum import contract
 
 __all__ = ["tilted"]
-
-# The end of the line without an epsilon. Beyond s = 1e14 the tilted covariances, of 1/s, are less than the rounding of what they are
-# the differences of; in float32 beyond 1e6. What is left out falls like s^(-rank/2), in the tangent kernel like s^(1-rank/2).
-LAST = {"float64": 33.0, "float32": 14.0}
 
 Emit = Callable[[Quantity, list[jax.Array]], jax.Array]
 
@@ -61,8 +57,19 @@ def tilted(q: Tilted, args: Sequence[jax.Array], emit: Emit, dtype: jnp.dtype) -
             total = total + weight * values[quantity]
         return total
 
-    add = lambda total, index: (total + one(index), None)
-    return lax.scan(add, jnp.zeros(q.shape, dtype), places)[0]
+    ends = [End.of(i, q.nodes, dtype) for i, (side, *_) in enumerate(axes) if not q.norms[side][1]]  # type: ignore[index]
+    empty = jnp.zeros(q.shape, dtype)
+
+    def add(
+        carried: tuple[jax.Array, list[Seen]], index: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, list[Seen]], None]:
+        total, seen = carried
+        made = one(index)
+        return (total + made, [end.seeing(s, index, made) for end, s in zip(ends, seen, strict=True)]), None
+
+    whole_line, seen = lax.scan(add, (empty, [(empty,) * 4 for _ in ends]), places)[0]
+    largest = jnp.max(jnp.abs(whole_line), initial=0.0)
+    return sum((end.beyond(s, largest) for end, s in zip(ends, seen, strict=True)), start=whole_line)
 
 
 def _root(at: Sequence[jax.Array], forms: Sequence[jax.Array]) -> jax.Array:
@@ -107,7 +114,7 @@ def _line(trace: jax.Array, epsilon: float, nodes: int, powers: set[int]) -> tup
 
     A last node s = 0 stands for the power 0.
     """
-    s, w = half_line(nodes, trace, epsilon, LAST.get(jnp.result_type(trace).name, RIGHT))
+    s, w = half_line(nodes, trace, epsilon, last_of(jnp.result_type(trace)))
     w = w * jnp.exp(-s * epsilon)
     weights = {k: jnp.append(w * s ** (k / 2) / math.gamma(k / 2), 0.0) for k in powers if k}
     if 0 in powers:

@@ -61,8 +61,57 @@ def test_they_are_products(name: str) -> None:
     check(*CASES[name])
 
 
-def check(one: Hidden, other: Hidden) -> None:
-    x = np.random.default_rng(0).standard_normal((2, 3))
+def inner(read: Callable[[jax.Array, jax.Array], jax.Array]) -> Hidden:
+    """A network with averages of a parameter times a layer, at each position, inside."""
+
+    def net(x: jax.Array) -> jax.Array:
+        w = v()
+        h = relu(nn.dense(x, name="in") + w)
+        return nn.dense(h * read(w, h)[:, None], features=1)
+
+    return net
+
+
+# Of several positions: a parameter for all, or flattened as they are.
+PLACED: dict[str, tuple[Hidden, Hidden]] = {
+    "one for all positions": (lambda x: jnp.sum(v() * layer(x), -1), lambda x: layer(x) @ v()),
+    "one for all, summed": (lambda x: jnp.sum(v() * layer(x)), lambda x: (layer(x) @ v()).sum()),
+    "one for all, inside": (inner(lambda w, h: jnp.mean(w * h, -1)), inner(lambda w, h: h @ w / n())),
+    "flattened": (
+        lambda x: jnp.sum(nn.weight((4 * n(),), name="v") * layer(x).reshape(-1)),
+        lambda x: nn.weight((4 * n(),), name="v") @ layer(x).reshape(-1),
+    ),
+    "a flattened one for all of two": (
+        lambda x: jnp.sum(nn.weight((2 * n(),), name="v") * layer(x).reshape(2, -1), 1),
+        lambda x: layer(x).reshape(2, -1) @ nn.weight((2 * n(),), name="v"),
+    ),
+    "flattened before": (
+        lambda x: jnp.vdot(v(4), layer(x)),
+        lambda x: jnp.einsum("pi,pi->", v(4), layer(x)),
+    ),
+    "flattened after": (
+        lambda x: jnp.sum((v(4) * layer(x)).reshape(-1)),
+        lambda x: jnp.einsum("pi,pi->", v(4), layer(x)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_they_are_products_at_positions(name: str) -> None:
+    check(
+        *((lambda x, net=net: net(x) / jnp.sqrt(n())) if "inside" not in name else net for net in PLACED[name]), (4, 3)
+    )
+
+
+def test_positions_moved_after_they_were_flattened() -> None:
+    """Entries of the parameter meet coordinates of other positions: no product of a tensor program."""
+    moved = lambda x: jnp.sum(v(4).T.reshape(-1)[::-1] * layer(x).T.reshape(-1)) / jnp.sqrt(n())
+    with pytest.raises(tp.UnsupportedError):
+        tp.compile(moved, np.zeros((4, 3)))
+
+
+def check(one: Hidden, other: Hidden, shape: tuple[int, ...] = (3,)) -> None:
+    x = np.random.default_rng(0).standard_normal((2, *shape))
     found, wanted = uncompiled(tp.compile(one, x[0]), x), uncompiled(tp.compile(other, x[0]), x)
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1e-3, float(np.abs(b).max())))

@@ -9,12 +9,14 @@ import pytest
 from jax import lax
 
 import tensorprog as tp
+from ntk_rules.interpreted import by_numpy
 from tensorprog import nn
 from tensorprog.kernel.graph import Sampled, Tilted
 from tests.references.batch_norm import across_batches, within_batch
 from tests.uncompiled import uncompiled
 
 B, D = 6, 9
+LONG = pytest.mark.long
 X = np.random.default_rng(4).standard_normal((2, B, D))
 
 
@@ -47,6 +49,42 @@ def test_relu_after_batch_norm(epsilon: float) -> None:
     np.testing.assert_allclose(found[0, 0], within_batch(X[0], epsilon), rtol=0, atol=1e-10)
     # the reference's own grid is no better where epsilon cuts its integrand off late
     np.testing.assert_allclose(found[0, 1], across_batches(X[0], X[1], epsilon), rtol=0, atol=1e-9)
+
+
+def of_one_input(kernel: tp.Kernel, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both kernels of a batch with itself, an integral over one line."""
+    nngp, ntk = by_numpy(kernel.functions.diagonal)([x[None]], {})
+    return np.asarray(nngp[0]), np.asarray(ntk[0])
+
+
+@pytest.mark.parametrize("members", [pytest.param(3, marks=LONG), pytest.param(2, marks=pytest.mark.slow)])
+def test_few_members(members: int) -> None:
+    """Of three Gaussians and one of them again, as of many."""
+    x = X[0, :members]
+    found, _ = of_one_input(tp.compile(network(0.1), x), x)
+    np.testing.assert_allclose(found, within_batch(x, 0.1), rtol=0, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_few_members_both_ways() -> None:
+    x = X[0, :3]
+    tangent, adjoint = (of_one_input(tp.compile(network(0.1), x, method=m), x)[1] for m in ("tangent", "adjoint"))
+    np.testing.assert_allclose(adjoint, tangent, rtol=0, atol=1e-12 * np.abs(tangent).max())
+
+
+@pytest.mark.parametrize(
+    ("rank", "ntk"),
+    [pytest.param(r, k, marks=m) for r, k, m in ((3, 1.0, LONG), (2, np.nan, LONG), (4, 5 / 8, pytest.mark.slow))],
+)
+def test_unit_vectors_without_an_epsilon(rank: int, ntk: float) -> None:
+    """h / |h| of independent h: E[u u'] = 1 / rank, and the slopes (1 - u u') / |h| have (1 - 1 / rank) E[|h|^-2] = 1 / rank
+    (1 - 1 / rank) / (1 - 2 / rank): infinite in the plane."""
+    x = np.sqrt(rank) * np.eye(rank)
+    unit = lambda h: h / jnp.sqrt((h * h).sum(0))
+    kernel = tp.compile(lambda x: nn.dense(unit(nn.dense(x)), features=1), x)
+    value, slope = of_one_input(kernel, x)
+    np.testing.assert_allclose(value, np.eye(rank) / rank, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(slope, np.where(np.eye(rank), ntk, 0.0), rtol=0, atol=1e-10)
 
 
 @pytest.mark.slow
