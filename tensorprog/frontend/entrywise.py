@@ -166,11 +166,10 @@ def _matrix(chain: tuple[PositionMap, ...], weight: Weight, along: int, axis: in
     final = chain[-1].type.shape if chain else weight.shape
     if count * math.prod(final) > MOST_ENTRIES:
         raise _refusal()
-    at: int | None = along
-    for node in chain:
-        source = node.op.same_axis(node.args[0].type.shape)
-        at = source.index(at) if at in source else None
-    if at != axis:
+    # Where coordinates are, the types know: maps of positions cannot tell axes of size one from each other.
+    places = [along, *(node.type.axis for node in chain)]
+    shapes = [weight.shape, *(node.type.shape for node in chain)]
+    if places[-1] != axis or any(at is None or shape[at] != 1 for at, shape in zip(places, shapes, strict=True)):
         raise _refusal()
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         units = jnp.eye(count).reshape((count, *weight.shape))
