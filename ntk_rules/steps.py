@@ -49,7 +49,7 @@ def canonical_kinks(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
 
 def _chosen_by_parameters(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
     """`expr` with a choice by parameters alone as a sum, s F + (1 - s) G with s = 1 or 0, which is a number to the Gaussians."""
-    number = lambda condition: condition != True and not condition.has(*zs)  # noqa: E712 (a SymPy truth value)
+    number = lambda condition: condition is not sp.true and not condition.has(*zs)
 
     def chosen(node: sp.Piecewise) -> sp.Expr:
         total = node.args[-1].expr
@@ -63,12 +63,15 @@ def _chosen_by_parameters(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
             )
         return total
 
-    return expr.replace(
-        lambda f: (
-            isinstance(f, sp.Piecewise) and f.has(*zs) and f.args[-1].cond == True and any(number(c) for _, c in f.args)
-        ),  # noqa: E712
-        chosen,
-    )
+    def is_choice(f: sp.Expr) -> bool:
+        return (
+            isinstance(f, sp.Piecewise)
+            and f.has(*zs)
+            and f.args[-1].cond is sp.true
+            and any(number(c) for _, c in f.args)
+        )
+
+    return expr.replace(is_choice, chosen)
 
 
 def _in_pieces(expr: sp.Expr, z: sp.Symbol) -> sp.Expr:
