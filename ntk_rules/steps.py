@@ -25,6 +25,7 @@ def canonical_kinks(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
     >>> canonical_kinks(sp.tanh(sp.Max(u, v)) + u * v, (u, v))
     u*v + (tanh(u) - tanh(v))*Heaviside(u - v) + tanh(v)
     """
+    expr = _chosen_by_parameters(expr, zs)
     used = [z for z in zs if expr.has(z)]  # what rounds stays as it is: it has no finite number of steps
     if not used or not has_kinks(expr) or expr.has(sp.DiracDelta, *JUMPING):
         return expr
@@ -44,6 +45,33 @@ def canonical_kinks(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
         except NotCuttable:
             return _by_parts(expr, zs)
     return _by_parts(expr, zs)
+
+
+def _chosen_by_parameters(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
+    """`expr` with a choice by parameters alone as a sum, s F + (1 - s) G with s = 1 or 0, which is a number to the Gaussians."""
+    number = lambda condition: condition is not sp.true and not condition.has(*zs)
+
+    def chosen(node: sp.Piecewise) -> sp.Expr:
+        total = node.args[-1].expr
+        for branch, condition in reversed(node.args[:-1]):
+            share = sp.Piecewise((1, condition), (0, True))
+            rest = total
+            total = (
+                share * branch + (1 - share) * rest
+                if number(condition)
+                else sp.Piecewise((branch, condition), (rest, True))
+            )
+        return total
+
+    def is_choice(f: sp.Expr) -> bool:
+        return (
+            isinstance(f, sp.Piecewise)
+            and f.has(*zs)
+            and f.args[-1].cond is sp.true
+            and any(number(c) for _, c in f.args)
+        )
+
+    return expr.replace(is_choice, chosen)
 
 
 def _in_pieces(expr: sp.Expr, z: sp.Symbol) -> sp.Expr:

@@ -264,7 +264,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
     With the NTK and alpha towards 0 this is the mean prediction of infinitely wide networks trained on the square loss to
     the end (Lee et al. 2019; labels as in Arora et al. 2019, one-hot minus their mean).
 
-    net: as for `tp.compile`; None is `relu_network`. example: an example input; None means rows of X as they are. get: "ntk"
+    net: as for `NetworkKernel`; None is `relu_network`. example: an example input; None means rows of X as they are. get: "ntk"
     or "nngp". alpha: added to the diagonal, as a multiple of its mean. hyperparameters: a dict of the kernel's, by name.
 
     After `fit`: classes_, n_features_in_, kernel_.
@@ -290,7 +290,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         alpha = check_number(self.alpha, "alpha")
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise InputError(f"y has one class, {self.classes_[0]!r}, expected at least two classes")
+            raise InputError(f"y has one class, {self.classes_.tolist()[0]!r}, expected at least two classes")
         example = np.zeros(X.shape[1]) if self.example is None else self.example
         net = relu_network if self.net is None else self.net
         known = getattr(self, "kernel_", None)

@@ -354,6 +354,10 @@ CALLS: list[tuple[Callable[[tp.Kernel], Any], str]] = [
     (lambda k: k(np.ones((2, 3)), w3=1.0), r"unknown argument 'w3'; this kernel's hyperparameters are: w2"),
     (lambda k: k(np.ones((2, 3)), w2=-1.0), r"hyperparameter 'w2' is -1.0"),
     (lambda k: k(np.ones((2, 3)), w2=np.nan), r"hyperparameter 'w2' is nan"),
+    (lambda k: k(np.ones((2, 3)), w2="wide"), r"hyperparameter 'w2' is 'wide', expected a finite number"),
+    (lambda k: k(np.ones((2, 3)), w2=None), r"hyperparameter 'w2' is None"),
+    (lambda k: k(np.ma.masked_less(np.eye(3), 0.5)), r"x1 is a masked array with 6 masked entries"),
+    (lambda k: k(jax.random.key(0)), r"x1 has dtype key<fry>, expected real numbers"),
     (lambda k: k(np.ones((2, 3)), get="cov"), r"get is 'cov', expected 'nngp', 'ntk'"),
 ]
 
@@ -368,6 +372,10 @@ def test_an_empty_batch_is_no_error(kernel: tp.Kernel) -> None:
     assert kernel(np.ones((0, 3))).ntk.shape == (0, 0)
     assert kernel(np.ones((0, 3)), np.ones((2, 3))).nngp.shape == (0, 2)
     assert kernel.diag(np.ones((0, 3))).nngp.shape == (0,)
+    for dtype in (np.float32, np.float64):  # in float32 near pairs are looked for
+        none, two = np.ones((0, 3), dtype), np.ones((2, 3), dtype)
+        shapes = [{k.shape for k in kernel.by_parameter(*x).values()} for x in ((none,), (none, two), (two, none))]
+        assert shapes == [{(0, 0)}, {(0, 2)}, {(2, 0)}]
 
 
 def test_bad_finite_networks() -> None:

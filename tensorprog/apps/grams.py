@@ -39,6 +39,8 @@ def widened(x: Any, dtype: Any = np.float64) -> Any:
     """A pytree of arrays with its real numbers at this dtype, as NumPy arrays."""
 
     def leaf(array: Any) -> Any:
+        if np.ma.is_masked(array):
+            return array  # the kernel names it
         try:
             made = np.asarray(array)
         except (TypeError, ValueError):
@@ -155,6 +157,8 @@ class Targets:
         self.flat, self.features = self._read(y, n)
 
     def _read(self, y: Any, n: int) -> tuple[np.ndarray, int | None]:
+        if np.ma.is_masked(y):
+            y = np.ma.filled(np.ma.asarray(y).astype(self.dtype), np.nan)
         try:
             array = np.asarray(y)
             if array.dtype.kind == "c":

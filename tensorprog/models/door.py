@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,27 +39,34 @@ class Door:
     keyed: bool
 
 
-def sample(door: Door, widths: tuple[int, ...], names: set[str], seed: int) -> dict[str, list[Moments]]:
-    """Draw the initialisers of the named parameters at every width: the model is built some times as it stands.
+def sample(
+    door: Door, widths: tuple[int, ...], names: set[str], seed: int
+) -> tuple[dict[str, list[Moments]], list[dict[str, np.ndarray]]]:
+    """Draw the initialisers of the named parameters at every width: the model is built some times as it stands. Returns the moments at
+    every width, and the draws themselves at the first.
 
     What is random and of few entries, as a bias of the output, is drawn more often in a compiled function, in which only
     its own initialiser is left.
     """
     found: dict[str, list[Moments]] = {name: [] for name in sorted(names)}
+    first: list[dict[str, np.ndarray]] = []
     for width in widths:
         key = jax.random.fold_in(jax.random.key(seed), width)
         total = sum(math.prod(shape) for shape in door.shapes(width).values())
-        draws: dict[str, list[np.ndarray]] = {name: [] for name in found}
-        for one in jax.random.split(key, min(max(ENTRIES // total, BUILT[0]), BUILT[1])) if door.keyed else [key]:
-            arrays = door.parameters(width, one)
-            for name, rows in draws.items():
-                rows.append(_statistics(np.asarray(arrays[name], float), np))
+        keys = jax.random.split(key, min(max(ENTRIES // total, BUILT[0]), BUILT[1])) if door.keyed else [key]
+        built = [_numbers(door.parameters(width, one), found) for one in keys]
+        draws = {name: [_statistics(arrays[name], np) for arrays in built] for name in found}
+        first = first or built
         sizes = {name: math.prod(door.shapes(width)[name]) for name in found}
         for name, rows in draws.items():
             if door.keyed and _too_few(np.stack(rows), sizes[name] * len(rows)):
                 rows[:] = _many(door, width, name, key, max(MORE // sizes[name], 2))
             found[name].append(_collected(width, sizes[name], np.stack(rows)))
-    return found
+    return found, first
+
+
+def _numbers(arrays: Mapping[str, jax.Array], names: Iterable[str]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(arrays[name], float) for name in names}
 
 
 def _too_few(draws: np.ndarray, entries: int) -> bool:

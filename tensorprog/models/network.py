@@ -19,6 +19,7 @@ from tensorprog.frontend.trace import trace
 from tensorprog.frontend.values import WIDTHS, fit_power, layout_of
 from tensorprog.ir import MatMul, Program, Weight, operands
 from tensorprog.models.door import Door, sample
+from tensorprog.models.independence import check_alike, check_independent
 from tensorprog.models.laws import Law, power_of_width, read_law
 from tensorprog.models.training import Given, Spec, Training
 
@@ -67,6 +68,14 @@ class ModelNetwork(Network):
 
     def check(self, program: Program) -> None:
         """Warn where the limit of the model depends on a law that is not Gaussian."""
+        if turned := self.orthogonal_and_transposed(program):
+            warnings.warn(
+                f"this kernel is that of the model with independent entries of the same variance in place of {', '.join(turned)} (orthogonal)\n"
+                "  reason: a product with the transpose takes one with an orthogonal matrix back, which it does not with independent entries\n"
+                f"  to mend: say that these are meant, init={{{turned[0]!r}: lambda n: tp.Gaussian(std=...)}}, or initialise the model so",
+                LawWarning,
+                stacklevel=3,
+            )
         names = self.law_matters(program)
         if names:
             kinds = ", ".join(f"{name} ({self.laws[name].kind})" for name in names)
@@ -89,6 +98,16 @@ class ModelNetwork(Network):
         }
         uses = ((w.name, node) for w, node in _uses(program) if w.name in named and w.std)
         return sorted({name for name, node in uses if node.type.width is not None and not _sums_over_width(node)})
+
+    def orthogonal_and_transposed(self, program: Program) -> list[str]:
+        """The parameters that start as orthogonal matrices and are summed over either of their width axes."""
+        summed: dict[str, set[tuple[int, ...]]] = {}
+        for weight, node in _uses(program):
+            if self.laws[weight.name].kind == "orthogonal" and _sums_over_width(node):
+                letters, _, out = node.letters
+                axes = tuple(i for i, w in enumerate(node.root.widths) if w is not None and letters[i] not in out)
+                summed.setdefault(weight.name, set()).add(axes)
+        return sorted(name for name, axes in summed.items() if len(axes) > 1)
 
     def table(self, example: Any = None) -> str:
         """The table of parameters: shape, law, variance at initialisation, variance of the training direction.
@@ -201,14 +220,17 @@ def network_of(
     given = _checked(what, init, door.shapes(WIDTHS[0]))
     _check_proportional(what, door, widths)
     names = set(door.shapes(WIDTHS[0])) - set(given)
-    sampled = sample(door, widths, names, seed)
+    sampled, draws = sample(door, widths, names, seed)
     laws = {}
     for name, shape in sorted(door.shapes(WIDTHS[0]).items()):
         fixed = [a for a, b in zip(shape, door.shapes(WIDTHS[1])[name], strict=True) if a == b > 1]
         laws[name] = (
             _given_law(what, name, given[name], shape) if name in given else read_law(name, sampled[name], fixed)
         )
-
+    random = [name for name in sorted(names) if not laws[name].constant]
+    for name in random:
+        check_alike(name, [drawn[name] for drawn in draws])
+    check_independent([{name: drawn[name] for name in random} for drawn in draws])
     training.check(what, laws)
 
     def by_use(summed: frozenset[str] | None) -> Callable[[int], Parameters]:

@@ -16,7 +16,7 @@ from tensorprog.runtime.inputs import check_hypers, check_inputs, is_traced
 from tensorprog.runtime.kernel import GET, Hypers, KernelResult, Leaves, check_get, float_dtype
 from tensorprog.runtime.progress import progress_bar
 
-__all__ = ["KernelFunction", "rounded"]
+__all__ = ["KernelFunction", "asked", "rounded"]
 
 
 class Checked(NamedTuple):
@@ -102,10 +102,7 @@ class KernelFunction:
             own = dict(zip(GET, self._gram.diagonal(leaves1, values), strict=True))
             at = jnp.arange(len(leaves1[0]))
             found = [k.at[at, at].set(own[name]) for k, name in zip(found, names, strict=True)]
-        found = rounded(found, dtype)
-        if get is None:
-            return KernelResult(*found)
-        return found[0] if isinstance(get, str) else tuple(found)
+        return asked(get, rounded(found, dtype))
 
     def _checked(self, x1: Any, x2: Any, hypers: dict[str, Any]) -> Checked:
         """The leaves of both sets of inputs, all hyperparameters, and the dtype of the results."""
@@ -120,9 +117,22 @@ class KernelFunction:
         return Checked(leaves1, leaves2, values, dtype)
 
     @any_ranks
-    def diag(self, x: Any, **hypers: Any) -> KernelResult:
-        """The kernels of each input with itself, shape (N,): what `kernel(x)` has on its diagonal."""
+    def diag(self, x: Any, *, get: str | Sequence[str] | None = None, **hypers: Any) -> Any:
+        """The kernels of each input with itself, shape (N,): what `kernel(x)` has on its diagonal. get, hypers: as for `kernel(x)`."""
+        names = check_get(get)
         leaves = check_inputs(x, "x", self._inputs, self._tree)
         dtype, leaves = float_dtype(leaves), widened(leaves)
         values = check_hypers(hypers, self._hypers, self._nonnegative, float_dtype(leaves))
-        return KernelResult(*rounded(self._gram.diagonal(leaves, values), dtype))
+        found = dict(zip(GET, rounded(self._gram.diagonal(leaves, values), dtype), strict=True))
+        return asked(get, [found[name] for name in names])
+
+    def __deepcopy__(self, memo: Any) -> KernelFunction:
+        """Itself: a kernel does not change, and what is compiled is not copied. scikit-learn's `clone` copies what estimators hold."""
+        return self
+
+
+def asked(get: str | Sequence[str] | None, found: Sequence[Any]) -> Any:
+    """What was asked for, in the form in which it was asked."""
+    if get is None:
+        return KernelResult(*found)
+    return found[0] if isinstance(get, str) else tuple(found)

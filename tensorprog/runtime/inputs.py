@@ -47,11 +47,18 @@ def check_inputs(value: Any, argument: str, inputs: Sequence[Input], tree: Any) 
 
 def _leaf(leaf: Any, argument: str, spec: Input) -> jax.Array:
     what = argument if spec.name == "x" else f"{argument} ({spec.name})"
+    if np.ma.is_masked(leaf):
+        raise InputError(
+            f"kernel: {what} is a masked array with {np.ma.count_masked(leaf)} masked entries, expected finite numbers\n"
+            "  to mend: remove or impute such rows before computing the kernel"
+        )
     try:
         array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
     except (TypeError, ValueError) as error:
         raise InputError(f"kernel: {what} is a {type(leaf).__name__}, expected an array of numbers ({error})") from None
     real = spec.dtype == "float64"
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):  # random keys, of which NumPy knows no dtype
+        raise InputError(f"kernel: {what} has dtype {array.dtype}, expected {'real numbers' if real else spec.dtype}")
     kind = np.dtype(array.dtype)
     numeric = kind.kind in "fiub" or jnp.issubdtype(array.dtype, jnp.floating)
     if not numeric or (not real and kind.kind == "f"):
@@ -98,9 +105,12 @@ def check_hypers(
         if np.shape(value) != ():
             raise InputError(f"kernel: hyperparameter {name!r} has shape {np.shape(value)}, expected one number")
         if not is_traced(value):
-            number = float(value)
+            wanted = "a finite number >= 0 (it is a variance)" if name in nonnegative else "a finite number"
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                raise InputError(f"kernel: hyperparameter {name!r} is {value!r}, expected {wanted}") from None
             if not math.isfinite(number) or (name in nonnegative and number < 0):
-                wanted = "a finite number >= 0 (it is a variance)" if name in nonnegative else "a finite number"
                 raise InputError(f"kernel: hyperparameter {name!r} is {number}, expected {wanted}")
         values[name] = jnp.asarray(value, dtype)
     return values

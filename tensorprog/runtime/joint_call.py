@@ -10,9 +10,9 @@ import numpy as np
 
 from ntk_rules.promotion import any_ranks
 from tensorprog.runtime.blocks import Blocks
-from tensorprog.runtime.call import KernelFunction, rounded
+from tensorprog.runtime.call import KernelFunction, asked, rounded
 from tensorprog.runtime.inputs import is_traced
-from tensorprog.runtime.kernel import KernelResult, check_get, float_dtype
+from tensorprog.runtime.kernel import check_get, float_dtype
 from tensorprog.runtime.refine import in_float64, near_pairs
 
 __all__ = ["JointFunction", "OutputLike"]
@@ -80,17 +80,16 @@ class JointFunction(KernelFunction):
         found = rounded(self._matrices(names, leaves1, leaves2, values), dtype)
         count = len(self.outputs) ** 2
         trees = [self._nested(found[k * count : (k + 1) * count]) for k in range(len(names))]
-        if get is None:
-            return KernelResult(*trees)
-        return trees[0] if isinstance(get, str) else tuple(trees)
+        return asked(get, trees)
 
     @any_ranks
-    def diag(self, x: Any, **hypers: Any) -> KernelResult:
-        """The kernels of each input with itself, of shape (N, *A, *B)."""
+    def diag(self, x: Any, *, get: str | Sequence[str] | None = None, **hypers: Any) -> Any:
+        """The kernels of each input with itself, of shape (N, *A, *B). get, hypers: as for `kernel(x)`."""
+        names = check_get(get)
         leaves, _, values, dtype = self._checked(x, None, hypers)
-        found = rounded(self._blocks(("nngp", "ntk")).diagonal(leaves, values), dtype)
+        found = rounded(self._blocks(names).diagonal(leaves, values), dtype)
         count = len(self.outputs) ** 2
-        return KernelResult(self._nested(found[:count]), self._nested(found[count:]))
+        return asked(get, [self._nested(found[k * count : (k + 1) * count]) for k in range(len(names))])
 
     @any_ranks
     def mean(self, x: Any, **hypers: Any) -> Any:

@@ -122,6 +122,8 @@ Own = tuple[Any, Any, Any]  # the nngp of an output, of all pairs, of the first 
 
 def near_pairs(refine: Refine, outputs: Sequence[Own], x1: Leaves, x2: Leaves) -> np.ndarray:
     """Which pairs of inputs are near, in some output or by themselves; some rows at a time, for the sake of memory."""
+    if 0 in (len(x1[0]), len(x2[0])):
+        return np.zeros((len(x1[0]), len(x2[0])), bool)
     parts = []
     for start in range(0, len(x1[0]), CHUNK):
         rows = slice(start, start + CHUNK)

@@ -133,6 +133,8 @@ def test_wide_networks_conditioned_on_data() -> None:
     [
         ({"y": np.zeros(4)}, "y has shape (4,), expected (12,) or (12, outputs)"),
         ({"y": np.full(12, np.nan)}, "y has nan at (0,), expected finite numbers"),
+        ({"y": np.ma.masked_less(np.arange(12), 2)}, "y has nan at (0,)"),
+        ({"x": np.ma.masked_less(np.ones((12, data()[0].shape[1])), 2)}, "x1 is a masked array"),
         ({"y": "twelve"}, "y is a str, expected an array of real numbers"),
         ({"noise": -1.0}, "noise is -1.0, expected a finite number >= 0"),
         ({"diag_reg": np.nan}, "diag_reg is nan, expected"),

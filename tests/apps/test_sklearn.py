@@ -130,6 +130,18 @@ def test_fitted_again_a_classifier_forgets_what_it_was_given_before() -> None:
     np.testing.assert_array_equal(model.decision_function(x), fresh.decision_function(x))
 
 
+def test_classifiers_of_a_compiled_kernel_are_cloned() -> None:
+    """As cross-validation does; the compiled kernel is shared."""
+    x, y, _ = data(12)
+    kernel = tp.compile(kernel_net, x[0])
+    model = NetworkClassifier(kernel, alpha=1e-2)
+    assert clone(model).net is kernel
+    np.testing.assert_array_equal(
+        cross_val_score(model, x, y > 0, cv=2),
+        cross_val_score(NetworkClassifier(kernel_net, alpha=1e-2), x, y > 0, cv=2),
+    )
+
+
 @pytest.mark.slow
 def test_classifier_learns() -> None:
     x, y = load_iris(return_X_y=True)

@@ -41,6 +41,17 @@ CASES: dict[str, tuple[Hidden, Hidden]] = {
         lambda x: v(2).sum(0) @ layer(x) / jnp.sqrt(n()),
         lambda x: (v(2) @ layer(x)).sum() / jnp.sqrt(n()),
     ),
+    "one row": (
+        lambda x: v(2)[1] @ layer(x) / jnp.sqrt(n()),
+        lambda x: (v(2) @ layer(x))[1] / jnp.sqrt(n()),
+    ),
+    "rows of two axes": (
+        lambda x: jnp.stack([(w := v(2, 3))[1, 2] @ (h := layer(x)), w[0, 2] @ h, w[1, 2] @ h**2]) / jnp.sqrt(n()),
+        lambda x: (
+            jnp.stack([(y := v(2, 3) @ jnp.stack([h := layer(x), h**2], 1))[1, 2, 0], y[0, 2, 0], y[1, 2, 1]])
+            / jnp.sqrt(n())
+        ),
+    ),
     "a function of another": (
         lambda x: jnp.sum(v() * jnp.sin(nn.dense(x, name="in")) ** 3) / jnp.sqrt(n()),
         lambda x: v() @ jnp.sin(nn.dense(x, name="in")) ** 3 / jnp.sqrt(n()),

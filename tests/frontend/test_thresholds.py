@@ -60,3 +60,21 @@ def test_a_threshold_of_the_input() -> None:
     kernel = tp.compile(lambda x: nn.dense(soft(nn.dense(x), x[0]), features=1), X[0])
     at = [uncompiled(tp.compile(network(soft, lambda s=s: s), X[0]), X) for s in X[:, 0]]
     np.testing.assert_allclose(np.diag(uncompiled(kernel, X).ntk), [k.ntk[i, i] for i, k in enumerate(at)], rtol=1e-10)
+
+
+@pytest.mark.parametrize("s", [pytest.param(0.5, marks=pytest.mark.long), -0.4])
+def test_a_choice_between_two_vectors(s: float) -> None:
+    """Where the first vector cannot move, at an input of zeros, it is chosen by the number alone; its other half has a bias."""
+    x = np.concatenate([X, np.zeros((1, 3))])
+
+    def choice(s: Callable[[], Any]) -> Callable[[jax.Array], jax.Array]:
+        def net(x: jax.Array) -> jax.Array:
+            h, g = nn.dense(x), nn.dense(x, bias_var=0.2)
+            return nn.dense(jnp.where(h > s(), h, g), features=1)
+
+        return net
+
+    found = uncompiled(tp.compile(choice(lambda: tp.hyper("s", 0.1)), X[0]), x, s=s)
+    wanted = uncompiled(tp.compile(choice(lambda: s), X[0]), x)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(b).max())
