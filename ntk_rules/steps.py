@@ -25,7 +25,8 @@ def canonical_kinks(expr: sp.Expr, zs: tuple[sp.Symbol, ...]) -> sp.Expr:
     >>> canonical_kinks(sp.tanh(sp.Max(u, v)) + u * v, (u, v))
     u*v + (tanh(u) - tanh(v))*Heaviside(u - v) + tanh(v)
     """
-    expr = _chosen_by_parameters(expr, zs)
+    if expr.has(sp.Piecewise):
+        expr = _chosen_by_parameters(expr, zs)
     used = [z for z in zs if expr.has(z)]  # what rounds stays as it is: it has no finite number of steps
     if not used or not has_kinks(expr) or expr.has(sp.DiracDelta, *JUMPING):
         return expr

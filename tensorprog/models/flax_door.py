@@ -170,7 +170,8 @@ def _check_variables(before: Mapping[str, tuple[str, Any]], after: Mapping[str, 
     if drawn:
         mend = (
             "turn dropout off: model.set_attributes(nnx.Dropout, deterministic=True) or model.eval() before build returns it, "
-            "or call=lambda model, x: model(x, deterministic=True)"
+            "or call=lambda model, x: model(x, deterministic=True); to an nnx.RNN, which draws its initial state even where that is zero, give "
+            "one, model(x, initial_carry=jnp.zeros(size, jnp.float32))"
         )
         raise draws_when_called("from_flax", ", ".join(drawn), mend)
     running = sorted(name for name, (kind, _) in before.items() if kind == "statistics" and same[name])

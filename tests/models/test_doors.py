@@ -304,6 +304,15 @@ def running(width: int, rngs: nnx.Rngs) -> nnx.Module:
     return model
 
 
+def recurrent(width: int, rngs: nnx.Rngs) -> nnx.Module:
+    return nnx.RNN(nnx.SimpleCell(3, width, rngs=rngs))
+
+
+RECURRENT = {
+    "cell.dense_i.kernel": tp.Gaussian(std=0.5), "cell.dense_i.bias": tp.Constant(), "cell.dense_h.kernel": OVER_WIDTH
+}  # fmt: skip
+
+
 class Both(eqx.Module):
     layers: list
 
@@ -313,6 +322,9 @@ class Both(eqx.Module):
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "dropout": (lambda: tp.compile(tp.from_flax(dropping, init=DROPPING), jnp.zeros(5)), "draws random numbers when it is called"),
+    "the state of an RNN": (
+        lambda: tp.compile(tp.from_flax(recurrent, init=RECURRENT), jnp.zeros((2, 3))), "initial_carry=jnp.zeros(size, jnp.float32)"
+    ),
     "running statistics": (lambda: tp.compile(tp.from_flax(running, init=RUNNING), jnp.zeros((3, 4, 4, 2))), "running statistics"),
     "parametrization": (lambda: small(parametrization="ntp"), "expected 'ntk', 'standard' or 'mup'"),
     "a width of mup": (lambda: small(parametrization="mup", at_width=9), "only the kernel of 'standard'"),
