@@ -61,6 +61,9 @@ STEPS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
     "add": lambda a, b, w: a + b,
     "reverse": lambda a, b, w: a[::-1],
     "sum": lambda a, b, w: jnp.cumsum(a, 0),
+    "layer norm": lambda a, b, w: nn.layer_norm(a, 0.1),
+    "scale": lambda a, b, w: b * jnp.mean(jnp.tanh(a) ** 2),
+    "attention": lambda a, b, w: softmax(a @ b.T / nn.width(), -1) @ a,
     "largest": lambda a, b, w: b * 0.5 + a.max(0),
     "pool": lambda a, b, w: pooled(a, 3, "SAME"),
     "softmax": lambda a, b, w: softmax(a, 0) * b,
@@ -165,7 +168,9 @@ def test_networks(net: Callable, shape: tuple[int, ...]) -> None:
 place = st.integers(0, 3)
 QUICK = ("largest", "pool", "softmax", "mean", "argmax", "median", "product")
 mixing = st.tuples(st.sampled_from(QUICK), place, place)
-plain = st.tuples(st.sampled_from([kind for kind in STEPS if kind not in MIXING]), place, place)
+PLAIN = [kind for kind in STEPS if kind not in MIXING]
+OF_AVERAGES = ("layer norm", "scale", "attention")
+plain = st.tuples(st.sampled_from([kind for kind in PLAIN if kind not in OF_AVERAGES]), place, place)
 
 
 @st.composite
@@ -177,14 +182,36 @@ def programs(draw: st.DrawFn) -> tuple[list[Step], str]:
     return steps, draw(st.sampled_from(("all", "each", "mean")))
 
 
-@pytest.mark.slow
-@hypothesis.given(programs())
-@hypothesis.settings(max_examples=10, suppress_health_check=list(hypothesis.HealthCheck))
-def test_random_programs(program: tuple[list[Step], str]) -> None:
+def check_random(program: tuple[list[Step], str], shape: tuple[int, ...] = (POSITIONS, 2)) -> None:
     try:
-        found = difference(network(*program))
+        found = difference(network(*program), shape)
     except tp.UnsupportedError as refusal:
         hypothesis.event(f"refused: {str(refusal).splitlines()[0][:60]}")
         hypothesis.reject()
     hypothesis.assume(found is not None)
     assert found < 1e-12  # type: ignore[operator]
+
+
+@pytest.mark.slow
+@hypothesis.given(programs())
+@hypothesis.settings(max_examples=10, suppress_health_check=list(hypothesis.HealthCheck))
+def test_random_programs(program: tuple[list[Step], str]) -> None:
+    check_random(program)
+
+
+@st.composite
+def mixed_twice(draw: st.DrawFn) -> tuple[list[Step], str]:
+    """Two steps that mix positions, norms and sorting among them, and up to two others between and around them, of averages too."""
+    steps = draw(st.lists(st.tuples(st.sampled_from(PLAIN), place, place), max_size=2))
+    for _ in range(2):
+        kind = draw(st.sampled_from((*QUICK, "norm", "sort")))
+        steps.insert(draw(st.integers(0, len(steps))), (kind, draw(st.just(-1) | place), draw(place)))
+    return steps, draw(st.sampled_from(("all", "each", "mean")))
+
+
+@pytest.mark.slow
+@hypothesis.given(mixed_twice())
+@hypothesis.settings(max_examples=4, suppress_health_check=list(hypothesis.HealthCheck))
+def test_random_programs_that_mix_twice(program: tuple[list[Step], str]) -> None:
+    """Of two positions: of more, each takes minutes."""
+    check_random(program, (2, 2))
