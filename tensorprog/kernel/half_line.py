@@ -52,7 +52,7 @@ def last_of(dtype: Any) -> float:
 # ------------------------------------------------------------------------------------------ the end of the line
 
 
-Seen = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+Seen = tuple[jax.Array, ...]  # sums at the early, the late and the last node, and after the late one
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class End:
         return cls(axis, early, late, nodes - 1, step)
 
     def seeing(self, seen: Seen, index: tuple[jax.Array, ...], made: jax.Array) -> Seen:
-        """The sums at the three nodes, and from the second on, with one more addend."""
+        """The sums at the three nodes, and after the second, with one more addend."""
         at = index[self.axis]
         here = (at == self.early, at == self.late, at == self.last, (at > self.late) & (at <= self.last))
-        return tuple(s + jnp.where(yes, made, 0) for s, yes in zip(seen, here, strict=True))  # type: ignore[return-value]
+        return tuple(s + jnp.where(yes, made, 0) for s, yes in zip(seen, here, strict=True))
 
     def beyond(self, seen: Seen, size: jax.Array) -> jax.Array:
         """What the sum over the nodes lacks. size: of the largest entry."""

@@ -57,8 +57,9 @@ def tilted(q: Tilted, args: Sequence[jax.Array], emit: Emit, dtype: jnp.dtype) -
             total = total + weight * values[quantity]
         return total
 
-    ends = [End.of(i, q.nodes, dtype) for i, (side, *_) in enumerate(axes) if not q.norms[side][1]]  # type: ignore[index]
+    ends = [End.of(i, q.nodes, dtype) for i, (side, *_) in enumerate(axes) if (norm := q.norms[side]) and not norm[1]]
     empty = jnp.zeros(q.shape, dtype)
+    nothing: list[Seen] = [(empty,) * 4 for _ in ends]
 
     def add(
         carried: tuple[jax.Array, list[Seen]], index: tuple[jax.Array, ...]
@@ -67,7 +68,7 @@ def tilted(q: Tilted, args: Sequence[jax.Array], emit: Emit, dtype: jnp.dtype) -
         made = one(index)
         return (total + made, [end.seeing(s, index, made) for end, s in zip(ends, seen, strict=True)]), None
 
-    whole_line, seen = lax.scan(add, (empty, [(empty,) * 4 for _ in ends]), places)[0]
+    whole_line, seen = lax.scan(add, (empty, nothing), places)[0]
     largest = jnp.max(jnp.abs(whole_line), initial=0.0)
     return sum((end.beyond(s, largest) for end, s in zip(ends, seen, strict=True)), start=whole_line)
 
