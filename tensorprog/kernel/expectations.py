@@ -111,7 +111,7 @@ def expectation_of(
         if isinstance(asked, Second) and apart and not facts[asked.u].odd and _meet(asked, facts, tolerance):
             return (yield from _but_where_they_meet(asked, facts, tolerance, stacks))
         return (yield from _sampled(asked, facts, tolerance, apart, stacks))
-    for product in products:
+    for number, product in products:
         made = []
         for law, used, given in product:
             found = yield from _expected(law, used, given, arguments, parameters, sides, sizes, cross, tolerance)
@@ -120,7 +120,10 @@ def expectation_of(
                 break
         spec = ",".join(letters for _, letters in made)
         terms.append(
-            (1.0, contract(f"{spec}->{out}", [o for o, _ in made], shape, cross, _copies(made, everything, out, sizes)))
+            (
+                number,
+                contract(f"{spec}->{out}", [o for o, _ in made], shape, cross, _copies(made, everything, out, sizes)),
+            )
         )
     return combine(terms, shape, cross)
 
@@ -138,14 +141,14 @@ def _read(sides: list[tuple[Node, str, int]], cross: bool) -> tuple[list[_Argume
 
 def _products(
     arguments: list[_Argument], parameters: list[_Parameter], factors: list[Factor], facts: Structure, cross: bool
-) -> tuple[tuple[Part, ...], ...]:
+) -> tuple[Product, ...]:
     positive = frozenset(i for i, given in enumerate(parameters) if _is_positive(given.node))
     return _terms(tuple(factors), _independent(arguments, facts, cross), positive)
 
 
-def _ruled(products: tuple[tuple[Part, ...], ...], tolerance: float | None) -> bool:
+def _ruled(products: tuple[Product, ...], tolerance: float | None) -> bool:
     """Are there rules for all laws of a sum of products, none of which is left to sampling?"""
-    laws = [law for product in products for law, *_ in product]
+    laws = [law for _, product in products for law, *_ in product]
     return not any(_compares_many(law.expr) for law in laws) and all(_has_rule(law, tolerance) for law in laws)
 
 
@@ -332,20 +335,22 @@ def _is_positive(node: Node) -> bool:
 
 Factor = tuple[sympy.Expr, tuple[int, ...], tuple[int, ...]]
 Part = tuple[_Law, tuple[int, ...], tuple[int, ...]]
+Product = tuple[float, tuple[Part, ...]]
 
 
 @lru_cache(maxsize=4096)
 def _terms(
     factors: tuple[Factor, ...], independent: frozenset[tuple[int, int]], positive: frozenset[int]
-) -> tuple[tuple[Part, ...], ...]:
+) -> tuple[Product, ...]:
     """The product of the factors as a sum of products of expectations of independent groups of arguments."""
     sums = [[a for part in _linear_parts(*factor, positive) for a in _apart(part, independent)] for factor in factors]
     products = []
     for choice in itertools.product(*sums):
-        for expr, pairs in by_stein(sympy.Mul(*choice), independent):
-            covariances = tuple(_part([i, j], _u(i) * _u(j), independent) for i, j in pairs)
+        for number, expr, pairs in by_stein(sympy.Mul(*choice), independent):
+            covariances = tuple(_part(sorted({i, j}), _u(i) * _u(j), independent) for i, j in pairs)
             rest = _groups(expr, independent) if expr != 1 or not pairs else ()
-            products.append((*covariances, *rest))
+            rest = tuple(_either_way(part, independent) for part in rest) if pairs else rest
+            products.append((float(number), (*covariances, *rest)))
     return tuple(products)
 
 
@@ -432,6 +437,17 @@ def _part(indices: list[int], expr: sympy.Expr, independent: frozenset[tuple[int
         tuple(indices),
         tuple(int(s.name[1:]) for s in given),
     )
+
+
+def _either_way(part: Part, independent: frozenset[tuple[int, int]]) -> Part:
+    """E[f(u) g(v)] and E[g(u) f(v)] as one law: Stein's lemma leaves derivatives of every order of one function of both."""
+    law, indices, given = part
+    if len(indices) != 2 or law.independent or given:
+        return part
+    swapped = law.expr.xreplace({_u(0): _u(1), _u(1): _u(0)})
+    if sympy.default_sort_key(law.expr) <= sympy.default_sort_key(swapped):
+        return part
+    return replace(law, expr=swapped), indices[::-1], given
 
 
 def _unsampled(tolerance: float | None) -> float | None:
