@@ -12,6 +12,7 @@ from functools import cache
 
 import sympy
 
+from ntk_rules.errors import NoRule
 from ntk_rules.functions import JUMPING, order_statistic
 from ntk_rules.parse import Unparsed, parse
 from ntk_rules.steps import canonical_kinks
@@ -102,6 +103,8 @@ def _is_needed(i: int, expr: sympy.Expr, independent: Independent) -> bool:
         parse(canonical_kinks(held, symbols), symbols)
     except Unparsed:
         return True
+    except NoRule:  # infinite: who asks for the expectation says where
+        return False
     return False
 
 

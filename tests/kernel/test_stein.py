@@ -61,8 +61,15 @@ def test_what_is_left_has_two_gaussians(expr: sympy.Expr, apart: tuple[tuple[int
     np.testing.assert_allclose(total, mean(expr, covariance), rtol=1e-10)
 
 
-@pytest.mark.parametrize("expr", [U[0] ** 2 * U[1] ** 2 * sympy.Heaviside(U[2]), U[0] ** 2 * wave(U[1])])
-def test_closed_forms_and_two_gaussians_stay(expr: sympy.Expr) -> None:
+@pytest.mark.parametrize(
+    "expr",
+    [
+        U[0] ** 2 * U[1] ** 2 * sympy.Heaviside(U[2]),
+        U[0] ** 2 * wave(U[1]),
+        U[0] ** 2 * U[1] ** 2 * sympy.exp(U[2] ** 2),
+    ],
+)
+def test_closed_forms_and_two_gaussians_and_what_is_infinite_stay(expr: sympy.Expr) -> None:
     assert by_stein(expr, frozenset()) == [(1, expr, ())]
 
 
