@@ -343,7 +343,7 @@ def _terms(
     products = []
     for choice in itertools.product(*sums):
         for expr, pairs in by_stein(sympy.Mul(*choice), independent):
-            covariances = tuple(_part([i, j], _u(i) * _u(j), independent) for i, j in pairs)
+            covariances = tuple(_part(sorted({i, j}), _u(i) * _u(j), independent) for i, j in pairs)
             rest = _groups(expr, independent) if expr != 1 or not pairs else ()
             products.append((*covariances, *rest))
     return tuple(products)

@@ -2,16 +2,18 @@
 
 A factor that is a Gaussian alone, as the sums of a normalised tangent have them, would make an expectation of three or four
 arguments at every combination of their positions; taken out, it is a matrix product of covariances with an expectation of
-two.
+two. A power of one, beside functions that have no closed form, is taken out in the same way, one factor after the other:
+E[u_i^n R] = (n - 1) C_ii E[u_i^(n-2) R] + sum_j C_ij E[u_i^(n-1) d_j R] for R free of u_i.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import sympy
 
 from ntk_rules.functions import JUMPING, order_statistic
+from ntk_rules.parse import Unparsed, parse
 from ntk_rules.steps import canonical_kinks
 
 __all__ = ["argument", "by_stein", "dependent"]
@@ -50,21 +52,54 @@ def by_stein(product: sympy.Expr, independent: Independent) -> list[tuple[sympy.
 def _step(expr: sympy.Expr, independent: Independent) -> list[tuple[sympy.Expr, tuple[int, int]]] | None:
     """Take out one factor that is an argument alone; None where there is none among three arguments or more."""
     for factor in sympy.Mul.make_args(expr):
-        if not (factor.is_Symbol and factor.name.startswith("u")):
+        u, power = factor.as_base_exp()
+        if not (u.is_Symbol and u.name.startswith("u") and power.is_Integer and power > 0):
             continue
-        i, rest = int(factor.name[1:]), expr / factor
+        i, rest = int(u.name[1:]), expr / factor
         others = [j for j in _indices(rest) if dependent(i, j, independent)]
-        if rest.has(factor) or len(others) < 2 or rest.has(sympy.DiracDelta):
+        if rest.has(u) or len(_hanging_together(i, _indices(rest), independent)) < 3 or rest.has(sympy.DiracDelta):
+            continue
+        if (power > 1 or len(others) < 2) and _has_closed_form(expr):
             continue
         smooth = canonical_kinks(rest, tuple(map(argument, _indices(rest))))
         if smooth.has(sympy.Piecewise, sympy.Abs, sympy.Max, sympy.Min, sympy.sign, order_statistic, *JUMPING):
             return None
-        parts = []
+        parts = [((power - 1) * u ** (power - 2) * rest, (i, i))] if power > 1 else []
         for j in others:
-            slope = sympy.expand_mul(sympy.diff(smooth, argument(j)))
-            parts += [(part, (i, j)) for part in sympy.Add.make_args(slope) if not _vanishes(part)]
+            slopes = [u ** (power - 1) * slope for slope in _slopes(smooth, argument(j))]
+            parts += [(slope, (i, j)) for slope in slopes if not _vanishes(slope)]
         return parts
     return None
+
+
+def _slopes(product: sympy.Expr, u: sympy.Symbol) -> list[sympy.Expr]:
+    """The addends of d product / du. What is a function of u alone stays one function, where it has no closed form: each is to be integrated."""
+    factors = sympy.Mul.make_args(product)
+    alone = [f for f in factors if _indices(f) == _indices(u) and not f.as_base_exp()[0].is_Symbol]
+    if not alone or _has_closed_form(sympy.Mul(*alone)):
+        return list(sympy.Add.make_args(sympy.expand_mul(sympy.diff(product, u))))
+    function, rest = sympy.Mul(*alone), sympy.Mul(*(f for f in factors if f not in alone))
+    beside = [function * part for part in sympy.Add.make_args(sympy.expand_mul(sympy.diff(rest, u)))]
+    return [rest * sympy.diff(function, u), *(part for part in beside if part != 0)]
+
+
+def _hanging_together(i: int, indices: list[int], independent: Independent) -> set[int]:
+    """The i-th argument, and those that depend on it, or on one of these."""
+    found, new = {i}, {i}
+    while new:
+        new = {k for k in indices if any(dependent(j, k, independent) for j in new)} - found
+        found |= new
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _has_closed_form(expr: sympy.Expr) -> bool:
+    """Is it of the functions whose powers and products are exact as they stand?"""
+    try:
+        parse(expr, tuple(map(argument, _indices(expr))))
+    except Unparsed:
+        return False
+    return True
 
 
 def _indices(expr: sympy.Expr) -> list[int]:
