@@ -73,7 +73,7 @@ def _step(expr: sympy.Expr, independent: Independent) -> list[tuple[sympy.Expr, 
 
 
 def _slopes(product: sympy.Expr, u: sympy.Symbol) -> list[sympy.Expr]:
-    """The addends of d product / du. What is a function of u alone stays one function, where it has no closed form: each is to be integrated."""
+    """The addends of d product / du. What is a function of u alone, and has no closed form, stays one: every function is integrated."""
     factors = sympy.Mul.make_args(product)
     alone = [f for f in factors if _indices(f) == _indices(u) and not f.as_base_exp()[0].is_Symbol]
     if not alone or _has_closed_form(sympy.Mul(*alone)):
