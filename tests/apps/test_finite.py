@@ -345,3 +345,14 @@ def test_nonsense(call: Any, message: str) -> None:
     with pytest.raises(tp.InputError) as caught:
         call(f, params, x)
     assert message in str(caught.value)
+
+
+def test_parameters_set_anew() -> None:
+    """The compiled kernel is not of the parameters that its first call met."""
+    f, params, x, _ = sampled()
+    kernel = apps.Empirical(f, params)
+    kernel(x)
+    kernel.params = jax.tree.map(lambda p: 2 * p, params)
+    again = apps.Empirical(f, kernel.params)
+    for found, want in zip(kernel(x), again(x), strict=True):
+        np.testing.assert_allclose(found, want, rtol=1e-12)

@@ -193,3 +193,14 @@ def test_no_gradient_where_a_jump_is_sampled() -> None:
     np.testing.assert_allclose(value(1.0)[1]["w"], wanted, rtol=1e-3)  # of a difference
     with pytest.raises(tp.UnsupportedError, match="no derivative in its hyperparameters"):
         apps.marginal_likelihood_gradient(kernel, x, [1.0, 2.0], noise=0.1, get="ntk")
+
+
+@pytest.mark.parametrize("made", [apps.GaussianProcess, apps.Training])
+def test_inputs_written_over_later(made: type) -> None:
+    """What was conditioned on stays as it was, if the caller's array is used again."""
+    x, y, test = (np.array(a) for a in data())
+    options = {"noise": NOISE} if made is apps.GaussianProcess else {}
+    found, other = (made(kernel(), inputs, y, **options) for inputs in (x, x.copy()))
+    x[:] = 0
+    predict = (lambda p: p.mean(test)) if made is apps.GaussianProcess else (lambda p: p.flow(1.0, test).mean)
+    np.testing.assert_array_equal(predict(found), predict(other))
