@@ -40,7 +40,8 @@ class Empirical:
     is what `Training` takes for targets (N, *O). method: "structured", "jacobian", "products" (NTK-vector products), or "auto": the
     one of fewest operations by count, if its memory allows. batch: how many inputs at a time, of both sides.
 
-    Values have the dtype of the outputs; nothing here changes JAX's precision. Raises InputError for unknown names.
+    `params` may be set anew, as while training. Values have the dtype of the outputs; nothing here changes JAX's
+    precision. Raises InputError for unknown names.
 
     Example:
         >>> import jax, jax.numpy as jnp, tensorprog as tp
