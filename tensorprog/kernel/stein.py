@@ -57,9 +57,9 @@ def _step(expr: sympy.Expr, independent: Independent) -> list[tuple[sympy.Expr, 
             continue
         i, rest = int(u.name[1:]), expr / factor
         others = [j for j in _indices(rest) if dependent(i, j, independent)]
-        if rest.has(u) or len(_hanging_together(i, _indices(rest), independent)) < 3 or rest.has(sympy.DiracDelta):
+        if rest.has(u) or rest.has(sympy.DiracDelta):
             continue
-        if (power > 1 or len(others) < 2) and _has_closed_form(expr):
+        if (power > 1 or len(others) < 2) and not _is_needed(i, expr, independent):
             continue
         smooth = canonical_kinks(rest, tuple(map(argument, _indices(rest))))
         if smooth.has(sympy.Piecewise, sympy.Abs, sympy.Max, sympy.Min, sympy.sign, order_statistic, *JUMPING):
@@ -73,30 +73,33 @@ def _step(expr: sympy.Expr, independent: Independent) -> list[tuple[sympy.Expr, 
 
 
 def _slopes(product: sympy.Expr, u: sympy.Symbol) -> list[sympy.Expr]:
-    """The addends of d product / du. What is a function of u alone, and has no closed form, stays one: every function is integrated."""
+    """The addends of d product / du. What is a smooth function of u alone, and has no closed form, stays one: every function is integrated."""
     factors = sympy.Mul.make_args(product)
     alone = [f for f in factors if _indices(f) == _indices(u) and not f.as_base_exp()[0].is_Symbol]
-    if not alone or _has_closed_form(sympy.Mul(*alone)):
+    if not alone or product.has(sympy.Heaviside) or _has_closed_form(sympy.Mul(*alone)):
         return list(sympy.Add.make_args(sympy.expand_mul(sympy.diff(product, u))))
     function, rest = sympy.Mul(*alone), sympy.Mul(*(f for f in factors if f not in alone))
     beside = [function * part for part in sympy.Add.make_args(sympy.expand_mul(sympy.diff(rest, u)))]
     return [rest * sympy.diff(function, u), *(part for part in beside if part != 0)]
 
 
-def _hanging_together(i: int, indices: list[int], independent: Independent) -> set[int]:
-    """The i-th argument, and those that depend on it, or on one of these."""
-    found, new = {i}, {i}
-    while new:
-        new = {k for k in indices if any(dependent(j, k, independent) for j in new)} - found
-        found |= new
-    return found
+def _is_needed(i: int, product: sympy.Expr, independent: Independent) -> bool:
+    """Does the i-th argument hang together with two others or more, in functions without closed form?"""
+    factors = [(factor, set(_indices(factor))) for factor in sympy.Mul.make_args(product)]
+    linked, before = {i}, set[int]()
+    while linked != before:
+        before = linked
+        near = (used for _, used in factors if any(dependent(j, k, independent) for j in used for k in before))
+        linked = before.union(*near)
+    return len(linked) > 2 and not _has_closed_form(sympy.Mul(*(factor for factor, used in factors if used & linked)))
 
 
 @lru_cache(maxsize=4096)
 def _has_closed_form(expr: sympy.Expr) -> bool:
     """Is it of the functions whose powers and products are exact as they stand?"""
+    symbols = tuple(map(argument, _indices(expr)))
     try:
-        parse(expr, tuple(map(argument, _indices(expr))))
+        parse(canonical_kinks(expr, symbols), symbols)
     except Unparsed:
         return False
     return True
