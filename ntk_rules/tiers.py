@@ -162,7 +162,8 @@ def linearity(question: Question) -> Method:
 
     def compute(covariances, parameters):
         return sum(
-            c({}, parameters) * m.compute(covariances, parameters) for c, m in zip(coefficients, methods, strict=True)
+            _times(c({}, parameters), m.compute(covariances, parameters))
+            for c, m in zip(coefficients, methods, strict=True)
         )
 
     def estimate(covariances, parameters):
@@ -171,7 +172,7 @@ def linearity(question: Question) -> Method:
         for c, m in zip(coefficients, methods, strict=True):
             value = jnp.abs(as_floats(m.compute(covariances, parameters))[0])
             off = m.error(covariances, parameters) + 8 * jnp.finfo(value.dtype).eps * value
-            parts.append(abs(c({}, parameters)) * off)
+            parts.append(_times(abs(c({}, parameters)), off))
         return sum(parts)
 
     worst = max(methods, key=lambda m: m.bound)
@@ -179,6 +180,11 @@ def linearity(question: Question) -> Method:
     steps = ("linearity: the addends one by one", *dict.fromkeys(s for m in methods for s in m.steps))
     bound = sum(m.bound * (abs(float(c)) if c.is_number else 1.0) for (c, _), m in zip(parts, methods, strict=True))
     return Method(names, needs, compute, steps, None, bound, worst.bound_range, estimate, **reaches(methods))
+
+
+def _times(coefficient: jax.Array, value: jax.Array) -> jax.Array:
+    """Their product; 0 where the coefficient is, as of a case that is not chosen, whatever the value, which may be no number there."""
+    return jnp.where(jnp.equal(coefficient, 0), 0, coefficient * value)
 
 
 def _needs_sampling(expanded: sp.Expr, question: Question) -> bool:

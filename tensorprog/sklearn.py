@@ -298,7 +298,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
             known = NetworkKernel(net, example, get=self.get)
         defaults = dict(known.compiled.hypers)  # an earlier fit may have had other values
         self.kernel_ = known.__sklearn_clone__().set_params(get=self.get, **(defaults | (self.hyperparameters or {})))
-        self._X = X
+        self._X = np.array(X)  # as it is now, whatever is written into X later
         onehot = np.eye(len(self.classes_))[codes] - 1 / len(self.classes_)
         self._weights = Factor(regularised(self.kernel_(X), 0.0, alpha)).solve(onehot)
         return self

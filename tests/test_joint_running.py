@@ -34,9 +34,10 @@ def test_tiles_and_symmetry(monkeypatch: pytest.MonkeyPatch) -> None:
 LOWERED, RUN = ("loops", "branches", "together", "windows"), ("rows", "threads", "reuse", "symmetry")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "names",
-    [("packing", *LOWERED, *RUN), *(pytest.param(n, marks=pytest.mark.long) for n in (("packing",), LOWERED, RUN))],
+    [("packing", *LOWERED, *RUN), ("packing",), LOWERED, RUN],
     ids="-".join,
 )
 def test_optimisations_change_no_value(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:

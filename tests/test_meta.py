@@ -63,6 +63,7 @@ def reached() -> tuple[set[str], set[str], set[str], set[type], dict[str, Progra
     return rules, elements, ops, {type(node) for node in made}, programs
 
 
+@pytest.mark.long
 def test_primitives(reached: tuple) -> None:
     rules, elements, *_ = reached
     assert walk.RULES is primitives.RULES

@@ -40,7 +40,8 @@ class Empirical:
     is what `Training` takes for targets (N, *O). method: "structured", "jacobian", "products" (NTK-vector products), or "auto": the
     one of fewest operations by count, if its memory allows. batch: how many inputs at a time, of both sides.
 
-    Values have the dtype of the outputs; nothing here changes JAX's precision. Raises InputError for unknown names.
+    `params` may be set anew, as while training. Values have the dtype of the outputs; nothing here changes JAX's
+    precision. Raises InputError for unknown names.
 
     Example:
         >>> import jax, jax.numpy as jnp, tensorprog as tp
@@ -137,19 +138,23 @@ class Empirical:
         n1, n2 = count(x1, "x1"), count(x2, "x2")
         step = self.batch or max(n1, n2, 1)
         parts = [
-            [self._block(_rows(x1, i, step), _rows(x2, j, step), get=names, method=method) for j in range(0, n2, step)]
+            [
+                self._block(self.params, _rows(x1, i, step), _rows(x2, j, step), get=names, method=method)
+                for j in range(0, n2, step)
+            ]
             for i in range(0, n1, step)
         ]
         if not parts or not parts[0]:
-            shapes = jax.eval_shape(partial(self._both, get=names, method=method), x1, x2)
+            shapes = jax.eval_shape(partial(self._both, get=names, method=method), self.params, x1, x2)
             return [jnp.zeros(s.shape, s.dtype) for s in shapes]
         joined = [[jnp.concatenate([part[k] for part in row], 1) for row in parts] for k in range(len(names))]
         return [jnp.concatenate(rows, 0) for rows in joined]
 
-    def _both(self, x1: Any, x2: Any, *, get: Sequence[str], method: str) -> list[jax.Array]:
+    def _both(self, params: Any, x1: Any, x2: Any, *, get: Sequence[str], method: str) -> list[jax.Array]:
+        """Compiled with the parameters as an argument: `params` may be set anew between two calls."""
         ways = {"structured": self._structured, "jacobian": self._jacobian, "products": self._products}
         made = {"nngp": self._nngp, "ntk": ways[method]}
-        return [made[name](x1, x2) for name in get]
+        return [made[name](params, x1, x2) for name in get]
 
     # ---- kernels of one tile
 
@@ -166,12 +171,12 @@ class Empirical:
             return jnp.mean(kernel, axis=2)
         return kernel.reshape(*kernel.shape[:2], *axes, *(axes if self.output == "full" else ()))
 
-    def _nngp(self, x1: Any, x2: Any) -> jax.Array:
-        a, b = (jax.vmap(lambda x: self._flat(self.params, x))(x) for x in (x1, x2))
+    def _nngp(self, params: Any, x1: Any, x2: Any) -> jax.Array:
+        a, b = (jax.vmap(lambda x: self._flat(params, x))(x) for x in (x1, x2))
         return self._shaped(jnp.einsum("io,jp->ijop" if self.output == "full" else "io,jo->ijo", a, b), x1)
 
-    def _jacobian(self, x1: Any, x2: Any) -> jax.Array:
-        rows = [jax.vmap(lambda x: jax.jacrev(self._flat)(self.params, x))(x) for x in (x1, x2)]
+    def _jacobian(self, params: Any, x1: Any, x2: Any) -> jax.Array:
+        rows = [jax.vmap(lambda x: jax.jacrev(self._flat)(params, x))(x) for x in (x1, x2)]
         total: Any = 0.0
         for a, b, speed in zip(*map(jax.tree.leaves, (*rows, self._speeds)), strict=True):
             if speed:
@@ -181,27 +186,27 @@ class Empirical:
                 )
         return self._shaped(total if np.ndim(total) else jnp.zeros_like(self._pairs(x1, x2)), x1)
 
-    def _structured(self, x1: Any, x2: Any) -> jax.Array:
+    def _structured(self, params: Any, x1: Any, x2: Any) -> jax.Array:
         if not count(x1, "x1") or not count(x2, "x2"):
             return self._shaped(self._pairs(x1, x2), x1)
         speeds, full = jax.tree.leaves(self._speeds), self.output == "full"
-        entries = BYTES / jax.eval_shape(self.f, self.params, _one(x1)).dtype.itemsize
-        return self._shaped(structured(self.f, self.params, [speeds], x1, x2, full=full, entries=entries)[0], x1)
+        entries = BYTES / jax.eval_shape(self.f, params, _one(x1)).dtype.itemsize
+        return self._shaped(structured(self.f, params, [speeds], x1, x2, full=full, entries=entries)[0], x1)
 
     def _pairs(self, x1: Any, x2: Any) -> jax.Array:
         o = math.prod(self._outputs(x1))
         return jnp.zeros((count(x1, "x1"), count(x2, "x2"), o, *([o] if self.output == "full" else [])))
 
-    def _products(self, x1: Any, x2: Any) -> jax.Array:
+    def _products(self, params: Any, x1: Any, x2: Any) -> jax.Array:
         """Theta e_o, one output at a time: a reverse derivative at x', carried forward at x."""
         size = math.prod(self._outputs(x1))
 
         def column(x: Any, other: Any, basis: jax.Array) -> jax.Array:
-            _, pull = jax.vjp(lambda p: self._flat(p, other), self.params)
+            _, pull = jax.vjp(lambda p: self._flat(p, other), params)
             moved = jax.tree.map(lambda g, s: s**2 * g, pull(basis)[0], self._speeds)
-            return jax.jvp(lambda p: self._flat(p, x), (self.params,), (moved,))[1]
+            return jax.jvp(lambda p: self._flat(p, x), (params,), (moved,))[1]
 
-        dtype = jax.eval_shape(self._flat, self.params, _one(x1)).dtype
+        dtype = jax.eval_shape(self._flat, params, _one(x1)).dtype
         every = jax.vmap(column, (None, None, 0))  # (O of x', O of x)
         pairs = jax.vmap(jax.vmap(every, (None, 0, None)), (0, None, None))(x1, x2, jnp.eye(size, dtype=dtype))
         full = jnp.swapaxes(pairs, 2, 3)

@@ -20,7 +20,7 @@ import numpy as np
 
 from tensorprog.errors import InputError, explain
 
-__all__ = ["Grams", "Targets", "check_number", "count", "precision", "widened"]
+__all__ = ["Grams", "Targets", "check_number", "count", "kept", "precision", "widened"]
 
 ASYMMETRY = 1e-3  # of the largest entry: more than rounding in float32 makes
 
@@ -48,6 +48,11 @@ def widened(x: Any, dtype: Any = np.float64) -> Any:
         return made.astype(dtype) if jnp.issubdtype(made.dtype, jnp.floating) else made
 
     return jax.tree.map(leaf, x)
+
+
+def kept(x: Any) -> Any:
+    """A pytree of arrays that stays as it is now, whatever the caller writes into his own arrays later."""
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.array(leaf), x)
 
 
 def count(x: Any, argument: str) -> int:

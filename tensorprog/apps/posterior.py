@@ -18,7 +18,7 @@ from jax.scipy.linalg import solve_triangular
 
 from tensorprog.apps.checks import check_key, check_slopes, check_whole
 from tensorprog.apps.factor import Factor, regularised
-from tensorprog.apps.grams import Grams, Targets, check_number, count, precision, widened
+from tensorprog.apps.grams import Grams, Targets, check_number, count, kept, precision, widened
 from tensorprog.errors import InputError
 
 __all__ = ["GaussianProcess", "Posterior", "log_marginal_likelihood", "marginal_likelihood_gradient"]
@@ -59,8 +59,8 @@ class GaussianProcess:
         dtype: Any = np.float64, **hypers: float,
     ):  # fmt: skip
         self.noise, self.diag_reg = check_number(noise, "noise"), check_number(diag_reg, "diag_reg")
-        self._grams, self._get, self._x = Grams(kernel, hypers, dtype), get, x
-        gram = self._grams(get, x)
+        self._grams, self._get = Grams(kernel, hypers, dtype), get
+        gram, self._x = self._grams(get, x), kept(x)
         self._targets = Targets(y, count(x, "x"), self._grams.axes or (), dtype=dtype)
         self._factor = Factor(regularised(gram, self.noise, self.diag_reg))
         self._weights = self._factor.solve(self._targets.flat)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tensorprog.apps.grams import Grams, Targets, check_number, count
+from tensorprog.apps.grams import Grams, Targets, check_number, count, kept
 from tensorprog.apps.spectral import Filter, descent, flow, spectrum
 from tensorprog.errors import InputError, explain
 
@@ -63,8 +63,8 @@ class Training:
     def __init__(self, kernel: Callable[..., Any], x: Any, y: Any, *, loss: str = "mean", **hypers: float):
         if loss not in ("mean", "sum"):
             raise InputError(f"loss is {loss!r}, expected 'mean' or 'sum'")
-        self._grams, self._x = Grams(kernel, hypers), x
-        self._nngp, ntk = self._grams.both(("nngp", "ntk"), x)
+        self._grams = Grams(kernel, hypers)
+        (self._nngp, ntk), self._x = self._grams.both(("nngp", "ntk"), x), kept(x)
         self._n = count(x, "x")
         self._targets = Targets(y, self._n, self._grams.axes or ())
         self.spectrum = spectrum(ntk)

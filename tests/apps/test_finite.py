@@ -345,3 +345,17 @@ def test_nonsense(call: Any, message: str) -> None:
     with pytest.raises(tp.InputError) as caught:
         call(f, params, x)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["structured", "jacobian", "products"])
+def test_parameters_of_the_moment(method: str) -> None:
+    """Parameters that are set anew after a call, as in a loop of training, are those of the next; by hand, f = a b x."""
+    made = apps.Empirical(
+        lambda p, x: p["a"] * (p["b"] @ x), {"a": np.float32(2), "b": np.ones(3, np.float32)}, method=method
+    )
+    x = np.eye(3, dtype=np.float32)
+    for a, b in ((2.0, np.ones(3)), (3.0, np.arange(3.0)), (-1.0, np.array([0.5, 0.0, 4.0]))):
+        made.params = {"a": np.float32(a), "b": b.astype(np.float32)}
+        found = made(x)
+        np.testing.assert_allclose(found.nngp, a**2 * np.outer(b, b), atol=1e-5)  # float32
+        np.testing.assert_allclose(found.ntk, np.outer(b, b) + a**2 * np.eye(3), atol=1e-5)

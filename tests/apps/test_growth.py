@@ -136,6 +136,7 @@ def test_kernels_of_other_depths(name: str) -> None:
             np.testing.assert_allclose(path.ntk[k], deep.ntk[at], rtol=1e-10)
 
 
+@pytest.mark.long
 def test_averages_have_the_phases_of_their_layers() -> None:
     """The tangent program does not hold for an average, but for a readout of what its layers hand on: E erf'(h)^2 w, Williams 1997."""
     found, x = apps.Layers(lambda x: average(x, 3), jnp.zeros(3)), inputs((3,))

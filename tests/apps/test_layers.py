@@ -98,7 +98,7 @@ def layers(name: str, depth: int = 4) -> apps.Layers:
 SLOW = ("perceptron", "read again", "two streams", "pooled", "recurrent", "normed", "short")
 
 
-@pytest.mark.parametrize("name", everyday(NETS, SLOW, ["padded"]))
+@pytest.mark.parametrize("name", everyday(NETS, SLOW, ["every layer read", "padded"]))
 def test_kernels_of_other_depths(name: str) -> None:
     """Of four blocks, those of three, four, and seven; a network compiled at that depth has the same kernels."""
     net, shape = NETS[name]

@@ -10,6 +10,7 @@ from scipy.stats import multivariate_normal
 
 import tensorprog as tp
 from tensorprog import apps, nn
+from tensorprog.sklearn import NetworkClassifier
 from tests.apps.common import data, kernel, relu_gram, smooth
 
 NOISE = 0.05
@@ -193,3 +194,29 @@ def test_no_gradient_where_a_jump_is_sampled() -> None:
     np.testing.assert_allclose(value(1.0)[1]["w"], wanted, rtol=1e-3)  # of a difference
     with pytest.raises(tp.UnsupportedError, match="no derivative in its hyperparameters"):
         apps.marginal_likelihood_gradient(kernel, x, [1.0, 2.0], noise=0.1, get="ntk")
+
+
+def test_inputs_are_kept_as_they_were() -> None:
+    """What a caller writes into his array afterwards changes nothing: predictions are those of the data that were seen."""
+    x, y, test = data()
+    ways = {
+        "process": (
+            lambda at: apps.GaussianProcess(kernel(), at, y, noise=0.1, get="ntk"),
+            lambda made: [*made.predict(test), *made.trained(test)],
+        ),
+        "training": (lambda at: apps.Training(kernel(), at, y), lambda made: made.flow([1.0, np.inf], test)),
+        "descent": (
+            lambda at: apps.FunctionalDescent(kernel(), at, apps.square_loss(y), f0=np.zeros(len(y))),
+            lambda made: [made.predict(made.run([1.0]), test, f0_test=np.zeros(len(test)))],
+        ),
+        "classifier": (
+            lambda at: NetworkClassifier().fit(at, y > 0),
+            lambda made: [made.decision_function(test)],
+        ),
+    }
+    for name, (make, results) in ways.items():
+        at = np.array(x)
+        made = make(at)
+        at[:] = 7.0
+        for found, wanted in zip(results(made), results(make(x)), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12, err_msg=name)

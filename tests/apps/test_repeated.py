@@ -49,6 +49,7 @@ def found(net: Callable, size: int = 3) -> apps.Block:
     return apps.Block(tp.compile(net, jnp.zeros(size)))
 
 
+@pytest.mark.long
 def test_block_of_a_deep_network_is_the_block_by_itself() -> None:
     block = found(perceptron)
     assert block.hypers == {"w": 2.5, "b": 0.05} and repr(block) == "<Block found in a network: b=0.05, w=2.5>"

@@ -296,6 +296,7 @@ def rectified(x: jax.Array) -> jax.Array:
     return nn.dense(jax.nn.relu(nn.dense(h, name="l1")), features=1, name="out")
 
 
+@pytest.mark.long
 def test_normalised_kernel_of_the_standard_parametrisation() -> None:
     """NTK / n keeps the weights summed over a width (Sohl-Dickstein et al. 2020, section 2); beside finite networks."""
     found = tp.scaling(rectified, jnp.zeros(3), "standard")

@@ -32,6 +32,7 @@ def made(**options: Any) -> NetworkKernel:
     return NetworkKernel(kernel(), np.zeros(3), **options)
 
 
+@pytest.mark.long
 def test_values_and_gradient() -> None:
     x, _, test = data()
     for index, get in enumerate(("nngp", "ntk")):

@@ -151,6 +151,7 @@ def test_functional_descent_of_the_square_loss_is_the_closed_form() -> None:
     assert (path.slope < 0).all()
 
 
+@pytest.mark.long
 def test_early_stopping_along_a_path() -> None:
     """Of the square loss, where the closed form knows the times and losses."""
     x, y, _ = data(20, seed=3)

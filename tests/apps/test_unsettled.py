@@ -40,7 +40,9 @@ def read_off(found: apps.Layers, x: np.ndarray, **hypers: float) -> Phase:
         return found._unsettled.phase(*found._read(*x, hypers))
 
 
-@pytest.mark.parametrize("name", [pytest.param("padded", marks=pytest.mark.slow), "read again"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("padded", marks=pytest.mark.slow), pytest.param("read again", marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("w", [0.5, 1.2, 2.5])
 def test_what_maps_say(name: str, w: float) -> None:
     """Fixed points and slopes of maps, to the errors that are stated; padding has a scale_q of its own, of all covariances."""

@@ -44,6 +44,7 @@ def test_maxout() -> None:
     close(uncompiled(zoo.compiled("maxout"), VECTORS), (nngp, 2 * nngp + 2 * both * k))
 
 
+@pytest.mark.long
 def test_gated_linear_unit() -> None:
     """E[a a'] E[s(b) s(b')]: independent branches of one hidden layer."""
     sigmoid = quadrature.dual(expit, lambda u: expit(u) * expit(-u), "sigmoid")

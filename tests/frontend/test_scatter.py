@@ -91,7 +91,7 @@ WRITTEN = {
 
 LONG_WRITTEN = [
     "set a vector", "subtract", "multiply", "out of bounds", "maxima of segments", "minima of segments", "a block that would stick out",
-    "one place of the input", "along another axis",
+    "one place of the input", "along another axis", "a buffer, step by step", "add with repeats",
 ]  # fmt: skip
 
 

@@ -42,6 +42,7 @@ PUBLISHED: dict[str, tuple[Hidden, int, float, float]] = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", everyday(PUBLISHED, ["third", "second largest", "along"], ["median"]))
 def test_published_moments(name: str) -> None:
     function, count, second, slopes = PUBLISHED[name]

@@ -34,7 +34,7 @@ def network(function: Function, s: Callable[[], Any]) -> Callable[[jax.Array], j
     return lambda x: nn.dense(function(nn.dense(x), s()), features=1)
 
 
-@pytest.mark.parametrize("name", everyday(CASES, SLOW, ["by relu, the factors exchanged"]))
+@pytest.mark.parametrize("name", everyday(CASES, SLOW, ["soft threshold", "by relu, the factors exchanged"]))
 def test_the_number_in_its_place(name: str) -> None:
     kernel = tp.compile(network(CASES[name], lambda: tp.hyper("s", 0.5)), X[0])
     for s in (0.5, -0.4):
@@ -62,7 +62,8 @@ def test_a_threshold_of_the_input() -> None:
     np.testing.assert_allclose(np.diag(uncompiled(kernel, X).ntk), [k.ntk[i, i] for i, k in enumerate(at)], rtol=1e-10)
 
 
-@pytest.mark.parametrize("s", [pytest.param(0.5, marks=pytest.mark.long), -0.4])
+@pytest.mark.long
+@pytest.mark.parametrize("s", [0.5, -0.4])
 def test_a_choice_between_two_vectors(s: float) -> None:
     """Where the first vector cannot move, at an input of zeros, it is chosen by the number alone; its other half has a bias."""
     x = np.concatenate([X, np.zeros((1, 3))])

@@ -64,6 +64,7 @@ def test_own_draws_and_two_draws(tmp_path: Path) -> None:
     close(loaded.recompile()(X, X), by_hand(X, False))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shared", [(), pytest.param((0,), marks=pytest.mark.slow)])
 def test_masks_of_positions(shared: tuple[int, ...]) -> None:
     """Independent masks leave two positions of one input alone; one mask for all divides them too."""

@@ -58,6 +58,7 @@ def _gated_kernels(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return q, t + q
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("positions", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_gates_against_their_recursion(positions: int) -> None:
     x = np.random.default_rng(0).normal(size=(2, positions, 5))

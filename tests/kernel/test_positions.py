@@ -125,6 +125,7 @@ return_(v2)
     close(kernel(x).ntk, 45.0)
 
 
+@pytest.mark.long
 def test_the_largest_of_equal_positions() -> None:
     """Max pooling of equal patches is what it pools: the slopes of three equal numbers add up to one, in both orders of the inputs."""
     x = np.random.default_rng(1).standard_normal((2, 3, 2))

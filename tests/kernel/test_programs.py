@@ -18,6 +18,7 @@ import sympy
 import tensorprog as tp
 from tensorprog.ir import Input, LinComb, MatMul, Moment, Node, Nonlin, Phi, Program, Trsp, Weight, parse_program
 from tensorprog.ir.phi import parameter, vector
+from tests.everyday import everyday
 from tests.finite_program import Weights, evaluate
 from tests.uncompiled import uncompiled
 
@@ -138,7 +139,7 @@ PROGRAMS: dict[str, Callable[[], Node]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", everyday(PROGRAMS, long=["moving_kink"]))
 def test_at_finite_width(name: str) -> None:
     """The tangent kernel and, of an average, its value; draws of two widths, of which the wider strays less."""
     program = Program((X,), PROGRAMS[name]())

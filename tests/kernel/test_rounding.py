@@ -38,15 +38,16 @@ EQUAL: dict[str, tuple[Callable, Callable]] = {
 }
 
 
-LONG = {"whole numbers", "remainder"}
+LONG = {"straight through", "whole numbers", "remainder"}
 
 
-@pytest.mark.parametrize("name", everyday(EQUAL, EQUAL.keys() - LONG - {"straight through"}, LONG))
+@pytest.mark.parametrize("name", everyday(EQUAL, EQUAL.keys() - LONG, LONG))
 def test_equal_functions_have_equal_kernels(name: str) -> None:
     for a, b in zip(*map(kernels, EQUAL[name]), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
 
 
+@pytest.mark.long
 def test_slopes() -> None:
     """None of floor, one of a remainder: then NTK = NNGP, or NNGP + Cov(h, h')."""
     nngp, ntk = kernels(jnp.floor)

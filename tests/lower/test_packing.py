@@ -92,6 +92,7 @@ def test_slopes_are_those_without(name: str) -> None:
     np.testing.assert_allclose(*slopes, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.long
 def test_slopes_in_hyperparameters() -> None:
     x = np.random.default_rng(0).standard_normal((4, 3))
     kernel = tp.compile(with_hyperparameter, jnp.zeros(3))

@@ -54,6 +54,7 @@ def test_kinks_leave_those_of_the_values_alone() -> None:
     assert np.isnan(found[1])
 
 
+@pytest.mark.long
 def test_a_jump_has_none() -> None:
     assert np.isnan(jax.jacrev(along_a_line(jnp.sign))(0.0)).all()
 
@@ -76,6 +77,7 @@ def samples_of(phi: Callable) -> Callable:
     return of_samples(node)
 
 
+@pytest.mark.long
 def test_what_no_quadrature_reaches_has_a_standard_error() -> None:
     """A function of two Gaussians with kinks along curves."""
 

@@ -166,6 +166,7 @@ def test_flax_transformer() -> None:
 # ------------------------------------------------------------------------------------------ running and training
 
 
+@pytest.mark.long
 def test_the_module_itself_runs() -> None:
     """draw gives the module's own parameters, and apply is the module."""
     x, key = jnp.ones(3), jax.random.key(1)
@@ -454,6 +455,7 @@ def test_refusals_of_linen(name: str) -> None:
     assert message in str(caught.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_mean_logits_are_those_of_the_library_but_for_their_scale(causal: bool) -> None:
     q, k, v = jax.random.normal(jax.random.key(0), (3, 4, 2, 9))

@@ -131,6 +131,7 @@ def test_derivatives_by_price(name):
                 assert abs(second[j][k] - (high[j] - low[j]) / (2 * step)) < 1e-7  # of the finite difference
 
 
+@pytest.mark.long
 def test_parameters_means_and_their_derivatives():
     a, m = sp.symbols("a m")
     E = expectation(relu(a * u) * sp.erf(v), (u, v), (a, m), means=(m, 2 * m))

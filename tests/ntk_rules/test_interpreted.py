@@ -59,6 +59,7 @@ def at_once(functions: Sequence[Callable]) -> Callable:
     return jax.jit(lambda *x: [f(*x) for f in functions])
 
 
+@pytest.mark.long
 def test_every_operation_is_what_it_is_in_jax() -> None:
     """Rows of the table, and what has none."""
     with jax.enable_x64(True):

@@ -126,3 +126,17 @@ def test_a_tie_of_two_where_both_have_stopped_to_differ() -> None:
     assert abs(at(both, (1.0, 1.0, 1.0)) - 1 / 8) < 1e-14
     assert at(both, (1.0, 0.5, 1.0)) == 0.0
     assert at(both, (0.0, 0.0, 0.0)) == 0.0
+
+
+def test_cases_that_are_not_chosen_count_nothing() -> None:
+    """Where a case is no number that a parameter does not choose, here tanh(u / 0), the other one is what there is."""
+    a = sp.Symbol("a", real=True)
+    F = where(a > 0, sp.tanh(u / a), v)
+    E = expectation(F * F, (u, v), (a,))
+    assert E.needs == ((0, 0), (1, 1))
+    known = [jnp.asarray(1.3), jnp.asarray(0.7)]
+    assert abs(float(E.value(known, (0.0,))) - 0.7) < 1e-15
+    assert float(E.error(known, (0.0,))) < 1e-8
+    assert abs(float(E.value(known, (-1.0,))) - 0.7) < 1e-15
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    assert abs(float(E.value(known, (2.0,))) - weights @ np.tanh(np.sqrt(1.3) * nodes / 2) ** 2 / weights.sum()) < 1e-12

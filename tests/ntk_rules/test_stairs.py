@@ -75,7 +75,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("names", "laws"), [
-    pytest.param(PAIRS[3], LAWS[:2], id="some"),
+    pytest.param(PAIRS[3], LAWS[:2], id="some", marks=pytest.mark.long),
     *(pytest.param(p, LAWS, id=" and ".join(p), marks=pytest.mark.slow) for p in PAIRS),
 ])  # fmt: skip
 def test_pairs(names: tuple[str, str], laws: list[tuple[float, float, float]]) -> None:
@@ -110,6 +110,7 @@ def test_one_gaussian() -> None:
     assert abs(float(rest.value((4.0,))) - 1 / 3) < 1e-12
 
 
+@pytest.mark.long
 def test_a_line_and_stairs() -> None:
     """E[(u + F(u)) (v + G(v))] by its four parts, of which Stein's lemma gives two."""
     f, g = u - nf.floor(u) / 2, 3 * v + nf.round_even(v)
@@ -123,6 +124,7 @@ def test_a_line_and_stairs() -> None:
     assert abs(float(expectation(f * g, (u, v)).value(law)) - want) < 1e-12
 
 
+@pytest.mark.long
 def test_derivatives() -> None:
     """d E / d Cov = sum of the joint density over all pairs of jumps (Price's theorem); by the variances differences tell."""
     found = expectation(nf.floor(u) * nf.round_even(v), (u, v))
@@ -189,7 +191,13 @@ def test_single_precision() -> None:
 
 
 @pytest.mark.parametrize(
-    "expr", [sp.Abs(u - nf.round_even(u)) * sp.Abs(v - nf.round_even(v)), sp.atan2(u, v), nf.floor(u * v)], ids=str
+    "expr",
+    [
+        pytest.param(sp.Abs(u - nf.round_even(u)) * sp.Abs(v - nf.round_even(v)), marks=pytest.mark.long),
+        sp.atan2(u, v),
+        nf.floor(u * v),
+    ],
+    ids=str,
 )
 def test_others_are_sampled_where_that_is_allowed(expr: sp.Expr) -> None:
     with pytest.raises(NoRule, match="quasi-Monte Carlo"):

@@ -269,6 +269,7 @@ def test_backpropagation_of_averages(name: str) -> None:
     check_gradients(*AVERAGES[name], average=True)
 
 
+@pytest.mark.long
 def test_transposes_of_position_maps() -> None:
     """<L x, y> = <x, L' y> for every map that the networks of the tests have; what axes L' carries along; and L behind more axes."""
     rng, seen = np.random.default_rng(0), set()

@@ -134,11 +134,10 @@ NAMED: dict[str, tuple[Sequence[Step], str]] = {
     "a median": ([("dense", 0, 0), ("median", 1, 1)], "all"),
     "sorted positions": ([("sort", 0, 0)], "each"),
 }
-EVERYDAY = {"outputs at every position"}
-LONG = {"pooled windows of a convolution", "softmax over positions"}
+LONG = {"outputs at every position", "pooled windows of a convolution", "softmax over positions"}
 
 
-@pytest.mark.parametrize("name", everyday(NAMED, NAMED.keys() - EVERYDAY - LONG, LONG))
+@pytest.mark.parametrize("name", everyday(NAMED, NAMED.keys() - LONG, LONG))
 def test_named_ones(name: str) -> None:
     found = difference(network(*NAMED[name]))
     assert found is not None and found < 1e-12

@@ -180,6 +180,7 @@ def test_code_is_compiled_once_for_each_kind() -> None:
     assert traced == [(3,), (4,), (3,), (3,)]
 
 
+@pytest.mark.long
 def test_positions_that_meet_themselves_keep_their_digits_in_float32() -> None:
     """On the diagonal of a pooled kernel every position meets itself, where a rounded cosine is 3e-4 of an angle off."""
 

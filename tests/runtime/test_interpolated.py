@@ -64,10 +64,11 @@ def difference(a: Any, b: Any, kernel: Any, x: Any, y: Any) -> float:
     return max(float(np.max(np.abs(p - q) / s)) for p, q, s in zip(a, b, scales, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("net", "equal_norms"),
     [
-        pytest.param(deep(jax.nn.relu, 3), False, marks=pytest.mark.long),
+        (deep(jax.nn.relu, 3), False),
         (deep(jax.nn.relu, 2, 0.3), True),
         pytest.param(deep(erf, 2, 0.1), False, marks=pytest.mark.slow),
     ],

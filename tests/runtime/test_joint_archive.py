@@ -48,6 +48,7 @@ def same(found: Any, wanted: Any, rtol: float = 1e-12) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=rtol * max(1e-2 * largest, float(np.abs(b).max())))
 
 
+@pytest.mark.long
 def test_what_comes_back(written: tuple[tp.JointKernel, Path]) -> None:
     kernel, path = written
     loaded = tp.load(path)

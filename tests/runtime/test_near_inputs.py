@@ -86,7 +86,8 @@ def test_where_directions_matter(net: Callable[[jax.Array], jax.Array], wanted: 
     assert tp.compile(net, jnp.zeros(4)).functions.directions is wanted
 
 
-@pytest.mark.parametrize("net", [pytest.param(biased_above, marks=pytest.mark.long), average])
+@pytest.mark.long
+@pytest.mark.parametrize("net", [biased_above, average])
 def test_loaded(net: Callable, tmp_path: Path) -> None:
     x = near(3)
     tp.compile(net, x[0]).export(tmp_path / "net.tpk", platforms=("cpu",))

@@ -39,9 +39,10 @@ print("agrees")
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("shape", "pooled"),
-    [((3,), ""), pytest.param((3, 2), ".mean(0)", marks=pytest.mark.long)],
+    [((3,), ""), ((3, 2), ".mean(0)")],
     ids=["plain", "positions"],
 )
 def test_eight_devices(shape: tuple[int, ...], pooled: str) -> None:
