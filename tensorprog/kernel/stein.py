@@ -2,7 +2,7 @@
 
 A factor that is a Gaussian alone, as the sums of a normalised tangent have them, would make an expectation of three or four
 arguments at every combination of their positions; taken out, it is a matrix product of covariances with an expectation of
-two. A power of a Gaussian is taken out where the closed forms of `ntk_rules` do not reach what it multiplies: of three arguments
+two. G is without u_i. A power of a Gaussian is taken out where the closed forms of `ntk_rules` do not reach what it multiplies: of three arguments
 and more there are no others.
 """
 
@@ -88,7 +88,7 @@ def _power(factor: sympy.Expr) -> tuple[int, int] | None:
 
 
 def _is_needed(i: int, expr: sympy.Expr, independent: Independent) -> bool:
-    """Are there three arguments or more that hang together with the i-th, in a function without closed form?"""
+    """Do three arguments or more hang together, the i-th among them, in a function without closed form?"""
     factors = [(f, set(_indices(f))) for f in sympy.Mul.make_args(expr)]
     linked, before = {i}, set[int]()
     while linked != before:
