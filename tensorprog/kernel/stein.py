@@ -2,8 +2,8 @@
 
 A factor that is a Gaussian alone, as the sums of a normalised tangent have them, would make an expectation of three or four
 arguments at every combination of their positions; taken out, it is a matrix product of covariances with an expectation of
-two. G is without u_i. A power of a Gaussian is taken out where the closed forms of `ntk_rules` do not reach what it multiplies: of three arguments
-and more there are no others.
+two. G is without u_i. A power of a Gaussian is taken out where the closed forms of `ntk_rules` do not reach what it multiplies:
+of three arguments and more there are no others.
 """
 
 from __future__ import annotations
