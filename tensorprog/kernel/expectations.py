@@ -6,21 +6,21 @@ E[phi'(u) t phi'(v) t'] falls apart into E[phi'(u) phi'(v)] E[t t']. Only the co
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import sympy
 
-from ntk_rules import Expectation, NoRule, expectation
+from ntk_rules import Expectation, NoRule
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.ir import Moment, Node, Nonlin, PositionMap, operands, topological
 from tensorprog.ir.phi import parameter, vector
 from tensorprog.kernel.fields import LEAST_TOLERANCE, field_of
 from tensorprog.kernel.graph import Expect, Operand, Zero, is_zero
+from tensorprog.kernel.laws import Factor, Law, Product, compares_many, has_rule, products_of, rule_of, unsampled
 from tensorprog.kernel.linear import linear_of
 from tensorprog.kernel.paths import by_paths
 from tensorprog.kernel.population import population_of
@@ -39,17 +39,11 @@ from tensorprog.kernel.questions import (
     sizes_of,
 )
 from tensorprog.kernel.stacks import Stacks
-from tensorprog.kernel.stein import argument as _u
-from tensorprog.kernel.stein import by_stein, dependent
 from tensorprog.kernel.tilted import tilted_of
 from tensorprog.passes.slopes import is_leaf
 from tensorprog.passes.structure import Structure
 
 __all__ = ["expectation_of"]
-
-UNSAMPLED = (
-    1e-6  # a tolerance that sampling does not meet: whole fields are sampled at once instead, in `kernel.fields`
-)
 
 
 @dataclass(frozen=True)
@@ -83,7 +77,7 @@ def expectation_of(
     arguments, parameters, factors = _read(sides, cross)
     wide = not all(facts[argument.node].gaussian for argument in arguments)
     carried = any(facts[as_vector(node)].carried for node, _, _ in sides)
-    reduced = partial(tilted_of, asked, facts, tolerance, partial(rules, tolerance=_unsampled(tolerance)))
+    reduced = partial(tilted_of, asked, facts, tolerance, partial(rules, tolerance=unsampled(tolerance)))
     few = len(arguments) <= 2 * len(sides)
     if (wide and not carried) or not few:
         exact = yield from reduced()
@@ -96,7 +90,7 @@ def expectation_of(
     if wide:
         return (yield from _sampled(asked, facts, tolerance, apart, stacks))
     sampling = tolerance is not None and tolerance >= LEAST_TOLERANCE
-    if sampling and any(_compares_many(expr) for expr, *_ in factors):
+    if sampling and any(compares_many(expr) for expr, *_ in factors):
         return (yield from _sampled(asked, facts, tolerance, apart, stacks))
     sizes = sizes_of(*((letters, node.type.shape) for node, letters, _ in sides))
     everything = "".join(dict.fromkeys("".join(letters for _, letters, _ in sides).replace("1", "")))
@@ -143,13 +137,13 @@ def _products(
     arguments: list[_Argument], parameters: list[_Parameter], factors: list[Factor], facts: Structure, cross: bool
 ) -> tuple[Product, ...]:
     positive = frozenset(i for i, given in enumerate(parameters) if _is_positive(given.node))
-    return _terms(tuple(factors), _independent(arguments, facts, cross), positive)
+    return products_of(tuple(factors), _independent(arguments, facts, cross), positive)
 
 
 def _ruled(products: tuple[Product, ...], tolerance: float | None) -> bool:
     """Are there rules for all laws of a sum of products, none of which is left to sampling?"""
     laws = [law for _, product in products for law, *_ in product]
-    return not any(_compares_many(law.expr) for law in laws) and all(_has_rule(law, tolerance) for law in laws)
+    return not any(compares_many(law.expr) for law in laws) and all(has_rule(law, tolerance) for law in laws)
 
 
 def _meet(q: Second, facts: Structure, tolerance: float | None) -> bool:
@@ -223,7 +217,7 @@ def _copies(made: list[tuple[Operand, str]], everything: str, out: str, sizes: d
 
 
 def _expected(
-    law: _Law, used: tuple[int, ...], given: tuple[int, ...], arguments: list[_Argument], parameters: list[_Parameter],
+    law: Law, used: tuple[int, ...], given: tuple[int, ...], arguments: list[_Argument], parameters: list[_Parameter],
     sides: list[tuple[Node, str, int]], sizes: dict[str, int], cross: bool, tolerance: float | None,
 ) -> Work[tuple[Operand, str]]:  # fmt: skip
     """One factor: its quantity as an operand, and the letters of its axes."""
@@ -293,33 +287,6 @@ def _independent(arguments: list[_Argument], facts: Structure, cross: bool) -> f
     )
 
 
-@dataclass(frozen=True)
-class _Law:
-    """A canonical expectation of u0, u1, .. given b0, b1, ..: the same for every layer that asks for it."""
-
-    expr: sympy.Expr
-    n_arguments: int
-    n_parameters: int
-    independent: frozenset[tuple[int, int]]
-
-    @property
-    def is_covariance(self) -> bool:
-        return self.n_parameters == 0 and (
-            (self.n_arguments == 2 and self.expr == _u(0) * _u(1))
-            or (self.n_arguments == 1 and self.expr == _u(0) ** 2)
-        )
-
-
-def _b(i: int, positive: bool) -> sympy.Symbol:
-    """The symbol of a parameter; of a positive one the rules may know on which side of a step it leaves its argument."""
-    return sympy.Symbol(f"b{i}", positive=True) if positive else sympy.Symbol(f"b{i}", real=True)
-
-
-def _given(expr: sympy.Expr) -> list[sympy.Symbol]:
-    """The parameters of an expression, in order."""
-    return sorted((s for s in expr.free_symbols if s.name.startswith("b")), key=lambda s: int(s.name[1:]))
-
-
 def _is_positive(node: Node) -> bool:
     """Is a deterministic array known to be positive, as the factor of a norm is?"""
     if isinstance(node, PositionMap):
@@ -333,165 +300,10 @@ def _is_positive(node: Node) -> bool:
     return bool(expr.xreplace(signs).is_positive)
 
 
-Factor = tuple[sympy.Expr, tuple[int, ...], tuple[int, ...]]
-Part = tuple[_Law, tuple[int, ...], tuple[int, ...]]
-Product = tuple[float, tuple[Part, ...]]
-
-
-@lru_cache(maxsize=4096)
-def _terms(
-    factors: tuple[Factor, ...], independent: frozenset[tuple[int, int]], positive: frozenset[int]
-) -> tuple[Product, ...]:
-    """The product of the factors as a sum of products of expectations of independent groups of arguments."""
-    sums = [[a for part in _linear_parts(*factor, positive) for a in _apart(part, independent)] for factor in factors]
-    products = []
-    for choice in itertools.product(*sums):
-        for number, expr, pairs in by_stein(sympy.Mul(*choice), independent):
-            covariances = tuple(_part(sorted({i, j}), _u(i) * _u(j), independent) for i, j in pairs)
-            rest = _groups(expr, independent) if expr != 1 or not pairs else ()
-            rest = tuple(_either_way(part, independent) for part in rest) if pairs else rest
-            products.append((float(number), (*covariances, *rest)))
-    return tuple(products)
-
-
-def _linear_parts(
-    expr: sympy.Expr, xs: tuple[int, ...], thetas: tuple[int, ...], positive: frozenset[int]
-) -> list[sympy.Expr]:
-    """The addends of a factor, opened only where it is linear in some arguments: sum_i c_i(z) t_i .. s_i."""
-    swap = {vector(k): _u(i) for k, i in enumerate(xs)} | {
-        parameter(k): _b(i, i in positive) for k, i in enumerate(thetas)
-    }
-    parts = [expr.xreplace(swap)]
-    for t in dict.fromkeys(map(_u, xs)):
-        parts = [piece for part in parts for piece in _opened(part, t)]
-    return parts
-
-
-def _opened(expr: sympy.Expr, t: sympy.Symbol) -> list[sympy.Expr]:
-    """Its value at t = 0 and its multiple of t, where it is linear in t."""
-    if not _is_linear(expr, t):
-        return [expr]
-    multiple, rest = expr.diff(t) * t, expr.xreplace({t: sympy.Integer(0)})
-    return [part for part in (multiple, rest) if part != 0]
-
-
-def _apart(part: sympy.Expr, independent: frozenset[tuple[int, int]]) -> list[sympy.Expr]:
-    """The addends of a function of independent arguments, as a gate's two branches: each falls apart by itself. The slope of a function of
-    one argument times the tangent of that is one addend: it falls apart as it is."""
-    used = _used(part)
-    if not any(pair in independent for pair in itertools.combinations(used, 2)):
-        return [part]
-    if all(len(_used(factor)) < 2 for factor in _factors(part)) and not part.has(sympy.DiracDelta):
-        return [part]
-    return list(sympy.Add.make_args(sympy.expand_mul(part)))
-
-
-def _used(expr: sympy.Expr) -> list[int]:
-    """Which arguments an expression has."""
-    return sorted(int(s.name[1:]) for s in expr.free_symbols if s.name.startswith("u"))
-
-
-def _is_linear(expr: sympy.Expr, symbol: sympy.Symbol) -> bool:
-    if expr.is_Mul:
-        (depends,) = held if len(held := [f for f in expr.args if f.has(symbol)]) == 1 else (None,)
-        return depends is not None and _is_linear(depends, symbol)
-    if expr.is_Add:
-        return all(not part.has(symbol) or _is_linear(part, symbol) for part in expr.args)
-    return expr == symbol
-
-
-def _groups(product: sympy.Expr, independent: frozenset[tuple[int, int]]) -> tuple[Part, ...]:
-    """Split a product into factors whose arguments are independent of each other."""
-    groups: list[tuple[set[int], list[sympy.Expr]]] = []
-    constant: list[sympy.Expr] = []
-    for factor in _factors(product):
-        indices = {int(s.name[1:]) for s in factor.free_symbols if s.name.startswith("u")}
-        if not indices:
-            constant.append(factor)
-            continue
-        joined = [g for g in groups if any(dependent(i, j, independent) for i in g[0] for j in indices)]
-        groups = [g for g in groups if g not in joined]
-        groups.append((indices.union(*(g[0] for g in joined)), [f for g in joined for f in g[1]] + [factor]))
-    if not groups:
-        groups = [(set(), [])]
-    groups[0][1].extend(constant)
-    return tuple(_part(sorted(indices), sympy.Mul(*parts), independent) for indices, parts in groups)
-
-
-def _factors(product: sympy.Expr) -> list[sympy.Expr]:
-    parts: list[sympy.Expr] = []
-    for factor in sympy.Mul.make_args(product):
-        if factor.is_Pow and factor.exp.is_Integer and factor.exp > 0 and factor.base.is_Mul:
-            parts.extend(part**factor.exp for part in factor.base.args)
-        else:
-            parts.append(factor)
-    return parts
-
-
-def _part(indices: list[int], expr: sympy.Expr, independent: frozenset[tuple[int, int]]) -> Part:
-    given = _given(expr)
-    swap = {_u(i): _u(k) for k, i in enumerate(indices)} | {s: _b(k, bool(s.is_positive)) for k, s in enumerate(given)}
-    pairs = frozenset((k, m) for m, j in enumerate(indices) for k, i in enumerate(indices[:m]) if (i, j) in independent)
-    return (
-        _Law(expr.xreplace(swap), len(indices), len(given), pairs),
-        tuple(indices),
-        tuple(int(s.name[1:]) for s in given),
-    )
-
-
-def _either_way(part: Part, independent: frozenset[tuple[int, int]]) -> Part:
-    """E[f(u) g(v)] and E[g(u) f(v)] as one law: Stein's lemma leaves derivatives of every order of one function of both."""
-    law, indices, given = part
-    if len(indices) != 2 or law.independent or given:
-        return part
-    swapped = law.expr.xreplace({_u(0): _u(1), _u(1): _u(0)})
-    if sympy.default_sort_key(law.expr) <= sympy.default_sort_key(swapped):
-        return part
-    return replace(law, expr=swapped), indices[::-1], given
-
-
-def _unsampled(tolerance: float | None) -> float | None:
-    return None if tolerance is None else min(tolerance, UNSAMPLED)
-
-
-@lru_cache(maxsize=4096)
-def _has_rule(law: _Law, tolerance: float | None) -> bool:
-    """Is there one that does not sample? A kernel samples by `fields` and `population`, which know their standard errors."""
-    try:
-        return not _expectation(law, tolerance).sampled
-    except NoRule:
-        return False
-
-
-@lru_cache(maxsize=4096)
-def _compares_many(expr: sympy.Expr) -> bool:
-    """Does it ask for the largest of three Gaussians or more? Where these are equal, as patches that are pooled may be, closed forms divide
-    what is left of the variances of their differences by each other, which is rounding."""
-    if any(len(_compared(part)) > 2 for part in expr.atoms(sympy.Max, sympy.Min)):
-        return True
-    steps = [used for step in expr.atoms(sympy.Heaviside) if len(used := _compared(step)) > 1]
-    return any(a & b and a != b for a, b in itertools.combinations(steps, 2))
-
-
-def _compared(expr: sympy.Expr) -> set[str]:
-    """The Gaussians that a function of a law, or of an instruction, has."""
-    return {s.name for s in expr.free_symbols if s.name.startswith(("u", "z"))}
-
-
-@lru_cache(maxsize=4096)
-def _expectation(law: _Law, tolerance: float | None) -> Expectation:
-    arguments = tuple(_u(i) for i in range(law.n_arguments))
-    given = tuple(_given(law.expr))
-    pairs = tuple(sorted(law.independent))
-    if law.n_arguments > 2:
-        tolerance = _unsampled(tolerance)
-    return expectation(law.expr, arguments, given, independent=pairs, tolerance=tolerance)
-
-
-def _derive(law: _Law, sides: list[tuple[Node, str, int]], tolerance: float | None) -> Expectation:
+def _derive(law: Law, sides: list[tuple[Node, str, int]], tolerance: float | None) -> Expectation:
     reason: object = f"only sampling reaches it, which is good for {LEAST_TOLERANCE:.0e}; the tolerance asked for is {tolerance or 0:.0e}"
     try:
-        found = _expectation(law, tolerance)
+        found = rule_of(law, tolerance)
     except NoRule as refusal:
         found, reason = None, refusal
     if found is None or found.sampled:
