@@ -6,6 +6,7 @@ E[phi'(u) t phi'(v) t'] falls apart into E[phi'(u) phi'(v)] E[t t']. Only the co
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from tensorprog.kernel.population import population_of
 from tensorprog.kernel.positions import original
 from tensorprog.kernel.questions import (
     Answer,
+    Mean,
     Question,
     Second,
     Value,
@@ -39,6 +41,7 @@ from tensorprog.kernel.questions import (
     sizes_of,
 )
 from tensorprog.kernel.stacks import Stacks
+from tensorprog.kernel.sums import as_sum
 from tensorprog.kernel.tilted import tilted_of
 from tensorprog.passes.slopes import is_leaf
 from tensorprog.passes.structure import Structure
@@ -87,6 +90,8 @@ def expectation_of(
         _check_sampled(node for node, _, _ in sides)
         own = (yield from linear_of(asked, facts, tolerance)) if apart and isinstance(asked, Second) else None
         return own if own is not None else (yield from population_of(asked, tolerance))
+    if wide and (opened := _opened(asked, facts, tolerance)) is not None:
+        return (yield opened)
     if wide:
         return (yield from _sampled(asked, facts, tolerance, apart, stacks))
     sampling = tolerance is not None and tolerance >= LEAST_TOLERANCE
@@ -120,6 +125,39 @@ def expectation_of(
             )
         )
     return combine(terms, shape, cross)
+
+
+def _opened(asked: Second | Node, facts: Structure, tolerance: float | None) -> Question | None:
+    """The question about sums of functions of Gaussians, where functions that are linear in sums over positions are asked for, as the
+    gradient is in what all positions share; None where it is about others, or about some that have to be sampled."""
+    nodes = (asked.u, asked.v) if isinstance(asked, Second) else (as_vector(asked),)
+    sums = [as_sum(node, facts) if isinstance(node, Nonlin) else node for node in nodes]
+    if any(found is None for found in sums):
+        return None
+    u, *rest = (found for found in sums if found is not None)
+    if tolerance is not None and tolerance >= LEAST_TOLERANCE:
+        images = itertools.product(*(_images(found, facts) for found in (u, *rest)))
+        if not all(
+            _ruled(_laws_of(some, facts, isinstance(asked, Second) and asked.cross), tolerance) for some in images
+        ):
+            return None
+    return replace(asked, u=u, v=rest[0]) if isinstance(asked, Second) else Mean(u)
+
+
+def _images(u: Node, facts: Structure) -> list[Node]:
+    """What a sum of `as_sum` is of."""
+    if isinstance(u, Nonlin) or facts[u].gaussian:
+        return [u]
+    return [y for x in operands(u) if x.type.kind == "vector" for y in _images(x, facts)]
+
+
+def _laws_of(nodes: Iterable[Node], facts: Structure, cross: bool) -> tuple[Product, ...]:
+    """The laws of a product of functions at places of their own."""
+    letters, sides = fresh(""), []
+    for side, node in enumerate(nodes):
+        sides.append((node, "".join(next(letters) if n > 1 else "1" for n in node.type.shape), side))
+    arguments, parameters, factors = _read(sides, cross)
+    return _products(arguments, parameters, factors, facts, cross)
 
 
 def _read(sides: list[tuple[Node, str, int]], cross: bool) -> tuple[list[_Argument], list[_Parameter], list[Factor]]:

@@ -7,21 +7,22 @@ axis that L carries along is the same on both sides; the others, which it sums, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import sympy
 
-from tensorprog.ir import Const, LinComb, Literal, Node, Nonlin, Phi, PositionMap, Type, position
+from tensorprog.ir import Const, LinComb, Literal, Node, Nonlin, Phi, PositionMap, Type, operands, position
 from tensorprog.ir.phi import parameter, vector
 from tensorprog.kernel.body import value_of
 from tensorprog.passes.structure import Structure
 
-__all__ = ["MOST_ENTRIES", "Moved", "function_of", "image_below", "moved_out", "replaced"]
+__all__ = ["MOST_ENTRIES", "Moved", "as_sum", "function_of", "image_below", "moved_out", "replaced"]
 
 MOST_ENTRIES = 2**20  # of the matrix of a linear map
+MOST_ADDENDS = 16  # of a sum of images
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def moved_out(term: Nonlin, facts: Structure) -> Moved | None:
     wide = next(i for i, x in enumerate(term.xs) if not facts[x].gaussian)
     z, phi, x = vector(wide), term.phi, term.xs[wide]
     source = image_below(x)
-    if source is None or any(math.prod(t.type.shape) != 1 for t in (*term.thetas, *source.thetas)):
+    if source is None:
         return None
     carried = _carried(x, source)
     weights = _weights(x, source, carried)
@@ -61,9 +62,51 @@ def moved_out(term: Nonlin, facts: Structure) -> Moved | None:
         | {parameter(i): parameter(len(term.thetas) + i) for i in range(len(source.thetas))}
     )  # fmt: skip
     product = Phi(phi.expr.diff(z).xreplace(swap) * inner, len(xs), len(term.thetas) + len(source.thetas))
-    images = Nonlin(product, tuple(xs), (*term.thetas, *source.thetas), source=term.source)
+    thetas = (*term.thetas, *(_theta_along(t, source, carried, spread) for t in source.thetas))
+    images = Nonlin(product, tuple(xs), thetas, source=term.source)
     number = float(weights.flat[0]) if np.all(weights == weights.flat[0]) else None
     return Moved(images, Const(Literal.of(weights)) if number is None else number, x.type)
+
+
+def as_sum(u: Nonlin, facts: Structure) -> Node | None:
+    """A function that is linear in sums of images, as a sum of functions of Gaussians alone; None where it is another one."""
+    wide = next((i for i, x in enumerate(u.xs) if not facts[x].gaussian), None)
+    if wide is None:
+        return u
+    z, expr = vector(wide), u.phi.expr
+    slope, rest = expr.diff(z), expr.xreplace({z: sympy.S.Zero})
+    addends = _addends(u.xs[wide], facts)
+    if slope.has(z) or addends is None:
+        return None
+    parts: list[Node | None] = [as_sum(function_of(rest, u), facts)] if rest != 0 else []
+    for x in addends:
+        term = function_of(slope * z, replace(u, xs=(*u.xs[:wide], x, *u.xs[wide + 1 :])))
+        if facts[x].gaussian:
+            parts.append(as_sum(term, facts))
+        else:
+            moved = moved_out(term, facts)
+            images = None if moved is None else as_sum(moved.images, facts)
+            parts.append(None if moved is None or images is None else moved.whole(images))
+    found = [part for part in parts if part is not None]
+    return LinComb(tuple((1.0, part) for part in found), source=u.source) if len(found) == len(parts) else None
+
+
+def _addends(x: Node, facts: Structure) -> list[Node] | None:
+    """A linear map of a sum as the sum of linear maps, each of one image or one Gaussian; None where coefficients are no constants."""
+    if isinstance(x, Nonlin) or facts[x].gaussian:
+        return [x]
+    if isinstance(x, PositionMap) and _is_constant(x):
+        inner = _addends(x.args[0], facts)
+        return inner and [PositionMap(x.op, (y, *x.args[1:]), x.result, source=x.source) for y in inner]
+    if not isinstance(x, LinComb):
+        return None
+    made: list[Node] = []
+    for a, term in x.terms:
+        own = None if term.type.kind == "scalar" or not isinstance(a, (int, float, Const)) else _addends(term, facts)
+        if own is None or len(made) + len(own) > MOST_ADDENDS:
+            return None
+        made += [LinComb(((a, y),), source=x.source) for y in own]
+    return made
 
 
 def function_of(expr: sympy.Expr, like: Nonlin) -> Nonlin:
@@ -103,11 +146,16 @@ def replaced(x: Node, source: Node, by: Node) -> Node:
 
 def _inner(x: Node) -> Node | None:
     """What a linear map with constant coefficients is applied to."""
-    if isinstance(x, PositionMap) and len(x.args) == 1:
+    if isinstance(x, PositionMap) and _is_constant(x):
         return x.args[0]
     if isinstance(x, LinComb) and len(x.terms) == 1 and isinstance(x.terms[0][0], (int, float, Const)):
         return x.terms[0][1]
     return None
+
+
+def _is_constant(x: PositionMap) -> bool:
+    """Are the places or the matrix of a map known?"""
+    return all(isinstance(a, Const) for a in x.args[1:])
 
 
 def _carried(x: Node, source: Node) -> dict[int, int]:
@@ -150,20 +198,37 @@ def _weights(x: Node, source: Node, carried: dict[int, int]) -> np.ndarray | Non
 def _constants(x: Node, source: Node) -> list[Const]:
     found = []
     while x is not source:
-        if isinstance(x, LinComb) and isinstance(x.terms[0][0], Const):
-            found.append(x.terms[0][0])
+        found += [o for o in operands(x) if isinstance(o, Const)]
         x = _inner(x)  # type: ignore[assignment]
     return found
 
 
 def _along(y: Node, carried: dict[int, int], spread: Type) -> Node:
     """An argument of the source: its places that are summed along the first axis, the others where they are carried to."""
-    shape, places = y.type.shape, {j: i for i, j in carried.items()}
-    order = [*(i for i in range(len(shape)) if i not in carried), *(places[j] for j in sorted(places))]
-    turned = Type("vector", tuple(shape[i] for i in order), order.index(y.type.axis), y.type.width)  # type: ignore[arg-type]
-    sizes = [shape[places[j]] if j in places else 1 for j in range(len(spread.shape) - 1)]
-    thin = Type("vector", (spread.shape[0], *sizes), spread.axis, spread.width)
+    thin, order = _thin(y.type.shape, carried, spread)
+    turned = Type("vector", tuple(y.type.shape[i] for i in order), order.index(y.type.axis), y.type.width)  # type: ignore[arg-type]
     moved = y if order == sorted(order) else PositionMap(position("transpose", permutation=tuple(order)), (y,), turned)
-    column = PositionMap(position("reshape", to=thin.shape), (moved,), thin)
+    column = PositionMap(position("reshape", to=thin), (moved,), Type("vector", thin, spread.axis, spread.width))
     along = position("broadcast", to=spread.shape, axes=tuple(range(len(spread.shape))))
     return PositionMap(along, (column,), spread)
+
+
+def _theta_along(theta: Node, source: Nonlin, carried: dict[int, int], spread: Type) -> Node:
+    """A parameter of the source, at the same places."""
+    if math.prod(theta.type.shape) == 1:
+        return theta
+    shape = source.type.shape
+    missing = len(shape) - len(theta.type.shape)
+    whole = position("broadcast", to=shape, axes=tuple(range(missing, len(shape))))
+    thin, order = _thin(shape, carried, spread)
+    for op in (whole, position("transpose", permutation=tuple(order)), position("reshape", to=thin)):
+        theta = PositionMap(op, (theta,), Type("scalar", op.shape(theta.type.shape)))
+    return theta
+
+
+def _thin(shape: tuple[int, ...], carried: dict[int, int], spread: Type) -> tuple[tuple[int, ...], list[int]]:
+    """The shape in which an array of the source's shape lies along those of the sum, and the order of its axes in it."""
+    places = {j: i for i, j in carried.items()}
+    order = [*(i for i in range(len(shape)) if i not in carried), *(places[j] for j in sorted(places))]
+    sizes = [shape[places[j]] if j in places else 1 for j in range(len(spread.shape) - 1)]
+    return (spread.shape[0], *sizes), order

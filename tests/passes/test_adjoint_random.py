@@ -62,6 +62,7 @@ STEPS: dict[str, Callable[[jax.Array, jax.Array, Shared], jax.Array]] = {
     "concatenate": lambda a, b, s: nn.dense(jnp.concatenate([a, b], -1)),
     "bias": lambda a, b, s: a + s.bias,
     "gain": lambda a, b, s: a * s.gain,
+    "function of a gain": lambda a, b, s: relu(a) * (s.gain + jnp.sin(s.gain)),
     "relu": lambda a, b, s: relu(a),
     "erf": lambda a, b, s: erf(a),
     "sin": lambda a, b, s: jnp.sin(a),
@@ -69,6 +70,7 @@ STEPS: dict[str, Callable[[jax.Array, jax.Array, Shared], jax.Array]] = {
     "subtract": lambda a, b, s: a - 0.5 * b,
     "reverse": lambda a, b, s: a[::-1],
     "pool": lambda a, b, s: 0.5 * b + a.mean(0),
+    "pooled factor": lambda a, b, s: b * erf(a).mean(0),
 }
 NORMS = {
     "layer norm": lambda a, b, s: nn.layer_norm(a, 0.1),
