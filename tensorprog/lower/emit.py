@@ -76,7 +76,18 @@ def emit(q: Quantity, args: list[jax.Array], context: Context) -> jax.Array:
 
 def emit_open(found: Sequence[Quantity], args: list[jax.Array], context: Context) -> list[jax.Array]:
     """Quantities that read the same, open to fusion with their readers."""
+    return _shaped(found, _bare(found, args, context))
+
+
+def _bare(found: Sequence[Quantity], args: list[jax.Array], context: Context) -> list[jax.Array]:
+    """Their values, expectations and sums over windows with as few axes as they were computed with. A branch that ended in a reshape would
+    have XLA's loops run along the last axis of its result."""
     return [EMIT[type(q)](q, args, context) for q in found]
+
+
+def _shaped(found: Sequence[Quantity], values: Sequence[jax.Array]) -> list[jax.Array]:
+    """The values of `_bare` with all their axes."""
+    return [v.reshape(q.shape) if isinstance(q, (Expect, Shifts)) else v for q, v in zip(found, values, strict=True)]
 
 
 def emit_together(found: Sequence[Quantity], args: list[jax.Array], context: Context) -> list[jax.Array]:
@@ -88,22 +99,23 @@ def emit_together(found: Sequence[Quantity], args: list[jax.Array], context: Con
         return emit_open(found, args, context)
     made = _code(found, context)
     if context.live is None or not q.shape or isinstance(q, Normals):  # normals are drawn once, for many readers
-        return lax.optimization_barrier(made(args))
+        return _shaped(found, lax.optimization_barrier(made(args)))
     like = jax.eval_shape(made, args)
-    return lax.cond(context.live, made, lambda given: [_never_read(a, given) for a in like], args)
+    values = lax.cond(context.live, made, lambda given: [_never_read(a, given) for a in like], args)
+    return _shaped(found, values)
 
 
 def _code(found: Sequence[Quantity], context: Context) -> Callable[[list[jax.Array]], list[jax.Array]]:
     """What computes them. Layers are alike: what depends on its arguments alone is one function of them for all that compute the same, which
     JAX traces, batches and lowers once; XLA puts it in its places."""
     if not all(isinstance(q, (Expect, Shifts)) for q in found):
-        return lambda given: emit_open(found, given, context)
+        return lambda given: _bare(found, given, context)
     numbers: dict[Operand, int] = {}  # which arguments are one, as `_met` asks
     reads = tuple(numbers.setdefault(o, len(numbers)) for o in operands_of(found[0]))
     key = (*map(signature, found), reads, context.dtype)
     if key not in context.codes:
         alone = Context({}, {}, context.dtype, None, AllNormals((), context.dtype, None), None, context.off)
-        context.codes[key] = jax.jit(lambda given: emit_open(found, given, alone))
+        context.codes[key] = jax.jit(lambda given: _bare(found, given, alone))
     return context.codes[key]
 
 
@@ -192,7 +204,7 @@ def _expect(q: Expect, args: list[jax.Array], context: Context) -> jax.Array:
     if "together" not in context.off:
         aligned, shape = _fewer_axes(aligned, shape)
     value = q.expectation.value(aligned[: q.n_covariances], aligned[q.n_covariances :])
-    return jnp.broadcast_to(value, shape).reshape(q.shape).astype(context.dtype)
+    return jnp.broadcast_to(value, shape).astype(context.dtype)
 
 
 def _fewer_axes(arrays: list[jax.Array], shape: tuple[int, ...]) -> tuple[list[jax.Array], tuple[int, ...]]:

@@ -59,7 +59,7 @@ def axis_by_axis(q: Shifts, value: jax.Array) -> jax.Array:
 
 
 def at_once(q: Shifts, value: jax.Array) -> jax.Array | None:
-    """The sum in one pass; None where positions do not stay what they are (strides), or where it does not pay."""
+    """The sum in one pass, with all positions as one axis; None where they do not stay what they are (strides), or where it does not pay."""
     kw = q.op.kw
     keeps = q.shape == value.shape and {*kw["strides"], *kw["base_dilation"]} <= {1}
     if not keeps or math.prod(kw["window"]) > MOST_SHIFTS or not 0 < value.size <= MOST_ENTRIES:
@@ -69,7 +69,7 @@ def at_once(q: Shifts, value: jax.Array) -> jax.Array | None:
         for places, k, pad, dilation in zip(q.axes, kw["window"], kw["padding"], kw["dilation"], strict=True)
     ]
     if not all(axes):
-        return jnp.zeros_like(value)  # no step of the window stays inside
+        return jnp.zeros(value.size, value.dtype)  # no step of the window stays inside
     edge = sum(max(abs(shift.by) for shift in axis) for axis in axes)
     padded = jnp.pad(value.ravel(), (edge, edge))
 
@@ -85,7 +85,7 @@ def at_once(q: Shifts, value: jax.Array) -> jax.Array | None:
         return terms
 
     # the first axis inmost: where padding keeps its shifts inside, only their sum is chosen from
-    return total(axes[::-1], edge).reshape(value.shape)
+    return total(axes[::-1], edge)
 
 
 def _shifts(shape: tuple[int, ...], places: tuple[int, ...], steps: list[int]) -> list[Shift]:
