@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # several workers at once must not share one accelerator
@@ -31,3 +32,10 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 def tolerance() -> Callable[[Any], float]:
     """The relative tolerance of a dtype: ``tolerance(k.nngp.dtype)``, ``tolerance("float32")``."""
     return lambda dtype: TOLERANCE[np.dtype(dtype).name]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: to look for cycles in it again and again took a tenth of the time of the tests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
