@@ -41,7 +41,7 @@ from tensorprog.kernel.questions import (
     sizes_of,
 )
 from tensorprog.kernel.stacks import Stacks
-from tensorprog.kernel.sums import as_sum
+from tensorprog.kernel.sums import MOST_ENTRIES, as_sum
 from tensorprog.kernel.tilted import tilted_of
 from tensorprog.passes.slopes import is_leaf
 from tensorprog.passes.structure import Structure
@@ -129,17 +129,17 @@ def expectation_of(
 
 def _opened(asked: Second | Node, facts: Structure, tolerance: float | None) -> Question | None:
     """The question about sums of functions of Gaussians, where functions that are linear in sums over positions are asked for, as the
-    gradient is in what all positions share; None where it is about others, or about some that have to be sampled."""
+    gradient is in what all positions share; None where it is about others, or about some that are too large or have to be sampled."""
     nodes = (asked.u, asked.v) if isinstance(asked, Second) else (as_vector(asked),)
     sums = [as_sum(node, facts) if isinstance(node, Nonlin) else node for node in nodes]
     if any(found is None for found in sums):
         return None
     u, *rest = (found for found in sums if found is not None)
-    if tolerance is not None and tolerance >= LEAST_TOLERANCE:
-        images = itertools.product(*(_images(found, facts) for found in (u, *rest)))
-        if not all(
-            _ruled(_laws_of(some, facts, isinstance(asked, Second) and asked.cross), tolerance) for some in images
-        ):
+    cross = isinstance(asked, Second) and asked.cross
+    sampling = tolerance is not None and tolerance >= LEAST_TOLERANCE
+    for images in itertools.product(*(_images(found, facts) for found in (u, *rest))):
+        products, entries = _laws_of(images, facts, cross)
+        if entries > MOST_ENTRIES or (sampling and not _ruled(products, tolerance)):
             return None
     return replace(asked, u=u, v=rest[0]) if isinstance(asked, Second) else Mean(u)
 
@@ -151,13 +151,18 @@ def _images(u: Node, facts: Structure) -> list[Node]:
     return [y for x in operands(u) if x.type.kind == "vector" for y in _images(x, facts)]
 
 
-def _laws_of(nodes: Iterable[Node], facts: Structure, cross: bool) -> tuple[Product, ...]:
-    """The laws of a product of functions at places of their own."""
+def _laws_of(nodes: Iterable[Node], facts: Structure, cross: bool) -> tuple[tuple[Product, ...], int]:
+    """The laws of a product of functions at places of their own, and how many entries the largest of them has of a pair of inputs."""
     letters, sides = fresh(""), []
     for side, node in enumerate(nodes):
         sides.append((node, "".join(next(letters) if n > 1 else "1" for n in node.type.shape), side))
     arguments, parameters, factors = _read(sides, cross)
-    return _products(arguments, parameters, factors, facts, cross)
+    products = _products(arguments, parameters, factors, facts, cross)
+    sizes = sizes_of(*((own, node.type.shape) for node, own, _ in sides))
+    axes = [
+        {c for i in used for c in arguments[i].letters if c != "1"} for _, product in products for _, used, _ in product
+    ]
+    return products, max((math.prod(sizes[c] for c in own) for own in axes), default=1)
 
 
 def _read(sides: list[tuple[Node, str, int]], cross: bool) -> tuple[list[_Argument], list[_Parameter], list[Factor]]:
