@@ -129,17 +129,16 @@ def expectation_of(
 
 def _opened(asked: Second | Node, facts: Structure, tolerance: float | None) -> Question | None:
     """The question about sums of functions of Gaussians, where functions that are linear in sums over positions are asked for, as the
-    gradient is in what all positions share; None where it is about others, or about some that are too large or have to be sampled."""
+    gradient is in what all positions share; None where it is about others, or there are no rules for the sums, or too large ones."""
     nodes = (asked.u, asked.v) if isinstance(asked, Second) else (as_vector(asked),)
     sums = [as_sum(node, facts) if isinstance(node, Nonlin) else node for node in nodes]
     if any(found is None for found in sums):
         return None
     u, *rest = (found for found in sums if found is not None)
     cross = isinstance(asked, Second) and asked.cross
-    sampling = tolerance is not None and tolerance >= LEAST_TOLERANCE
     for images in itertools.product(*(_images(found, facts) for found in (u, *rest))):
         products, entries = _laws_of(images, facts, cross)
-        if entries > MOST_ENTRIES or (sampling and not _ruled(products, tolerance)):
+        if entries > MOST_ENTRIES or not _ruled(products, tolerance):
             return None
     return replace(asked, u=u, v=rest[0]) if isinstance(asked, Second) else Mean(u)
 

@@ -84,7 +84,7 @@ def _opened(term: Nonlin, facts: Structure) -> list[_Part] | None:
     z, expr = vector(wide), term.phi.expr
     slope, rest = expr.diff(z), expr.xreplace({z: sympy.S.Zero})
     source = image_below(term.xs[wide])
-    if slope.has(z) or source is None:
+    if slope.has(z) or source is None or (rest != 0 and not rest.has(*term.phi.vectors)):
         return None
     inner = [_Part(0, source)] if all(facts[x].gaussian for x in source.xs) else _parts(source, facts)
     if inner is None:

@@ -78,7 +78,9 @@ def as_sum(u: Nonlin, facts: Structure) -> Node | None:
     addends = _addends(u.xs[wide], facts)
     if slope.has(z) or addends is None:
         return None
-    parts: list[Node | None] = [as_sum(function_of(rest, u), facts)] if rest != 0 else []
+    parts: list[Node | None] = []
+    if rest != 0:
+        parts.append(as_sum(function_of(rest, u), facts) if rest.has(*u.phi.vectors) else _number(rest, u))
     for x in addends:
         term = function_of(slope * z, replace(u, xs=(*u.xs[:wide], x, *u.xs[wide + 1 :])))
         if facts[x].gaussian:
@@ -89,6 +91,11 @@ def as_sum(u: Nonlin, facts: Structure) -> Node | None:
             parts.append(None if moved is None or images is None else moved.whole(images))
     found = [part for part in parts if part is not None]
     return LinComb(tuple((1.0, part) for part in found), source=u.source) if len(found) == len(parts) else None
+
+
+def _number(expr: sympy.Expr, like: Nonlin) -> Node:
+    """A function of the parameters of `like` alone."""
+    return Nonlin(Phi(expr, 0, len(like.thetas)), (), like.thetas, source=like.source)
 
 
 def _addends(x: Node, facts: Structure) -> list[Node] | None:

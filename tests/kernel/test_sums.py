@@ -62,6 +62,20 @@ def test_a_sum_of_images_and_gaussians_as_a_factor(method: str) -> None:
     check(net, *gram.readout(last), method=method)
 
 
+@pytest.mark.parametrize("method", ["tangent", "adjoint"])
+def test_a_number_beside_a_pooled_image_in_an_average(method: str) -> None:
+    pooled = gram.positions(gram.activation(gram.dense(gram.inputs(X)), duals.relu), gram.average(COUNT))
+    mean = X[:, 0, 0] + pooled.mean[:, 0]
+    net = lambda x: jnp.mean(x[0, 0] + relu(nn.dense(x)).mean(0))
+    check(net, np.outer(mean, mean), pooled.ntk[:, 0, :, 0], method=method)
+
+
+def test_products_of_pooled_images_without_a_rule_are_refused_as_functions_of_many_positions() -> None:
+    net = lambda x: nn.dense(relu(nn.dense(x)).mean(0) ** 2, features=1)
+    with pytest.raises(tp.UnsupportedError, match="function of many positions of a hidden layer"):
+        tp.compile(net, X[0])
+
+
 def test_a_layer_times_its_own_pooled_image() -> None:
     """h_0 (sin(h_0) + 2 sin(h_1)): four Gaussians, by quadrature."""
 
