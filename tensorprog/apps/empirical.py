@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.apps.checks import check_params, check_whole, output_of
-from tensorprog.apps.grams import check_number, count
+from tensorprog.apps.grams import as_numpy, check_number, count
 from tensorprog.apps.structured import cost, structured
 from tensorprog.errors import InputError
 from tensorprog.runtime import KernelResult
@@ -68,6 +68,15 @@ class Empirical:
         check_params(params, "Empirical: params")
         self.f, self.params, self.output, self.method, self.batch = f, params, output, method, batch
         self._speeds = self._read(speeds)
+        self._block = jax.jit(self._both, static_argnames=("get", "method"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What other processes need, who compile it anew. Arrays as NumPy has them: where JAX runs in 32 bits it would round others."""
+        own = {name: value for name, value in self.__dict__.items() if name != "_block"}
+        return {**own, "params": as_numpy(self.params)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         self._block = jax.jit(self._both, static_argnames=("get", "method"))
 
     def _read(self, speeds: Any) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 
 from tensorprog.errors import InputError, explain
 
-__all__ = ["Grams", "Targets", "check_number", "count", "kept", "precision", "widened"]
+__all__ = ["Grams", "Targets", "as_numpy", "check_number", "count", "kept", "precision", "widened"]
 
 ASYMMETRY = 1e-3  # of the largest entry: more than rounding in float32 makes
 
@@ -51,8 +51,13 @@ def widened(x: Any, dtype: Any = np.float64) -> Any:
 
 
 def kept(x: Any) -> Any:
-    """A pytree of arrays that stays as it is now, whatever the caller writes into his own arrays later."""
-    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.array(leaf), x)
+    """A pytree of NumPy arrays that stay as they are now, whatever the caller writes into his own arrays later."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else np.array(leaf), x)
+
+
+def as_numpy(tree: Any) -> Any:
+    """A pytree with its JAX arrays as NumPy arrays, which are pickled bit by bit: JAX rounds its own where it runs in 32 bits."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
 
 
 def count(x: Any, argument: str) -> int:
@@ -78,6 +83,9 @@ class Grams:
             )
         self.kernel, self.hypers, self.dtype = kernel, dict(hypers), np.dtype(dtype)
         self.axes: tuple[int, ...] | None = None  # of the output; known after the first matrix
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "hypers": as_numpy(self.hypers)}
 
     def __call__(self, get: str, x1: Any, x2: Any = None) -> np.ndarray:
         """The matrix named by `get`, (N1 |S|, N2 |S|)."""

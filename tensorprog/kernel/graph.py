@@ -15,7 +15,7 @@ import sympy
 
 from ntk_rules import Expectation
 from tensorprog.ir import Node
-from tensorprog.ir.nodes import Interned, Literal
+from tensorprog.ir.nodes import Interned, Literal, remade
 from tensorprog.ir.positions import Position
 
 __all__ = [
@@ -30,6 +30,9 @@ class Quantity(metaclass=Interned):
     the reader."""
 
     asked: str | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return remade(self)
 
 
 @dataclass(frozen=True)
