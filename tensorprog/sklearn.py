@@ -21,6 +21,7 @@ from tensorprog.apps.checks import check_slopes
 from tensorprog.apps.factor import Factor, regularised
 from tensorprog.apps.grams import Grams, as_numpy, check_number, precision
 from tensorprog.errors import InputError
+from tensorprog.runtime.inputs import real_number
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -205,11 +206,9 @@ class NetworkKernel(Kernel):
 
 
 def _value(value: Any, name: str) -> Any:
-    try:
-        if math.isfinite(float(value)):
-            return value
-    except (TypeError, ValueError):
-        pass
+    number = real_number(value)
+    if number is not None and math.isfinite(number):
+        return value
     raise InputError(
         f'NetworkKernel: {name} is {value!r}, expected a finite number; what stays as it is is said by {name}_bounds="fixed"'
     )

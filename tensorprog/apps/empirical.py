@@ -23,6 +23,7 @@ from tensorprog.apps.structured import cost, structured
 from tensorprog.errors import InputError
 from tensorprog.runtime import KernelResult
 from tensorprog.runtime.inputs import is_traced
+from tensorprog.runtime.kernel import check_get
 
 __all__ = ["METHODS", "OUTPUTS", "Empirical", "operations"]
 
@@ -99,9 +100,7 @@ class Empirical:
 
     def __call__(self, x1: Any, x2: Any = None, *, get: Any = None) -> Any:
         """The kernel matrices of the inputs x1 (N1, *example) and x2, as of a compiled kernel."""
-        names = ("nngp", "ntk") if get is None else tuple(get) if isinstance(get, (tuple, list)) else (get,)
-        if not set(names) <= {"nngp", "ntk"}:
-            raise InputError(f"Empirical: get is {get!r}, expected 'nngp', 'ntk', or a tuple of them")
+        names = check_get(get, "Empirical")
         first = jax.tree.map(jnp.asarray, x1)
         second = first if x2 is None else jax.tree.map(jnp.asarray, x2)
         for name, x in (("x1", first), ("x2", second)):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.apps.grams import Grams, Targets, check_number, count, kept, precision
+from tensorprog.apps.grams import Grams, Targets, check_number, check_one, count, kept, precision
 from tensorprog.apps.training import EarlyStop
 from tensorprog.errors import InputError, explain
 
@@ -108,7 +108,7 @@ class FunctionalDescent:
         self, kernel: Callable[..., Any], x: Any, cost: Callable[[jax.Array], jax.Array], *, f0: Any, get: str = "ntk",
         **hypers: float,
     ):  # fmt: skip
-        self._grams, self._get = Grams(kernel, hypers), get
+        self._grams, self._get = Grams(kernel, hypers), check_one(get, "FunctionalDescent")
         self._gram, self._x = self._grams(get, x), kept(x)
         self._start = Targets(f0, count(x, "x"), self._grams.axes or (), name="f0")
         self._shape = self._start.shaped(self._start.flat).shape
