@@ -117,7 +117,8 @@ class Expect(Quantity):
     result it has.
 
     letters: the axes of each operand, as letters of `out`; missing ones broadcast. function: F, in u0, u1, .. and
-    b0, b1, ..
+    b0, b1, .. alike: which Gaussians are one variable, at two positions or of two inputs; the covariance of these is their variance where both
+    are the same. (Two variables may have equal variances.)
     """
 
     expectation: Expectation
@@ -128,6 +129,7 @@ class Expect(Quantity):
     n_covariances: int
     shape: tuple[int, ...]
     cross: bool
+    alike: tuple[tuple[int, int], ...] = ()
 
 
 MIXED = "*"
