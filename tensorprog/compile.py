@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from copy import copy
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ntk_rules.sampling import SHIFTS
-from tensorprog.errors import InputError
+from tensorprog.errors import InputError, explain
 from tensorprog.frontend.interpret import interpret, interpret_outputs
 from tensorprog.frontend.outputs import Output
 from tensorprog.frontend.params import Model, Network, abstract, as_model
@@ -30,7 +30,7 @@ from tensorprog.passes.fuse import fuse
 from tensorprog.passes.methods import check_method, choose, is_average, moved_by, output_program, prepared
 from tensorprog.passes.structure import tied_weights
 from tensorprog.runtime.archive import JOINT_FORMAT, read_archive
-from tensorprog.runtime.call import KernelFunction
+from tensorprog.runtime.call import KernelFunction, filled
 from tensorprog.runtime.gram import Gram
 from tensorprog.runtime.interpolated import Interpolated
 from tensorprog.runtime.kernel import Functions, functions
@@ -61,6 +61,7 @@ class Kernel(KernelFunction):
         """program: fused, by `tensorprog.passes.methods.prepared`. apart: of `tensorprog.kernel.derive`."""
         super().__init__(program.inputs, tree, program.hypers, program.nonnegative)
         self.program, self._tolerance = program, tolerance
+        self._asked, self._apart = method, apart
         chosen = choose(program, method)
         self.method, self.method_reason = chosen.name, chosen.reason
         self.ntk_power = int(is_average(program))
@@ -230,6 +231,19 @@ class Kernel(KernelFunction):
         """
         save(path, platforms, self.functions, self.program, self._tree, self._tolerance, self.derivation, self.method)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes: the program, of which the kernel is derived anew there. `model` stays behind, often a local function."""
+        if isinstance(self.__dict__.get("_gram"), ShardedGram):
+            raise TypeError(
+                explain(
+                    f"pickle: {self!r} is spread over the devices of a mesh, expected a kernel of no devices in particular",
+                    reason="a mesh names devices of this process",
+                    mend="pickle the kernel that shard was called on, and call shard where it is loaded",
+                )
+            )
+        how = self._tolerance, self._asked, self._apart, self._off
+        return _derived_again, (self.program, filled(self._tree), *how)
+
     def _repr_markdown_(self) -> str:
         """For Jupyter: the derivation, with its formulas set."""
         return str(self.derivation())
@@ -237,6 +251,20 @@ class Kernel(KernelFunction):
     def __repr__(self) -> str:
         shapes = ", ".join(f"{leaf.name}: {leaf.shape}" for leaf in self.program.inputs)
         return f"<Kernel of a network on {shapes}: {len(self.program)} instructions, {len(self.graph)} quantities>"
+
+
+def _derived_again(program: Program, example: Any, *how: Any) -> Kernel:
+    return _made_once(program, jax.tree.structure(example), *how)
+
+
+@lru_cache(maxsize=16)
+def _made_once(
+    program: Program, tree: Any, tolerance: float | None, method: str, apart: bool, off: frozenset[str]
+) -> Kernel:
+    """The kernel of a pickle: once in each process, which may be sent many, one for every fit of a search, and compiles for the first."""
+    kernel = Kernel(program, tree, tolerance, method, apart)
+    kernel._off = off
+    return kernel
 
 
 def compile(net: Any, example: Any, *, tolerance: float | None = None, method: str = "auto") -> Kernel:
@@ -353,7 +381,12 @@ def load(path: str | os.PathLike[str]) -> LoadedKernel | LoadedJoint:
     manifest, members = read_archive(path)
     if manifest["format"] == JOINT_FORMAT:
         return LoadedJoint(path, manifest, members, _joint_of)
-    return LoadedKernel(path, manifest, members, lambda program, *how: Kernel(prepared(program), *how))
+    return LoadedKernel(path, manifest, members, _kernel_of)
+
+
+def _kernel_of(program: Program, *how: Any) -> Kernel:
+    """The kernel of a program that was read from a file."""
+    return Kernel(prepared(program), *how)
 
 
 def _joint_of(

@@ -39,7 +39,7 @@ from tensorprog.passes.methods import Method, Moved, choose, is_average, moved_b
 from tensorprog.passes.scalars import check_scalars
 from tensorprog.passes.tied import summands, symmetric_law, tied_readouts
 from tensorprog.runtime.blocks import BlockFunctions, Blocks, block_functions, partners_of
-from tensorprog.runtime.call import rounded
+from tensorprog.runtime.call import filled, rounded
 from tensorprog.runtime.joint_call import JointFunction
 from tensorprog.runtime.kernel import GET
 from tensorprog.runtime.loaded_joint import save_joint
@@ -396,6 +396,11 @@ class JointKernel(JointFunction):
             self.derivation,
         )  # fmt: skip
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes: the programs of all outputs, of which the kernels are derived anew there."""
+        structures = filled(self._tree), filled(self._out_tree)
+        return _derived_again, (self.outputs, structures, self._tolerance, self._method, self._off)
+
     def _repr_markdown_(self) -> str:
         """For Jupyter: the derivation, with its formulas set."""
         return str(self.derivation())
@@ -410,3 +415,17 @@ def of_program(program: Program, method: str) -> Part:
     copies = tuple(i for i in program.mirrored if program.output.type.shape[i] > 1)
     kind = "average" if is_average(program) else "gaussian"
     return Part("output", kind, replace(side, copies=copies).shape, program, program, copies, method, "", program)
+
+
+def _derived_again(parts: tuple[Part, ...], structures: tuple[Any, Any], *how: Any) -> JointKernel:
+    return _made_once(parts, *map(jax.tree.structure, structures), *how)
+
+
+@lru_cache(maxsize=16)
+def _made_once(
+    parts: tuple[Part, ...], tree: Any, out_tree: Any, tolerance: float | None, method: str, off: frozenset[str]
+) -> JointKernel:
+    """The kernels of a pickle: once in each process, which may be sent many, and compiles for the first."""
+    kernel = JointKernel(parts[0].traced.inputs, parts, tree, out_tree, tolerance, method)
+    kernel._off = off
+    return kernel

@@ -19,8 +19,9 @@ import tensorprog as tp
 from tensorprog import nn
 from tensorprog.apps.checks import check_slopes
 from tensorprog.apps.factor import Factor, regularised
-from tensorprog.apps.grams import Grams, check_number, precision
+from tensorprog.apps.grams import Grams, as_numpy, check_number, precision
 from tensorprog.errors import InputError
+from tensorprog.runtime.inputs import real_number
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -100,20 +101,14 @@ class NetworkKernel(Kernel):
 
     def __sklearn_clone__(self) -> NetworkKernel:
         """A copy with hyperparameters of its own, and the same compiled kernel."""
-        other = object.__new__(type(self))  # not through __getstate__, or it would be compiled anew
+        other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._values, other._bounds = dict(self._values), dict(self._bounds)
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        """What other processes need; they compile a network of their own."""
-        own = self.compiled is self.net
-        return {name: value for name, value in self.__dict__.items() if own or name != "compiled"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if "compiled" not in state:
-            self.compiled = tp.compile(self.net, self.example)
+        """What other processes need: the compiled kernel goes with it. Arrays as NumPy has them: JAX may run in 32 bits there."""
+        return {**self.__dict__, "example": as_numpy(self.example), "_values": as_numpy(self._values)}
 
     def __copy__(self) -> NetworkKernel:
         return self.__sklearn_clone__()
@@ -211,11 +206,9 @@ class NetworkKernel(Kernel):
 
 
 def _value(value: Any, name: str) -> Any:
-    try:
-        if math.isfinite(float(value)):
-            return value
-    except (TypeError, ValueError):
-        pass
+    number = real_number(value)
+    if number is not None and math.isfinite(number):
+        return value
     raise InputError(
         f'NetworkKernel: {name} is {value!r}, expected a finite number; what stays as it is is said by {name}_bounds="fixed"'
     )

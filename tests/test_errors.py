@@ -351,20 +351,33 @@ CALLS: list[tuple[Callable[[tp.Kernel], Any], str]] = [
     (lambda k: k(np.array([["a", "b", "c"]])), r"dtype <U1, expected real numbers"),
     (lambda k: k([np.ones((2, 3))]), r"x1 has the structure"),
     (lambda k: k([[1.0, 2.0, 3.0]]), r"a list of numbers is no array here, give np.asarray\(x1\)"),
+    (lambda k: k(((1.0, 2.0, 3.0),)), r"a tuple of numbers is no array here, give np.asarray\(x1\)"),
+    (lambda k: k((np.ones(3), np.zeros(3))), r"a tuple of examples is no array here, give np.stack\(x1\)"),
+    (
+        lambda k: k(np.ones((2, 3), np.float32) * np.array([[1e300], [1.0]])),
+        r"x1 has 1e\+300 at \(0, 0\), more than float32 holds",
+    ),
     (lambda k: k(np.ones((2, 3)), w3=1.0), r"unknown argument 'w3'; this kernel's hyperparameters are: w2"),
     (lambda k: k(np.ones((2, 3)), w2=-1.0), r"hyperparameter 'w2' is -1.0"),
     (lambda k: k(np.ones((2, 3)), w2=np.nan), r"hyperparameter 'w2' is nan"),
     (lambda k: k(np.ones((2, 3)), w2="wide"), r"hyperparameter 'w2' is 'wide', expected a finite number"),
+    (lambda k: k(np.ones((2, 3)), w2="1.5"), r"hyperparameter 'w2' is '1.5', expected a finite number"),
+    (lambda k: k(np.ones((2, 3)), w2=True), r"hyperparameter 'w2' is True, expected a finite number"),
     (lambda k: k(np.ones((2, 3)), w2=None), r"hyperparameter 'w2' is None"),
     (lambda k: k(np.ma.masked_less(np.eye(3), 0.5)), r"x1 is a masked array with 6 masked entries"),
     (lambda k: k(jax.random.key(0)), r"x1 has dtype key<fry>, expected real numbers"),
     (lambda k: k(np.ones((2, 3)), get="cov"), r"get is 'cov', expected 'nngp', 'ntk'"),
+    (
+        lambda k: k(np.ones((2, 3)), get=("ntk", "ntk")),
+        r"get is \('ntk', 'ntk'\), expected .* a tuple of them, each once",
+    ),
+    (lambda k: k.diag(np.ones((2, 3)), get=3), r"get is 3, expected 'nngp', 'ntk'"),
 ]
 
 
 @pytest.mark.parametrize(("call", "what"), CALLS, ids=[c[1][:40] for c in CALLS])
 def test_bad_calls(kernel: tp.Kernel, call: Callable, what: str) -> None:
-    with pytest.raises(tp.InputError, match=what):
+    with pytest.raises(tp.InputError, match=what), jax.enable_x64("float32" not in what):
         call(kernel)
 
 

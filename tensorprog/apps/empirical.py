@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.apps.checks import check_params, check_whole, output_of
-from tensorprog.apps.grams import check_number, count
+from tensorprog.apps.grams import as_numpy, check_number, count
 from tensorprog.apps.structured import cost, structured
 from tensorprog.errors import InputError
 from tensorprog.runtime import KernelResult
 from tensorprog.runtime.inputs import is_traced
+from tensorprog.runtime.kernel import check_get
 
 __all__ = ["METHODS", "OUTPUTS", "Empirical", "operations"]
 
@@ -70,6 +71,15 @@ class Empirical:
         self._speeds = self._read(speeds)
         self._block = jax.jit(self._both, static_argnames=("get", "method"))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What other processes need, who compile it anew. Arrays as NumPy has them: where JAX runs in 32 bits it would round others."""
+        own = {name: value for name, value in self.__dict__.items() if name != "_block"}
+        return {**own, "params": as_numpy(self.params)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._block = jax.jit(self._both, static_argnames=("get", "method"))
+
     def _read(self, speeds: Any) -> Any:
         speed = lambda value: check_number(value, "Empirical: a speed")
         if isinstance(speeds, str) or (np.ndim(speeds) == 0 and jax.tree_util.all_leaves([speeds])):
@@ -90,9 +100,7 @@ class Empirical:
 
     def __call__(self, x1: Any, x2: Any = None, *, get: Any = None) -> Any:
         """The kernel matrices of the inputs x1 (N1, *example) and x2, as of a compiled kernel."""
-        names = ("nngp", "ntk") if get is None else tuple(get) if isinstance(get, (tuple, list)) else (get,)
-        if not set(names) <= {"nngp", "ntk"}:
-            raise InputError(f"Empirical: get is {get!r}, expected 'nngp', 'ntk', or a tuple of them")
+        names = check_get(get, "Empirical")
         first = jax.tree.map(jnp.asarray, x1)
         second = first if x2 is None else jax.tree.map(jnp.asarray, x2)
         for name, x in (("x1", first), ("x2", second)):

@@ -16,9 +16,16 @@ __all__ = ["Factor", "regularised"]
 
 
 def regularised(gram: np.ndarray, noise: float, diag_reg: float) -> np.ndarray:
-    """gram + (noise + diag_reg * mean of the diagonal) * identity."""
+    """gram + (noise + diag_reg * mean of the diagonal) * identity. Raises InputError where that is more than its dtype holds."""
     added = noise + diag_reg * float(np.mean(np.diagonal(gram))) if gram.size else noise
-    return gram + added * np.eye(len(gram), dtype=gram.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        made = gram + np.diag(np.full(len(gram), added).astype(gram.dtype))
+    if not (np.abs(made) < np.finfo(made.dtype).max / 4).all():  # sums of a few entries are taken of it
+        raise InputError(
+            f"kernel: {added:.3g} is added to the diagonal (noise is {noise!r}, diag_reg or alpha {diag_reg!r}), more than {gram.dtype} holds\n"
+            "  to mend: give less, or take dtype=np.float64"
+        )
+    return made
 
 
 class Factor:

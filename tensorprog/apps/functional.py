@@ -11,13 +11,14 @@ one equation for a, solved by diffrax, gives the path at all inputs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.apps.grams import Grams, Targets, check_number, count, kept, precision
+from tensorprog.apps.grams import Grams, Targets, check_number, check_one, count, kept, precision
 from tensorprog.apps.training import EarlyStop
 from tensorprog.errors import InputError, explain
 
@@ -40,6 +41,16 @@ class Path(NamedTuple):
     weights: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class _SquareLoss:
+    y: np.ndarray
+
+    def __call__(self, f: jax.Array) -> jax.Array:
+        if f.shape != self.y.shape:
+            raise InputError(f"y has shape {self.y.shape}, but f has {f.shape}: expected the same")
+        return 0.5 * jnp.sum(jnp.square(f - jnp.asarray(self.y, f.dtype))) / f.shape[0]
+
+
 def square_loss(y: Any) -> Callable[[jax.Array], jax.Array]:
     """The cost 1/(2N) sum_i |f(x_i) - y_i|^2, for f of the shape of y.
 
@@ -48,13 +59,20 @@ def square_loss(y: Any) -> Callable[[jax.Array], jax.Array]:
     known = np.asarray(y)
     if known.dtype.kind not in "biuf" or known.ndim == 0 or not np.isfinite(known).all():
         raise InputError(f"y has shape {known.shape} and dtype {known.dtype}, expected (N, ..) finite real numbers")
+    return _SquareLoss(known)
 
-    def cost(f: jax.Array) -> jax.Array:
-        if f.shape != known.shape:
-            raise InputError(f"y has shape {known.shape}, but f has {f.shape}: expected the same")
-        return 0.5 * jnp.sum(jnp.square(f - jnp.asarray(known, f.dtype))) / f.shape[0]
 
-    return cost
+@dataclass(frozen=True, eq=False)
+class _CrossEntropy:
+    labels: np.ndarray
+
+    def __call__(self, f: jax.Array) -> jax.Array:
+        known = self.labels
+        if f.ndim != 2 or f.shape[0] != len(known) or f.shape[1] <= known.max(initial=0):
+            raise InputError(
+                f"labels are for ({len(known)}, {known.max(initial=0) + 1}) values or more classes, but f has {f.shape}"
+            )
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(f), jnp.asarray(known)[:, None], 1))
 
 
 def cross_entropy(labels: Any) -> Callable[[jax.Array], jax.Array]:
@@ -65,15 +83,7 @@ def cross_entropy(labels: Any) -> Callable[[jax.Array], jax.Array]:
     known = np.asarray(labels)
     if known.ndim != 1 or known.dtype.kind not in "iu" or (known < 0).any():
         raise InputError(f"labels has shape {known.shape} and dtype {known.dtype}, expected (N,) whole numbers >= 0")
-
-    def cost(f: jax.Array) -> jax.Array:
-        if f.ndim != 2 or f.shape[0] != len(known) or f.shape[1] <= known.max(initial=0):
-            raise InputError(
-                f"labels are for ({len(known)}, {known.max(initial=0) + 1}) values or more classes, but f has {f.shape}"
-            )
-        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(f), jnp.asarray(known)[:, None], 1))
-
-    return cost
+    return _CrossEntropy(known)
 
 
 class FunctionalDescent:
@@ -98,7 +108,7 @@ class FunctionalDescent:
         self, kernel: Callable[..., Any], x: Any, cost: Callable[[jax.Array], jax.Array], *, f0: Any, get: str = "ntk",
         **hypers: float,
     ):  # fmt: skip
-        self._grams, self._get = Grams(kernel, hypers), get
+        self._grams, self._get = Grams(kernel, hypers), check_one(get, "FunctionalDescent")
         self._gram, self._x = self._grams(get, x), kept(x)
         self._start = Targets(f0, count(x, "x"), self._grams.axes or (), name="f0")
         self._shape = self._start.shaped(self._start.flat).shape

@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.errors import InputError, explain
+from tensorprog.runtime.inputs import real_number
+from tensorprog.runtime.kernel import GET
 
-__all__ = ["Grams", "Targets", "check_number", "count", "kept", "precision", "widened"]
+__all__ = ["Grams", "Targets", "as_numpy", "check_number", "check_one", "count", "kept", "precision", "widened"]
 
 ASYMMETRY = 1e-3  # of the largest entry: more than rounding in float32 makes
 
@@ -28,11 +30,20 @@ ASYMMETRY = 1e-3  # of the largest entry: more than rounding in float32 makes
 @contextmanager
 def precision(dtype: Any = np.float64) -> Iterator[Any]:
     """Run JAX at this precision inside, whatever it is outside; gives the dtype."""
-    kind = np.dtype(dtype)
-    if kind not in (np.float32, np.float64):
-        raise InputError(f"dtype is {dtype!r}, expected float32 or float64")
+    kind = check_dtype(dtype)
     with jax.enable_x64(kind == np.float64):
         yield kind
+
+
+def check_dtype(dtype: Any) -> np.dtype:
+    """float32 or float64."""
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        kind = np.dtype(object)
+    if kind not in (np.float32, np.float64):
+        raise InputError(f"dtype is {dtype!r}, expected float32 or float64")
+    return kind
 
 
 def widened(x: Any, dtype: Any = np.float64) -> Any:
@@ -45,14 +56,23 @@ def widened(x: Any, dtype: Any = np.float64) -> Any:
             made = np.asarray(array)
         except (TypeError, ValueError):
             return array  # the kernel names it
-        return made.astype(dtype) if jnp.issubdtype(made.dtype, jnp.floating) else made
+        if not jnp.issubdtype(made.dtype, jnp.floating):
+            return made
+        with np.errstate(over="ignore"):
+            found = made.astype(dtype)
+        return found if np.isfinite(found).all() else array  # the kernel names what is too large for this dtype
 
     return jax.tree.map(leaf, x)
 
 
 def kept(x: Any) -> Any:
-    """A pytree of arrays that stays as it is now, whatever the caller writes into his own arrays later."""
-    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.array(leaf), x)
+    """A pytree of NumPy arrays that stay as they are now, whatever the caller writes into his own arrays later."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else np.array(leaf), x)
+
+
+def as_numpy(tree: Any) -> Any:
+    """A pytree with its JAX arrays as NumPy arrays, which are pickled bit by bit: JAX rounds its own where it runs in 32 bits."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
 
 
 def count(x: Any, argument: str) -> int:
@@ -76,8 +96,11 @@ class Grams:
                 f"kernel is the function {getattr(kernel, '__name__', repr(kernel))!r}, which does not take get=.., as a kernel is called\n"
                 "  to mend: if it is a network, compile it first, tp.compile(net, example)"
             )
-        self.kernel, self.hypers, self.dtype = kernel, dict(hypers), np.dtype(dtype)
+        self.kernel, self.hypers, self.dtype = kernel, dict(hypers), check_dtype(dtype)
         self.axes: tuple[int, ...] | None = None  # of the output; known after the first matrix
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "hypers": as_numpy(self.hypers)}
 
     def __call__(self, get: str, x1: Any, x2: Any = None) -> np.ndarray:
         """The matrix named by `get`, (N1 |S|, N2 |S|)."""
@@ -162,15 +185,20 @@ class Targets:
         self.flat, self.features = self._read(y, n)
 
     def _read(self, y: Any, n: int) -> tuple[np.ndarray, int | None]:
-        if np.ma.is_masked(y):
+        if np.ma.is_masked(y) and not np.iscomplexobj(y):
             y = np.ma.filled(np.ma.asarray(y).astype(self.dtype), np.nan)
+        kind = ""
         try:
-            array = np.asarray(y)
-            if array.dtype.kind == "c":
-                raise TypeError
-            array = array.astype(self.dtype) if array.dtype.kind in "biuf" else np.asarray(y, self.dtype)
+            given = np.asarray(y)
+            kind = f" of {given.dtype}" if given.ndim else ""
+            if given.dtype.kind in "cSU" or any(
+                isinstance(v, (str, bytes)) for v in given.flat if given.dtype == object
+            ):
+                raise TypeError  # NumPy would drop imaginary parts, and read texts
+            with np.errstate(over="ignore"):
+                array = given.astype(self.dtype)
         except (TypeError, ValueError):
-            raise InputError(f"{self.name} is a {type(y).__name__}, expected an array of real numbers") from None
+            raise InputError(f"{self.name} is a {type(y).__name__}{kind}, expected an array of real numbers") from None
         wanted = (n, *self.axes)
         if array.shape[: len(wanted)] != wanted or array.ndim > len(wanted) + 1 or 0 in array.shape[1:]:
             shown = ", ".join(map(str, wanted))
@@ -179,6 +207,11 @@ class Targets:
             )
         if not np.isfinite(array).all():
             where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            if np.isfinite(real_number(given[where]) or np.nan):
+                raise InputError(
+                    f"{self.name} has {given[where]} at {where}, more than {self.dtype} holds\n"
+                    "  to mend: take dtype=np.float64, or divide the targets by a number"
+                )
             raise InputError(
                 f"{self.name} has {array[where]} at {where}, expected finite numbers\n"
                 "  to mend: leave out the examples whose value is not known"
@@ -204,10 +237,14 @@ class Targets:
 
 def check_number(value: Any, what: str, *, positive: bool = False) -> float:
     """A finite number, at least zero (or above it)."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+    number = real_number(value)
+    if number is None or not math.isfinite(number) or number < 0 or (positive and number == 0):
         raise InputError(f"{what} is {value!r}, expected a finite number {'> 0' if positive else '>= 0'}")
     return number
+
+
+def check_one(get: Any, what: str) -> str:
+    """The name of one of the two kernels."""
+    if not isinstance(get, str) or get not in GET:
+        raise InputError(f"{what}: get is {get!r}, expected 'nngp' or 'ntk'")
+    return get

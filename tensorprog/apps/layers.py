@@ -104,15 +104,26 @@ class Layers:
             )
         tolerance = net.tolerance if tolerance is None else tolerance
         remake = not isinstance(net, tp.Kernel) or tolerance != net.tolerance
-        self._tolerance, self._tree, self._method = tolerance, net._tree, getattr(net, "method", "auto")
-        self._kernel = self._made(net.program, self._method) if remake else net
-        self._source = as_written(net)
+        kernel = tp.Kernel(net.program, net._tree, tolerance, getattr(net, "method", "auto")) if remake else net
+        self._begin(kernel, as_written(net))
+
+    def _begin(self, kernel: tp.Kernel, source: Program) -> None:
+        """source: the program before its nonlinearities were fused, where it is known."""
+        self._kernel, self._source = kernel, source
+        self._tolerance, self._tree, self._method = kernel.tolerance, kernel._tree, kernel.method
         self._populated = any(isinstance(q, Normals) for q in self._kernel.graph.nodes)
         self._deeper: dict[int, Followed] = {}
         self._found = self._mapped(self._longer)
         if self._found is None and self._growth is None:
             raise _two_alone() if self._runs_of(self._kernel.program) is not None else _refusal()
         self._runs: Runs | None = None if self._found is None else self._found.runs
+
+    def __getstate__(self) -> Any:
+        """What other processes need; they look for the blocks anew."""
+        return self._kernel, self._source
+
+    def __setstate__(self, state: Any) -> None:
+        self._begin(*state)
 
     def _made(self, program: Program, method: str, apart: bool = True) -> tp.Kernel:
         return tp.Kernel(program, self._tree, self._tolerance, method, apart)

@@ -18,8 +18,9 @@ from jax.scipy.linalg import solve_triangular
 
 from tensorprog.apps.checks import check_key, check_slopes, check_whole
 from tensorprog.apps.factor import Factor, regularised
-from tensorprog.apps.grams import Grams, Targets, check_number, count, kept, precision, widened
-from tensorprog.errors import InputError
+from tensorprog.apps.grams import Grams, Targets, check_number, check_one, count, kept, precision, widened
+from tensorprog.errors import InputError, explain
+from tensorprog.runtime.inputs import is_traced, real_number
 
 __all__ = ["GaussianProcess", "Posterior", "log_marginal_likelihood", "marginal_likelihood_gradient"]
 
@@ -59,7 +60,7 @@ class GaussianProcess:
         dtype: Any = np.float64, **hypers: float,
     ):  # fmt: skip
         self.noise, self.diag_reg = check_number(noise, "noise"), check_number(diag_reg, "diag_reg")
-        self._grams, self._get = Grams(kernel, hypers, dtype), get
+        self._grams, self._get = Grams(kernel, hypers, dtype), check_one(get, "GaussianProcess")
         gram, self._x = self._grams(get, x), kept(x)
         self._targets = Targets(y, count(x, "x"), self._grams.axes or (), dtype=dtype)
         self._factor = Factor(regularised(gram, self.noise, self.diag_reg))
@@ -115,9 +116,10 @@ class GaussianProcess:
 
     @property
     def log_marginal_likelihood(self) -> float:
-        """The log density of y under the prior and the noise, summed over independent outputs."""
+        """The log density of y under the prior and the noise, summed over independent outputs; -inf where it is below all numbers."""
         y = self._targets.flat
-        fit = float(np.sum(y * self._weights))
+        with np.errstate(over="ignore"):
+            fit = float(np.sum(np.square(self._factor.half(y).astype(np.float64))))
         return -0.5 * (fit + y.shape[1] * (self._factor.log_determinant + len(y) * math.log(2 * math.pi)))
 
 
@@ -138,6 +140,12 @@ def log_marginal_likelihood(
         >>> bool(jnp.isfinite(jax.grad(loss)(2.0)))
         True
     """
+    if not is_traced((noise, diag_reg)):
+        for name, number in (("noise", noise), ("diag_reg", diag_reg)):
+            if real_number(number) is None:
+                raise InputError(f"{name} is {number!r}, expected a number")
+    if np.iscomplexobj(y):
+        raise InputError(f"y is a {type(y).__name__} of {np.result_type(y)}, expected an array of real numbers")
     matrix = kernel(x, get=get, **hypers)
     half = (matrix.ndim - 2) // 2
     wanted = (matrix.shape[0], *matrix.shape[2 : 2 + half])
@@ -180,6 +188,13 @@ def marginal_likelihood_gradient(
     with precision():
         wide = jax.tree.map(jnp.asarray, widened(x))
         found, slopes = jax.value_and_grad(value)({name: jnp.asarray(v, float) for name, v in opened.items()})
-    if np.isfinite(found):
-        check_slopes(kernel, [*slopes.values()], "marginal_likelihood_gradient")
+    if not np.isfinite(found):
+        raise InputError(
+            explain(
+                f"marginal_likelihood_gradient: the log marginal likelihood is {found}, and has no gradient",
+                reason=f"the targets, up to {np.abs(checked._targets.flat).max():.3g}, are too unlikely for a number of float64",
+                mend="divide y by its standard deviation, and give noise in its units",
+            )
+        )
+    check_slopes(kernel, [*slopes.values()], "marginal_likelihood_gradient")
     return float(found), {name: float(slope) for name, slope in slopes.items()}

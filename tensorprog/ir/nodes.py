@@ -25,6 +25,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,6 +52,7 @@ __all__ = [
     "Type",
     "Weight",
     "operands",
+    "remade",
     "topological",
 ]  # fmt: skip
 
@@ -127,6 +129,12 @@ class Interned(type):
 atexit.register(Interned._known.clear)
 
 
+def remade(node: Any) -> tuple[Any, ...]:
+    """How a copy of a node is made: by its class, so that it is the same object as an equal one. (Deep programs are pickled whole, as text.)"""
+    kind: Callable[..., Any] = type(node)
+    return partial(kind, **{f.name: getattr(node, f.name) for f in fields(node) if f.init}), ()
+
+
 @dataclass(frozen=True, eq=False)
 class Node(metaclass=Interned):
     """Base of all instructions. `source` is that of the first maker and takes no part in equality."""
@@ -140,6 +148,9 @@ class Node(metaclass=Interned):
     def _infer(self) -> Type:
         """The type, from those of the operands; worked out once, when the node is made."""
         raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return remade(self)
 
 
 @dataclass(frozen=True, eq=False)

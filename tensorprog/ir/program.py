@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tensorprog.ir.nodes import Hyper, Input, Node, Weight, operands, topological
+from tensorprog.ir.nodes import Hyper, Input, Node, Source, Weight, operands, topological
 
 if TYPE_CHECKING:
     import networkx
@@ -64,6 +64,12 @@ class Program:
         """The named arguments that are variances."""
         return frozenset(node.name for node in self.nodes if isinstance(node, Hyper) and node.nonnegative)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process the text goes, whose instructions are there the same objects as equal ones, and where they came from."""
+        from tensorprog.ir.text import print_program
+
+        return _read_again, (print_program(self, comments=False), [node.source for node in self.nodes])
+
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
 
@@ -107,3 +113,13 @@ class Program:
         from tensorprog.ir.picture import draw_program
 
         draw_program(self, path)
+
+
+def _read_again(text: str, sources: Sequence[Source | None]) -> Program:
+    from tensorprog.ir.text import parse_program
+
+    program = parse_program(text)
+    for node, source in zip(program.nodes, sources, strict=True):
+        if node.source is None:
+            object.__setattr__(node, "source", source)
+    return program

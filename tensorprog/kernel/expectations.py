@@ -287,8 +287,11 @@ def _expected(
     side = operands[0].side if own else None
     if own:
         operands = tuple(Operand(o.quantity) for o in operands)
+    one = lambda i, j: arguments[used[i]].node is arguments[used[j]].node
+    alike = tuple((i, j) for i, j in found.needs if i != j and one(i, j))
     made = Expect(
-        found, law.expr, tuple(their_letters), everything, operands, len(covariances), tuple(sizes[c] for c in everything), cross and not own,
+        found, law.expr, tuple(their_letters), everything, operands, len(covariances), tuple(sizes[c] for c in everything),
+        cross and not own, alike,
     )  # fmt: skip
     return Operand(made, side), everything
 

@@ -15,7 +15,7 @@ import sympy
 
 from ntk_rules import Expectation
 from tensorprog.ir import Node
-from tensorprog.ir.nodes import Interned, Literal
+from tensorprog.ir.nodes import Interned, Literal, remade
 from tensorprog.ir.positions import Position
 
 __all__ = [
@@ -30,6 +30,9 @@ class Quantity(metaclass=Interned):
     the reader."""
 
     asked: str | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return remade(self)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ class Expect(Quantity):
     result it has.
 
     letters: the axes of each operand, as letters of `out`; missing ones broadcast. function: F, in u0, u1, .. and
-    b0, b1, ..
+    b0, b1, .. alike: which Gaussians are one variable, at two positions or of two inputs; the covariance of these is their variance where both
+    are the same. (Two variables may have equal variances.)
     """
 
     expectation: Expectation
@@ -125,6 +129,7 @@ class Expect(Quantity):
     n_covariances: int
     shape: tuple[int, ...]
     cross: bool
+    alike: tuple[tuple[int, int], ...] = ()
 
 
 MIXED = "*"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -24,7 +24,6 @@ from tensorprog.kernel.graph import (
     Expect,
     Factored,
     Normals,
-    Operand,
     Quantity,
     Ran,
     Recorded,
@@ -33,6 +32,7 @@ from tensorprog.kernel.graph import (
     Tilted,
     Zero,
 )
+from tensorprog.lower.coinciding import as_one, meetings
 from tensorprog.lower.einsum import contract
 from tensorprog.lower.population import AllNormals, average, drawn, factored, recorded
 from tensorprog.lower.run import run
@@ -98,6 +98,7 @@ def emit_together(found: Sequence[Quantity], args: list[jax.Array], context: Con
     if not isinstance(q, SHIELDED):
         return emit_open(found, args, context)
     made = _code(found, context)
+    args = args if context.same is None else [*args, context.same]
     if context.live is None or not q.shape or isinstance(q, Normals):  # normals are drawn once, for many readers
         return _shaped(found, lax.optimization_barrier(made(args)))
     like = jax.eval_shape(made, args)
@@ -109,13 +110,15 @@ def _code(found: Sequence[Quantity], context: Context) -> Callable[[list[jax.Arr
     """What computes them. Layers are alike: what depends on its arguments alone is one function of them for all that compute the same, which
     JAX traces, batches and lowers once; XLA puts it in its places."""
     if not all(isinstance(q, (Expect, Shifts)) for q in found):
-        return lambda given: _bare(found, given, context)
-    numbers: dict[Operand, int] = {}  # which arguments are one, as `_met` asks
-    reads = tuple(numbers.setdefault(o, len(numbers)) for o in operands_of(found[0]))
-    key = (*map(signature, found), reads, context.dtype)
+        return lambda given: _bare(found, given if context.same is None else given[:-1], context)
+    numbers: dict[Quantity, int] = {}  # which arguments are one, or one of either input, as `meetings` asks
+    reads = tuple((numbers.setdefault(o.quantity, len(numbers)), o.side) for o in operands_of(found[0]))
+    key = (*map(signature, found), reads, context.dtype, context.same is None)
     if key not in context.codes:
-        alone = Context({}, {}, context.dtype, None, AllNormals((), context.dtype, None), None, context.off)
-        context.codes[key] = jax.jit(lambda given: _bare(found, given, alone))
+        alone = Context({}, {}, context.dtype, None, AllNormals((), context.dtype, None), off=context.off)
+        of_one = lambda given: _bare(found, given, alone)
+        of_two = lambda given: _bare(found, given[:-1], replace(alone, same=given[-1]))
+        context.codes[key] = jax.jit(of_one if context.same is None else of_two)
     return context.codes[key]
 
 
@@ -133,7 +136,8 @@ def is_cross(quantity: Quantity) -> bool:
 @dataclass(frozen=True)
 class Context:
     """What the rows of `EMIT` read besides their operands: an input's leaves, hyperparameters, and the points of sampling. live: true, but
-    XLA does not know that; None where barriers do. off: optimisations that are switched off. codes: of quantities, by what they compute."""
+    XLA does not know that; None where barriers do. same: are the two inputs of the pair one? off: optimisations that are switched off.
+    codes: of quantities, by what they compute."""
 
     leaves: dict[Node, jax.Array]
     hypers: dict[str, jax.Array]
@@ -141,6 +145,7 @@ class Context:
     shift: jax.Array | None
     normals: AllNormals
     live: jax.Array | None = None
+    same: jax.Array | None = None
     off: Collection[str] = ()
     codes: dict[Any, Callable[..., Any]] = field(default_factory=dict)
 
@@ -198,8 +203,8 @@ def _expect(q: Expect, args: list[jax.Array], context: Context) -> jax.Array:
         order = [own.index(c) for c in q.out if c in own]
         arg = arg if order == sorted(order) else jnp.transpose(arg, order)
         aligned.append((jnp.expand_dims(arg, missing) if arg.ndim and missing else arg).astype(context.dtype))
-    if not q.cross:
-        aligned = _met(q, aligned)
+    if not q.cross or context.same is not None:
+        aligned = _met(q, aligned, context.same)
     shape = q.shape
     if "together" not in context.off:
         aligned, shape = _fewer_axes(aligned, shape)
@@ -223,27 +228,22 @@ def _fewer_axes(arrays: list[jax.Array], shape: tuple[int, ...]) -> tuple[list[j
     return [a.reshape(merged(a.shape)) if a.ndim else a for a in arrays], merged(shape)
 
 
-def _met(q: Expect, aligned: list[jax.Array]) -> list[jax.Array]:
-    """The covariances of one input, with K[s, s] in the diagonal of K[s, t].
+def _met(q: Expect, aligned: list[jax.Array], same: jax.Array | None) -> list[jax.Array]:
+    """The covariances of one input, with K[s, s] in the diagonal of K[s, t]; of two that may be the `same`, as `as_one` has them.
 
     They come by different sums, and what those round differently would look like an angle between a position and itself.
     """
-    entries = q.expectation.needs
-    place = {entry: k for k, entry in enumerate(entries)}
     made = list(aligned)
-    for (i, j), k in place.items():
-        first, second = place.get((i, i)), place.get((j, j))
-        if i == j or first is None or second is None or q.operands[first] != q.operands[second]:
-            continue
-        parted = [(a, b) for a, b in zip(q.letters[first], q.letters[second], strict=True) if a != b]
-        if not parted or not all({a, b} <= set(q.letters[k]) for a, b in parted):
-            continue
-        same = np.array(True)
+    for k, first, _, parted in filter(None, meetings(q)):
+        here = np.array(True)
         for a, b in parted:
             at = {c: np.arange(q.shape[q.out.index(c)]) for c in (a, b)}
             grid = {c: at[c].reshape([-1 if d == c else 1 for d in q.out]) for c in (a, b)}
-            same = same & (grid[a] == grid[b])
-        made[k] = jnp.where(same, aligned[first], aligned[k])
+            here = here & (grid[a] == grid[b])
+        if q.cross:
+            made[k] = as_one(same & here, aligned[first], aligned[k])
+        else:
+            made[k] = jnp.where(here, aligned[first], aligned[k])
     return made
 
 

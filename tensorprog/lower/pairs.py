@@ -17,6 +17,7 @@ from tensorprog.ir import Input
 from tensorprog.kernel import KernelGraph
 from tensorprog.kernel.graph import Normals, quantities
 from tensorprog.kernel.joint import Block, BlockGraph
+from tensorprog.lower.coinciding import differentiable, with_value
 from tensorprog.lower.emit import SHIFT, Context, emit_open, emit_together, is_cross, real_dtype
 from tensorprog.lower.fingerprint import fingerprint
 from tensorprog.lower.population import AllNormals
@@ -88,12 +89,13 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
     state_steps = schedule(kept, False, roll=roll)
     slots = plan(state_steps, kept)
     codes: dict[Any, Callable[..., Any]] = {}
+    exact = differentiable(pair_ends)
 
     def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array], live: jax.Array | None = None) -> State:
         dtype = real_dtype(leaves)
         shift = hypers[SHIFT].astype(jnp.int32) if SHIFT in hypers else None
         normals = AllNormals((q for q in quantities(kept) if isinstance(q, Normals)), dtype, shift)
-        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals, live, off, codes)
+        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals, live, None, off, codes)
         env = run(state_steps, lambda found, args: emit_together(found, args, context), kept, together=together)
         # the dtype is remembered in an array of it: a state may hold nothing else
         return (fingerprint(leaves), *env.entries(slots), jnp.zeros((), dtype), *([] if shift is None else [shift]))
@@ -106,16 +108,18 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
     def pair(a: State, b: State, live: jax.Array | None = None) -> tuple[jax.Array, ...]:
         dtype, shift = read(a)
         normals = AllNormals((q for q in pair_steps if isinstance(q, Normals)), dtype, shift)
-        context = Context({}, {}, dtype, shift, normals, live, off, codes)
+        same = (a[0][0] == b[0][0]) & (a[0][1] == b[0][1])
+        met = same if exact and not graph.noise else None
+        context = Context({}, {}, dtype, shift, normals, live, met, off, codes)
         step = lambda found, args: emit_together(found, args, context)
         openly = None if live is None or "packing" in off else lambda found, args: emit_open(found, args, context)
         env = run(pair_steps, step, pair_ends, outside=Outside(slots, (a, b)), together=together, emit_open=openly)
-        same = (a[0][0] == b[0][0]) & (a[0][1] == b[0][1])
         found = []
         for block in graph.blocks:
             value = env[block.cross] if is_cross(block.cross) else slots.read(a, block.cross)
             if not graph.noise:
-                value = jnp.where(same, (slots.read(a, block.own) + slots.read(b, block.own)) / 2, value)
+                own = (slots.read(a, block.own) + slots.read(b, block.own)) / 2
+                value = with_value(same, own, value) if exact else jnp.where(same, own, value)
             found.append(jnp.broadcast_to(value[block.first], block.shape).astype(dtype))
         return tuple(found)
 

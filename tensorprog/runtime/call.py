@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from tensorprog.runtime.inputs import check_hypers, check_inputs, is_traced
 from tensorprog.runtime.kernel import GET, Hypers, KernelResult, Leaves, check_get, float_dtype
 from tensorprog.runtime.progress import progress_bar
 
-__all__ = ["KernelFunction", "asked", "rounded"]
+__all__ = ["KernelFunction", "asked", "filled", "rounded"]
 
 
 class Checked(NamedTuple):
@@ -126,7 +126,13 @@ class KernelFunction:
         found = dict(zip(GET, rounded(self._gram.diagonal(leaves, values), dtype), strict=True))
         return asked(get, [found[name] for name in names])
 
-    def __deepcopy__(self, memo: Any) -> KernelFunction:
+    def __copy__(self) -> Self:
+        """Another with the same parts, for what changes one of them. (`__reduce__` of subclasses is for other processes.)"""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, memo: Any) -> Self:
         """Itself: a kernel does not change, and what is compiled is not copied. scikit-learn's `clone` copies what estimators hold."""
         return self
 
@@ -136,3 +142,8 @@ def asked(get: str | Sequence[str] | None, found: Sequence[Any]) -> Any:
     if get is None:
         return KernelResult(*found)
     return found[0] if isinstance(get, str) else tuple(found)
+
+
+def filled(tree: Any) -> Any:
+    """Containers of this structure, which are pickled where the structure itself may not be: JAX knows no names of other classes."""
+    return jax.tree.unflatten(tree, range(tree.num_leaves))

@@ -13,12 +13,23 @@ import numpy as np
 from tensorprog.errors import InputError
 from tensorprog.ir import Input
 
-__all__ = ["check_hypers", "check_inputs", "is_traced"]
+__all__ = ["check_hypers", "check_inputs", "is_traced", "real_number"]
 
 
 def is_traced(tree: Any) -> bool:
     """Is any leaf inside jit, grad or vmap?"""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def real_number(value: Any) -> float | None:
+    """One number; None for anything else, texts and truth values among it, which Python would read as numbers."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if isinstance(value, (bool, str, bytes, bytearray)) or kind in ("b", "S", "U") or np.shape(value) != ():
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def check_inputs(value: Any, argument: str, inputs: Sequence[Input], tree: Any) -> list[jax.Array]:
@@ -29,10 +40,9 @@ def check_inputs(value: Any, argument: str, inputs: Sequence[Input], tree: Any) 
     leaves, found = jax.tree.flatten(value)
     if found != tree:
         shown = str(found) if len(str(found)) < 200 else f"{str(found)[:160]}.. of {len(leaves)} leaves"
-        numbers = isinstance(value, list) and all(np.ndim(leaf) == 0 for leaf in leaves)
         raise InputError(
             f"kernel: {argument} has the structure {shown}, expected {tree}, that of the example input the kernel was compiled with"
-            + (f"\n  to mend: a list of numbers is no array here, give np.asarray({argument})" if numbers else "")
+            + _as_array(value, leaves, argument, inputs, tree)
         )
     arrays = [_leaf(leaf, argument, spec) for leaf, spec in zip(leaves, inputs, strict=True)]
     counts = {a.shape[0] for a in arrays}
@@ -43,6 +53,18 @@ def check_inputs(value: Any, argument: str, inputs: Sequence[Input], tree: Any) 
     kinds = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
     kind = jnp.result_type(*kinds) if kinds else jnp.result_type(float)
     return [a.astype(kind) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays]
+
+
+def _as_array(value: Any, leaves: Sequence[Any], argument: str, inputs: Sequence[Input], tree: Any) -> str:
+    """The mend for a list or tuple of numbers, or of whole examples, in the place of one array."""
+    if not isinstance(value, (list, tuple)):
+        return ""
+    kind, ranks = type(value).__name__, {np.ndim(leaf) for leaf in leaves}
+    if ranks == {0}:
+        return f"\n  to mend: a {kind} of numbers is no array here, give np.asarray({argument})"
+    if jax.tree_util.treedef_is_leaf(tree) and ranks == {len(inputs[0].shape)}:
+        return f"\n  to mend: a {kind} of examples is no array here, give np.stack({argument})"
+    return ""
 
 
 def _leaf(leaf: Any, argument: str, spec: Input) -> jax.Array:
@@ -70,13 +92,19 @@ def _leaf(leaf: Any, argument: str, spec: Input) -> jax.Array:
             f"kernel: {what} has shape {tuple(array.shape)}, expected ({shown}): a batch of examples of shape {spec.shape}"
             + (f"\n  to mend: add the batch axis, {argument}[None]" if tuple(array.shape) == spec.shape else "")
         )
-    array = jnp.asarray(array)
+    with np.errstate(over="ignore"):  # what float32 does not hold is named below
+        array = jnp.asarray(array)
     if real and not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(float)
     if jnp.issubdtype(array.dtype, jnp.floating) and not is_traced(array) and array.size and not _finite(array):
-        bad = np.argwhere(~np.isfinite(np.asarray(array)))[0]
+        bad = tuple(int(i) for i in np.argwhere(~np.isfinite(np.asarray(array)))[0])
+        if np.isfinite(given := np.asarray(leaf)[bad]):
+            raise InputError(
+                f"kernel: {what} has {given} at {bad}, more than {array.dtype} holds\n"
+                "  to mend: compute in float64, with jax.config.update('jax_enable_x64', True), or scale the inputs"
+            )
         raise InputError(
-            f"kernel: {what} has {array[tuple(bad)]} at {tuple(int(i) for i in bad)}, expected finite numbers\n"
+            f"kernel: {what} has {array[bad]} at {bad}, expected finite numbers\n"
             "  to mend: remove or impute such rows before computing the kernel"
         )
     return array
@@ -106,11 +134,9 @@ def check_hypers(
             raise InputError(f"kernel: hyperparameter {name!r} has shape {np.shape(value)}, expected one number")
         if not is_traced(value):
             wanted = "a finite number >= 0 (it is a variance)" if name in nonnegative else "a finite number"
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                raise InputError(f"kernel: hyperparameter {name!r} is {value!r}, expected {wanted}") from None
-            if not math.isfinite(number) or (name in nonnegative and number < 0):
-                raise InputError(f"kernel: hyperparameter {name!r} is {number}, expected {wanted}")
+            number = real_number(value)
+            if number is None or not math.isfinite(number) or (name in nonnegative and number < 0):
+                shown = repr(value) if number is None else number
+                raise InputError(f"kernel: hyperparameter {name!r} is {shown}, expected {wanted}")
         values[name] = jnp.asarray(value, dtype)
     return values

@@ -242,10 +242,11 @@ def sees_directions(nodes: Iterable[Quantity]) -> bool:
     return bare and biased
 
 
-def check_get(get: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The names asked for, checked."""
-    names = GET if get is None else (get,) if isinstance(get, str) else tuple(get)
-    for name in names:
-        if name not in GET:
-            raise InputError(f"kernel: get is {get!r}, expected 'nngp', 'ntk', or a tuple of them")
+def check_get(get: str | Sequence[str] | None, what: str = "kernel") -> tuple[str, ...]:
+    """The names asked for, checked. what: is called."""
+    names = (
+        GET if get is None else (get,) if isinstance(get, str) else tuple(get) if isinstance(get, (tuple, list)) else ()
+    )
+    if not names or any(name not in GET for name in names) or len(set(names)) < len(names):
+        raise InputError(f"{what}: get is {get!r}, expected 'nngp', 'ntk', or a tuple of them, each once")
     return names

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -117,12 +118,18 @@ class Serialised:
 
     source, note = "serialised", ""
     _serialised: Any = None
+    manifest: dict[str, Any]
     _members: dict[str, bytes]
+    _compiled: Callable[..., Any]
 
     def _fall_back(self, error: Exception) -> None:
         reason = (str(error).splitlines() or [""])[0][:300]
         self.source, self._serialised = "recompiled", None
         self.note = f"the serialised functions cannot run here ({type(error).__name__}: {reason})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes: what is in the archive."""
+        return _read_again, (type(self), json.dumps(self.manifest), tuple(self._members.items()), self._compiled)
 
     def derivation(self) -> Derivation:
         """How the kernels come about, as Markdown with LaTeX, as it was written when the kernel was exported."""
@@ -131,6 +138,12 @@ class Serialised:
     def _repr_markdown_(self) -> str:
         """For Jupyter: what it is, and the derivation, with its formulas set."""
         return f"`{self!r}`\n\n{self.derivation()}"
+
+
+@lru_cache(maxsize=16)
+def _read_again(kind: Callable[..., Any], manifest: str, members: tuple[tuple[str, bytes], ...], compiled: Any) -> Any:
+    """The kernel of a pickle: once in each process, which may be sent many, and compiles for the first."""
+    return kind("a pickle", json.loads(manifest), dict(members), compiled)
 
 
 class LoadedKernel(Serialised, KernelFunction):

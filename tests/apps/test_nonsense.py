@@ -25,8 +25,8 @@ def linear(p: Any, x: Any) -> Any:
     return p["a"] @ x
 
 
-def process() -> apps.GaussianProcess:
-    return apps.GaussianProcess(kernel(), X, Y, noise=0.1)
+def process(x: Any = X, y: Any = Y, noise: Any = 0.1, **options: Any) -> apps.GaussianProcess:
+    return apps.GaussianProcess(kernel(), x, y, noise=noise, **options)
 
 
 def training() -> apps.Training:
@@ -42,6 +42,25 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: apps.GaussianProcess(kernel(), X, Y + 1j, noise=0.1), "expected an array of real numbers"),
     (lambda: apps.GaussianProcess(kernel(), X, Y, noise=np.ones(6)), "expected a finite number >= 0"),
     (lambda: apps.GaussianProcess(kernel(), None, Y, noise=0.1), "x"),
+    (lambda: process(noise="0.1"), "noise is '0.1', expected a finite number >= 0"),
+    (lambda: process(noise=b"1"), "noise is b'1', expected a finite number >= 0"),
+    (lambda: process(noise=True), "noise is True, expected a finite number >= 0"),
+    (lambda: process(diag_reg=np.True_), "diag_reg is np.True_, expected a finite number >= 0"),
+    (lambda: process(w="1.5"), "hyperparameter 'w' is '1.5', expected a finite number >= 0"),
+    (lambda: process(w=True), "hyperparameter 'w' is True, expected a finite number >= 0"),
+    (lambda: process(dtype="foo"), "dtype is 'foo', expected float32 or float64"),
+    (lambda: process(dtype=np.float16), "dtype is <class 'numpy.float16'>, expected float32"),
+    (lambda: process(noise=1e300, dtype=np.float32), "kernel: 1e+300 is added to the diagonal (noise is 1e+300, diag_reg or alpha 0.0)"),
+    (lambda: process(diag_reg=1e308, noise=1e308), "more than float64 holds"),
+    (lambda: process(y=1e40 * np.ones(6), dtype=np.float32), "y has 1e+40 at (0,), more than float32 holds"),
+    (lambda: process(x=1e40 * X, dtype=np.float32), "more than float32 holds"),
+    (lambda: process(y=["1"] * 6), "y is a list of <U1, expected an array of real numbers"),
+    (lambda: process(y=np.array(["1"] * 6, object)), "y is a ndarray of object, expected an array of real numbers"),
+    (lambda: process(y=np.ma.masked_array(Y + 1j, Y > 0)), "y is a MaskedArray of complex128, expected an array of real"),
+    (lambda: process(get=("nngp", "ntk")), "GaussianProcess: get is ('nngp', 'ntk'), expected 'nngp' or 'ntk'"),
+    (lambda: apps.log_marginal_likelihood(kernel(), X, Y, noise="0.1"), "noise is '0.1', expected a number"),
+    (lambda: apps.log_marginal_likelihood(kernel(), X, Y + 1j, noise=0.1), "y is a ndarray of complex128"),
+    (lambda: apps.marginal_likelihood_gradient(kernel(), X, 1e200 * Y, noise=0.1), "too unlikely for a number of float64"),
     (lambda: process().mean(TEST[:, :2]), "x1 has shape (2, 2), expected (N, 3)"),
     (lambda: process().sample(TEST, 3, 2), "sample: key is a int, expected one JAX random key"),
     (lambda: process().sample(TEST, KEY, True), "sample: draws is True, expected a whole number >= 1"),
@@ -66,6 +85,7 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (lambda: descent().run([1.0], solver="implicit"), "solver is 'implicit', expected a diffrax solver"),
     (lambda: apps.spectra(kernel(), X, w=["a", "b"]), "w is ['a', 'b'], expected a number"),
     (lambda: apps.Empirical(linear, PARAMS)(X, get=3), "get is 3, expected 'nngp', 'ntk'"),
+    (lambda: apps.Empirical(linear, PARAMS)(X, get=("ntk", "ntk")), "or a tuple of them, each once"),
     (lambda: descent(lambda f: np.sum(np.asarray(f))), "cost fails for values of shape (6,)"),
     (lambda: descent(lambda f: jnp.sum(f * 1j)), "expected a JAX function of the network's values to one real number"),
     (lambda: descent(lambda f: (jnp.sum(f), f)), "expected a JAX function of the network's values to one real number"),

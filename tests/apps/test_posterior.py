@@ -142,7 +142,7 @@ def test_wide_networks_conditioned_on_data() -> None:
         ({"kernel": 3}, "kernel is a int, expected what tp.compile or tp.load returns"),
         ({"dtype": np.int32}, "expected float32 or float64"),
         ({"w": -2.0}, "hyperparameter 'w' is -2.0"),
-        ({"get": "cntk"}, "get is ('cntk',), expected 'nngp', 'ntk'"),
+        ({"get": "cntk"}, "get is 'cntk', expected 'nngp' or 'ntk'"),
         ({"x": data()[0][[*range(11), 3]], "noise": 0.0}, "cannot tell training values 3 and 11 apart"),
     ],
 )
@@ -152,6 +152,19 @@ def test_nonsense(change: dict, message: str) -> None:
     with pytest.raises(tp.InputError) as caught:
         apps.GaussianProcess(given.pop("kernel"), given.pop("x"), given.pop("y"), **given)
     assert message in str(caught.value)
+
+
+def test_targets_beyond_all_likelihoods() -> None:
+    """The density is below the least number then, not NaN; squares of float32 are summed in float64."""
+    x, y, test = data()
+    gp = apps.GaussianProcess(kernel(), x, 1e200 * y, noise=NOISE)
+    assert gp.log_marginal_likelihood == -np.inf
+    np.testing.assert_allclose(gp.mean(test) / 1e200, by_hand(x, y, test)[0], atol=1e-10)
+    single, double = (
+        apps.GaussianProcess(kernel(), x, 1e30 * y, noise=NOISE, dtype=d).log_marginal_likelihood
+        for d in (np.float32, np.float64)
+    )
+    np.testing.assert_allclose(single, double, rtol=1e-4)  # 1e-7 times the condition number
 
 
 def test_singular_matrix_has_a_mend() -> None:
