@@ -12,9 +12,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import sympy
 
 from tensorprog.errors import InternalError, UnsupportedError
-from tensorprog.ir import ArrayOp, Const, LinComb, Literal, MatMul, Moment, Node, Nonlin, PositionMap, Weight, operands
+from tensorprog.ir import (
+    ArrayOp,
+    Const,
+    Hyper,
+    LinComb,
+    Literal,
+    MatMul,
+    Moment,
+    Node,
+    Nonlin,
+    PositionMap,
+    Weight,
+    operands,
+)
+from tensorprog.ir.phi import parameter
 from tensorprog.kernel.expectations import expectation_of
 from tensorprog.kernel.fields import read_by
 from tensorprog.kernel.graph import Data, Operand, Quantity, Zero
@@ -136,7 +151,11 @@ class Rules:
         (a, x), (b, y) = left, right
         lx, ly = _against(q.lu, x), _against(q.lv, y)
         scale, factors, letters = 1.0, [], []
-        for coefficient, own, side in ((a, q.lu, 0), (b, q.lv, 1)):
+        squared = _variance(a) if a is b else None
+        if squared is not None:
+            factors.append(Operand((yield Value(squared)), 0 if q.cross else None))
+            letters.append("")
+        for coefficient, own, side in ((a, q.lu, 0), (b, q.lv, 1)) if squared is None else ():
             if isinstance(coefficient, Node):
                 factors.append(Operand((yield Value(coefficient)), side if q.cross else None))
                 letters.append(_against(own, coefficient))
@@ -271,6 +290,14 @@ def _against(letters: str, x: Node) -> str:
     """The letters of an array that broadcasts against an array with `letters`."""
     own = letters[len(letters) - len(x.type.shape) :]
     return "".join("1" if n == 1 else c for c, n in zip(own, x.type.shape, strict=True))
+
+
+def _variance(coefficient: float | Node) -> Hyper | None:
+    """The hyperparameter whose root a coefficient is: a standard deviation of `nn`. (Of the square of a root JAX has no slope at zero.)"""
+    if isinstance(coefficient, Nonlin) and not coefficient.xs and coefficient.phi.expr == sympy.sqrt(parameter(0)):
+        (theta,) = coefficient.thetas
+        return theta if isinstance(theta, Hyper) and theta.nonnegative else None
+    return None
 
 
 def _copies(q: Second, present: str) -> float:

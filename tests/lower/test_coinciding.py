@@ -106,6 +106,18 @@ def test_positions() -> None:
     np.testing.assert_allclose(mixed, differences, rtol=1e-5)  # h^2
 
 
+def test_slope_in_a_bias_of_variance_zero() -> None:
+    """At x: K = E relu(u)^2 = (2 |x|^2 / 2 + b) / 2, so 1/2, which the root of b made NaN at its default of 0."""
+    net = lambda x: nn.dense(relu(nn.dense(x, weight_var=2.0, bias_var=tp.hyper("b", 0.0))), features=1)
+    kernel, x = tp.compile(net, jnp.zeros(2)), jnp.array([[0.7, -0.4], [0.3, 0.9]])
+    slope = jax.jacfwd(lambda b: kernel(x, b=b).nngp)(0.0)
+    t = jnp.arccos(x[0] @ x[1] / jnp.sqrt(x[0] @ x[0] * (x[1] @ x[1])))
+    # by c, and by both variances, of norms (sin t + (pi - t) cos t) / 2 pi
+    ratio = jnp.sqrt(x[0] @ x[0] / (x[1] @ x[1]))
+    apart = (jnp.pi - t) / (2 * jnp.pi) + jnp.sin(t) * (ratio + 1 / ratio) / (4 * jnp.pi)
+    np.testing.assert_allclose(slope, [[0.5, apart], [apart, 0.5]], atol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------ equal variances
 
 
