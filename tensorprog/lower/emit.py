@@ -349,7 +349,7 @@ EMIT: dict[type, Callable[..., jax.Array]] = {
     Apply: _apply,
     Shifts: _shifts,
     Expect: _expect,
-    Tilted: lambda q, args, context: tilted(q, args, lambda r, given: EMIT[type(r)](r, given, context), context.dtype),
+    Tilted: lambda q, args, context: tilted(q, args, lambda r, given: emit_open([r], given, context)[0], context.dtype),
     Normals: lambda q, args, context: context.normals[q],
     Ran: _ran,
     Recorded: lambda q, args, context: recorded(q, args, context.shift),

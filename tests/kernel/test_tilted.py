@@ -57,6 +57,19 @@ def of_one_input(kernel: tp.Kernel, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.asarray(nngp[0]), np.asarray(ntk[0])
 
 
+@pytest.mark.parametrize("pooled", [False, pytest.param(True, marks=LONG)])
+def test_readouts_of_all_positions_of_an_instance_norm(pooled: bool) -> None:
+    """Sums over positions of what is computed along both axes of K[s, t] at once."""
+
+    def net(x: jax.Array) -> jax.Array:
+        h = jax.nn.relu(batch_norm(nn.dense(x), 0.1))
+        return nn.dense(h.mean(0) if pooled else h.reshape(-1), features=1)
+
+    wanted = within_batch(X[0], 0.1)
+    nngp, _ = of_one_input(tp.compile(net, X[0]), X[0])
+    np.testing.assert_allclose(nngp, wanted.mean() if pooled else np.diag(wanted).mean(), rtol=1e-10)
+
+
 @pytest.mark.parametrize("members", [pytest.param(3, marks=LONG), pytest.param(2, marks=pytest.mark.slow)])
 def test_few_members(members: int) -> None:
     """Of three Gaussians and one of them again, as of many."""
