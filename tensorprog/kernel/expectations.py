@@ -41,12 +41,14 @@ from tensorprog.kernel.questions import (
     sizes_of,
 )
 from tensorprog.kernel.stacks import Stacks
-from tensorprog.kernel.sums import MOST_ENTRIES, as_sum
+from tensorprog.kernel.sums import as_sum
 from tensorprog.kernel.tilted import tilted_of
 from tensorprog.passes.slopes import is_leaf
 from tensorprog.passes.structure import Structure
 
 __all__ = ["expectation_of"]
+
+MOST_PAIRS = 2**24  # of places of functions in sums, whose covariances are one array
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ def _opened(asked: Second | Node, facts: Structure, tolerance: float | None) -> 
     u, *rest = (found for found in sums if found is not None)
     cross = isinstance(asked, Second) and asked.cross
     for images in itertools.product(*(_images(found, facts) for found in (u, *rest))):
-        products, entries = _laws_of(images, facts, cross)
-        if entries > MOST_ENTRIES or not _ruled(products, tolerance):
+        entries = math.prod(math.prod(image.type.shape) for image in images)
+        if entries > MOST_PAIRS or not _ruled(_laws_of(images, facts, cross), tolerance):
             return None
     return replace(asked, u=u, v=rest[0]) if isinstance(asked, Second) else Mean(u)
 
@@ -150,18 +152,13 @@ def _images(u: Node, facts: Structure) -> list[Node]:
     return [y for x in operands(u) if x.type.kind == "vector" for y in _images(x, facts)]
 
 
-def _laws_of(nodes: Iterable[Node], facts: Structure, cross: bool) -> tuple[tuple[Product, ...], int]:
-    """The laws of a product of functions at places of their own, and how many entries the largest of them has of a pair of inputs."""
+def _laws_of(nodes: Iterable[Node], facts: Structure, cross: bool) -> tuple[Product, ...]:
+    """The laws of a product of functions at places of their own."""
     letters, sides = fresh(""), []
     for side, node in enumerate(nodes):
         sides.append((node, "".join(next(letters) if n > 1 else "1" for n in node.type.shape), side))
     arguments, parameters, factors = _read(sides, cross)
-    products = _products(arguments, parameters, factors, facts, cross)
-    sizes = sizes_of(*((own, node.type.shape) for node, own, _ in sides))
-    axes = [
-        {c for i in used for c in arguments[i].letters if c != "1"} for _, product in products for _, used, _ in product
-    ]
-    return products, max((math.prod(sizes[c] for c in own) for own in axes), default=1)
+    return _products(arguments, parameters, factors, facts, cross)
 
 
 def _read(sides: list[tuple[Node, str, int]], cross: bool) -> tuple[list[_Argument], list[_Parameter], list[Factor]]:

@@ -1,9 +1,8 @@
 """Position maps in covariances: the map itself, applied over one side's axes.
 
-Four ways, the first that fits: both sides are windows whose offsets are summed together (a convolution), so
+Three ways, the first that fits: both sides are windows whose offsets are summed together (a convolution), so
 covariances are summed along shifts; both carry the same selecting map along a diagonal, so it acts on the diagonal
-itself; a sum leaves its axes out of what is asked for; otherwise the map acts on one side and the diagonal, if asked for,
-is taken afterwards.
+itself; otherwise the map acts on one side and the diagonal, if asked for, is taken afterwards.
 """
 
 from __future__ import annotations
@@ -61,10 +60,6 @@ def _one_side(q: Second, *, first: bool) -> Answer:
     node, letters, other, others = (q.u, q.lu, q.v, q.lv) if first else (q.v, q.lv, q.u, q.lu)
     assert isinstance(node, PositionMap)
     inner_letters = _inner_letters(node, letters, q.lu + q.lv)
-    if node.op.name == "sum":
-        summed = (node.args[0], inner_letters), (other, others)
-        (u, lu), (v, lv) = summed if first else summed[::-1]
-        return (yield from ask(u, lu, v, lv, q.out, q.cross))
     have = "".join(dict.fromkeys((inner_letters + others).replace("1", "")))
     sides = (node.args[0], inner_letters, other, others)
     inner = yield from ask(*(sides if first else (*sides[2:], *sides[:2])), have, q.cross)

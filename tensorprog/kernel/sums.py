@@ -21,7 +21,7 @@ from tensorprog.passes.structure import Structure
 
 __all__ = ["MOST_ENTRIES", "Moved", "as_sum", "function_of", "image_below", "moved_out", "replaced"]
 
-MOST_ENTRIES = 2**20  # of the matrix of a linear map, and of the covariances of functions in a sum
+MOST_ENTRIES = 2**20  # of the matrix of a linear map
 MOST_ADDENDS = 16  # of a sum of images
 
 
