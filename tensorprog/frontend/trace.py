@@ -46,7 +46,7 @@ class Trace:
 def source_of(eqn: jex.JaxprEqn) -> Source | None:
     """The user's own line that made an equation: the innermost frame outside JAX, its friends and tensorprog.
 
-    In a model made wholly of a library's layers it is the library's line.
+    In a model made wholly of a library's layers it is the library's line, after the name of the layer where the library gives it.
     """
     traceback = eqn.source_info.traceback
     if traceback is None:
@@ -58,7 +58,11 @@ def source_of(eqn: jex.JaxprEqn) -> Source | None:
         if frame.file_name.startswith(_DOORS):
             break
     layers = [frame for frame in traceback.frames if frame.file_name.startswith(_MODULES)]
-    return Source(_shorten(layers[0].file_name), layers[0].line_num, eqn.primitive.name) if layers else None
+    if not layers:
+        return None
+    layer = str(eqn.source_info.name_stack)
+    file = f"{layer}, {_shorten(layers[0].file_name)}" if layer else _shorten(layers[0].file_name)
+    return Source(file, layers[0].line_num, eqn.primitive.name)
 
 
 def from_library(jaxpr: jex.ClosedJaxpr) -> bool:

@@ -135,7 +135,16 @@ def draws_when_called(what: str, drawn: str, mend: str) -> NetworkError:
 
 
 def running_statistics(what: str, names: list[str]) -> NetworkError:
-    """Batch norm uses statistics that no data went into."""
+    """Batch norm uses statistics that no data went into, or another layer what it keeps from call to call."""
+    if not all(name.rsplit(".", 1)[-1] in ("mean", "var") for name in names):
+        return NetworkError(
+            explain(
+                f"{what}: the model uses statistics without updating them ({', '.join(names)}), as spectral norm does",
+                reason="they start as numbers that say nothing of the parameters or of data, one for each coordinate or for all, and a limit "
+                "of the model would be one with these",
+                mend="leave the layer out, or normalise by what the model computes in the same call",
+            )
+        )
     return NetworkError(
         explain(
             f"{what}: batch norm uses its running statistics ({', '.join(names)})",

@@ -221,3 +221,101 @@ def test_xavier_readouts() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert tp.from_flax(build).laws["kernel"].variance() == "2/n"
+
+
+class Branch(nnx.Module):
+    """A residual block whose branch starts at zero."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.embed = nnx.Linear(3, width, use_bias=False, rngs=rngs)
+        self.branch = nnx.Linear(width, width, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.readout = nnx.Linear(width, 1, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = nnx.relu(self.embed(x))
+        return self.readout(h + self.branch(h))
+
+
+BRANCH = {"embed.kernel": tp.Gaussian(std=0.5), "readout.kernel": OVER_WIDTH}
+
+
+def relu_layer(xs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """E[relu relu'] and E[step step'] of the first layer (Cho and Saul 2009)."""
+    gram = xs @ xs.T / 4
+    norms = np.sqrt(np.diag(gram)[:, None] * np.diag(gram))
+    angle = np.arccos(np.clip(gram / norms, -1, 1))
+    return norms * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / (2 * np.pi), (np.pi - angle) / (2 * np.pi)
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        # of readout, branch and first layer, the last beside x x'
+        ({"parametrization": "standard"}, (1, 1, 0)),
+        ({"parametrization": "standard", "at_width": 50}, (50, 50, 1)),
+        ({"parametrization": "mup"}, (1, 1, 1)),
+        ({"init": {**BRANCH, "branch.kernel": lambda n: tp.Constant(value=0.0, tangent_std=n**-0.5)}}, (1, 1, 0.25)),
+    ],
+)
+def test_layers_that_start_at_zero(options: dict[str, Any], rates: tuple[float, float, float]) -> None:
+    """h + W h with W = 0: the gradients of W are c_i h_j, whose squares sum to |c|^2 |h|^2 = n E[h h']. Refused, with no way round in
+    the standard parametrisation."""
+    xs = np.random.default_rng(0).standard_normal((3, 3))
+    found = kernels(tp.from_flax(Branch, **{"init": BRANCH, **options}), xs)
+    value, slope = relu_layer(xs)
+    np.testing.assert_allclose(found.nngp, value, rtol=1e-7)  # an arc cosine near 0 on the diagonal
+    np.testing.assert_allclose(
+        found.ntk, rates[0] * value + rates[1] * value + rates[2] * (xs @ xs.T) * slope, rtol=1e-7
+    )
+
+
+# ------------------------------------------------------------------------------------------ what is said
+
+
+class Zero(nnx.Module):
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.hidden = nnx.Linear(3, width, rngs=rngs)
+        self.readout = nnx.Linear(width, 1, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.readout(nnx.relu(self.hidden(x)))
+
+
+def spectral(width: int, rngs: nnx.Rngs) -> nnx.Module:
+    return nnx.SpectralNorm(nnx.Linear(width, 1, rngs=rngs), rngs=rngs)
+
+
+class Normed(nnx.Module):
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.hidden, self.readout = nnx.Linear(3, width, rngs=rngs), spectral(width, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.readout(self.hidden(x), update_stats=False)
+
+
+def averaging(width: int) -> flax.linen.Module:
+    constant = flax.linen.initializers.constant(0.3)
+    layers = flax.linen.Dense(width), flax.linen.Dense(width, kernel_init=constant), flax.linen.Dense(1)
+    return flax.linen.Sequential(layers)
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "a zero that moves by one": (
+        lambda: tp.compile(tp.from_flax(Branch, init=BRANCH), jnp.zeros(3)), "'branch.kernel' starts at zero and moves by numbers of order one"
+    ),
+    "a readout that starts at zero": (
+        lambda: tp.compile(tp.from_flax(Zero, init={"hidden.kernel": tp.Gaussian(std=0.5)}), jnp.zeros(3)), "tangent kernel grows with the"
+    ),
+    "spectral norm": (lambda: tp.compile(tp.from_flax(Normed), jnp.zeros(3)), "as spectral norm does"),
+    "a layer of a library alone": (
+        lambda: tp.compile(tp.from_linen(averaging, jnp.zeros(3)), jnp.zeros(3)), "at Sequential/layers_1, linear.py"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name: str) -> None:
+    ask, message = REFUSED[name]
+    with pytest.raises(tp.UserError) as caught:
+        ask()
+    assert message in str(caught.value)
