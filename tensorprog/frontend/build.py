@@ -13,7 +13,7 @@ import sympy
 
 from tensorprog.frontend.blocks import take_block
 from tensorprog.frontend.division import common, division_of, finer_by, finer_origins
-from tensorprog.frontend.refusals import Refusal
+from tensorprog.frontend.refusals import Refusal, moves_from_zero
 from tensorprog.frontend.values import (
     Axis,
     Complex,
@@ -236,6 +236,10 @@ def lincomb(terms: Sequence[tuple[float, Var]]) -> Var:
     terms = _without_vanishing(terms)
     powers = {var.power for _, var in terms}
     if len(powers) > 1:
+        if (
+            words := moves_from_zero(n for _, var in terms if var.power == max(powers) for _, n in var.blocks)
+        ) is not None:
+            raise Refusal(*words)
         raise Refusal(
             f"it adds terms that grow with different powers of the width: {', '.join(f'n^{p}' for p in sorted(powers))}",
             "scale the terms so that they are of the same order, such as 1/sqrt(n) before a sum over n",

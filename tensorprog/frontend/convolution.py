@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tensorprog.frontend.build import map_positions, to_var
 from tensorprog.frontend.contract import Dims, product, spread, sum_over, times_weight
-from tensorprog.frontend.cutting import parts_along
+from tensorprog.frontend.cutting import parts_along, weight_parts
 from tensorprog.frontend.joining import beside
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import WIDTHS, Axis, Layout, Matrices, Param, Value, Var, aval, axis_of, width_axis
@@ -97,8 +97,8 @@ def _in_order(made: Var, numbers: Any, sources: Sequence[int]) -> Var:
 def _grouped(p: dict[str, Any], x: Var, rhs: Param, groups: int) -> Var:
     numbers = p["dimension_numbers"]
     channels = parts_along(x, numbers.lhs_spec[1], groups)
-    kernels = parts_along(rhs, numbers.rhs_spec[0], groups)
-    made = [_convolved(p, to_var(a), b) for a, b in zip(channels, kernels, strict=True)]  # type: ignore[arg-type]
+    kernels = weight_parts(rhs, numbers.rhs_spec[0], groups)
+    made = [_convolved(p, to_var(a), b) for a, b in zip(channels, kernels, strict=True)]
     return beside(made, numbers.out_spec[1])
 
 

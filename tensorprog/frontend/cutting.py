@@ -18,7 +18,7 @@ from tensorprog.ir import position
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["cut", "dynamic_slice", "parts_along", "slice_", "split", "take_step", "whole"]
+__all__ = ["cut", "dynamic_slice", "parts_along", "slice_", "split", "take_step", "weight_parts", "whole"]
 
 
 def slice_(eqn: Equation, x: Value) -> Value:
@@ -173,6 +173,17 @@ def parts_along(x: Value, axis: int, count: int) -> list[Value]:
     if any(size % count for size in sizes):
         raise Refusal(f"it makes {count} equal parts of {sizes[0]} channels")
     return list(_parts(x, axis, [(sizes[0] // count, sizes[1] // count)] * count))
+
+
+def weight_parts(x: Param, axis: int, count: int) -> list[Param]:
+    """`count` equal parts of a weight along an axis, each still a weight, also where the weight has one width axis only."""
+    sizes = whole(x)[axis]
+    if any(size % count for size in sizes):
+        raise Refusal(f"it makes {count} equal parts of {sizes[0]} channels")
+    every, size = whole(x), (sizes[0] // count, sizes[1] // count)
+    at = lambda k: [(k * size[0], k * size[1]) if i == axis else (0, 0) for i in range(len(every))]
+    stop = lambda k: [((k + 1) * size[0], (k + 1) * size[1]) if i == axis else pair for i, pair in enumerate(every)]
+    return [_cut_param(x, at(k), stop(k), (1,) * len(every)) for k in range(count)]
 
 
 def whole(x: Value) -> list[tuple[int, int]]:

@@ -19,6 +19,7 @@ from tensorprog.frontend.logits import logits_refusal
 from tensorprog.frontend.matrices import narrowed
 from tensorprog.frontend.outputs import Output, average_of, output_of
 from tensorprog.frontend.params import Constant, Gaussian
+from tensorprog.frontend.refusals import moves_from_zero
 from tensorprog.frontend.trace import Trace
 from tensorprog.frontend.values import WIDTHS, Complex, Known, Param, Value, Var, fit_power, layout_of, width_axis
 from tensorprog.frontend.walk import run
@@ -209,6 +210,15 @@ def _output(outputs: Sequence[Value], any_power: bool) -> tuple[Node, tuple[int,
                 "the network's output is not random in the limit",
                 reason="it is the input or a constant, or an average over the width, which concentrates on its expectation",
                 mend="end it with a Gaussian readout, such as nn.dense(h, features=1); tp.compile and tp.joint take averages",
+            )
+        )
+    if out.power > 0 and not any_power and (words := moves_from_zero(node for _, node in out.blocks)) is not None:
+        raise NetworkError(
+            explain(
+                f"the network's tangent kernel grows with the width n like n^{2 * out.power}",
+                where=str(out.node.source) if out.node.source else None,
+                reason=words[0],
+                mend=words[1],
             )
         )
     if out.power and not any_power:

@@ -217,20 +217,45 @@ def _only_window(op: Position, var: Var, indices: np.ndarray) -> tuple[int, ...]
     return tuple(start) if inside else None
 
 
+def _without_width(indices: Value, start_index_map: tuple[int, ...], axis: int, mode: str) -> Value | None:
+    """The indices without those along the width, of windows that span it: such a window starts at zero, as a vmap of `w[i]` says in
+    so many numbers. None where it may not be there."""
+    column, last = start_index_map.index(axis), len(start_index_map) - 1
+    if isinstance(indices, Known):
+        if mode == "FILL_OR_DROP" and any(np.any(value[..., column]) for value in indices.values):
+            return None
+        first, second = (np.delete(value, column, -1) for value in indices.values)
+        return Known((first, second))
+    if mode == "FILL_OR_DROP" or column not in (0, last):
+        return None
+    var = to_var(indices)
+    start = (*(0 for _ in var.shape[1:]), 1 if column == 0 else 0)
+    stop = (*var.shape[:-1], last + (1 if column == 0 else 0))
+    layout = (*var.layout[:-1], axis_of((last, last)))
+    return map_positions(var, position("slice", start=start, stop=stop, stride=(1,) * len(start)), layout)
+
+
 def gather(eqn: Equation, x: Value, indices: Value) -> Value:
     """Positions by index."""
-    var, where = to_var(x), to_var(indices)
-    if where.random:
+    var = to_var(x)
+    if isinstance(indices, Var) and indices.random:
         raise Refusal("its indices are hidden values", "index with constants or with the input")
     p = eqn.params[0]
     numbers, axis = p["dimension_numbers"], width_axis(var.layout)
+    start_index_map = tuple(numbers.start_index_map)
     sizes = tuple(at_unit(var, pair) for pair in eqn.pairs("slice_sizes"))
-    if axis is not None and (sizes[axis] != var.shape[axis] or axis in numbers.start_index_map):
+    spans = axis is None or sizes[axis] == var.shape[axis]
+    if axis is not None and spans and axis in start_index_map:
+        trimmed = _without_width(indices, start_index_map, axis, p["mode"].name)
+        indices = indices if trimmed is None else trimmed
+        start_index_map = tuple(a for a in start_index_map if a != axis or trimmed is None)
+    if not spans or axis in start_index_map:
         raise Refusal("it indexes the width", "single hidden coordinates have no limit; index positions only")
+    where = to_var(indices)
     op = position(
         "gather", slice_sizes=sizes, mode=p["mode"].name, rank=len(eqn.out_shapes()[0]),
         offset_dims=tuple(numbers.offset_dims), collapsed_slice_dims=tuple(numbers.collapsed_slice_dims),
-        start_index_map=tuple(numbers.start_index_map), operand_batching_dims=tuple(numbers.operand_batching_dims),
+        start_index_map=start_index_map, operand_batching_dims=tuple(numbers.operand_batching_dims),
         start_indices_batching_dims=tuple(numbers.start_indices_batching_dims), fill_value=p.get("fill_value"),
     )  # fmt: skip
     layout = tuple(axis_of(pair) for pair in zip(*eqn.out_shapes(), strict=True))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tensorprog.errors import UnsupportedError, explain
 from tensorprog.frontend.values import WIDTHS, Known, Value
-from tensorprog.ir import Source
+from tensorprog.ir import LinComb, MatMul, Node, PositionMap, Source
 
 if TYPE_CHECKING:
     from tensorprog.frontend.walk import Equation
 
-__all__ = ["Refusal", "advice", "check_numbers", "same_place"]
+__all__ = ["Refusal", "advice", "check_numbers", "moves_from_zero", "same_place"]
 
 
 class Refusal(Exception):
@@ -94,3 +94,24 @@ def advice(primitive: str, of_complex: bool = False) -> tuple[str, str]:
         primitive, f"the primitive {primitive!r} is not in the table of rules for hidden vectors"
     )
     return reason, _ELSE
+
+
+def moves_from_zero(nodes: Iterable[Node]) -> tuple[str, str] | None:
+    """The reason and the mend where a weight that starts at zero made one of these, which grow with the width, through sums and maps of
+    positions: it is how the weight moves that grows then."""
+    left = list(nodes)
+    while left:
+        node = left.pop()
+        if isinstance(node, MatMul) and node.root.std == 0:
+            name = node.root.name
+            return (
+                f"the weight {name!r} starts at zero and moves by numbers of order one, of which a sum over the width makes a part of the "
+                "tangent kernel that grows like n",
+                f"let it move by 1/sqrt(n): {name!r} as tp.Constant(value=0.0, tangent_std=width**-0.5), of a model by "
+                f"init={{{name!r}: lambda width: tp.Constant(value=0.0, tangent_std=width**-0.5)}}",
+            )
+        if isinstance(node, LinComb):
+            left += [x for _, x in node.terms]
+        elif isinstance(node, PositionMap):
+            left.append(node.args[0])
+    return None

@@ -27,6 +27,7 @@ _OURS = Path(__file__).resolve().parents[1]
 _LIBRARIES = tuple(str(Path(module.__file__).resolve().parent) for module in (jax, np) if module.__file__)
 _MODULES = tuple(str(Path(_LIBRARIES[0]).parent / name) for name in ("flax", "equinox"))  # layers that others wrote
 _DOORS = str(_OURS / "models")
+_SAME_TYPES = "must have equal types"  # what JAX says of a loop whose state changes its type
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Trace:
 def source_of(eqn: jex.JaxprEqn) -> Source | None:
     """The user's own line that made an equation: the innermost frame outside JAX, its friends and tensorprog.
 
-    In a model made wholly of a library's layers it is the library's line.
+    In a model made wholly of a library's layers it is the library's line, after the name of the layer where the library gives it.
     """
     traceback = eqn.source_info.traceback
     if traceback is None:
@@ -57,7 +58,11 @@ def source_of(eqn: jex.JaxprEqn) -> Source | None:
         if frame.file_name.startswith(_DOORS):
             break
     layers = [frame for frame in traceback.frames if frame.file_name.startswith(_MODULES)]
-    return Source(_shorten(layers[0].file_name), layers[0].line_num, eqn.primitive.name) if layers else None
+    if not layers:
+        return None
+    layer = str(eqn.source_info.name_stack)
+    file = f"{layer}, {_shorten(layers[0].file_name)}" if layer else _shorten(layers[0].file_name)
+    return Source(file, layers[0].line_num, eqn.primitive.name)
 
 
 def from_library(jaxpr: jex.ClosedJaxpr) -> bool:
@@ -82,7 +87,12 @@ def trace(model: Model, example: Any) -> Trace:
     """Trace `model` on an example input (arrays, ShapeDtypeStructs or Python numbers) at both widths."""
     with jax.enable_x64(True):
         struct = abstract(example)
-        made = [_trace_at(width, model, struct) for width in WIDTHS]
+        try:
+            made = [_trace_at(width, model, struct) for width in WIDTHS]
+        except TypeError as error:
+            if _SAME_TYPES not in str(error):
+                raise
+            made = _in_single_precision(model, struct, error)
     (jaxpr1, specs1, out1), (jaxpr2, specs2, out2) = made
     paths1, leaves1 = _leaves(specs1)
     paths2, leaves2 = _leaves(specs2)
@@ -102,11 +112,22 @@ def trace(model: Model, example: Any) -> Trace:
     return Trace((jaxpr1, jaxpr2), (leaves1, leaves2), paths1, inputs, model.hypers, model.nonnegative, out1)
 
 
-def _trace_at(width: int, model: Model, struct: Any) -> tuple[jex.ClosedJaxpr, Any, Any]:
+def _in_single_precision(model: Model, struct: Any, error: TypeError) -> list[tuple[jex.ClosedJaxpr, Any, Any]]:
+    """The same in float32, for loops whose state is made of that type by name, as the cells of Flax make theirs: JAX does not let
+    it become float64 on its way. Constants then have the digits that float32 has."""
+    with jax.enable_x64(False):
+        single = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), struct)
+        try:
+            return [_trace_at(width, model, single, jnp.float32) for width in WIDTHS]
+        except TypeError:
+            raise error from None
+
+
+def _trace_at(width: int, model: Model, struct: Any, real: Any = jnp.float64) -> tuple[jex.ClosedJaxpr, Any, Any]:
     specs = model.specs(width)
     _leaves(specs)
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float64), specs, is_leaf=_is_spec)
-    hypers = {name: jax.ShapeDtypeStruct((), jnp.float64) for name in model.hypers}
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, real), specs, is_leaf=_is_spec)
+    hypers = {name: jax.ShapeDtypeStruct((), real) for name in model.hypers}
     out_tree: list[Any] = []
 
     def run(params: Any, hypers: dict[str, Any], x: Any) -> Any:

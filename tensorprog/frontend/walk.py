@@ -392,28 +392,31 @@ def _cond(eqn: Equation, values: Sequence[Value]) -> list[Value]:
             )
         )
     branch = int(index.values[0])
-    return run(tuple(p["branches"][branch] for p in eqn.params), operands, eqn.source)
+    return run(tuple(p["branches"][branch] for p in eqn.params), operands, eqn.source, eqn.wanted)
 
 
 def _scan(eqn: Equation, values: Sequence[Value]) -> Iterator[Value]:
-    """A loop of known length is unrolled: one weight used at every step."""
+    """A loop of known length is unrolled: one weight used at every step. What it stacks and nobody reads, such as the parameters that
+    flax.nnx.remat hands through, is left out."""
     params = eqn.params[0]
     bodies = _bodies(eqn, "jaxpr")
     (n_consts, n_carry), length = loop_sizes(eqn.eqns[0], bodies[0].jaxpr), params["length"]
     consts, carry, xs = values[:n_consts], list(values[n_consts : n_consts + n_carry]), values[n_consts + n_carry :]
     steps = range(length - 1, -1, -1) if params["reverse"] else range(length)
     made: dict[int, list[Value]] = {}
+    stacked = eqn.wanted[n_carry:]
     try:
         for t in steps:
             results = run(
                 bodies,
                 [*consts, *carry, *(step_of(x, t) if isinstance(x, Matrices) else take_step(x, t) for x in xs)],
                 eqn.source,
+                (True,) * n_carry + stacked,
             )
             carry, made[t] = results[:n_carry], results[n_carry:]
         yield from carry
-        for i in range(len(eqn.eqns[0].outvars) - n_carry):
+        for i, read in enumerate(stacked):
             kind = np.dtype(aval(eqn.eqns[0].outvars[n_carry + i]).dtype)
-            yield stack_steps([made[t][i] for t in range(length)], dtype=kind)
+            yield stack_steps([made[t][i] for t in range(length)], dtype=kind) if read else _UNREAD
     except Refusal as refusal:
         raise refusal.at("scan", eqn.source) from None

@@ -18,7 +18,8 @@ __all__ = ["Door", "building", "concrete", "draws_when_called", "one_model", "ru
 
 ENTRIES = 1 << 20  # of all parameters of a model at one width, to be drawn by building it again and again
 BUILT = (2, 16)  # but at least and at most so often
-MORE = 1 << 16  # entries of one parameter to draw where the models built gave too few
+MORE = 1 << 16  # entries of one parameter below which the models built gave too few
+DRAWN = 1 << 19  # entries of it that are drawn then
 # The draws are few and the sizes many: compiling is what costs time.
 QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
 
@@ -60,7 +61,7 @@ def sample(
         sizes = {name: math.prod(door.shapes(width)[name]) for name in found}
         for name, rows in draws.items():
             if door.keyed and _too_few(np.stack(rows), sizes[name] * len(rows)):
-                rows[:] = _many(door, width, name, key, max(MORE // sizes[name], 2))
+                rows[:] = _many(door, width, name, key, max(DRAWN // sizes[name], 2))
             found[name].append(_collected(width, sizes[name], np.stack(rows)))
     return found, first
 
@@ -134,7 +135,16 @@ def draws_when_called(what: str, drawn: str, mend: str) -> NetworkError:
 
 
 def running_statistics(what: str, names: list[str]) -> NetworkError:
-    """Batch norm uses statistics that no data went into."""
+    """Batch norm uses statistics that no data went into, or another layer what it keeps from call to call."""
+    if not all(name.rsplit(".", 1)[-1] in ("mean", "var") for name in names):
+        return NetworkError(
+            explain(
+                f"{what}: the model uses statistics without updating them ({', '.join(names)}), as spectral norm does",
+                reason="they start as numbers that say nothing of the parameters or of data, one for each coordinate or for all, and a limit "
+                "of the model would be one with these",
+                mend="leave the layer out, or normalise by what the model computes in the same call",
+            )
+        )
     return NetworkError(
         explain(
             f"{what}: batch norm uses its running statistics ({', '.join(names)})",

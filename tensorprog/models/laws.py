@@ -22,9 +22,10 @@ from tensorprog.errors import NetworkError, explain
 __all__ = ["Law", "Moments", "read_law"]
 
 # Fourth moment over squared variance, of the laws that initialisers use; truncated at two standard deviations.
-KURTOSIS = {"Gaussian": 3.0, "truncated normal": 2.365537, "uniform": 1.8}
+KURTOSIS = {"Gaussian": 3.0, "truncated normal": 2.365537, "uniform": 1.8, "Rademacher": 1.0}
 # variance / (largest entry)^2, and how many times 1/entries the relative error of the variance so found is.
-BOUNDED = {"uniform": (1 / 3, 2.0), "truncated normal": (0.7737413 / 4, 9.0)}
+BOUNDED = {"uniform": (1 / 3, 2.0), "truncated normal": (0.7737413 / 4, 9.0), "Rademacher": (1.0, 0.0)}
+FEW_LARGE = 20.0  # a kurtosis above which entries are few and large
 SIGMAS = 4.5
 COINCIDENCE = 0.05  # a fraction is believed where a random number would be this rarely so close to one so simple
 ROUNDING = 2e-6  # of statistics of float32 draws
@@ -97,7 +98,7 @@ def power_of_width(scale: Fraction | float, power: Fraction) -> str:
 
 
 def read_law(name: str, samples: Sequence[Moments], sizes: Sequence[int]) -> Law:
-    """The law of the parameter `name` from its draws at growing widths. sizes: its axes that do not grow.
+    """The law of the parameter `name` from its draws at growing widths. sizes: its axes that do not grow, those of size one too.
 
     Raises NetworkError where the draws are those of no law that a tensor program starts from.
     """
@@ -114,21 +115,42 @@ def read_law(name: str, samples: Sequence[Moments], sizes: Sequence[int]) -> Law
     kurtosis = float(np.average([s.fourth / s.square**2 for s in samples], weights=[s.entries for s in samples]))
     entries = sum(s.entries for s in samples)
     kind = _kind(kurtosis, entries)
-    squares = np.concatenate([s.per_draw[:, 1] * u for s, u in zip(samples, unit, strict=True)])
-    if len(squares) > 1 and np.ptp(squares) <= 20 * ROUNDING * squares.mean() and entries > 10 * len(squares):
-        return _snapped("orthogonal", float(squares.mean()), 0.0, power, sizes)
+    widths = np.array([s.width for s in samples], float)
+    squares = [s.per_draw[:, 1] * u for s, u in zip(samples, unit, strict=True)]
+    every = np.concatenate(squares)
+    if (
+        kind != "Rademacher"
+        and len(every) > 1
+        and entries > 10 * len(every)
+        and np.ptp(every) <= 20 * ROUNDING * every.mean()
+    ):
+        # normalised: orthogonal, unless its entries are no more like a Gaussian than those of few coordinates on a sphere
+        last = samples[-1]
+        near = last.fourth / last.square**2 > 3 * last.width / (last.width + 8) - 0.03 - SIGMAS * math.sqrt(
+            24 / last.entries
+        )
+        return _fitted(
+            "orthogonal" if near else "unnamed law",
+            [s.mean() for s in squares],
+            [0.0] * len(samples),
+            widths,
+            power,
+            sizes,
+        )
+    means = [s.square * u for s, u in zip(samples, unit, strict=True)]
     if kind in BOUNDED:
         factor, spread = BOUNDED[kind]
-        top = [max(-s.low, s.high) * math.sqrt(u) for s, u in zip(samples, unit, strict=True)]
-        scale, error = factor * max(top) ** 2 * (1 + spread / 2 / entries), spread / entries
-        mean = float(
-            np.average([s.square * u for s, u in zip(samples, unit, strict=True)], weights=[s.entries for s in samples])
-        )
-        if abs(mean / scale - 1) <= SIGMAS * math.sqrt((kurtosis - 1) / entries) + 2 * error:
-            return _snapped(kind, scale, error, power, sizes)
+        tops = [factor * max(-s.low, s.high) ** 2 * u for s, u in zip(samples, unit, strict=True)]
+        errors = [spread / s.entries for s in samples]
+        scales = [top * (1 + error / 2) for top, error in zip(tops, errors, strict=True)]
+        if all(
+            abs(mean / scale - 1) <= SIGMAS * math.sqrt(max(kurtosis - 1, 0.0) / s.entries) + 2 * error + 2 * ROUNDING
+            for mean, scale, error, s in zip(means, scales, errors, samples, strict=True)
+        ):
+            return _fitted(kind, scales, errors, widths, power, sizes)
         kind = "unnamed law"
-    scale, error = _extrapolated(samples, unit, kurtosis)
-    return _snapped(kind, scale, error, power, sizes)
+    errors = [math.sqrt(max(kurtosis - 1, 0.1) / s.entries) for s in samples]
+    return _fitted(kind, means, errors, widths, power, sizes)
 
 
 def _unreadable(name: str, reason: str) -> NetworkError:
@@ -152,6 +174,14 @@ def _check_random(name: str, samples: Sequence[Moments]) -> None:
         if abs(s.mean) > SIGMAS * math.sqrt(s.square / s.entries) + ROUNDING * max(abs(s.low), abs(s.high)):
             raise _unreadable(name, f"its entries are not centred: at width {s.width} their mean is {s.mean:.4g}, the standard "
                               f"deviation {math.sqrt(max(s.square - s.mean**2, 0.0)):.4g}")  # fmt: skip
+    a, b = samples[0], samples[-1]
+    few, many = a.fourth / a.square**2, b.fourth / b.square**2
+    if many > FEW_LARGE and many / few > 0.6 * b.width / a.width > 1:
+        raise _unreadable(
+            name,
+            f"few of its entries are large, and no more of them as the width grows (its fourth moment over the squared variance is {few:.3g} "
+            f"at width {a.width} and {many:.3g} at {b.width}), so that sums over the width do not become Gaussian",
+        )
 
 
 def _power(name: str, samples: Sequence[Moments]) -> Fraction:
@@ -179,34 +209,57 @@ def _kind(kurtosis: float, entries: int) -> str:
     return near[0] if len(near) == 1 else "unnamed law"
 
 
-def _extrapolated(samples: Sequence[Moments], unit: Sequence[float], kurtosis: float) -> tuple[float, float]:
-    """The scale from second moments and its relative error; with a 1/n correction where they ask for one."""
-    values = np.array([s.square * u for s, u in zip(samples, unit, strict=True)])
-    errors = values * np.array([math.sqrt(max(kurtosis - 1, 0.1) / s.entries) for s in samples]) + 1e-12
+def _fitted(
+    kind: str, values: Sequence[float], errors: Sequence[float], widths: np.ndarray, power: Fraction, sizes: Sequence[int]
+) -> Law:  # fmt: skip
+    """The law of variance c n^p from c as seen at each width, with relative errors.
+
+    The mean of fan-in n and fan-out f makes c n^p / (1 + f/n) instead, which tends to c n^p: every fixed size is tried as an f. Where no
+    fraction fits, c is what these tend to, and not knowing f is part of its error where they do not show it.
+    """
+    seen, relative = np.array(values), np.array(errors) + ROUNDING
+    found = []
+    fans = (0, *sorted(set(sizes)))
+    for fan in fans:
+        corrected = seen * (1 + fan / widths)
+        scale, error = float(np.average(corrected, weights=relative**-2)), float(np.sum(relative**-2) ** -0.5)
+        misfit = float(np.max(np.abs(corrected / scale - 1) / relative))
+        found.append((misfit, scale, error))
+        exact = (
+            simple_fraction(scale, SIGMAS * error + 2 * ROUNDING, sizes, len(fans)) if misfit <= 2 * SIGMAS else None
+        )
+        if exact is not None:
+            return Law(kind, exact, power)
+    scale, error, bends = _extrapolated(seen, relative, widths)
+    exact = simple_fraction(scale, SIGMAS * error + 2 * ROUNDING, sizes, len(fans) + 1) if bends else None
+    if exact is not None:
+        return Law(kind, exact, power)
+    possible = [value for misfit, value, _ in found if misfit <= 2 * SIGMAS and not bends] or [scale]
+    return Law(kind, scale, power, error=math.hypot(error, (max(possible) - min(possible)) / 2 / scale))
+
+
+def _extrapolated(values: np.ndarray, errors: np.ndarray, widths: np.ndarray) -> tuple[float, float, bool]:
+    """c and its relative error of c / (1 + t/n), and whether the values ask for a t other than zero."""
+    inverse, sigma = 1 / values, errors / values
     if len(values) > 2:
-        design = np.stack([np.ones(len(values)), [1 / s.width for s in samples]], 1)
-        covariance = np.linalg.inv(design.T @ (design / errors[:, None] ** 2))
-        scale, trend = covariance @ design.T @ (values / errors**2)
-        if abs(trend) > 3 * math.sqrt(covariance[1, 1]):
-            return float(scale), math.sqrt(covariance[0, 0]) / float(scale)
-    mean = float(np.average(values, weights=errors**-2))
-    return mean, float(np.sum(errors**-2) ** -0.5) / mean
+        design = np.stack([np.ones(len(values)), 1 / widths], 1)
+        covariance = np.linalg.inv(design.T @ (design / sigma[:, None] ** 2))
+        limit, trend = covariance @ design.T @ (inverse / sigma**2)
+        if abs(trend) > 3 * math.sqrt(covariance[1, 1]) and limit > 0:
+            return 1 / float(limit), math.sqrt(covariance[0, 0]) / float(limit), True
+    return float(np.average(values, weights=errors**-2)), float(np.sum(errors**-2) ** -0.5), False
 
 
 # ------------------------------------------------------------------------------------------ fractions
 
 
-def _snapped(kind: str, scale: float, error: float, power: Fraction, sizes: Sequence[int]) -> Law:
-    exact = simple_fraction(scale, SIGMAS * error + 2 * ROUNDING, sizes)
-    return Law(kind, scale, power, error=error + ROUNDING) if exact is None else Law(kind, exact, power)
-
-
-def simple_fraction(value: float, tolerance: float, sizes: Sequence[int]) -> Fraction | None:
+def simple_fraction(value: float, tolerance: float, sizes: Sequence[int], tries: int = 1) -> Fraction | None:
     """The simple fraction that `value` is within a relative `tolerance`, or None.
 
     Simple are fractions r/f with r of small numerator and denominator and f a product of some of `sizes` (a fan-in),
     their squares (of a standard deviation), and decimals of one digit, as values or as standard deviations. About H
-    fractions r have numerator times denominator at most H in one e-fold, so 2 H tolerance is the chance of a coincidence.
+    fractions r have numerator times denominator at most H in one e-fold, so 2 H tolerance is the chance of a coincidence. tries: how
+    many values are looked at, any of which may coincide.
     """
     fans = {math.prod(chosen) for k in range(len(sizes) + 1) for chosen in combinations(sizes, k)}
     candidates = []
@@ -221,7 +274,7 @@ def simple_fraction(value: float, tolerance: float, sizes: Sequence[int]) -> Fra
         if abs(float(digit) / number - 1) <= tolerance / (2 if square else 1):
             candidates.append((4, digit**2 if square else digit))
     chance, best = min(candidates)
-    return best if 2 * tolerance * chance <= COINCIDENCE else None
+    return best if 2 * tolerance * chance * tries <= COINCIDENCE else None
 
 
 def _simplest(value: float, tolerance: float) -> Fraction:

@@ -223,7 +223,7 @@ def network_of(
     sampled, draws = sample(door, widths, names, seed)
     laws = {}
     for name, shape in sorted(door.shapes(WIDTHS[0]).items()):
-        fixed = [a for a, b in zip(shape, door.shapes(WIDTHS[1])[name], strict=True) if a == b > 1]
+        fixed = [a for a, b in zip(shape, door.shapes(WIDTHS[1])[name], strict=True) if a == b]
         laws[name] = (
             _given_law(what, name, given[name], shape) if name in given else read_law(name, sampled[name], fixed)
         )

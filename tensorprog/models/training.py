@@ -75,10 +75,12 @@ class Training:
             by_hand = isinstance(start, Gaussian) and start.tangent_std is not None
         if self.name == "ntk" or start.tangent_std == 0 or by_hand:
             return start
+        # a matrix of zeros is summed over a width too, or has no part in the limit: of layers that start at zero, and of readouts
+        zeros = law.constant and not law.value and len(shape) > 1
         if not self.by_use:  # what remains are the parameters of variance c/n, whose gradients are the largest
-            return replace(start, tangent_std=width**-0.5 if law.power == -1 and not law.constant else 0.0)
+            return replace(start, tangent_std=width**-0.5 if zeros or (law.power == -1 and not law.constant) else 0.0)
         if summed is None:
-            return start
+            return replace(start, tangent_std=width**-0.5) if zeros else start
         if summed:
             return replace(start, tangent_std=((self.at_width or 1) / width) ** 0.5)
         if law.power < 0 and not law.constant:  # how it starts has no part in the limit, how it moves has

@@ -34,6 +34,7 @@ INDEPENDENT: dict[str, Draw] = {
     "orthogonal": orthogonal,
     "a part of an orthogonal one": lambda r: orthogonal(r, 2 * N)[:, :N].reshape(2, N, N),
     "a vector": lambda r: r.standard_normal(N),
+    "of one size": lambda r: r.choice([-0.5, 0.5], (N, N)),
     "one number": lambda r: r.standard_normal(1),
 }
 
