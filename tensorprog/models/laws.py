@@ -147,7 +147,7 @@ def read_law(name: str, samples: Sequence[Moments], sizes: Sequence[int]) -> Law
             abs(mean / scale - 1) <= SIGMAS * math.sqrt(max(kurtosis - 1, 0.0) / s.entries) + 2 * error + 2 * ROUNDING
             for mean, scale, error, s in zip(means, scales, errors, samples, strict=True)
         ):
-            return _fitted(kind, scales, errors, widths, power, sizes)
+            return _fitted(kind, scales, errors, widths, power, sizes, bounded=True)
         kind = "unnamed law"
     errors = [math.sqrt(max(kurtosis - 1, 0.1) / s.entries) for s in samples]
     return _fitted(kind, means, errors, widths, power, sizes)
@@ -210,44 +210,53 @@ def _kind(kurtosis: float, entries: int) -> str:
 
 
 def _fitted(
-    kind: str, values: Sequence[float], errors: Sequence[float], widths: np.ndarray, power: Fraction, sizes: Sequence[int]
+    kind: str, values: Sequence[float], errors: Sequence[float], widths: np.ndarray, power: Fraction, sizes: Sequence[int],
+    *, bounded: bool = False,
 ) -> Law:  # fmt: skip
-    """The law of variance c n^p from c as seen at each width, with relative errors.
+    """The law of variance c n^p from c as seen at each width, with relative errors. bounded: by the largest entry, which is the largest
+    of all widths then.
 
     The mean of fan-in n and fan-out f makes c n^p / (1 + f/n) instead, which tends to c n^p: every fixed size is tried as an f. Where no
     fraction fits, c is what these tend to, and not knowing f is part of its error where they do not show it.
     """
     seen, relative = np.array(values), np.array(errors) + ROUNDING
-    found = []
-    fans = (0, *sorted(set(sizes)))
+    fans: tuple[int, ...] = (0, *sorted(set(sizes))) if power < 0 else (0,)
+    possible: list[float] = []
     for fan in fans:
         corrected = seen * (1 + fan / widths)
-        scale, error = float(np.average(corrected, weights=relative**-2)), float(np.sum(relative**-2) ** -0.5)
-        misfit = float(np.max(np.abs(corrected / scale - 1) / relative))
-        found.append((misfit, scale, error))
-        exact = (
-            simple_fraction(scale, SIGMAS * error + 2 * ROUNDING, sizes, len(fans)) if misfit <= 2 * SIGMAS else None
-        )
+        scale, error = _pooled(corrected, relative, bounded)
+        if np.any(np.abs(corrected / scale - 1) > 2 * SIGMAS * relative):
+            continue
+        exact = simple_fraction(scale, SIGMAS * error + 2 * ROUNDING, sizes, len(fans) if fan else 1)
         if exact is not None:
             return Law(kind, exact, power)
-    scale, error, bends = _extrapolated(seen, relative, widths)
-    exact = simple_fraction(scale, SIGMAS * error + 2 * ROUNDING, sizes, len(fans) + 1) if bends else None
-    if exact is not None:
-        return Law(kind, exact, power)
-    possible = [value for misfit, value, _ in found if misfit <= 2 * SIGMAS and not bends] or [scale]
-    return Law(kind, scale, power, error=math.hypot(error, (max(possible) - min(possible)) / 2 / scale))
+        possible.append(scale)
+    if (bent := _extrapolated(seen, relative, widths)) is not None:
+        scale, error = bent
+        exact = simple_fraction(scale, SIGMAS * error + 2 * ROUNDING, sizes, len(fans) + 1)
+        return Law(kind, scale, power, error=error) if exact is None else Law(kind, exact, power)
+    scale, error = _pooled(seen, relative, bounded)
+    return Law(kind, scale, power, error=math.hypot(error, *((c / scale - 1) / 2 for c in possible)))
 
 
-def _extrapolated(values: np.ndarray, errors: np.ndarray, widths: np.ndarray) -> tuple[float, float, bool]:
-    """c and its relative error of c / (1 + t/n), and whether the values ask for a t other than zero."""
+def _pooled(values: np.ndarray, errors: np.ndarray, bounded: bool) -> tuple[float, float]:
+    """One value of those at all widths, and its relative error."""
+    if not bounded:
+        return float(np.average(values, weights=errors**-2)), float(np.sum(errors**-2) ** -0.5)
+    error = float(1 / np.sum(1 / errors))
+    return float(np.max(values / (1 + errors / 2))) * (1 + error / 2), error
+
+
+def _extrapolated(values: np.ndarray, errors: np.ndarray, widths: np.ndarray) -> tuple[float, float] | None:
+    """c and its relative error of c / (1 + t/n); None where the values ask for no t but zero."""
     inverse, sigma = 1 / values, errors / values
     if len(values) > 2:
         design = np.stack([np.ones(len(values)), 1 / widths], 1)
         covariance = np.linalg.inv(design.T @ (design / sigma[:, None] ** 2))
         limit, trend = covariance @ design.T @ (inverse / sigma**2)
         if abs(trend) > 3 * math.sqrt(covariance[1, 1]) and limit > 0:
-            return 1 / float(limit), math.sqrt(covariance[0, 0]) / float(limit), True
-    return float(np.average(values, weights=errors**-2)), float(np.sum(errors**-2) ** -0.5), False
+            return 1 / float(limit), math.sqrt(covariance[0, 0]) / float(limit)
+    return None
 
 
 # ------------------------------------------------------------------------------------------ fractions
