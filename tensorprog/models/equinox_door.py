@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.models.door import Door, building, concrete, one_model
@@ -27,9 +28,9 @@ def from_equinox(
     build: `build(width, key)` makes the module at a width. call: `call(model, x)` runs it, `model(x)` by default. The
     other arguments are those of `tp.from_flax`.
 
-    Every array of real numbers is trained (`eqx.is_inexact_array`). The layers of Equinox draw weights and biases
-    uniformly with the variance 1/(3 fan-in): the biases of wide layers vanish in the limit and have no part in it unless
-    `init` gives them one.
+    Every array of real numbers is trained (`eqx.is_inexact_array`) but those of an `eqx.nn.State`, which are constants. The
+    layers of Equinox draw weights and biases uniformly with the variance 1/(3 fan-in): the biases of wide layers vanish in the
+    limit and have no part in it unless `init` gives them one.
 
     Raises NetworkError where the module cannot be built at several widths, or an initial law cannot be read.
 
@@ -60,8 +61,13 @@ def from_equinox(
     training = Training.of("from_equinox", parametrization, at_width)
     run = call or (lambda model, x: model(x))
 
+    def divided(model: Any) -> tuple[Any, Any]:
+        """What is trained, and the rest: an `eqx.nn.State`, as the running statistics of a batch norm, is carried and not trained."""
+        state = lambda part: isinstance(part, eqx.nn.State)
+        return eqx.partition(model, jax.tree.map(lambda part: not state(part) and _is_real(part), model, is_leaf=state))
+
     def parameters(width: int, key: jax.Array) -> dict[str, jax.Array]:
-        named = _named(eqx.filter(build(width, key), eqx.is_inexact_array))
+        named = _named(divided(build(width, key))[0])
         _check_shared(named)
         return named
 
@@ -71,10 +77,10 @@ def from_equinox(
         made = lambda: build(width, jax.random.key(seed))
         try:
             model = eqx.filter_eval_shape(made)
-            shapes, rest = eqx.partition(model, _is_real)
+            shapes, rest = divided(model)
             arrays, static = eqx.partition(rest, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
             if jax.tree.leaves(arrays):
-                found = lambda: [a for a in jax.tree.leaves(made()) if eqx.is_array(a) and not eqx.is_inexact_array(a)]
+                found = lambda: jax.tree.leaves(eqx.filter(divided(made())[1], eqx.is_array))
                 rest = eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), concrete(found)), static)
         except Exception as error:
             raise building("from_equinox", width, error) from error
@@ -97,7 +103,7 @@ def from_equinox(
 
 
 def _is_real(leaf: Any) -> bool:
-    return isinstance(leaf, jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return isinstance(leaf, (jax.ShapeDtypeStruct, jax.Array, np.ndarray)) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def _named(tree: Any) -> dict[str, Any]:

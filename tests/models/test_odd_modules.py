@@ -79,6 +79,42 @@ def test_a_table_under_vmap() -> None:
     np.testing.assert_allclose(found.ntk, nngp + equal / 2, rtol=1e-10)
 
 
+class Stated(eqx.Module):
+    """A batch norm by the statistics that it carries, zero and one at the start; or what that is, by hand."""
+
+    hidden: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    readout: eqx.nn.Linear
+
+    def __init__(self, width: int, key: jax.Array):
+        self.hidden = eqx.nn.Linear(3, width, use_bias=False, key=key)
+        self.norm = eqx.nn.BatchNorm(width, axis_name="batch", mode="batch", inference=True)
+        self.readout = eqx.nn.Linear(width, 1, use_bias=False, key=key)
+
+    def __call__(self, x: jax.Array, state: eqx.nn.State | None) -> jax.Array:
+        h = self.hidden(x)
+        if state is None:
+            assert self.norm.weight is not None
+            assert self.norm.bias is not None
+            h = h / jnp.sqrt(1 + self.norm.eps) * self.norm.weight + self.norm.bias
+        else:
+            h, _ = self.norm(h, state)
+        return self.readout(jax.nn.relu(h))
+
+
+def test_a_state_is_not_trained() -> None:
+    """Its arrays counted as parameters, each moving by one."""
+    laws = {"0.hidden.weight": tp.Gaussian(std=0.5), "0.readout.weight": OVER_WIDTH}
+    xs = np.random.default_rng(0).standard_normal((3, 3))
+    build = lambda width, key: eqx.nn.make_with_state(Stated)(width, key)
+    stated = tp.from_equinox(build, init=laws, call=lambda pair, x: pair[0](x, pair[1]))
+    by_hand = tp.from_equinox(build, init=laws, call=lambda pair, x: pair[0](x, None))
+    assert list(stated.laws) == ["0.hidden.weight", "0.norm.bias", "0.norm.weight", "0.readout.weight"]
+    found, wanted = kernels(stated, xs), kernels(by_hand, xs)
+    np.testing.assert_allclose(found.nngp, wanted.nngp, rtol=1e-6)  # the statistics and their eps are float32
+    np.testing.assert_allclose(found.ntk, wanted.ntk, rtol=1e-6)
+
+
 # ------------------------------------------------------------------------------------------ loops of Flax
 
 
