@@ -19,6 +19,8 @@ __all__ = ["Door", "building", "concrete", "draws_when_called", "one_model", "ru
 ENTRIES = 1 << 20  # of all parameters of a model at one width, to be drawn by building it again and again
 BUILT = (2, 16)  # but at least and at most so often
 MORE = 1 << 16  # entries of one parameter below which the models built gave too few
+AT_MOST = 1 << 28  # entries of the model drawn for it, unless MORE asks for them
+HELD = 1 << 24  # entries held at once
 DRAWN = 1 << 19  # entries of it that are drawn then
 # The draws are few and the sizes many: compiling is what costs time.
 QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
@@ -61,7 +63,8 @@ def sample(
         sizes = {name: math.prod(door.shapes(width)[name]) for name in found}
         for name, rows in draws.items():
             if door.keyed and _too_few(np.stack(rows), sizes[name] * len(rows)):
-                rows[:] = _many(door, width, name, key, max(DRAWN // sizes[name], 2))
+                wanted = min(DRAWN // sizes[name], AT_MOST // total)
+                rows[:] = _many(door, width, name, key, max(wanted, MORE // sizes[name], 2))
             found[name].append(_collected(width, sizes[name], np.stack(rows)))
     return found, first
 
@@ -80,7 +83,11 @@ def _too_few(draws: np.ndarray, entries: int) -> bool:
 
 
 def _many(door: Door, width: int, name: str, key: jax.Array, count: int) -> np.ndarray:
-    run = jax.jit(jax.vmap(lambda one: _statistics(door.parameters(width, one)[name].astype(jnp.float32), jnp)))
+    one = lambda key: _statistics(door.parameters(width, key)[name].astype(jnp.float32), jnp)
+    entries = sum(
+        math.prod(shape) for shape in door.shapes(width).values()
+    )  # that one of it may be made of, as a norm is
+    run = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=max(HELD // entries, 1)))
     return np.asarray(run.lower(keys := jax.random.split(key, count)).compile(QUICKLY)(keys), float)
 
 
