@@ -19,9 +19,9 @@ __all__ = ["Door", "building", "concrete", "draws_when_called", "one_model", "ru
 ENTRIES = 1 << 20  # of all parameters of a model at one width, to be drawn by building it again and again
 BUILT = (2, 16)  # but at least and at most so often
 MORE = 1 << 16  # entries of one parameter below which the models built gave too few
+DRAWN = 1 << 19  # entries of it that are drawn then
 AT_MOST = 1 << 28  # entries of the model drawn for it, unless MORE asks for them
 HELD = 1 << 24  # entries held at once
-DRAWN = 1 << 19  # entries of it that are drawn then
 # The draws are few and the sizes many: compiling is what costs time.
 QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
 
@@ -84,9 +84,7 @@ def _too_few(draws: np.ndarray, entries: int) -> bool:
 
 def _many(door: Door, width: int, name: str, key: jax.Array, count: int) -> np.ndarray:
     one = lambda key: _statistics(door.parameters(width, key)[name].astype(jnp.float32), jnp)
-    entries = sum(
-        math.prod(shape) for shape in door.shapes(width).values()
-    )  # that one of it may be made of, as a norm is
+    entries = sum(map(math.prod, door.shapes(width).values()))  # it may be made of all of them, as a norm is
     run = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=max(HELD // entries, 1)))
     return np.asarray(run.lower(keys := jax.random.split(key, count)).compile(QUICKLY)(keys), float)
 
