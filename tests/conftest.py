@@ -35,7 +35,7 @@ def tolerance() -> Callable[[Any], float]:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: to look for cycles in it again and again took a tenth of the time of the tests."""
+    """What was imported stays: nobody needs to look for cycles in it again and again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)

@@ -236,9 +236,8 @@ def lincomb(terms: Sequence[tuple[float, Var]]) -> Var:
     terms = _without_vanishing(terms)
     powers = {var.power for _, var in terms}
     if len(powers) > 1:
-        if (
-            words := moves_from_zero(n for _, var in terms if var.power == max(powers) for _, n in var.blocks)
-        ) is not None:
+        words = moves_from_zero(n for _, var in terms if var.power == max(powers) for _, n in var.blocks)
+        if words is not None:
             raise Refusal(*words)
         raise Refusal(
             f"it adds terms that grow with different powers of the width: {', '.join(f'n^{p}' for p in sorted(powers))}",

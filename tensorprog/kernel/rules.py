@@ -151,11 +151,10 @@ class Rules:
         (a, x), (b, y) = left, right
         lx, ly = _against(q.lu, x), _against(q.lv, y)
         scale, factors, letters = 1.0, [], []
-        squared = _variance(a) if a is b else None
-        if squared is not None:
-            factors.append(Operand((yield Value(squared)), 0 if q.cross else None))
-            letters.append("")
-        for coefficient, own, side in ((a, q.lu, 0), (b, q.lv, 1)) if squared is None else ():
+        coefficients: tuple[tuple[float | Node, str, int], ...] = ((a, q.lu, 0), (b, q.lv, 1))
+        if a is b and (variance := _variance(a)) is not None:
+            coefficients = ((variance, "", 0),)
+        for coefficient, own, side in coefficients:
             if isinstance(coefficient, Node):
                 factors.append(Operand((yield Value(coefficient)), side if q.cross else None))
                 letters.append(_against(own, coefficient))
