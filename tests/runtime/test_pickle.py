@@ -28,7 +28,7 @@ class Pair(NamedTuple):
 
 
 def net(x: Any) -> Any:
-    h = jax.nn.relu(nn.dense(x, weight_var=tp.hyper("w", 1.5), bias_var=0.1))
+    h = jax.nn.relu(nn.dense(x, weight_var=tp.hyper("w", 1.5), bias_var=0.1375))
     return nn.dense(h, features=1)
 
 
