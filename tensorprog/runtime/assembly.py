@@ -40,10 +40,6 @@ __all__ = [
     "upper",
 ]
 
-STRIP = (
-    16  # columns of a turned tile that are written together: so many of its rows, read side by side, stay in the cache
-)
-
 T = TypeVar("T")
 Partner = tuple[int, int]  # which matrix has the other half of one, and how many of its own output axes are of x'
 
@@ -210,12 +206,6 @@ class HostMatrices(Matrices):
         super().__init__([empty(shape, dtype) for shape in shapes], partners)
         self._device = device
 
-    def halves(self, rows: int, columns: int) -> Callable[[Sequence[Any]], list[Any]]:
-        """Code for the other halves of tiles. Without output axes they are views, and turned as they are written."""
-        if any(a.ndim > 2 for a in self.arrays):
-            return super().halves(rows, columns)
-        return lambda parts: [np.asarray(parts[other]).T for other, _ in self._partners]
-
     def put(self, place: Place, parts: Sequence[Any], halves: Sequence[Any] | None) -> None:
         """Write a tile of each."""
         for k, whole in enumerate(self.arrays):
@@ -225,9 +215,7 @@ class HostMatrices(Matrices):
                 whole[place.rows, place.columns] = np.where(self._upper(parts[k], k), parts[k], halves[k])
             else:
                 whole[place.rows, place.columns] = parts[k]
-                target = whole[place.columns, place.rows]
-                for start in range(0, target.shape[1], STRIP):
-                    target[:, start : start + STRIP] = halves[k][:, start : start + STRIP]
+                whole[place.columns, place.rows] = halves[k]
 
     def change(self, index: int, pairs: Pairs, values: np.ndarray, mirror: bool) -> None:
         """Write single entries of one of them."""

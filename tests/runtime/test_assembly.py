@@ -16,7 +16,7 @@ import pytest
 import tensorprog as tp
 from tensorprog import nn
 from tensorprog.runtime import pieces, tiles
-from tensorprog.runtime.assembly import STRIP, Ahead, DeviceMatrices, HostMatrices, Pairs, Place, at_once
+from tensorprog.runtime.assembly import Ahead, DeviceMatrices, HostMatrices, Pairs, Place, at_once
 from tensorprog.runtime.memory import ALIGNED
 
 
@@ -120,18 +120,18 @@ def test_single_entries() -> None:
         np.testing.assert_array_equal(made.get()[0], [[0, 0, 5], [0, 0, 0], [5, 0, 0]])
 
 
-def test_the_other_half_is_turned_in_strips() -> None:
-    """A tile wider than a strip, cut off at the edge, stands turned below the diagonal."""
-    n, size = 3 * STRIP, 2 * STRIP + 5
+def test_the_other_half() -> None:
+    """A tile, cut off at the edge, stands turned below the diagonal."""
+    n, size = 48, 37
     whole = np.random.default_rng(0).standard_normal((n, n)).astype(np.float32)
     whole = np.triu(whole) + np.triu(whole, 1).T
     made = HostMatrices([(n, n)], np.float32, None, [(0, 0)])
-    halves = made.halves(size, size)
     for rows, columns in [
         (slice(0, size), slice(0, size)), (slice(0, size), slice(size, n)), (slice(size, n), slice(size, n)),
     ]:  # fmt: skip
         part = [jnp.asarray(whole[rows, columns])]
-        made.put(Place(rows, columns), [np.asarray(k) for k in part], halves(part))
+        halves = made.halves(*part[0].shape)(part)
+        made.put(Place(rows, columns), [np.asarray(k) for k in part], [np.asarray(k) for k in halves])
     np.testing.assert_array_equal(made.get()[0], whole)
 
 
