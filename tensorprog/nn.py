@@ -164,12 +164,18 @@ def dense(
     weight_var, bias_var = _variance(weight_var, "weight_var", "dense"), _variance(bias_var, "bias_var", "dense")
     label = _recorder("dense").layer_name("dense", name)
     size = _features(features, width, "dense")
+    _check_channels(x, "dense")
     fan_in = x.shape[-1]
     w = weight((size, fan_in), train=train, name=f"{label}.weight")
     y = _root(weight_var, fan_in) * jnp.einsum("oi,...i->...o", w, x)
     if _has_bias(bias_var):
         y = y + _root(bias_var) * bias((size,), train=train, name=f"{label}.bias")
     return y
+
+
+def _check_channels(x: jax.Array, layer: str) -> None:
+    if not (x.ndim and x.shape[-1]):
+        raise InputError(f"nn.{layer}: x has shape {x.shape}, expected a last axis of one channel or more")
 
 
 def _features(features: int | None, relative: float, layer: str) -> int:
@@ -198,6 +204,7 @@ def conv(
     sizes = _window(window, x, "conv")
     steps, spread = _per_dim(strides, len(sizes), "strides", "conv"), _per_dim(dilation, len(sizes), "dilation", "conv")
     label = _recorder("conv").layer_name("conv", name)
+    _check_channels(x, "conv")
     channels, fan_in = x.shape[-1], x.shape[-1] * math.prod(sizes)
     w = weight((*sizes, channels, _features(features, width, "conv")), train=train, name=f"{label}.weight")
     x, pads = _padded(x, sizes, steps, spread, padding, "conv")
@@ -207,6 +214,11 @@ def conv(
     y = lax.conv_general_dilated(
         x[None].astype(dtype), w.astype(dtype), steps, pads, rhs_dilation=spread, dimension_numbers=numbers
     )[0]
+    if 0 in y.shape:
+        raise InputError(
+            f"nn.conv: no window of {sizes} fits into x of shape {x.shape} with padding {padding!r} and dilation {spread}, expected one "
+            "position at least"
+        )
     y = _root(weight_var, fan_in) * y
     if _has_bias(bias_var):
         y = y + _root(bias_var) * bias(w.shape[-1:], train=train, name=f"{label}.bias")

@@ -107,6 +107,14 @@ def trace(model: Model, example: Any) -> Trace:
     same_structure(jaxpr1, jaxpr2)
     if out1 != out2:
         raise NetworkError(f"the network's output has different structures at different widths: {out1} and {out2}")
+    if empty := [aval.shape for aval in jaxpr1.out_avals if 0 in aval.shape]:
+        raise NetworkError(
+            explain(
+                f"the network returns an array without entries, of shape {empty[0]}",
+                reason="no window or slice of its input leaves a position",
+                mend="give a larger example input, or take smaller windows",
+            )
+        )
     flat, _ = jax.tree.flatten_with_path(struct)
     inputs = [(jax.tree_util.keystr(path, simple=True, separator=".") or "x", leaf) for path, leaf in flat]
     return Trace((jaxpr1, jaxpr2), (leaves1, leaves2), paths1, inputs, model.hypers, model.nonnegative, out1)
