@@ -12,7 +12,14 @@ import tensorprog as tp
 from examples import architectures as zoo
 from tests.uncompiled import uncompiled
 
-QUICK = ("tied_layers", "rms_norm", "weight_norm", "maxout")
+QUICK = (
+    "tied_layers", "rms_norm", "weight_norm", "maxout", "graph_attention", "dense_net", "bilinear", "deep_set", "gin", "gcn", "glu",
+    "grouped_convolution", "separable_convolution",
+)  # fmt: skip
+SLOW = (
+    "many_small_heads", "many_large_heads", "residual_after", "batch_norm", "instance_norm", "gru", "lstm", "max_over_time", "bidirectional",
+    "siamese", "u_net", "masked_rnn", "highway",
+)  # fmt: skip
 
 
 def both(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -39,11 +46,17 @@ def test_quick_ones(name: str) -> None:
     check(name)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in zoo.ARCHITECTURES if name not in (*QUICK, *SLOW)])
+def test_others(name: str) -> None:
+    check(name)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in zoo.ARCHITECTURES if name not in QUICK])
-def test_all_others(name: str) -> None:
+@pytest.mark.parametrize("name", SLOW)
+def test_slow_ones(name: str) -> None:
     check(name)
 
 
 def test_no_stale_exemption() -> None:
-    assert set(QUICK) <= set(zoo.ARCHITECTURES)
+    assert set(QUICK) | set(SLOW) <= set(zoo.ARCHITECTURES)
