@@ -7,7 +7,7 @@ homogeneous function lets the positive factor out. The w_k are instructions of t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -205,8 +205,8 @@ def _pulled_cases(expr: sympy.Piecewise) -> tuple[int, sympy.Expr] | None:
 # ------------------------------------------------------------------------------------------ the form
 
 
-def bottom(roots: Sequence[Node]) -> list[Node]:
-    """The products with weights, and parameters used as vectors, that the nodes are functions of."""
+def bottom(roots: Sequence[Node], ends: Callable[[Node], bool] = lambda node: False) -> list[Node]:
+    """The products with weights, and parameters used as vectors, that the nodes are functions of. ends: at which others to stop."""
     stack, seen = list(roots), set()
     found: list[Node] = []
     while stack:
@@ -214,7 +214,7 @@ def bottom(roots: Sequence[Node]) -> list[Node]:
         if node in seen or node.type.kind != "vector":
             continue
         seen.add(node)
-        if isinstance(node, (MatMul, Weight)):
+        if isinstance(node, (MatMul, Weight)) or ends(node):
             found.append(node)
         else:
             stack.extend(operands(node))

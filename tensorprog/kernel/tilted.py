@@ -67,7 +67,8 @@ def _tilted(asked: Second | Node, facts: Structure, tolerance: float | None, rul
     forms = [form for f in found if f is not None for form in f.forms]
     if not cross and len({f.epsilon for f in found if f}) > 1:
         raise _NotHere
-    leaves = _leaves([*forms, *(w for f in found if f for _, w in f.terms), *roots], forms, facts)
+    nodes = [*forms, *(w for f in found if f for _, w in f.terms), *roots]
+    leaves, norms = _law(nodes, [(f,) for f in found] if cross else [tuple(found)], facts)
     inner = _Inner(facts, rules, leaves)
     try:
         parts = [(k, answer(question, inner, inner.memo)) for k, question in _questions(asked, roots, found)]
@@ -76,11 +77,6 @@ def _tilted(asked: Second | Node, facts: Structure, tolerance: float | None, rul
             raise _NotHere from None  # sampled once, as a whole
         raise
     sides = (0, 1) if cross else (None,)
-    norms: list[tuple[Literal, float] | None] = []
-    for those in [(f,) for f in found] if cross else [tuple(found)]:
-        own = [f for f in those if f is not None]
-        norms.append((_matrix([form for f in own for form in f.forms], leaves), own[0].epsilon) if own else None)
-    nodes = nodes_for([norm[1] for norm in norms if norm is not None])
     used: list[Operand] = []
     pairs: list[tuple[int, int]] = []
     places = [(leaf, side) for side in sides for leaf in leaves]
@@ -109,7 +105,7 @@ def _tilted(asked: Second | Node, facts: Structure, tolerance: float | None, rul
         tuple(pairs),
         tuple(parts),
         tuple(outer),
-        nodes,
+        nodes_for([norm[1] for norm in norms if norm is not None]),
         ERROR,
         tuple(used),
         tuple(shape),
@@ -131,6 +127,43 @@ def _questions(
             yield ((j, k) if asked.cross else (j + k,)), question
 
 
+Norm = tuple[Literal, float] | None  # the matrix of Q in the leaves, and epsilon
+
+
+def _law(
+    nodes: Sequence[Node], sides: Sequence[Sequence[Normalised | None]], facts: Structure
+) -> tuple[list[Node], list[Norm]]:
+    """The Gaussians of the tilted law, and the norm of each input.
+
+    They are those that functions read, as the distances from a mean: what the law leaves of these may be less than the rounding of what they
+    are the differences of. Where they are more numbers than the products with weights, or do not have one form, they are the latter.
+    """
+    forms = [form for those in sides for f in those if f is not None for form in f.forms]
+    count = lambda leaves: sum(math.prod(leaf.type.shape) for leaf in leaves)
+    below = _leaves(nodes, forms, facts, bottom)
+    try:
+        read = _leaves(nodes, forms, facts, lambda roots: bottom(roots, lambda node: _is_leaf(node, facts)))
+        if count(read) <= count(below):
+            return read, _norms(sides, read)
+    except _NotHere:
+        pass
+    return below, _norms(sides, below)
+
+
+def _is_leaf(node: Node, facts: Structure) -> bool:
+    """Is it a sum of Gaussians, and no choice of entries of one?"""
+    found = facts[node]
+    return found.gaussian and found.odd is False and not (isinstance(node, PositionMap) and node.op.selects)
+
+
+def _norms(sides: Sequence[Sequence[Normalised | None]], leaves: Sequence[Node]) -> list[Norm]:
+    norms: list[Norm] = []
+    for those in sides:
+        own = [f for f in those if f is not None]
+        norms.append((_matrix([form for f in own for form in f.forms], leaves), own[0].epsilon) if own else None)
+    return norms
+
+
 def _matrix(forms: Sequence[Node], leaves: Sequence[Node]) -> Literal:
     """The matrix of a form in the leaves, in all the ways that it is written."""
     found = [form_matrix(form, leaves) for form in dict.fromkeys(forms)]
@@ -142,11 +175,13 @@ def _matrix(forms: Sequence[Node], leaves: Sequence[Node]) -> Literal:
     return Literal.of(first)
 
 
-def _leaves(nodes: Sequence[Node], forms: Sequence[Node], facts: Structure) -> list[Node]:
-    """The Gaussians of the tilted law: those of the forms, and those that depend on them."""
-    first = bottom(forms)
+def _leaves(
+    nodes: Sequence[Node], forms: Sequence[Node], facts: Structure, below: Callable[[Sequence[Node]], list[Node]]
+) -> list[Node]:
+    """Of the Gaussians that there are below the nodes, those of the forms, and those that depend on them."""
+    first = below(forms)
     roots = frozenset().union(*(facts[leaf].roots for leaf in first))
-    every = [leaf for leaf in bottom(nodes) if facts[leaf].roots & roots and not facts[leaf].zero]
+    every = [leaf for leaf in below(nodes) if facts[leaf].roots & roots and not facts[leaf].zero]
     if any(facts[leaf].odd is None or (facts[leaf].odd and leaf in first) for leaf in every):
         raise _NotHere
     return [leaf for leaf in every if not facts[leaf].odd]
@@ -174,10 +209,10 @@ class _Inner:
         if isinstance(question, Value):
             return _known(Given(question, False, question.node.type.shape, False))
         ends = (MatMul, Weight)
-        if isinstance(question, Second) and isinstance(question.u, ends) and isinstance(question.v, ends):
+        inside = isinstance(question, Second) and question.u in self.leaves and question.v in self.leaves
+        if isinstance(question, Second) and (inside or all(isinstance(end, ends) for end in (question.u, question.v))):
             u, v = question.u, question.v
             sizes = sizes_of((question.lu, u.type.shape), (question.lv, v.type.shape))
-            inside = u in self.leaves and v in self.leaves
             return _known(Given(question, inside, tuple(sizes[c] for c in question.out), question.cross))
         if isinstance(question, Second) and (_is_sum(question.u) or _is_sum(question.v)):
             return _of_sums(question)
