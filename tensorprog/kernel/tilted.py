@@ -44,6 +44,10 @@ class _NotHere(Exception):
     """The reduction does not apply."""
 
 
+class _Below(Exception):
+    """What is asked for lies below the leaves of the law, which say nothing of it."""
+
+
 def tilted_of(
     asked: Second | Node, facts: Structure, tolerance: float | None, rules: MakeRules
 ) -> Work[Quantity | None]:
@@ -68,14 +72,19 @@ def _tilted(asked: Second | Node, facts: Structure, tolerance: float | None, rul
     if not cross and len({f.epsilon for f in found if f}) > 1:
         raise _NotHere
     nodes = [*forms, *(w for f in found if f for _, w in f.terms), *roots]
-    leaves, norms = _law(nodes, [(f,) for f in found] if cross else [tuple(found)], facts)
-    inner = _Inner(facts, rules, leaves)
-    try:
-        parts = [(k, answer(question, inner, inner.memo)) for k, question in _questions(asked, roots, found)]
-    except UnsupportedError:
-        if tolerance is not None and tolerance >= LEAST_TOLERANCE:
-            raise _NotHere from None  # sampled once, as a whole
-        raise
+    below = _leaves(nodes, forms, facts, bottom)
+    for leaves in _choices(nodes, forms, facts, below):
+        inner = _Inner(facts, rules, leaves, below)
+        try:
+            norms = _norms([(f,) for f in found] if cross else [tuple(found)], leaves)
+            parts = [(k, answer(question, inner, inner.memo)) for k, question in _questions(asked, roots, found)]
+            break
+        except (_NotHere, _Below, UnsupportedError) as error:
+            if leaves is not below:
+                continue
+            if isinstance(error, UnsupportedError) and (tolerance is None or tolerance < LEAST_TOLERANCE):
+                raise
+            raise _NotHere from None  # sampled once, as a whole, where that is allowed
     sides = (0, 1) if cross else (None,)
     used: list[Operand] = []
     pairs: list[tuple[int, int]] = []
@@ -130,24 +139,21 @@ def _questions(
 Norm = tuple[Literal, float] | None  # the matrix of Q in the leaves, and epsilon
 
 
-def _law(
-    nodes: Sequence[Node], sides: Sequence[Sequence[Normalised | None]], facts: Structure
-) -> tuple[list[Node], list[Norm]]:
-    """The Gaussians of the tilted law, and the norm of each input.
+def _choices(nodes: Sequence[Node], forms: Sequence[Node], facts: Structure, below: list[Node]) -> Iterator[list[Node]]:
+    """The Gaussians of the tilted law, in the ways to be tried.
 
     They are those that functions read, as the distances from a mean: what the law leaves of these may be less than the rounding of what they
-    are the differences of. Where they are more numbers than the products with weights, or do not have one form, they are the latter.
+    are the differences of. Where they are more numbers than the products with weights, or the norm has not one form in them, they are the
+    latter.
     """
-    forms = [form for those in sides for f in those if f is not None for form in f.forms]
     count = lambda leaves: sum(math.prod(leaf.type.shape) for leaf in leaves)
-    below = _leaves(nodes, forms, facts, bottom)
     try:
         read = _leaves(nodes, forms, facts, lambda roots: bottom(roots, lambda node: _is_leaf(node, facts)))
-        if count(read) <= count(below):
-            return read, _norms(sides, read)
     except _NotHere:
-        pass
-    return below, _norms(sides, below)
+        read = below
+    if read != below and count(read) <= count(below):
+        yield read
+    yield below
 
 
 def _is_leaf(node: Node, facts: Structure) -> bool:
@@ -199,10 +205,11 @@ def _givens(parts: Sequence[tuple[tuple[int, ...], Quantity]]) -> list[Given]:
 
 class _Inner:
     """The ordinary rules under the tilted law: covariances of its Gaussians are given, and what does not depend on them
-    is asked outside."""
+    is asked outside. below: the products that the Gaussians are made of."""
 
-    def __init__(self, facts: Structure, rules: MakeRules, leaves: Sequence[Node]):
+    def __init__(self, facts: Structure, rules: MakeRules, leaves: Sequence[Node], below: Sequence[Node]):
         self.rules, self.leaves = rules(facts.joined(leaves)), leaves
+        self.tilted = {*leaves, *below}
         self.memo: dict[Question, Quantity] = {}
 
     def __call__(self, question: Question) -> Answer:
@@ -213,6 +220,8 @@ class _Inner:
         if isinstance(question, Second) and (inside or all(isinstance(end, ends) for end in (question.u, question.v))):
             u, v = question.u, question.v
             sizes = sizes_of((question.lu, u.type.shape), (question.lv, v.type.shape))
+            if not inside and {u, v} <= self.tilted:
+                raise _Below
             return _known(Given(question, inside, tuple(sizes[c] for c in question.out), question.cross))
         if isinstance(question, Second) and (_is_sum(question.u) or _is_sum(question.v)):
             return _of_sums(question)
