@@ -71,19 +71,19 @@ def as_floats(*values: object) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(v, dtype) for v in values)
 
 
-def polynomial(coefficients: tuple[float, ...], x: jax.Array) -> jax.Array:
-    """sum_k coefficients[k] x^k, its even and its odd part by Horner's rule: two chains, which a processor computes side by side, where in
-    one chain every product waits for the last."""
-    square = x * x
-    even, odd = (_horner(coefficients[k::2], square) for k in (0, 1))
-    return even + x * odd
-
-
-def _horner(coefficients: tuple[float, ...], x: jax.Array) -> jax.Array:
+def horner(coefficients: tuple[float, ...], x: jax.Array) -> jax.Array:
+    """sum_k coefficients[k] x^k."""
     total = jnp.full_like(x, coefficients[-1])
     for c in coefficients[-2::-1]:
         total = total * x + c
     return total
+
+
+def by_parity(coefficients: tuple[float, ...], x: jax.Array) -> jax.Array:
+    """The same by its even and its odd part: two chains, which a processor computes side by side, where in one every product waits for the
+    last."""
+    square = x * x
+    return horner(coefficients[::2], square) + x * horner(coefficients[1::2], square)
 
 
 def reciprocal(x: jax.Array) -> jax.Array:
@@ -102,7 +102,7 @@ def angle(r: jax.Array, w: jax.Array) -> jax.Array:
     r, w = as_floats(r, w)
     size = jnp.abs(r)
     table = _ACOS_FLOAT64 if is_double(r) else _ACOS_FLOAT32
-    acute = w * polynomial(table, 2 * size - 1)
+    acute = w * by_parity(table, 2 * size - 1)
     return jnp.where(r < 0, math.pi - acute, acute)
 
 
@@ -113,7 +113,7 @@ def signed_angle(r: jax.Array, w: jax.Array) -> jax.Array:
     -0.5236
     """
     r, w = as_floats(r, w)
-    return r * polynomial(_ACOS_FLOAT64 if is_double(r) else _ACOS_FLOAT32, 2 * w - 1)  # sign(r) angle(w, |r|)
+    return r * by_parity(_ACOS_FLOAT64 if is_double(r) else _ACOS_FLOAT32, 2 * w - 1)  # sign(r) angle(w, |r|)
 
 
 @jax.custom_jvp
@@ -373,7 +373,7 @@ def erfcx(x: jax.Array) -> jax.Array:
     (x,) = as_floats(x)
     x = jnp.maximum(x, 0)
     t = jnp.where(x < 1e30, (x - 3) / (x + 3), 1)
-    return polynomial(_ERFCX_FLOAT64 if is_double(x) else _ERFCX_FLOAT32, t) / (1 + 2 * x)
+    return horner(_ERFCX_FLOAT64 if is_double(x) else _ERFCX_FLOAT32, t) / (1 + 2 * x)
 
 
 @jax.jit
