@@ -13,9 +13,13 @@ On an accelerator the result stays there, and there is one worker, with tiles as
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache, partial
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -31,6 +35,7 @@ __all__ = [
     "DeviceMatrices",
     "HostMatrices",
     "Interpreted",
+    "Job",
     "Matrices",
     "Pairs",
     "Place",
@@ -41,6 +46,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+Job = Callable[[], Callable[[], T]]  # begins something, and gives what ends it
 Partner = tuple[int, int]  # which matrix has the other half of one, and how many of its own output axes are of x'
 
 
@@ -68,28 +74,86 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def at_once(jobs: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
-    """The results of the jobs as they end, `workers` of them at a time; jobs are asked for only shortly before.
+def at_once(jobs: Iterable[Job[T]], workers: int) -> Iterator[T]:
+    """The results of the jobs as they end, by so many workers, the caller one of them; jobs are asked for only shortly before.
 
-    The first error ends it: jobs that wait are dropped, and those at work are waited for.
+    A job is begun, and what that gives ends it. Each worker begins the next before it ends the last, so that JAX, which computes while nobody
+    waits for it, has something to compute while a result is put in its place. The first error ends it all: jobs that wait are dropped, and
+    those at work are waited for.
     """
-    if workers == 1:
-        for job in jobs:
-            yield job()
-        return
-    pool = ThreadPoolExecutor(workers)
+    source: Iterator[Job[T]] | None = iter(jobs)
+    ready: SimpleQueue[Job[T] | None] = SimpleQueue()
+    ended: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+    missing = 0
+
+    def take() -> Job[T] | None:
+        """The caller's next job, with some ready for the others; None, for each of them, after the last."""
+        nonlocal source, missing
+        while True:
+            while source is not None and ready.qsize() < 2 * workers:
+                job = next(source, None)
+                if job is None:
+                    source = None
+                    _close(ready, workers)
+                else:
+                    ready.put(job)
+                    missing += 1
+            try:
+                return ready.get_nowait()
+            except Empty:  # the others have been quicker
+                continue
+
+    helpers = [Thread(target=_help, args=(ready, ended), daemon=True) for _ in range(workers - 1)]
     try:
-        waiting: set[Future[T]] = set()
-        for job in jobs:
-            waiting.add(pool.submit(job))
-            if len(waiting) > 2 * workers:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
+        for helper in helpers:
+            helper.start()
+        for result in _in_turn(take):
+            missing -= 1
+            yield result
+            while not ended.empty():
+                missing -= 1
+                yield _result(*ended.get())
+        while missing:
+            missing -= 1
+            yield _result(*ended.get())
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        with suppress(Empty):
+            while True:
+                ready.get_nowait()
+        _close(ready, workers)
+        for helper in helpers:
+            helper.join()
+
+
+def _in_turn(take: Callable[[], Job[T] | None]) -> Iterator[T]:
+    """The results of the jobs that are to be had, until there is none; each is begun before the last is ended."""
+    begun: deque[Callable[[], T]] = deque()
+    while (job := take()) is not None:
+        begun.append(job())
+        if len(begun) > 1:
+            yield begun.popleft()()
+    while begun:
+        yield begun.popleft()()
+
+
+def _help(ready: SimpleQueue[Any], ended: SimpleQueue[Any]) -> None:
+    """What a thread does: jobs until there is none, or an error."""
+    try:
+        for result in _in_turn(ready.get):
+            ended.put((result, None))
+    except BaseException as error:
+        ended.put((None, error))
+
+
+def _result(result: T, error: BaseException | None) -> T:
+    if error is not None:
+        raise error
+    return result
+
+
+def _close(ready: SimpleQueue[Any], workers: int) -> None:
+    for _ in range(workers):
+        ready.put(None)
 
 
 class Ahead:

@@ -11,7 +11,17 @@ import jax
 import numpy as np
 from jax import lax
 
-from tensorprog.runtime.assembly import DeviceMatrices, HostMatrices, Matrices, Pairs, Partner, Place, at_once, cores
+from tensorprog.runtime.assembly import (
+    DeviceMatrices,
+    HostMatrices,
+    Job,
+    Matrices,
+    Pairs,
+    Partner,
+    Place,
+    at_once,
+    cores,
+)
 from tensorprog.runtime.kernel import Leaves
 from tensorprog.runtime.tiles import ALONE, Tiling, pairs_at_once, tiling
 
@@ -87,13 +97,13 @@ def assemble(
     tilings = [piece.tiling(made.itemsize, workers, made.on_host) for piece in pieces]
     total = sum(map(len, tilings))
 
-    def jobs() -> Iterator[Callable[[], _Again | None]]:
+    def jobs() -> Iterator[Job[_Again | None]]:
         for piece, tiles in zip(pieces, tilings, strict=True):
             work = piece.work()
             code = work.tile(tiles.rows, tiles.columns)
             halves = made.halves(tiles.rows, tiles.columns) if mirror else None
             for i, j in tiles:
-                yield partial(_fill, made, piece, work, code, halves, tiles, i, j, get)
+                yield partial(_begin, made, piece, work, code, halves, tiles, i, j, get)
 
     again: list[_Again] = []
     for found in progress(at_once(jobs(), min(workers, total)), total):
@@ -114,34 +124,39 @@ class _Again(NamedTuple):
     pairs: Pairs
 
 
-def _fill(
+def _begin(
     made: Matrices, piece: Piece, work: Work, code: Code, halves: Callable[[Sequence[Any]], list[Any]] | None, tiles: Tiling, i: int, j: int,
     get: tuple[str, ...],
-) -> _Again | None:  # fmt: skip
-    """Compute the tile at i, j of the piece and put it in its place. All tiles have one size: those at the edges begin before their
-    place."""
+) -> Callable[[], _Again | None]:  # fmt: skip
+    """Have the tile at i, j of the piece computed, and give what puts it in its place. All tiles have one size: those at the edges begin before
+    their place."""
     start, at = min(i, piece.n1 - tiles.rows), min(j, piece.n2 - tiles.columns)
     kernels, marks = code(start, at)
-    parts: list[Any] = [kernels[work.names.index(name)] for name in get]
-    others = None if halves is None else halves(parts)
-    if made.on_host:
-        parts, others = [np.asarray(k) for k in parts], None if others is None else [np.asarray(k) for k in others]
-    rows, columns = slice(i, min(i + tiles.rows, piece.n1)), slice(j, min(j + tiles.columns, piece.n2))
-    place = Place(
-        slice(rows.start + piece.i, rows.stop + piece.i), slice(columns.start + piece.j, columns.stop + piece.j)
-    )
-    if (start, at) != (i, j):
-        parts = [k[i - start :, j - at :] for k in parts]
-        others = None if others is None else [k[j - at :, i - start :] for k in others]
-    made.put(place, parts, others)
-    if marks is None or work.again is None:
-        return None
-    marked = np.flatnonzero(np.asarray(marks)[j - at :]) + (j - at)
-    if not len(marked):
-        return None
-    pairs = work.again([np.asarray(k) for k in kernels], start, at, marked)
-    mine = (pairs.i >= i) & (pairs.i <= pairs.j if piece.symmetric and place.on_diagonal else True)
-    return _Again(piece, work, Pairs(pairs.i[mine], pairs.j[mine])) if mine.any() else None
+    chosen: list[Any] = [kernels[work.names.index(name)] for name in get]
+    turned = None if halves is None else halves(chosen)
+
+    def end() -> _Again | None:
+        parts, others = chosen, turned
+        if made.on_host:
+            parts, others = [np.asarray(k) for k in parts], None if others is None else [np.asarray(k) for k in others]
+        rows, columns = slice(i, min(i + tiles.rows, piece.n1)), slice(j, min(j + tiles.columns, piece.n2))
+        place = Place(
+            slice(rows.start + piece.i, rows.stop + piece.i), slice(columns.start + piece.j, columns.stop + piece.j)
+        )
+        if (start, at) != (i, j):
+            parts = [k[i - start :, j - at :] for k in parts]
+            others = None if others is None else [k[j - at :, i - start :] for k in others]
+        made.put(place, parts, others)
+        if marks is None or work.again is None:
+            return None
+        marked = np.flatnonzero(np.asarray(marks)[j - at :]) + (j - at)
+        if not len(marked):
+            return None
+        pairs = work.again([np.asarray(k) for k in kernels], start, at, marked)
+        mine = (pairs.i >= i) & (pairs.i <= pairs.j if piece.symmetric and place.on_diagonal else True)
+        return _Again(piece, work, Pairs(pairs.i[mine], pairs.j[mine])) if mine.any() else None
+
+    return end
 
 
 def _mend(made: Matrices, again: list[_Again], get: tuple[str, ...], mirror: bool) -> None:

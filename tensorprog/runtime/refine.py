@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tensorprog.runtime.assembly import Ahead, Pairs, at_once, cores
+from tensorprog.runtime.assembly import Ahead, Job, Pairs, at_once, cores
 from tensorprog.runtime.kernel import Hypers, Leaves, float_dtype
 from tensorprog.runtime.tiles import pairs_in_memory
 
@@ -80,12 +80,12 @@ class Refine:
             wide = [[_widened(np.asarray(leaf)) for leaf in x] for x in (x1, x2)]
             values = {name: jnp.asarray(np.asarray(value), np.float64) for name, value in hypers.items()}
 
-            def jobs() -> Iterator[Callable[[], tuple[int, np.ndarray]]]:
+            def jobs() -> Iterator[Job[tuple[int, np.ndarray]]]:
                 for start in range(0, count, size):
                     chosen = np.minimum(np.arange(start, start + size), count - 1)
                     inputs = [[jnp.asarray(leaf[k[chosen]]) for leaf in x] for x, k in zip(wide, pairs, strict=True)]
                     code = self._rows(*inputs, values)
-                    yield partial(_at, start, code, inputs, values)
+                    yield partial(_begin, start, code, inputs, values)
 
             for start, ntk in at_once(jobs(), workers):
                 if not len(found):
@@ -167,8 +167,11 @@ def in_float64(
     return [jnp.asarray(k) for k in narrow]
 
 
-def _at(start: int, code: Callable[..., Any], inputs: list[Leaves], hypers: Hypers) -> tuple[int, np.ndarray]:
-    return start, np.asarray(code(*inputs, hypers))
+def _begin(
+    start: int, code: Callable[..., Any], inputs: list[Leaves], hypers: Hypers
+) -> Callable[[], tuple[int, np.ndarray]]:
+    ntk = code(*inputs, hypers)
+    return lambda: (start, np.asarray(ntk))
 
 
 def _widened(array: np.ndarray) -> np.ndarray:

@@ -141,7 +141,7 @@ def test_jobs_are_asked_for_shortly_before(request: pytest.FixtureRequest) -> No
     def jobs() -> Any:
         for k in range(50):
             asked.append(k)
-            yield lambda k=k: k
+            yield lambda k=k: lambda: k
 
     ended = at_once(jobs(), 2)
     next(ended)
@@ -149,8 +149,30 @@ def test_jobs_are_asked_for_shortly_before(request: pytest.FixtureRequest) -> No
     assert sorted([0, *ended])[-1] == 49 and len(asked) == 50
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_next_job_is_begun_before_the_last_is_ended(workers: int) -> None:
+    begun: list[int] = []
+    most = 0
+
+    def job(k: int) -> Any:
+        begun.append(k)
+
+        def end() -> int:
+            nonlocal most
+            most = max(most, len(begun))
+            begun.remove(k)
+            return k
+
+        return end
+
+    assert sorted(at_once((lambda k=k: job(k) for k in range(50)), workers)) == list(range(50))
+    assert 1 < most <= 2 * workers and not begun
+
+
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
-def test_an_error_ends_all(error: BaseException) -> None:
+def test_an_error_ends_all(error: BaseException, late: bool) -> None:
+    """While a job is begun, or is ended."""
     done: list[int] = []
 
     def job(k: int) -> int:
@@ -162,7 +184,9 @@ def test_an_error_ends_all(error: BaseException) -> None:
 
     before = threading.active_count()
     with pytest.raises(type(error)):
-        list(at_once((lambda k=k: job(k) for k in range(1000)), 2))
+        list(
+            at_once((lambda k=k: (lambda: job(k)) if late else functools.partial(int, job(k)) for k in range(1000)), 2)
+        )
     assert len(done) < 20 and threading.active_count() == before
 
 
