@@ -40,6 +40,7 @@ HEAD_MEANING: dict[type, Callable[..., jax.Array]] = {
     heads.CentredCdf: special.centred_cdf,
     heads.ScaledCdf: special.scaled_cdf,
     heads.Arcsine: special.signed_angle,
+    heads.Turns: special.signed_turns,
     heads.BivariateCdf: _bivariate,
     heads.WaveCdf: faddeeva.wave_cdf,
     heads.Residue: special.residue,

@@ -55,6 +55,27 @@ class Arcsine(sp.Function):
         return powered(rf"\arcsin\left({printer.doprint(self.args[0])}\right)", exp)
 
 
+class Turns(sp.Function):
+    """The same in full turns, as formulas are computed: no number is left to be multiplied in orthant probabilities, 1/4 + Turns(r, w)."""
+
+    nargs = 2
+
+
+def in_turns(formula: sp.Expr) -> sp.Expr:
+    """`formula` with its angles in turns, and numbers multiplied into the sums that have some."""
+    turned = formula.xreplace({angle: 2 * sp.pi * Turns(*angle.args) for angle in formula.atoms(Arcsine)})
+    return turned.replace(lambda part: part.is_Mul and part.has(Turns), _number_inside)
+
+
+def _number_inside(product: sp.Mul) -> sp.Expr:
+    number, rest = product.as_coeff_Mul()
+    sums = [factor for factor in rest.args if factor.is_Add and factor.has(Turns)] if rest.is_Mul else []
+    if number == 1 or not sums:
+        return product
+    inside = sp.Add(*(number * addend for addend in sums[0].args))
+    return sp.Mul(inside, *(factor for factor in rest.args if factor != sums[0]))
+
+
 class BivariateCdf(sp.Function):
     """exp(k) P(m1 + s1 x > 0, m2 + s2 y > 0), corr(x, y) = r, w = sqrt(1 - r^2); arguments
     (m1, s1, m2, s2, r, w, k, rest), rest = k less half the squared Mahalanobis distance of the corner."""

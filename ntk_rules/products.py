@@ -34,7 +34,9 @@ def guarded_product(node: sp.Mul, known: dict[Any, Any]) -> Any:
 
 
 def _urgency(factor: sp.Expr) -> int:
-    return 0 if isinstance(factor, sp.Function) else 2 if factor.is_Pow and factor.exp.is_negative else 1
+    if isinstance(factor, sp.Function):
+        return 0
+    return 1 if factor.is_number else 3 if factor.is_Pow and factor.exp.is_negative else 2
 
 
 @functools.lru_cache(maxsize=4096)

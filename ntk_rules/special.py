@@ -116,6 +116,19 @@ def signed_angle(r: jax.Array, w: jax.Array) -> jax.Array:
     return r * by_parity(_ACOS_FLOAT64 if is_double(r) else _ACOS_FLOAT32, 2 * w - 1)  # sign(r) angle(w, |r|)
 
 
+_TURNS_FLOAT32, _TURNS_FLOAT64 = (tuple(a / (2 * math.pi) for a in table) for table in (_ACOS_FLOAT32, _ACOS_FLOAT64))
+
+
+def signed_turns(r: jax.Array, w: jax.Array) -> jax.Array:
+    """`signed_angle` as a part of a full turn, in [-1/4, 1/4]: the polynomial has the number.
+
+    >>> round(float(signed_turns(jnp.float32(-0.5), jnp.float32(0.75) ** 0.5)), 6)
+    -0.083333
+    """
+    r, w = as_floats(r, w)
+    return r * by_parity(_TURNS_FLOAT64 if is_double(r) else _TURNS_FLOAT32, 2 * w - 1)
+
+
 @jax.custom_jvp
 def acos(x: jax.Array) -> jax.Array:
     """Arc cosine, clipped to [-1, 1]; its derivative at the ends is taken as 0 (see `reciprocal`).

@@ -20,7 +20,7 @@ from ntk_rules.coordinates import in_forms
 from ntk_rules.errors import Declined, NoRule
 from ntk_rules.evaluate import compile_formula, entries_read
 from ntk_rules.functions import JUMPING
-from ntk_rules.heads import centred, densities_parted, differences_joined, means_parted
+from ntk_rules.heads import centred, densities_parted, differences_joined, in_turns, means_parted
 from ntk_rules.kinked_plane import kinked_plane
 from ntk_rules.law import base_law, minors_exposed
 from ntk_rules.many import SAMPLED, plane, quasi_monte_carlo
@@ -58,7 +58,8 @@ def _rewritten(question: Question) -> Method:
     if formula.has(sp.nan, sp.zoo):
         raise Declined("it is no number somewhere, as 0 times infinity, the slope of sqrt(relu(h)) below zero")
     joined = densities_parted(means_parted(tidy_formula(centred(differences_joined(minors_exposed(formula))))))
-    evaluate, once = (compile_formula(joined, question.parameter_symbols(), together) for together in (False, True))
+    computed = in_turns(joined)
+    evaluate, once = (compile_formula(computed, question.parameter_symbols(), together) for together in (False, True))
     formula = tidy_formula(formula)
     return Method(
         "closed form", entries_read(formula), evaluate, tuple(work.steps), formula, once=once, terms=terms,

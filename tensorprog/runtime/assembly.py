@@ -289,7 +289,7 @@ class HostMatrices(Matrices):
 
     def get(self) -> list[jax.Array]:
         """The finished matrices: JAX takes over their memory."""
-        return [jax.device_put(whole, self._device, may_alias=True) for whole in self.arrays]
+        return jax.device_put(self.arrays, self._device, may_alias=True)
 
 
 class DeviceMatrices(Matrices):

@@ -141,11 +141,16 @@ class Layers:
         most, other, pieces = self._inputs_at_once(x1, hypers), x1 if x2 is None else x2, []
         cached = self._cached * (FEW if self._entries == 1 and x2 is not None else 1)
         for i, j in Tiling(len(x1[0]), len(other[0]), most, most, x2 is None):
-            rows, columns = ([leaf[k : k + most] for leaf in x] for x, k in ((x1, i), (other, j)))
+            rows, columns = (_stretch(x, k, most) for x, k in ((x1, i), (other, j)))
             own = x2 is None and i == j
             work = partial(self.work, rows, None if own else columns, hypers, get)
             pieces.append(Piece(i, j, len(rows[0]), len(columns[0]), own, self._entries, cached, work))
         return pieces
+
+
+def _stretch(x: Leaves, start: int, most: int) -> Leaves:
+    """So many inputs from there on; all of them as they are."""
+    return x if most >= len(x[0]) else [leaf[start : start + most] for leaf in x]
 
 
 def _placed(kinds: Any, inputs: Leaves) -> Any:
