@@ -231,10 +231,12 @@ class Matrices:
         self.itemsize = max((a.dtype.itemsize for a in arrays), default=1)
 
     def halves(self, rows: int, columns: int) -> Callable[[Sequence[Any]], list[Any]]:
-        """Code for the other halves of tiles of this size: K[x', x] from K[x, x']."""
+        """Code for the other halves of tiles of this size, K[x', x] from K[x, x'], compiled while the caller compiles theirs."""
         kinds = [jax.ShapeDtypeStruct((rows, columns, *a.shape[2:]), a.dtype) for a in self.arrays]
-        codes = [_TURNED(kinds[other], right=right) for other, right in self._partners]
-        return lambda parts: [code(parts[other]) for code, (other, _) in zip(codes, self._partners, strict=True)]
+        codes = [_TURNED.begun(kinds[other], right=right)[0] for other, right in self._partners]
+        return lambda parts: [
+            code.result()(parts[other]) for code, (other, _) in zip(codes, self._partners, strict=True)
+        ]
 
     def put(self, place: Place, parts: Sequence[Any], halves: Sequence[Any] | None) -> None:
         """Write a tile of each; of symmetric matrices the other halves too."""

@@ -24,12 +24,13 @@ from tensorprog.runtime.kernel import (
     draws,
     float_dtype,
     kinked,
+    norms_members,
     pair_entries,
     steps,
     whole,
 )
 from tensorprog.runtime.pieces import assemble, matrices
-from tensorprog.runtime.refine import ANGLE_OF_OUTPUTS, ANGLE_OF_POSITIONS, Refine, unlike
+from tensorprog.runtime.refine import ANGLE_OF_OUTPUTS, ANGLE_OF_POSITIONS, Refine, in_float64, unlike
 
 __all__ = ["BlockFunctions", "Blocks", "block_functions", "partners_of"]
 
@@ -53,7 +54,7 @@ class BlockFunctions:
     (x, hypers) -> the means. shapes: the blocks' own axes, of which the last `rights` belong to the second side. entries: of all
     arrays of a pair. noise: is anything drawn anew for every input? steps: the block in two steps, where it falls into them. draws: are
     random points drawn for every block? rows: (x1, x2, hypers) -> the blocks of the i-th with the i-th input, where there is such a
-    function. kinks: as of `Functions`. positions: has a pair arrays of them?
+    function. kinks, norms: as of `Functions`. positions: has a pair arrays of them?
     """
 
     block: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, ...]]
@@ -68,6 +69,7 @@ class BlockFunctions:
     rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, ...]] | None = None
     kinks: bool = False
     positions: bool = False
+    norms: bool = False
 
     def some(self, which: Sequence[int]) -> BlockFunctions:
         """Of these blocks alone."""
@@ -104,7 +106,8 @@ def block_functions(graph: BlockGraph, lowered: OfBlocks, off: Collection[str] =
 
     diagonal, means = own(guarded.diagonal), own(guarded.means)
     return BlockFunctions(
-        block, diagonal, means, shapes, rights, entries, graph.noise, two, draws(graph.nodes), rows, kinked(graph.nodes), largest > 1
+        block, diagonal, means, shapes, rights, entries, graph.noise, two, draws(graph.nodes), rows, kinked(graph.nodes), largest > 1,
+        norms_members(graph.nodes),
     )  # fmt: skip
 
 
@@ -119,7 +122,8 @@ class Blocks:
         self._layers = Layers(made.steps or whole(made), self._names, made.entries, cached)
         self._off = frozenset(off)
         self._block, self._diagonal, self._means = jax.jit(made.block), jax.jit(made.diagonal), jax.jit(made.means)
-        self.refine = _refined(made)
+        self._norms = made.norms and not made.draws
+        self.refine = None if self._norms else _refined(made)
 
     def means(self, x: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
         """The means of every input, (N, ..)."""
@@ -127,7 +131,12 @@ class Blocks:
 
     def diagonal(self, x: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
         """The blocks of every input with itself, (N, ..)."""
+        if self._in_float64(x, hypers):
+            return tuple(in_float64(lambda a, _, values: list(self._diagonal(a, values)), x, None, hypers))
         return self._diagonal(x, hypers)
+
+    def _in_float64(self, *arguments: Any) -> bool:
+        return self._norms and float_dtype(arguments[0]) == np.float32 and not is_traced(arguments)
 
     def __call__(self, x1: Leaves, x2: Leaves | None, hypers: Hypers) -> list[jax.Array]:
         """Every block between all inputs, (N1, N2, ..); of one set of inputs exactly symmetric."""
@@ -136,6 +145,8 @@ class Blocks:
         shapes = [(n1, n2, *shape) for shape in self._shapes]
         if n1 == 0 or n2 == 0:
             return [jnp.zeros(shape, dtype) for shape in shapes]
+        if self._in_float64(x1, x2, hypers):
+            return in_float64(self, x1, x2, hypers)
         if is_traced((x1, x2, hypers)):
             found = list(self._block(x1, other, hypers))
             if x2 is None:

@@ -114,7 +114,7 @@ def _short_file_names() -> Iterator[None]:
 
 def deserialise(
     members: Mapping[str, bytes], inputs: Sequence[Input], tree: Any, hypers: Mapping[str, float], shape: tuple[int, ...], pair_entries: int,
-    kinks: bool = False, draws: bool = False, directions: bool = True,
+    kinks: bool = False, draws: bool = False, directions: bool = True, norms: bool = False,
 ) -> Functions:  # fmt: skip
     """The functions of an archive, tried out by lowering one for the default device.
 
@@ -123,19 +123,20 @@ def deserialise(
     run = _runners(members, inputs, tree, hypers, ("block", "diagonal"))
     block = run("block")
     rows = _one_by_one(block)
-    more = {"rows": rows, "kinks": kinks, "draws": draws, "directions": directions}
+    more = {"rows": rows, "kinks": kinks, "draws": draws, "directions": directions, "norms": norms}
     return Functions(block, run("diagonal"), shape, pair_entries, **more)  # type: ignore[arg-type]
 
 
 def deserialise_blocks(
     members: Mapping[str, bytes], inputs: Sequence[Input], tree: Any, hypers: Mapping[str, float], shapes: Sequence[tuple[int, ...]],
     rights: Sequence[int], entries: int, noise: bool, kinks: bool = False, draws: bool = False, positions: bool = False,
+    norms: bool = False,
 ) -> BlockFunctions:  # fmt: skip
     """The same of an archive of several outputs."""
     run = _runners(members, inputs, tree, hypers, ("block", "diagonal", "means"))
     block, sizes = run("block"), (tuple(shapes), tuple(rights), entries, noise)
     return BlockFunctions(
-        block, run("diagonal"), run("means"), *sizes, draws=draws, rows=_one_by_one(block), kinks=kinks, positions=positions
+        block, run("diagonal"), run("means"), *sizes, draws=draws, rows=_one_by_one(block), kinks=kinks, positions=positions, norms=norms
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from tensorprog.kernel.graph import Average, Expect, Normals, Operand, Quantity,
 from tensorprog.runtime.picture import heat_maps
 from tensorprog.runtime.tiles import CACHED, pairs_in_memory
 
-__all__ = ["GET", "Functions", "KernelResult", "check_get", "float_dtype", "functions", "pair_entries"]
+__all__ = ["GET", "Functions", "KernelResult", "check_get", "float_dtype", "functions", "norms_members", "pair_entries"]
 
 GET = ("nngp", "ntk")
 Leaves = list[jax.Array]
@@ -82,7 +82,7 @@ class Functions:
     steps: the block in two steps, where it falls into them.
     rows: (x1, x2, hypers) -> (nngp, ntk) of the i-th with the i-th input, where there is such a function. kinks: are there
     functions with kinks? draws: are random points drawn for every block, so that blocks should be large? directions: of
-    `sees_directions`.
+    `sees_directions`. norms: of `norms_members`.
     """
 
     block: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]]
@@ -94,6 +94,7 @@ class Functions:
     kinks: bool = False
     draws: bool = False
     directions: bool = True
+    norms: bool = False
 
 
 class OfPairs(Protocol):
@@ -209,12 +210,19 @@ def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -
         return jax.vmap(lambda a, b: guarded.pair(a, b, live))(*both(x1, x2, hypers, live))
 
     kinks, directions = kinked(graph.nodes), sees_directions(graph.nodes)
-    return Functions(block, diagonal, graph.shape, entries, two, rows, kinks, draws(graph.nodes), directions)
+    norms = norms_members(graph.nodes)
+    return Functions(block, diagonal, graph.shape, entries, two, rows, kinks, draws(graph.nodes), directions, norms)
 
 
 def kinked(nodes: Iterable[Quantity]) -> bool:
     """Are there functions with kinks?"""
     return any(isinstance(q, Expect) and has_kinks(q.function) for q in nodes)
+
+
+def norms_members(nodes: Iterable[Quantity]) -> bool:
+    """Are there norms of a batch or of positions? Under their laws covariances are nearly singular where epsilon is small, and float32 keeps
+    too few digits: such kernels are computed in float64, which is no slower, being loops over many short operations."""
+    return any(isinstance(q, Tilted) for q in nodes)
 
 
 def sees_directions(nodes: Iterable[Quantity]) -> bool:

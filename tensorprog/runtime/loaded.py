@@ -48,6 +48,7 @@ def save(
         "kinks": made.kinks,
         "draws": made.draws,
         "directions": made.directions,
+        "norms": made.norms,
         "average": program.output.type.kind == "scalar",
         "noise": any(weight.per_input for weight in program.weights),
     }
@@ -168,15 +169,13 @@ class LoadedKernel(Serialised, KernelFunction):
             m = manifest
             inputs, tree, hypers, nonnegative, self._tolerance, noise, self.method = read_description(m)
             shape, entries = tuple(map(int, m["output_axes"])), int(m["pair_entries"])
-            kinks, draws, directions = (
-                bool(m.get(name, default))
-                for name, default in (("kinks", False), ("draws", False), ("directions", True))
-            )
+            defaults = {"kinks": False, "draws": False, "directions": True, "norms": False}
+            kinds = {name: bool(m.get(name, default)) for name, default in defaults.items()}
         except MALFORMED as error:
             raise malformed(path, error) from error
         super().__init__(inputs, tree, hypers, nonnegative, noise)
         try:
-            made = deserialise(self._members, inputs, tree, hypers, shape, entries, kinks, draws, directions)
+            made = deserialise(self._members, inputs, tree, hypers, shape, entries, **kinds)
         except Exception as error:  # JAX names no exception for an artefact that it refuses
             self._fall_back(error)
             try:

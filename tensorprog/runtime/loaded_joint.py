@@ -89,6 +89,7 @@ def save_joint(
         "kinks": made.kinks,
         "draws": made.draws,
         "positions": made.positions,
+        "norms": made.norms,
         "noise": made.noise,
     }
     write_archive(path, manifest, members | artefacts)
@@ -111,7 +112,7 @@ class LoadedJoint(Serialised, JointFunction):
             self._out_tree = tree_of(manifest["returns"])
             self.outputs = tuple(self._output(k, entry) for k, entry in enumerate(manifest["outputs"]))
             entries = int(manifest["pair_entries"])
-            kinds = [bool(manifest.get(name, False)) for name in ("kinks", "draws", "positions")]
+            kinds = [bool(manifest.get(name, False)) for name in ("kinks", "draws", "positions", "norms")]
             if self._out_tree.num_leaves != len(self.outputs):
                 raise ValueError(f"{len(self.outputs)} outputs but {self._out_tree.num_leaves} leaves")
         except ProgramError as error:

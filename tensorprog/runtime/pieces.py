@@ -100,8 +100,8 @@ def assemble(
     def jobs() -> Iterator[Job[_Again | None]]:
         for piece, tiles in zip(pieces, tilings, strict=True):
             work = piece.work()
-            code = work.tile(tiles.rows, tiles.columns)
             halves = made.halves(tiles.rows, tiles.columns) if mirror else None
+            code = work.tile(tiles.rows, tiles.columns)
             for i, j in tiles:
                 yield partial(_begin, made, piece, work, code, halves, tiles, i, j, get)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -44,3 +46,33 @@ def test_instance_norm_of_two_positions(dtype: type, error: float) -> None:
     for i, one in enumerate(x.astype(np.float64)):
         nngp, ntk = by_hand(one)
         np.testing.assert_allclose((found.nngp[i, i], found.ntk[i, i]), (nngp, ntk), rtol=error)
+
+
+@pytest.mark.long
+def test_float32_is_float64_rounded(tmp_path: Path) -> None:
+    """Of a norm without an epsilon float32 alone kept four digits."""
+
+    def of_three(x: jax.Array) -> jax.Array:
+        h = nn.dense(x, bias_var=0.1)
+        centred = h - h.mean(0, keepdims=True)
+        return nn.dense(jax.nn.relu(centred / jnp.sqrt(jnp.square(centred).mean(0, keepdims=True))), features=1)
+
+    x = np.random.default_rng(1).standard_normal((2, 4, 3))
+    kernel, several = (
+        tp.compile(of_three, jnp.zeros((4, 3))),
+        tp.joint(lambda x: {"a": of_three(x)}, jnp.zeros((4, 3))),
+    )
+    kernel.export(tmp_path / "kernel.zip")
+    narrow = x.astype(np.float32)
+    wide = kernel(narrow.astype(np.float64))
+    joint = several(narrow)
+    for found in (
+        kernel(narrow),
+        tp.load(tmp_path / "kernel.zip")(narrow),
+        (joint.nngp["a"]["a"], joint.ntk["a"]["a"]),
+    ):
+        for mine, other in zip(found, wide, strict=True):
+            assert mine.dtype == np.float32
+            np.testing.assert_allclose(mine, other, rtol=2e-7, atol=1e-7)
+    for mine, other in zip(kernel.diag(narrow), wide, strict=True):
+        np.testing.assert_allclose(mine, other[np.arange(2), np.arange(2)], rtol=2e-7, atol=1e-7)
