@@ -29,8 +29,9 @@ import tensorprog as tp
 from benchmarks import cases, study
 from benchmarks.worker_limit import limit
 from benchmarks.worker_ours import network
+from ntk_rules.special import signed_turns
 from tensorprog.runtime import pieces
-from tensorprog.runtime.assembly import HostMatrices
+from tensorprog.runtime.assembly import HostMatrices, cores
 
 OUT = study.RESULTS / "profile"
 NAMES = (
@@ -57,13 +58,13 @@ def parts_of(seconds: dict[str, float]) -> Iterator[None]:
 
         return call
 
-    fill = pieces._fill
+    begin = pieces._begin
 
-    def filled(made: Any, piece: Any, work: Any, code: Any, halves: Any, *rest: Any) -> Any:
-        return fill(made, piece, work, timed("tiles", code), halves and timed("other halves", halves), *rest)
+    def begun(made: Any, piece: Any, work: Any, code: Any, halves: Any, *rest: Any) -> Any:
+        return begin(made, piece, work, timed("tiles", code), halves and timed("other halves", halves), *rest)
 
     with (
-        mock.patch.object(pieces, "_fill", filled),
+        mock.patch.object(pieces, "_begin", begun),
         mock.patch.object(pieces, "_mend", timed("computed again", pieces._mend)),
         mock.patch.object(HostMatrices, "put", timed("writing", HostMatrices.put)),
     ):
@@ -101,6 +102,7 @@ def measured(case: cases.Case) -> dict[str, Any]:
         "all cores": whole,
         "processor": busy,
         "limit": _limit(case, inputs),
+        "arithmetic": _arithmetic(case),
         "one core": alone,
         "first call": first,
     }
@@ -206,6 +208,37 @@ def _limit(case: cases.Case, inputs: list[jax.Array]) -> float:
     return _medians(lambda: compiled(x, y))[0]
 
 
+def _arithmetic(case: cases.Case) -> float | None:
+    """Seconds that all cores together need for the layers' arithmetic alone, of ReLU with biases, which are computed one by one: the closed
+    forms of nngp and ntk, compiled by XLA, over an array that stays in a core's nearest cache. None for other networks."""
+    functions = [layer.function for layer in case.layers if isinstance(layer, cases.Act)]
+    if case.positions != "none" or not case.bias_var or set(functions) != {"relu"}:
+        return None
+    side, steps = 64, 100
+
+    @jax.jit
+    def layers(both: jax.Array, sizes: jax.Array) -> jax.Array:
+        def layer(both: jax.Array, own: jax.Array) -> tuple[jax.Array, None]:
+            nngp, ntk, rows, columns = jnp.real(both), jnp.imag(both), own[0, :, None], own[1]
+            rho = jnp.clip(nngp * rows * columns, -1, 1)
+            sine = jnp.sqrt((1 - rho) * (1 + rho))
+            slope = signed_turns(rho, sine) + 0.25
+            value = nngp * slope + rows * columns * sine
+            return jax.lax.complex(
+                case.weight_var * value + case.bias_var, case.weight_var * (value + ntk * slope) + case.bias_var
+            ), None
+
+        return jax.lax.scan(layer, both, sizes)[0]
+
+    random = np.random.default_rng(case.seed)
+    both = jnp.asarray(random.uniform(-1, 1, (side, side)) + 1j * random.uniform(0, 1, (side, side)), jnp.complex64)
+    sizes = jnp.full((steps, 2, side), 0.5, jnp.float32)
+    jax.block_until_ready(layers(both, sizes))
+    seconds = _medians(lambda: layers(both, sizes))[0]
+    pairs = case.n1 * case.n2 if case.n2 else case.n1 * (case.n1 + 1) // 2
+    return seconds / (steps * side**2) * len(functions) * pairs / cores()
+
+
 def _copy(n1: int, n2: int) -> Callable[[], None]:
     source = np.ones((n1, n2), np.float32)
     return lambda: [source.copy() for _ in range(2)] and None
@@ -215,23 +248,25 @@ def row(found: dict[str, Any]) -> str:
     """A line of the table, in milliseconds."""
     first = (found["first call"][name] for name in FIRST_PARTS)
     numbers = (
-        found[name] for name in ("all cores", "processor", "limit", "one core", "whole", *PARTS, "product", "copy")
+        found[name]
+        for name in ("all cores", "processor", "limit", "arithmetic", "one core", "whole", *PARTS, "product", "copy")
     )
-    milliseconds = " | ".join(f"{1e3 * n:.3g}" for n in numbers)
+    milliseconds = " | ".join("-" if n is None else f"{1e3 * n:.3g}" for n in numbers)
     return f"| {found['case']} | {milliseconds} | {' / '.join(f'{n:.2g}' for n in first)} | {found['first call']['loops']} |"
 
 
 def main(prefixes: list[str]) -> None:
     """Measure the cases whose names begin so, or all, which replaces the results kept."""
     before, after = (
-        ("all cores", "processor", "limit", "one core", "tile after tile"),
+        ("all cores", "processor", "limit", "arithmetic", "one core", "tile after tile"),
         ("product alone", "two copies", "first call", "fused loops"),
     )
     columns = (*before, *PARTS, *after)
     head = [
         "Milliseconds of warm calls for NNGP and NTK, float32, medians: with all cores, as users have it, and the time of all cores together",
-        "that it takes; the limit of the comparison (one product of the inputs, read once, and two results); in a process kept to one core;",
-        "and tile after tile, as a whole and in parts. Beside them one product of the inputs alone and two copies of the result into fresh",
+        "that it takes; the limit of the comparison (one product of the inputs, read once, and two results); where layers are computed one by",
+        "one, their arithmetic alone, over an array in the nearest cache, shared by all cores; in a process kept to one core; and tile after",
+        "tile, as a whole and in parts. Beside them one product of the inputs alone and two copies of the result into fresh",
         "memory, which no way to compute it can save. Last, in seconds, the first call of a process: deriving the kernel, tracing and",
         "lowering it, XLA's compilation while nothing is traced, and the rest; and how many fused loops XLA compiles in it. What binds:",
         "docs/speed.md.",

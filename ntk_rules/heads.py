@@ -63,7 +63,10 @@ class Turns(sp.Function):
 
 def in_turns(formula: sp.Expr) -> sp.Expr:
     """`formula` with its angles in turns, and numbers multiplied into the sums that have some."""
-    turned = formula.xreplace({angle: 2 * sp.pi * Turns(*angle.args) for angle in formula.atoms(Arcsine)})
+    angles = formula.atoms(Arcsine)
+    if not angles:
+        return formula
+    turned = formula.xreplace({angle: 2 * sp.pi * Turns(*angle.args) for angle in angles})
     return turned.replace(lambda part: part.is_Mul and part.has(Turns), _number_inside)
 
 
