@@ -10,6 +10,7 @@ them the time with all cores, tiles at once, as a user has it, and that of a pro
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from benchmarks.worker_limit import limit
 from benchmarks.worker_ours import network
 from ntk_rules.special import signed_turns
 from tensorprog.runtime import pieces
-from tensorprog.runtime.assembly import HostMatrices, cores
+from tensorprog.runtime.assembly import HostMatrices
 
 OUT = study.RESULTS / "profile"
 NAMES = (
@@ -209,34 +210,33 @@ def _limit(case: cases.Case, inputs: list[jax.Array]) -> float:
 
 
 def _arithmetic(case: cases.Case) -> float | None:
-    """Seconds that all cores together need for the layers' arithmetic alone, of ReLU with biases, which are computed one by one: the closed
-    forms of nngp and ntk, compiled by XLA, over an array that stays in a core's nearest cache. None for other networks."""
+    """Seconds of the layers' arithmetic alone, of ReLU with biases, which are computed one by one: the closed forms of nngp and ntk, as XLA
+    compiles them, over an array that stays in the caches of the cores. None for other networks."""
     functions = [layer.function for layer in case.layers if isinstance(layer, cases.Act)]
     if case.positions != "none" or not case.bias_var or set(functions) != {"relu"}:
         return None
-    side, steps = 64, 100
+    shape, steps = (256, 256), 100
 
     @jax.jit
-    def layers(both: jax.Array, sizes: jax.Array) -> jax.Array:
-        def layer(both: jax.Array, own: jax.Array) -> tuple[jax.Array, None]:
-            nngp, ntk, rows, columns = jnp.real(both), jnp.imag(both), own[0, :, None], own[1]
+    def layers(both: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+        def layer(_: int, both: jax.Array) -> jax.Array:
+            nngp, ntk = jnp.real(both), jnp.imag(both)
             rho = jnp.clip(nngp * rows * columns, -1, 1)
             sine = jnp.sqrt((1 - rho) * (1 + rho))
             slope = signed_turns(rho, sine) + 0.25
             value = nngp * slope + rows * columns * sine
             return jax.lax.complex(
                 case.weight_var * value + case.bias_var, case.weight_var * (value + ntk * slope) + case.bias_var
-            ), None
+            )
 
-        return jax.lax.scan(layer, both, sizes)[0]
+        return jax.lax.fori_loop(0, steps, layer, both)
 
     random = np.random.default_rng(case.seed)
-    both = jnp.asarray(random.uniform(-1, 1, (side, side)) + 1j * random.uniform(0, 1, (side, side)), jnp.complex64)
-    sizes = jnp.full((steps, 2, side), 0.5, jnp.float32)
-    jax.block_until_ready(layers(both, sizes))
-    seconds = _medians(lambda: layers(both, sizes))[0]
+    both = jnp.asarray(random.uniform(-1, 1, shape) + 1j * random.uniform(0, 1, shape), jnp.complex64)
+    sizes = jnp.full((shape[0], 1), 0.5, jnp.float32), jnp.full((1, shape[1]), 0.5, jnp.float32)
+    seconds = _medians(lambda: layers(both, *sizes))[0]
     pairs = case.n1 * case.n2 if case.n2 else case.n1 * (case.n1 + 1) // 2
-    return seconds / (steps * side**2) * len(functions) * pairs / cores()
+    return seconds / (steps * math.prod(shape)) * len(functions) * pairs
 
 
 def _copy(n1: int, n2: int) -> Callable[[], None]:
@@ -265,7 +265,7 @@ def main(prefixes: list[str]) -> None:
     head = [
         "Milliseconds of warm calls for NNGP and NTK, float32, medians: with all cores, as users have it, and the time of all cores together",
         "that it takes; the limit of the comparison (one product of the inputs, read once, and two results); where layers are computed one by",
-        "one, their arithmetic alone, over an array in the nearest cache, shared by all cores; in a process kept to one core; and tile after",
+        "one, their arithmetic alone, over an array in the caches, with all cores; in a process kept to one core; and tile after",
         "tile, as a whole and in parts. Beside them one product of the inputs alone and two copies of the result into fresh",
         "memory, which no way to compute it can save. Last, in seconds, the first call of a process: deriving the kernel, tracing and",
         "lowering it, XLA's compilation while nothing is traced, and the rest; and how many fused loops XLA compiles in it. What binds:",
