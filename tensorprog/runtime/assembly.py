@@ -1,9 +1,10 @@
 """Whole matrices out of tiles, which all cores compute at once.
 
-Three things set the speed of a large matrix on a CPU once its arithmetic is short, and all three are matters of tiles:
+Four things set the speed of a large matrix on a CPU once its arithmetic is short, and all four are matters of tiles:
 
 - Layers are many passes over the same arrays. Those of a tile stay in a core's cache from the first pass to the last.
 - Compilers run the operations of a loop one after the other. Tiles know nothing of each other: each core takes the next.
+- Who waits for a tile is woken late, and then puts it in its place while nothing is computed: the next is begun before.
 - Fresh memory is handed out, and cleared, page by page. NumPy asks for large pages where the system has them, which are quicker
   to come by, and JAX takes over NumPy's memory as it is; that of results that are gone is used again (`tensorprog.runtime.memory`).
 
