@@ -221,7 +221,7 @@ def kinked(nodes: Iterable[Quantity]) -> bool:
 
 def norms_members(nodes: Iterable[Quantity]) -> bool:
     """Are there norms of a batch or of positions? Under their laws covariances are nearly singular where epsilon is small, and float32 keeps
-    too few digits: such kernels are computed in float64, which is no slower, being loops over many short operations."""
+    too few digits: such kernels are computed in float64."""
     return any(isinstance(q, Tilted) for q in nodes)
 
 
