@@ -20,7 +20,7 @@ import numpy as np
 
 from ntk_rules.primitives import RULES
 
-__all__ = ["by_numpy", "interpreted", "loop_sizes", "operations"]
+__all__ = ["by_numpy", "called", "interpreted", "loop_sizes", "operations"]
 
 _WHILE = 16  # rounds of a loop whose number of rounds is not known
 _MUCH = 5e8  # operations of a part that XLA, which fuses them, computes in less time, its compilation included
@@ -119,7 +119,7 @@ class _Program:
 
         for eqn in jaxpr.eqns:
             read = [slot(v) for v in eqn.invars]
-            body = _called(eqn)
+            body = called(eqn)
             filled = self._step(eqn, read) if body is None else self.add(body[0], read, body[1])
             slots.update(zip(eqn.outvars, filled, strict=True))
         return [slot(v) for v in jaxpr.outvars]
@@ -161,9 +161,9 @@ def _freed(steps: Sequence[Step], ends: Sequence[int]) -> list[list[int]]:
     return found
 
 
-def _called(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+def called(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     """The body of a call and its constants; None of other equations."""
-    if eqn.primitive.name in ("scan", "while", "cond"):
+    if eqn.primitive.name in ("scan", "while", "cond", "reduce"):
         return None
     bodies = [eqn.params[key] for key in _BODIES if key in eqn.params]
     if len(bodies) != 1 or len(list(_inner(eqn))) != 1:
@@ -187,6 +187,13 @@ def _rule(eqn: Any) -> Run:
             return lambda index, *values: branches[min(max(int(index), 0), len(branches) - 1)](*values)
         case "optimization_barrier":
             return lambda *values: list(values)
+        case "reduce" if {e.primitive.name for e in eqn.params["jaxpr"].eqns} == {"add"}:  # of several arrays at once
+            axes, count = eqn.params["dimensions"], len(eqn.outvars)
+            kinds = [v.aval.dtype for v in eqn.outvars]
+            return lambda *values: [
+                np.asarray(np.sum(a, axes, kind) + start, kind)
+                for a, start, kind in zip(values[:count], values[count:], kinds, strict=True)
+            ]
     function = RULES[name](eqn.params) if name in RULES else None
     if function is None:
         return by_jax

@@ -108,7 +108,7 @@ class Kernel(KernelFunction):
     def without(self, *names: str) -> Kernel:
         """The same kernel with optimisations switched off, to measure them or to check them: docs/speed.md says what each does.
 
-        names: of "loops", "branches", "packing", "together", "windows", "rows", "threads", "reuse", "symmetry",
+        names: of "loops", "branches", "packing", "together", "windows", "rows", "sides", "threads", "reuse", "symmetry",
         "interpolation", "numpy". Values agree to rounding ("interpolation": to 1e-12 of sqrt(K(x, x) K(x', x')) in float64, 1e-7 in float32).
 
         Raises InputError for other names.

@@ -31,7 +31,7 @@ def test_tiles_and_symmetry(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert np.array_equal(kernels[a][b], np.swapaxes(turned, 2, 3) if a == b == "p" else turned)
 
 
-LOWERED, RUN = ("loops", "branches", "together", "windows"), ("rows", "threads", "reuse", "symmetry")
+LOWERED, RUN = ("loops", "branches", "together", "windows"), ("rows", "sides", "threads", "reuse", "symmetry")
 
 
 @pytest.mark.long

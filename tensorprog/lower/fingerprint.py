@@ -21,18 +21,20 @@ _SEED = 0x7E15_0A96
 _FEW = 2**12  # random weights that are kept as constants: a program of their making takes as long to compile as a layer
 
 
-def fingerprint(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+def fingerprint(leaves: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     """Two sums of the input's bits with fixed odd random weights, of dtype uint32: two scalars, which XLA compares where it needs them."""
-    found = []
-    for k in (0, 1):
-        total = jnp.zeros((), jnp.uint32)
-        for i, leaf in enumerate(leaves):
-            words = _words(lax.stop_gradient(leaf))
-            mixed = words * jnp.uint32(0x9E37_79B1)
-            mixed = mixed ^ (mixed >> 15)
-            total = total + jnp.sum(mixed * _weights(i, k, words.size), dtype=jnp.uint32)
-        found.append(total)
-    return found[0], found[1]
+    total: tuple[jax.Array, ...] = (jnp.zeros((), jnp.uint32),) * 2
+    for i, leaf in enumerate(leaves):
+        words = _words(lax.stop_gradient(leaf))
+        mixed = words * jnp.uint32(0x9E37_79B1)
+        mixed = mixed ^ (mixed >> 15)
+        weighted = tuple(mixed * _weights(i, k, words.size) for k in (0, 1))
+        total = _plus(total, lax.reduce(weighted, (np.uint32(0),) * 2, _plus, (0,)))  # both in one pass
+    return total
+
+
+def _plus(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
 def _weights(leaf: int, k: int, size: int) -> jax.Array | np.ndarray:

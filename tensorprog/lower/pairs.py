@@ -34,9 +34,9 @@ State = tuple[Any, ...]
 class Lowered:
     """Blocks as functions without batch axes.
 
-    state: (inputs, hypers, live) -> what one input contributes. pair: (state, state, live) -> the blocks. live: see
-    `emit.Context`. diagonal: state -> the blocks of an input with itself. strained: a check of the states of many inputs. means:
-    state -> the means.
+    state: (inputs, hypers, live) -> what one input contributes. pair: (state, state, live, alone) -> the blocks. live: see
+    `emit.Context`. alone: values alone, which are not differentiated. diagonal: state -> the blocks of an input with itself. strained: a
+    check of the states of many inputs. means: state -> the means.
     """
 
     state: Callable[..., State]
@@ -57,7 +57,7 @@ class Lowered:
 
         return replace(
             self,
-            pair=lambda a, b, live=None: marked(beyond(a) | beyond(b), self.pair(a, b, live)),
+            pair=lambda a, b, *more: marked(beyond(a) | beyond(b), self.pair(a, b, *more)),
             diagonal=lambda a: marked(beyond(a, own=True), self.diagonal(a)),
             means=lambda a: marked(beyond(a, own=True), self.means(a)),
         )
@@ -105,11 +105,12 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
         last = 1 + len(slots.order)
         return a[last].dtype, a[last + 1] if len(a) > last + 1 else None
 
-    def pair(a: State, b: State, live: jax.Array | None = None) -> tuple[jax.Array, ...]:
+    def pair(a: State, b: State, live: jax.Array | None = None, alone: bool = False) -> tuple[jax.Array, ...]:
         dtype, shift = read(a)
         normals = AllNormals((q for q in pair_steps if isinstance(q, Normals)), dtype, shift)
         same = (a[0][0] == b[0][0]) & (a[0][1] == b[0][1])
-        met = same if exact and not graph.noise else None
+        moves = exact and not alone
+        met = same if moves and not graph.noise else None
         context = Context({}, {}, dtype, shift, normals, live, met, off, codes)
         step = lambda found, args: emit_together(found, args, context)
         openly = None if live is None or "packing" in off else lambda found, args: emit_open(found, args, context)
@@ -119,7 +120,7 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
             value = env[block.cross] if is_cross(block.cross) else slots.read(a, block.cross)
             if not graph.noise:
                 own = (slots.read(a, block.own) + slots.read(b, block.own)) / 2
-                value = with_value(same, own, value) if exact else jnp.where(same, own, value)
+                value = with_value(same, own, value) if moves else jnp.where(same, own, value)
             found.append(jnp.broadcast_to(value[block.first], block.shape).astype(dtype))
         return tuple(found)
 

@@ -26,6 +26,7 @@ from tensorprog.runtime.kernel import (
     kinked,
     norms_members,
     pair_entries,
+    parted,
     steps,
     whole,
 )
@@ -82,7 +83,7 @@ class BlockFunctions:
             rows = lambda x1, x2, hypers: chosen(every(x1, x2, hypers))
         if two is not None:
             pairs, own = two.pairs, two.own
-            two = Steps(two.states, lambda a, b: chosen(pairs(a, b)), lambda a: chosen(own(a)), two.strained)
+            two = replace(two, pairs=lambda a, b: chosen(pairs(a, b)), own=lambda a: chosen(own(a)))
         shapes, rights = chosen(self.shapes), chosen(self.rights)
         return replace(self, block=block, diagonal=diagonal, shapes=shapes, rights=rights, steps=two, rows=rows)
 
@@ -92,17 +93,17 @@ def block_functions(graph: BlockGraph, lowered: OfBlocks, off: Collection[str] =
     shapes, rights = tuple(b.shape for b in graph.blocks), tuple(b.right for b in graph.blocks)
     largest = pair_entries(graph.nodes)
     entries = max(sum(map(math.prod, shapes)), largest)
-    two, guarded = steps(lowered, entries, off), lowered.guarded
-    marked = steps(guarded, entries, off)
+    two, guarded = parted(lowered, entries, off), lowered.guarded
+    plain, marked = steps(lowered, entries, off), steps(guarded, entries, off)
 
     def block(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
-        return marked.pairs(two.states(x1, hypers), two.states(x2, hypers))
+        return tuple(marked.pairs(plain.states(x1, hypers), plain.states(x2, hypers)))
 
     def own(which: Callable[..., Any]) -> Callable[[Leaves, Hypers], tuple[jax.Array, ...]]:
         return lambda x, hypers: by_inputs(lambda leaves: which(lowered.state(leaves, hypers)), x, entries)
 
     def rows(x1: Leaves, x2: Leaves, hypers: Hypers) -> tuple[jax.Array, ...]:
-        return jax.vmap(guarded.pair)(two.states(x1, hypers), two.states(x2, hypers))
+        return jax.vmap(guarded.pair)(plain.states(x1, hypers), plain.states(x2, hypers))
 
     diagonal, means = own(guarded.diagonal), own(guarded.means)
     return BlockFunctions(

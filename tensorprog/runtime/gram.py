@@ -14,8 +14,8 @@ from jax import lax
 
 from tensorprog.runtime.assembly import Ahead, Interpreted, Pairs
 from tensorprog.runtime.inputs import is_traced
-from tensorprog.runtime.kernel import GET, Functions, Hypers, Leaves, Steps, float_dtype, whole
-from tensorprog.runtime.pieces import Code, Piece, Progress, Work, assemble, matrices, part
+from tensorprog.runtime.kernel import GET, Functions, Hypers, Leaves, Steps, float_dtype, part, whole
+from tensorprog.runtime.pieces import Code, Piece, Progress, Work, assemble, matrices
 from tensorprog.runtime.refine import Refine, in_float64, sketch
 from tensorprog.runtime.tiles import TILE_BYTES, Tiling, pairs_in_memory
 
@@ -54,24 +54,28 @@ class Layers:
         self._tile = Ahead(self._of_pairs, ("rows", "columns", "get"))
 
     def _of_inputs(self, sides: list[Leaves], hypers: Hypers, own: bool) -> Any:
-        """What pairs read of the inputs of all sides; with the kernels of each input with itself, if `own`. They are not taken apart
-        again, which would be code for every array."""
+        """What pairs read of the inputs of all sides; with the standard deviation and the ntk of each input, and sketches of directions,
+        if `own`. They are not taken apart again, which would be code for every array."""
         joined = [jnp.concatenate(leaves) for leaves in zip(*sides, strict=True)]
         states = self._steps.states(joined, hypers)
-        by_direction = own and self._refine is not None and self._refine.directions
-        return states, (self._steps.own(states), sketch(joined) if by_direction else None) if own else None
+        read = states if self._steps.strained is not None else self._steps.read(states)
+        if not own or self._refine is None:
+            return read, None
+        nngp, ntk = self._steps.own(states)
+        return read, (jnp.sqrt(nngp), ntk, sketch(joined) if self._refine.directions else None)
 
     def _of_pairs(
         self, states: Any, i: Any, j: Any, *, rows: int, columns: int, get: tuple[str, ...]
     ) -> tuple[list[jax.Array], jax.Array | None]:  # fmt: skip
         """One tile, of inputs from i and from j on."""
-        (a, more1), (b, more2) = part(states, i, rows), part(states, j, columns)
-        found, marks = self._steps.pairs(a, b), None
-        if more1 is not None and self._refine is not None:
-            (own1, sketch1), (own2, sketch2) = more1, more2
-            near = self._refine.near(found[0], own1[0], own2[0])
-            if sketch1 is not None:
-                near |= self._refine.alike(sketch1, sketch2)
+        of_tiles, more = states
+        read = self._steps.part
+        found, marks = self._steps.pairs(read(of_tiles, i, rows), read(of_tiles, j, columns)), None
+        if more is not None and self._refine is not None:
+            std, _, directions = more
+            near = self._refine.near(found[0], part(std, i, rows), part(std, j, columns))
+            if directions is not None:
+                near |= self._refine.alike(part(directions, i, rows), part(directions, j, columns))
             marks = jnp.any(near, axis=0)
         return [found[self._names.index(name)] for name in get], marks
 
@@ -92,20 +96,19 @@ class Layers:
 
         if refine is None:
             return Work(names, tile)
-        # nngp and ntk of each input with itself, and sketches of directions
         looked_at = functools.cache(lambda: jax.tree.map(np.asarray, states()[1]))
 
         def again(kernels: list[np.ndarray], i: int, j: int, columns: np.ndarray) -> Pairs:
-            (own, _), directions = looked_at()
+            std, _, directions = looked_at()
             some = kernels[0][:, columns]
             rows, others = slice(i, i + len(some)), second + j + columns
-            near = refine.near(some, own[rows], own[others], np)
+            near = refine.near(some, std[rows], std[others])
             if directions is not None:
                 near |= refine.alike(directions[rows], directions[others])
             found, at = np.nonzero(near)
             return Pairs(i + found, j + columns[at])
 
-        exact = lambda pairs: {"ntk": refine.mended(x1, sides[-1], looked_at()[0][1], hypers, pairs)}
+        exact = lambda pairs: {"ntk": refine.mended(x1, sides[-1], looked_at()[1], hypers, pairs)}
         return Work(names, tile, again, exact)
 
     def _check(self, states: Any, own: bool = False) -> None:

@@ -21,8 +21,8 @@ from numpy.polynomial.chebyshev import cheb2poly
 from ntk_rules.interpreted import interpreted, operations
 from ntk_rules.special import signed_angle
 from tensorprog.runtime.assembly import Ahead, Pairs
-from tensorprog.runtime.kernel import GET, Hypers, Leaves, float_dtype, without_branches
-from tensorprog.runtime.pieces import Code, Work, part
+from tensorprog.runtime.kernel import GET, Hypers, Leaves, float_dtype, part, without_branches
+from tensorprog.runtime.pieces import Code, Work
 from tensorprog.runtime.series import TOLERANCE, Points, Series, make_series
 
 __all__ = ["Interpolated"]

@@ -17,10 +17,21 @@ from tensorprog.errors import InputError
 from tensorprog.kernel import KernelGraph
 from tensorprog.kernel.fields import chunk_entries
 from tensorprog.kernel.graph import Average, Expect, Normals, Operand, Quantity, Sampled, Tilted
+from tensorprog.runtime.one_sided import Parted
 from tensorprog.runtime.picture import heat_maps
 from tensorprog.runtime.tiles import CACHED, pairs_in_memory
 
-__all__ = ["GET", "Functions", "KernelResult", "check_get", "float_dtype", "functions", "norms_members", "pair_entries"]
+__all__ = [
+    "GET",
+    "Functions",
+    "KernelResult",
+    "check_get",
+    "float_dtype",
+    "functions",
+    "norms_members",
+    "pair_entries",
+    "part",
+]
 
 GET = ("nngp", "ntk")
 Leaves = list[jax.Array]
@@ -59,16 +70,24 @@ def float_dtype(x: Iterable[jax.Array]) -> Any:
     return jnp.result_type(*kinds) if kinds else jnp.result_type(float)
 
 
+def part(tree: Any, start: Any, count: int, axis: int = 0) -> Any:
+    """Some of the inputs, of arrays with a batch axis; start is not negative."""
+    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, count, axis, allow_negative_indices=False), tree)
+
+
 @dataclass(frozen=True)
 class Steps:
     """states: (x, hypers) -> all that pairs read of the inputs, a tree of arrays with a batch axis. pairs: (states, states) -> the
     blocks of every pair. own: states -> the blocks of every input with itself. strained: (states, own=False) -> None, or InputError
-    where variances are beyond what quadrature follows; own: of inputs met with themselves alone."""
+    where variances are beyond what quadrature follows; own: of inputs met with themselves alone. part: (states, start, count) -> the states
+    of some inputs, for pairs alone. read: states -> what pairs read of them."""
 
     states: Callable[[Leaves, Hypers], Any]
-    pairs: Callable[[Any, Any], tuple[jax.Array, ...]]
+    pairs: Callable[[Any, Any], Sequence[jax.Array]]
     own: Callable[[Any], tuple[jax.Array, ...]]
     strained: Callable[..., None] | None = None
+    part: Callable[[Any, Any, int], Any] = part
+    read: Callable[[Any], Any] = lambda states: states
 
 
 @dataclass(frozen=True)
@@ -152,8 +171,9 @@ def live_flag(x: Leaves, off: Collection[str] = ()) -> jax.Array | None:
     return some == some
 
 
-def steps(lowered: OfPairs, entries: int, off: Collection[str] = ()) -> Steps:
-    """A lowered kernel in its two steps, `jax.vmap` over the inputs of both. entries: of the largest array of an input or pair."""
+def steps(lowered: OfPairs, entries: int, off: Collection[str] = (), alone: bool = False) -> Steps:
+    """A lowered kernel in its two steps, `jax.vmap` over the inputs of both. entries: of the largest array of an input or pair. alone: pairs
+    are not differentiated."""
 
     def states(x: Leaves, hypers: Hypers) -> Any:
         live = live_flag(x, off)
@@ -161,9 +181,55 @@ def steps(lowered: OfPairs, entries: int, off: Collection[str] = ()) -> Steps:
 
     def pairs(first: Any, second: Any) -> tuple[jax.Array, ...]:
         live = live_flag(jax.tree.leaves(first), off)
-        return jax.vmap(jax.vmap(lambda a, b: lowered.pair(a, b, live), (None, 0)), (0, None))(first, second)
+        pair = lambda a, b: lowered.pair(a, b, live, alone)
+        return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(first, second)
 
     return Steps(states, pairs, jax.vmap(lowered.diagonal), lowered.strained)
+
+
+def parted(lowered: OfPairs, entries: int, off: Collection[str] = ()) -> Steps:
+    """The steps of `steps` for tiles, which are not differentiated: what pairs compute of one input alone is computed with its state.
+    Where pairs have positions, that would be more to read than it saves."""
+    plain = steps(lowered, entries, off, alone=True)
+    if entries > 1 or "sides" in off:
+        return plain
+    flag = [] if without_branches(off) else [jax.ShapeDtypeStruct((), bool)]
+    known: dict[Any, Parted] = {}  # for every precision
+
+    def states(x: Leaves, hypers: Hypers) -> Any:
+        live, made = live_flag(x, off), None
+
+        def both(leaves: Leaves) -> Any:
+            nonlocal made
+            state = lowered.state(leaves, hypers, live)
+            kinds = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)
+            made = Parted(lambda a, b, live=None: lowered.pair(a, b, live, True), kinds, flag)
+            return made.one(state), state
+
+        kept, state = by_inputs(both, x, entries)
+        assert made is not None
+        kept = [jnp.moveaxis(a, 0, axis) for a, axis in zip(kept, made.axes, strict=True)]
+        known[_kinds(kept)] = made
+        return kept, jax.tree.leaves(state)[0], state
+
+    def pairs(first: Any, second: Any) -> list[jax.Array]:
+        (a, some, *_), (b, *_) = first, second
+        made, live = known[_kinds(a)], live_flag([some], off)
+        pair = lambda a, b: made.two(a, b, *([] if live is None else [live]))
+        return jax.vmap(jax.vmap(pair, (None, made.axes)), (made.axes, None))(a, b)
+
+    def some(states: Any, start: Any, count: int) -> Any:
+        kept, *rest = states
+        axes = known[_kinds(kept)].axes
+        return [part(a, start, count, axis) for a, axis in zip(kept, axes, strict=True)], *rest
+
+    strained = plain.strained
+    checked = None if strained is None else lambda states, own=False: strained(states[2], own)
+    return Steps(states, pairs, lambda states: plain.own(states[2]), checked, some, lambda states: states[:2])
+
+
+def _kinds(arrays: Sequence[Any]) -> Any:
+    return tuple((a.dtype, a.ndim) for a in arrays)
 
 
 class InOne(Protocol):
@@ -188,7 +254,7 @@ def whole(made: InOne) -> Steps:
 def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -> Functions:
     """Pairs into blocks. off: optimisations that are switched off."""
     entries, guarded = pair_entries(graph.nodes), lowered.guarded
-    two, marked = steps(lowered, entries, off), steps(guarded, entries, off)
+    two, marked = parted(lowered, entries, off), steps(guarded, entries, off)
 
     def both(x1: Leaves, x2: Leaves, hypers: Hypers, live: jax.Array | None) -> tuple[Any, Any]:
         """The states of two sets of inputs: one graph, not two."""

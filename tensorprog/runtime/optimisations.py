@@ -15,6 +15,7 @@ OPTIMISATIONS = {
     "together": "expectations of the same Gaussians in one branch, over as few axes as they have",
     "windows": "sums over windows in one pass, over all positions as one axis",
     "rows": "tiles of a matrix so small that their arrays stay in the processor's cache",
+    "sides": "what tiles compute of one input alone, once for each input: of pairs without positions",
     "threads": "as many tiles at once as there are cores",
     "reuse": "memory of results that are gone, for the next ones",
     "symmetry": "only the tiles on and above the diagonal of a gram matrix",

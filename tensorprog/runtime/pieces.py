@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import lax
 
 from tensorprog.runtime.assembly import (
     DeviceMatrices,
@@ -25,7 +24,7 @@ from tensorprog.runtime.assembly import (
 from tensorprog.runtime.kernel import Leaves
 from tensorprog.runtime.tiles import ALONE, Tiling, pairs_at_once, tiling
 
-__all__ = ["Code", "Piece", "Progress", "Work", "assemble", "matrices", "part"]
+__all__ = ["Code", "Piece", "Progress", "Work", "assemble", "matrices"]
 
 Code = Callable[[int, int], tuple[list[jax.Array], jax.Array | None]]
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -170,8 +169,3 @@ def _mend(made: Matrices, again: list[_Again], get: tuple[str, ...], mirror: boo
         for index, name in enumerate(get):
             if name in values:
                 made.change(index, Pairs(pairs.i + piece.i, pairs.j + piece.j), values[name], mirror)
-
-
-def part(tree: Any, start: Any, count: int) -> Any:
-    """Some of the inputs, of arrays with a batch axis."""
-    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, count), tree)

@@ -51,9 +51,9 @@ class Refine:
         self._entries = entries
         self._angle = angle or (ANGLE if entries == 1 else ANGLE_OF_POSITIONS)
 
-    def near(self, nngp: Any, own1: Any, own2: Any, xp: Any = jnp) -> Any:
-        """Which pairs are near, by their nngp and that of each input with itself. xp: NumPy or its equal in JAX."""
-        return nngp > (1 - self._angle) * xp.sqrt(own1)[:, None] * xp.sqrt(own2)[None, :]
+    def near(self, nngp: Any, std1: Any, std2: Any) -> Any:
+        """Which pairs are near, by their nngp and the standard deviations of both inputs, in NumPy or in JAX."""
+        return nngp > (1 - self._angle) * std1[:, None] * std2[None, :]
 
     def alike(self, first: Any, second: Any) -> Any:
         """Which pairs have nearly one direction, or opposite ones, by their sketches, in NumPy or in JAX: for inputs of many entries a
@@ -139,11 +139,11 @@ def _near_outputs(refine: Refine, nngp: Any, own1: Any, own2: Any) -> np.ndarray
     n1, n2 = nngp.shape[:2]
     places = math.isqrt(math.prod(nngp.shape[2:]))
     kernels = np.asarray(nngp).reshape(n1, n2, places, places)
-    variances = [np.diagonal(np.asarray(own).reshape(-1, places, places), 0, 1, 2) for own in (own1, own2)]
+    stds = [np.sqrt(np.diagonal(np.asarray(own).reshape(-1, places, places), 0, 1, 2)) for own in (own1, own2)]
     found = np.zeros((n1, n2), bool)
     for a in range(places):
         for b in range(places):
-            found |= refine.near(kernels[:, :, a, b], variances[0][:, a], variances[1][:, b], np)
+            found |= refine.near(kernels[:, :, a, b], stds[0][:, a], stds[1][:, b])
     return found
 
 

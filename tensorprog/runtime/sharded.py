@@ -62,7 +62,7 @@ class ShardedGram(Gram):
         found = dict(zip(names, self._rows_of(x1, other, hypers, names), strict=True))
         if refine is not None:
             (own1, ntk), (own2, _) = (self.diagonal(x, hypers) for x in (x1, other))
-            pairs = Pairs(*np.nonzero(np.asarray(refine.near(found["nngp"], own1, own2))))
+            pairs = Pairs(*np.nonzero(np.asarray(refine.near(found["nngp"], jnp.sqrt(own1), jnp.sqrt(own2)))))
             if len(pairs.i):
                 mended = refine.mended(x1, other, np.asarray(ntk), hypers, pairs)
                 found["ntk"] = found["ntk"].at[pairs.i, pairs.j].set(mended)

@@ -1,0 +1,285 @@
+"""What of a pair's program belongs to one of its inputs alone: computed once for each input, not in each tile.
+
+A function of two states is traced, and its operations are told apart by what they read: one of the states, or both. Of the first kind are
+the roots of variances, and the coefficients of a series. Where an operation of the second kind reads one of the first, the value is *kept*:
+computed for all inputs together with their states. Loops and branches are taken apart too; what a loop computes of one input in each round
+is a stack. A tile is left with the operations of pairs, so that there are fewer loops to compile, and to run.
+
+A value that is larger than what it is made of, such as a function at the nodes of a quadrature, is left in the tile, and so is one that
+is only moved.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import numpy as np
+from jax import lax
+
+from ntk_rules.interpreted import called, loop_sizes
+
+__all__ = ["Parted"]
+
+Bind = Callable[..., Sequence[Any]]  # the values of an operation, from those that it reads
+_MOVES = {"reshape", "broadcast_in_dim", "squeeze"}
+_BOTH = frozenset((0, 1))
+
+
+class Parted:
+    """A function of (state, state, *rest) in two steps: `one` computes what is kept of a state, `two` the results from what is kept of both.
+
+    axes: of each array that is kept, where a batch axis goes: behind the rounds of a loop that reads it row by row.
+    """
+
+    def __init__(self, function: Callable[..., Sequence[Any]], state: Any, rest: Sequence[Any] = ()):
+        """state, rest: of what shapes and dtypes."""
+        closed, numbers = jax.make_jaxpr(function)(state, state, *rest), _Numbers()
+        leaves = list(enumerate(jax.tree.leaves(state)))
+        sides = [[_given(("leaf", k), leaf, frozenset([side]), numbers) for k, leaf in leaves] for side in (0, 1)]
+        more = [_given(object(), leaf, _BOTH, numbers) for leaf in rest]
+        self._pair = _Program(_read(closed.jaxpr, closed.consts, [*sides[0], *sides[1], *more], numbers))
+        kept = {v.key: v for v in self._pair.reads if v.node.one_sided}
+        self._kept = _Program(list(kept.values()), whole=True)
+        leaf = {v.key: k for k, v in enumerate(sides[0])}
+        self._leaves = [leaf[v.key] for v in self._kept.reads]
+        place = {key: k for k, key in enumerate(kept)}
+        self._reads = [
+            (min(v.node.sides), place[v.key]) if v.node.one_sided else (2, more.index(v)) for v in self._pair.reads
+        ]
+        stacks = {v.key for node in self._pair.nodes for v in node.stacks}
+        self.axes = [int(key in stacks) for key in kept]
+
+    def one(self, state: Any) -> list[Any]:
+        """What is kept of a state."""
+        leaves = jax.tree.leaves(state)
+        return self._kept([leaves[k] for k in self._leaves])
+
+    def two(self, a: Sequence[Any], b: Sequence[Any], *rest: Any) -> list[Any]:
+        """The results of a pair."""
+        given = a, b, rest
+        return self._pair([given[side][k] for side, k in self._reads])
+
+
+# ------------------------------------------------------------------------------------------------ operations
+
+
+@dataclass(frozen=True, eq=False)
+class _Node:
+    """An operation. bind: None of what is given. kinds: of its values. sides: which inputs it reads. number: the same for operations that
+    compute the same of one input, whichever of the two. order: grows along a program. kept: are its values, of one input, worth being
+    kept? stacks: what a loop reads row by row."""
+
+    bind: Bind | None
+    reads: tuple[_Value, ...]
+    kinds: tuple[Any, ...]
+    sides: frozenset[int]
+    number: int
+    order: int
+    kept: bool = False
+    stacks: tuple[_Value, ...] = ()
+
+    @property
+    def one_sided(self) -> bool:
+        return len(self.sides) == 1
+
+
+@dataclass(frozen=True)
+class _Value:
+    """One of the values of an operation."""
+
+    node: _Node
+    index: int = 0
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.node.number, self.index
+
+    @property
+    def kind(self) -> Any:
+        return self.node.kinds[self.index]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.kind.shape)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """A number for all operations that compute the same."""
+
+    known: dict[Any, int] = field(default_factory=dict)
+    fresh: Iterator[int] = field(default_factory=itertools.count)
+
+    def __call__(self, key: Any) -> int:
+        try:
+            if key not in self.known:
+                self.known[key] = next(self.fresh)
+            return self.known[key]
+        except TypeError:  # a parameter that cannot be compared
+            return next(self.fresh)
+
+
+class _Program:
+    """The operations that some values need, and what they are given: `reads`, in this order.
+
+    whole: from the beginning; otherwise what is kept of one input is given. nodes: the operations, in order.
+    """
+
+    def __init__(self, ends: Sequence[_Value], whole: bool = False):
+        self._ends = ends
+        reads: dict[_Value, None] = {}
+        nodes: set[_Node] = set()
+        waiting = list(reversed(ends))
+        while waiting:
+            value = waiting.pop()
+            if value.node.bind is None or (value.node.kept and not whole):
+                reads[value] = None
+            elif value.node not in nodes:
+                nodes.add(value.node)
+                waiting += reversed(value.node.reads)
+        self.reads, self.nodes = list(reads), sorted(nodes, key=lambda node: node.order)
+
+    def __call__(self, given: Sequence[Any]) -> list[Any]:
+        values = dict(zip(self.reads, given, strict=True))
+        for node in self.nodes:
+            assert node.bind is not None
+            found = node.bind(*(values[v] for v in node.reads))
+            values.update((_Value(node, k), value) for k, value in enumerate(found))
+        return [values[v] for v in self._ends]
+
+
+def _given(key: Any, kind: Any, sides: frozenset[int], numbers: _Numbers) -> _Value:
+    return _Value(_Node(None, (), (kind,), sides, numbers(key), next(numbers.fresh)))
+
+
+def _operation(
+    key: Any, bind: Bind, reads: Sequence[_Value], kinds: Sequence[Any], numbers: _Numbers,
+    kept: bool = False, stacks: Sequence[_Value] = (),
+) -> list[_Value]:  # fmt: skip
+    sides, order = _sides(reads), next(numbers.fresh)
+    number = order if sides == _BOTH else numbers((key, tuple(v.key for v in reads)))
+    node = _Node(bind, tuple(reads), tuple(kinds), sides, number, order, kept and len(sides) == 1, tuple(stacks))
+    return [_Value(node, k) for k in range(len(kinds))]
+
+
+def _sides(values: Sequence[_Value]) -> frozenset[int]:
+    return frozenset().union(*(v.node.sides for v in values))
+
+
+# ------------------------------------------------------------------------------------------------ a traced function
+
+
+def _read(jaxpr: Any, consts: Sequence[Any], given: Sequence[_Value], numbers: _Numbers) -> list[_Value]:
+    """The results of a traced function; calls are taken apart."""
+    values = dict(zip(jaxpr.invars, given, strict=True))
+    values.update(zip(jaxpr.constvars, (_constant(c, numbers) for c in consts), strict=True))
+
+    def value(atom: Any) -> _Value:
+        if isinstance(atom, jex.Literal):
+            return _constant(np.asarray(atom.val, atom.aval.dtype), numbers)  # type: ignore[attr-defined]
+        return values[atom]
+
+    for eqn in jaxpr.eqns:
+        reads, body = [value(v) for v in eqn.invars], called(eqn)
+        made = _of_equation(eqn, reads, numbers) if body is None else _read(body[0], body[1], reads, numbers)
+        values.update(zip(eqn.outvars, made, strict=True))
+    return [value(v) for v in jaxpr.outvars]
+
+
+def _constant(value: Any, numbers: _Numbers) -> _Value:
+    key = (value.tobytes(), value.dtype) if isinstance(value, np.ndarray) and value.ndim == 0 else id(value)
+    return _operation(("constant", key), lambda: [value], (), [jax.typeof(value)], numbers)[0]
+
+
+def _of_equation(eqn: Any, reads: list[_Value], numbers: _Numbers) -> list[_Value]:
+    name = eqn.primitive.name
+    if name in _TAKEN_APART and _sides(reads) == _BOTH:
+        return _TAKEN_APART[name](eqn, reads, numbers)
+    key = eqn.primitive, tuple(sorted(eqn.params.items(), key=lambda item: item[0]))
+    kinds = [v.aval for v in eqn.outvars]
+    grows = max(math.prod(kind.shape) for kind in kinds) > max((v.size for v in reads), default=0)
+    return _operation(key, partial(_bound, eqn), reads, kinds, numbers, not grows and name not in _MOVES)
+
+
+def _bound(eqn: Any, *values: Any) -> Sequence[Any]:
+    found = eqn.primitive.bind(*values, **eqn.params)
+    return found if eqn.primitive.multiple_results else [found]
+
+
+def _of_branches(eqn: Any, reads: list[_Value], numbers: _Numbers) -> list[_Value]:
+    """Branches without what they compute of one input, which is computed whichever is taken."""
+    index, *operands = reads
+    inside = {_given(("inside", v.key), v.kind, v.node.sides, numbers): v for v in operands}
+    parts = [_Program(_read(b.jaxpr, b.consts, list(inside), numbers)) for b in eqn.params["branches"]]
+    every = list(dict.fromkeys(v for part in parts for v in part.reads))
+    place = {v: k for k, v in enumerate(every)}
+
+    def bind(index: Any, *values: Any) -> Sequence[Any]:
+        codes = [lambda given, part=part: part([given[place[v]] for v in part.reads]) for part in parts]
+        return lax.switch(index, codes, values)
+
+    outside = [index, *(_outside(v, inside, (), 0, numbers) for v in every)]
+    return _operation(object(), bind, outside, [v.aval for v in eqn.outvars], numbers)
+
+
+def _of_loop(eqn: Any, reads: list[_Value], numbers: _Numbers) -> list[_Value]:
+    """A loop without what it computes of one input in each round."""
+    params, body = eqn.params, eqn.params["jaxpr"]
+    n_consts, n_carry = loop_sizes(eqn, body.jaxpr)
+    consts, start, stacks = reads[:n_consts], reads[n_consts : n_consts + n_carry], reads[n_consts + n_carry :]
+    fixed = {_given(("inside", v.key), v.kind, v.node.sides, numbers): v for v in consts}
+    carried = [_given(object(), v.kind, _BOTH, numbers) for v in start]
+    rows = {_given(("row", v.key), _like(v.kind, v.kind.shape[1:]), v.node.sides, numbers): v for v in stacks}
+    part, length = _Program(_read(body.jaxpr, body.consts, [*fixed, *carried, *rows], numbers)), params["length"]
+    outside = {v: _outside(v, fixed | rows, rows, length, numbers) for v in part.reads if v not in carried}
+    by_row = [v for v in outside if _depends(v, rows)]
+    once = [v for v in outside if v not in by_row]
+    given = [outside[v] for v in by_row]
+
+    def bind(*values: Any) -> Sequence[Any]:
+        known, values = dict(zip(once, values, strict=False)), values[len(once) :]
+
+        def step(carry: Sequence[Any], row: Sequence[Any]) -> tuple[Any, Any]:
+            here = {**known, **dict(zip(carried, carry, strict=True)), **dict(zip(by_row, row, strict=True))}
+            found = part([here[v] for v in part.reads])
+            return tuple(found[:n_carry]), tuple(found[n_carry:])
+
+        end, made = lax.scan(step, values[:n_carry], values[n_carry:], length, params["reverse"], params["unroll"])
+        return [*end, *made]
+
+    reads, kinds = [*(outside[v] for v in once), *start, *given], [v.aval for v in eqn.outvars]
+    return _operation(object(), bind, reads, kinds, numbers, stacks=given)
+
+
+def _like(kind: Any, shape: tuple[int, ...]) -> Any:
+    return jax.ShapeDtypeStruct(shape, kind.dtype)
+
+
+def _depends(value: _Value, on: Collection[_Value]) -> bool:
+    return value in on or any(_depends(v, on) for v in value.node.reads)
+
+
+def _outside(
+    value: _Value, inside: dict[_Value, _Value], rows: Collection[_Value], length: int, numbers: _Numbers
+) -> _Value:
+    """What is computed inside of a loop or branch, computed before: of a loop, where it reads rows, for all rounds."""
+    if value in inside:
+        return inside[value]
+    program = _Program([value], whole=True)
+    by_row = [v in rows for v in program.reads]
+    run = lambda *values: program(values)
+    if any(by_row):
+        run = jax.vmap(run, [0 if row else None for row in by_row])
+    shape = (length, *value.kind.shape) if any(by_row) else value.kind.shape
+    reads = [inside[v] for v in program.reads]
+    return _operation(("before", value.key), run, reads, [_like(value.kind, shape)], numbers, kept=True)[0]
+
+
+_TAKEN_APART = {"scan": _of_loop, "cond": _of_branches}
