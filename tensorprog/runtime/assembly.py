@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -160,11 +160,15 @@ def _close(ready: SimpleQueue[Any], workers: int) -> None:
 class Ahead:
     """A function compiled in the caller's thread, for threads that only run it.
 
-    JAX's settings, such as 64 bits, belong to a thread. Code that is compiled already reads none.
+    JAX's settings, such as 64 bits, belong to a thread. Code that is compiled already reads none. options: of XLA's compilation,
+    for its speed alone: a version that does not know them compiles without.
     """
 
-    def __init__(self, function: Callable[..., Any], static: Sequence[str] = ()):
+    def __init__(
+        self, function: Callable[..., Any], static: Sequence[str] = (), options: Mapping[str, Any] | None = None
+    ):
         self._jitted = jax.jit(function, static_argnames=tuple(static))
+        self._options = dict(options or {})
         self._made: dict[Any, Callable[..., Any]] = {}
         self._begun: dict[Any, tuple[Future[Any], Any]] = {}
 
@@ -172,7 +176,7 @@ class Ahead:
         """The compiled function, for arguments like these and these static ones."""
         key = _kind(args, static, placed=True)
         if key not in self._made:
-            self._made[key] = self._jitted.lower(*args, **static).compile()
+            self._made[key] = self._compiled(self._jitted.lower(*args, **static))
         return self._made[key]
 
     def begun(self, *args: Any, **static: Any) -> tuple[Future[Any], Any]:
@@ -181,9 +185,15 @@ class Ahead:
         if key not in self._begun:
             traced = self._jitted.trace(*args, **static)
             thread = ThreadPoolExecutor(1)
-            self._begun[key] = thread.submit(traced.lower().compile), traced.out_info
+            self._begun[key] = thread.submit(self._compiled, traced.lower()), traced.out_info
             thread.shutdown(wait=False)
         return self._begun[key]
+
+    def _compiled(self, lowered: jax.stages.Lowered) -> Callable[..., Any]:
+        if self._options:
+            with suppress(jax.errors.JaxRuntimeError):
+                return lowered.compile(self._options)
+        return lowered.compile()
 
 
 class Interpreted:
