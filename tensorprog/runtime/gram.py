@@ -50,29 +50,28 @@ class Layers:
         self._steps, self._names, self._entries = steps, tuple(names), entries
         self._cached, self._refine = cached, refine
         self._states = Ahead(self._of_inputs, ("own",), SOON if entries == 1 else None)
-        self._few = Interpreted(self._of_inputs, ("own",))
+        self._checked, self._few = Ahead(steps.states), Interpreted(steps.states)
         # The longest input that `check` has let pass, and for which dtype and hyperparameters.
         self._passed: tuple[Any, float] = (None, 0.0)
         self._tile = Ahead(self._of_pairs, ("rows", "columns", "get"))
 
     def _of_inputs(self, sides: list[Leaves], hypers: Hypers, own: bool) -> Any:
-        """What pairs read of the inputs of all sides; with the standard deviation and the ntk of each input, and sketches of directions,
-        if `own`. They are not taken apart again, which would be code for every array."""
+        """What pairs read of the inputs of all sides, and what is to be checked of them; with the standard deviation and the ntk of each
+        input, and sketches of directions, if `own`. They are not taken apart again, which would be code for every array."""
         joined = [jnp.concatenate(leaves) for leaves in zip(*sides, strict=True)]
-        states = self._steps.states(joined, hypers)
-        read = states if self._steps.strained is not None else self._steps.read(states)
+        kept, states = self._steps.kept(joined, hypers)
+        checked = None if self._steps.strained is None else states
         if not own or self._refine is None:
-            return read, None
+            return kept, checked, None
         nngp, ntk = self._steps.own(states)
-        return read, (jnp.sqrt(nngp), ntk, sketch(joined) if self._refine.directions else None)
+        return kept, checked, (jnp.sqrt(nngp), ntk, sketch(joined) if self._refine.directions else None)
 
     def _of_pairs(
         self, states: Any, i: Any, j: Any, *, rows: int, columns: int, get: tuple[str, ...]
     ) -> tuple[list[jax.Array], jax.Array | None]:  # fmt: skip
         """One tile, of inputs from i and from j on."""
-        of_tiles, more = states
-        read = self._steps.part
-        found, marks = self._steps.pairs(read(of_tiles, i, rows), read(of_tiles, j, columns)), None
+        kept, _, more = states
+        found, marks = self._steps.pairs(self._steps.part(kept, i, rows), self._steps.part(kept, j, columns)), None
         if more is not None and self._refine is not None:
             std, _, directions = more
             near = self._refine.near(found[0], part(std, i, rows), part(std, j, columns))
@@ -89,7 +88,7 @@ class Layers:
         states = functools.cache(lambda: compiled.result()(sides, hypers))
         kinds = _placed(kinds, [leaf for x in sides for leaf in x]) or states()
         if self._steps.strained is not None:
-            self._check(states())
+            self._check(states()[1])
         names, at = get if refine is None else self._names, np.int32(0)
 
         def tile(rows: int, columns: int) -> Code:
@@ -98,7 +97,7 @@ class Layers:
 
         if refine is None:
             return Work(names, tile)
-        looked_at = functools.cache(lambda: jax.tree.map(np.asarray, states()[1]))
+        looked_at = functools.cache(lambda: jax.tree.map(np.asarray, states()[2]))
 
         def again(kernels: list[np.ndarray], i: int, j: int, columns: np.ndarray) -> Pairs:
             std, _, directions = looked_at()
@@ -115,7 +114,7 @@ class Layers:
 
     def _check(self, states: Any, own: bool = False) -> None:
         if self._steps.strained is not None:
-            self._steps.strained(states[0], own)
+            self._steps.strained(states, own)
 
     def check(self, x: Leaves, hypers: Hypers, largest: bool = False, own: bool = False) -> None:
         """InputError where variances are beyond what quadrature follows. largest: look at the longest input alone. own: only what an
@@ -123,13 +122,13 @@ class Layers:
         if self._steps.strained is None or is_traced((x, hypers)):
             return
         if not largest:
-            self._check(self._states([x], hypers, own=False)([x], hypers), own)
+            self._check(self._checked(x, hypers)(x, hypers), own)
             return
         sizes = sum(np.square(np.asarray(leaf, float)).reshape(len(leaf), -1).sum(1) for leaf in x)
         at = int(np.argmax(sizes))
         key = (float_dtype(x), *((name, np.asarray(value).tobytes()) for name, value in sorted(hypers.items())))
         if self._passed[0] != key or self._passed[1] < sizes[at]:
-            self._check(self._few([[np.asarray(leaf)[at : at + 1] for leaf in x]], hypers, own=False), own)
+            self._check(self._few([np.asarray(leaf)[at : at + 1] for leaf in x], hypers), own)
             self._passed = key, sizes[at]
 
     def _inputs_at_once(self, x: Leaves, hypers: Hypers) -> int:

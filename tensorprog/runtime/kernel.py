@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -77,17 +77,17 @@ def part(tree: Any, start: Any, count: int, axis: int = 0) -> Any:
 
 @dataclass(frozen=True)
 class Steps:
-    """states: (x, hypers) -> all that pairs read of the inputs, a tree of arrays with a batch axis. pairs: (states, states) -> the
-    blocks of every pair. own: states -> the blocks of every input with itself. strained: (states, own=False) -> None, or InputError
-    where variances are beyond what quadrature follows; own: of inputs met with themselves alone. part: (states, start, count) -> the states
-    of some inputs, for pairs alone. read: states -> what pairs read of them."""
+    """states: (x, hypers) -> what belongs to each input, a tree of arrays with a batch axis. kept: (x, hypers) -> (what pairs read of
+    the inputs, the states). pairs: (kept, kept) -> the blocks of every pair. own: states -> the blocks of every input with itself.
+    strained: (states, own=False) -> None, or InputError where variances are beyond what quadrature follows; own: of inputs met with
+    themselves alone. part: (kept, start, count) -> what pairs read of some inputs."""
 
     states: Callable[[Leaves, Hypers], Any]
+    kept: Callable[[Leaves, Hypers], tuple[Any, Any]]
     pairs: Callable[[Any, Any], Sequence[jax.Array]]
     own: Callable[[Any], tuple[jax.Array, ...]]
     strained: Callable[..., None] | None = None
     part: Callable[[Any, Any, int], Any] = part
-    read: Callable[[Any], Any] = lambda states: states
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,12 @@ def steps(lowered: OfPairs, entries: int, off: Collection[str] = (), alone: bool
         pair = lambda a, b: lowered.pair(a, b, live, alone)
         return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(first, second)
 
-    return Steps(states, pairs, jax.vmap(lowered.diagonal), lowered.strained)
+    return Steps(states, _twice(states), pairs, jax.vmap(lowered.diagonal), lowered.strained)
+
+
+def _twice(states: Callable[[Leaves, Hypers], Any]) -> Callable[[Leaves, Hypers], tuple[Any, Any]]:
+    """Of states that are all that pairs read."""
+    return lambda x, hypers: (states(x, hypers),) * 2
 
 
 def parted(lowered: OfPairs, entries: int, off: Collection[str] = ()) -> Steps:
@@ -196,7 +201,7 @@ def parted(lowered: OfPairs, entries: int, off: Collection[str] = ()) -> Steps:
     flag = [] if without_branches(off) else [jax.ShapeDtypeStruct((), bool)]
     known: dict[Any, Parted] = {}  # for every precision
 
-    def states(x: Leaves, hypers: Hypers) -> Any:
+    def all_kept(x: Leaves, hypers: Hypers) -> tuple[Any, Any]:
         live, made = live_flag(x, off), None
 
         def both(leaves: Leaves) -> Any:
@@ -210,22 +215,20 @@ def parted(lowered: OfPairs, entries: int, off: Collection[str] = ()) -> Steps:
         assert made is not None
         kept = [jnp.moveaxis(a, 0, axis) for a, axis in zip(kept, made.axes, strict=True)]
         known[_kinds(kept)] = made
-        return kept, jax.tree.leaves(state)[0], state
+        return (kept, jax.tree.leaves(state)[0]), state
 
     def pairs(first: Any, second: Any) -> list[jax.Array]:
-        (a, some, *_), (b, *_) = first, second
+        (a, some), (b, _) = first, second
         made, live = known[_kinds(a)], live_flag([some], off)
         pair = lambda a, b: made.two(a, b, *([] if live is None else [live]))
         return jax.vmap(jax.vmap(pair, (None, made.axes)), (made.axes, None))(a, b)
 
-    def some(states: Any, start: Any, count: int) -> Any:
-        kept, *rest = states
+    def some_kept(read: Any, start: Any, count: int) -> Any:
+        kept, some = read
         axes = known[_kinds(kept)].axes
-        return [part(a, start, count, axis) for a, axis in zip(kept, axes, strict=True)], *rest
+        return [part(a, start, count, axis) for a, axis in zip(kept, axes, strict=True)], some
 
-    strained = plain.strained
-    checked = None if strained is None else lambda states, own=False: strained(states[2], own)
-    return Steps(states, pairs, lambda states: plain.own(states[2]), checked, some, lambda states: states[:2])
+    return replace(plain, kept=all_kept, pairs=pairs, part=some_kept)
 
 
 def _kinds(arrays: Sequence[Any]) -> Any:
@@ -248,7 +251,8 @@ def whole(made: InOne) -> Steps:
         return x, {name: jnp.broadcast_to(value, (len(x[0]),)) for name, value in hypers.items()}
 
     one = lambda values: {name: value[0] for name, value in values.items()}
-    return Steps(states, lambda a, b: made.block(a[0], b[0], one(a[1])), lambda a: made.diagonal(a[0], one(a[1])))
+    pairs = lambda a, b: made.block(a[0], b[0], one(a[1]))
+    return Steps(states, _twice(states), pairs, lambda a: made.diagonal(a[0], one(a[1])))
 
 
 def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -> Functions:

@@ -5,8 +5,8 @@ the roots of variances, and the coefficients of a series. Where an operation of 
 computed for all inputs together with their states. Loops and branches are taken apart too; what a loop computes of one input in each round
 is a stack. A tile is left with the operations of pairs, so that there are fewer loops to compile, and to run.
 
-A value that is larger than what it is made of, such as a function at the nodes of a quadrature, is left in the tile, and so is one that
-is only moved.
+A value that is larger than what it is made of, such as a function at the nodes of a quadrature, is left in the tile (its sums are not),
+and so is one that is only moved.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Parted:
 @dataclass(frozen=True, eq=False)
 class _Node:
     """An operation. bind: None of what is given. kinds: of its values. sides: which inputs it reads. number: the same for operations that
-    compute the same of one input, whichever of the two. order: grows along a program. kept: are its values, of one input, worth being
-    kept? stacks: what a loop reads row by row."""
+    compute the same of one input, whichever of the two. order: grows along a program. base: how many numbers it is made of, at last. kept:
+    are its values, of one input, worth being kept? stacks: what a loop reads row by row."""
 
     bind: Bind | None
     reads: tuple[_Value, ...]
@@ -82,6 +82,7 @@ class _Node:
     sides: frozenset[int]
     number: int
     order: int
+    base: int = 0
     kept: bool = False
     stacks: tuple[_Value, ...] = ()
 
@@ -112,9 +113,11 @@ class _Value:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """A number for all operations that compute the same."""
+    """A number for all operations that compute the same. constants: arrays that are told apart by their place in memory, which nothing else
+    is to have."""
 
     known: dict[Any, int] = field(default_factory=dict)
+    constants: list[Any] = field(default_factory=list)
     fresh: Iterator[int] = field(default_factory=itertools.count)
 
     def __call__(self, key: Any) -> int:
@@ -156,16 +159,19 @@ class _Program:
 
 
 def _given(key: Any, kind: Any, sides: frozenset[int], numbers: _Numbers) -> _Value:
-    return _Value(_Node(None, (), (kind,), sides, numbers(key), next(numbers.fresh)))
+    node = _Node(None, (), (kind,), sides, numbers(key), next(numbers.fresh), math.prod(kind.shape))
+    return _Value(node)
 
 
 def _operation(
-    key: Any, bind: Bind, reads: Sequence[_Value], kinds: Sequence[Any], numbers: _Numbers,
-    kept: bool = False, stacks: Sequence[_Value] = (),
+    key: Any, bind: Bind, reads: Sequence[_Value], kinds: Sequence[Any], numbers: _Numbers, kept: bool = False,
+    stacks: Sequence[_Value] = (),
 ) -> list[_Value]:  # fmt: skip
     sides, order = _sides(reads), next(numbers.fresh)
     number = order if sides == _BOTH else numbers((key, tuple(v.key for v in reads)))
-    node = _Node(bind, tuple(reads), tuple(kinds), sides, number, order, kept and len(sides) == 1, tuple(stacks))
+    kept = kept and len(sides) == 1
+    base = max(math.prod(k.shape) for k in kinds) if kept else max((v.node.base for v in reads), default=0)
+    node = _Node(bind, tuple(reads), tuple(kinds), sides, number, order, base, kept, tuple(stacks))
     return [_Value(node, k) for k in range(len(kinds))]
 
 
@@ -194,7 +200,11 @@ def _read(jaxpr: Any, consts: Sequence[Any], given: Sequence[_Value], numbers: _
 
 
 def _constant(value: Any, numbers: _Numbers) -> _Value:
-    key = (value.tobytes(), value.dtype) if isinstance(value, np.ndarray) and value.ndim == 0 else id(value)
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        key: Any = value.tobytes(), value.dtype
+    else:
+        key = id(value)
+        numbers.constants.append(value)
     return _operation(("constant", key), lambda: [value], (), [jax.typeof(value)], numbers)[0]
 
 
@@ -204,8 +214,9 @@ def _of_equation(eqn: Any, reads: list[_Value], numbers: _Numbers) -> list[_Valu
         return _TAKEN_APART[name](eqn, reads, numbers)
     key = eqn.primitive, tuple(sorted(eqn.params.items(), key=lambda item: item[0]))
     kinds = [v.aval for v in eqn.outvars]
-    grows = max(math.prod(kind.shape) for kind in kinds) > max((v.size for v in reads), default=0)
-    return _operation(key, partial(_bound, eqn), reads, kinds, numbers, not grows and name not in _MOVES)
+    size = max(math.prod(kind.shape) for kind in kinds)
+    small = any(size <= v.node.base or size < v.size for v in reads if v.node.sides)
+    return _operation(key, partial(_bound, eqn), reads, kinds, numbers, small and name not in _MOVES)
 
 
 def _bound(eqn: Any, *values: Any) -> Sequence[Any]:

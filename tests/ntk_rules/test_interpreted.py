@@ -40,6 +40,8 @@ BINARY = (
     jnp.add, jnp.subtract, jnp.multiply, jnp.divide, jnp.maximum, jnp.minimum, jnp.power, jnp.arctan2, jnp.equal, jnp.less,
     lambda x, y: lax.rem(y, x), lambda x, y: x @ y.T, lambda x, y: jnp.einsum("ij,ij->i", x, y),
     lambda x, y: jnp.einsum("ia,jb->abij", x, y), lambda x, y: jnp.einsum("ij,kj->jik", x, y),
+    lambda x, y: jnp.add(*lax.reduce((x, y), (x.dtype.type(2),) * 2, lambda a, b: (a[0] + b[0], a[1] + b[1]), (1,))),
+    lambda x, y: jnp.add(*lax.reduce((x, y), (x.dtype.type(2),) * 2, lambda a, b: (a[0] + b[0], a[1] * b[1]), (0,))),
     lambda x, y: (x > y) & ~(y < 0) | (x < 0.2), lambda x, y: jnp.where(jnp.any(x > y, 0), 1.0, jnp.all(x < 2)),
 )  # fmt: skip
 WHOLE = (
