@@ -40,6 +40,9 @@ class Core:
         self.method = tiers.choose(question)
         self._derivatives: dict[Any, Core | None] = {}
         self._value = self._differentiable()
+        self._alone = any_ranks(
+            lambda entries, parameters: self.method.compute(dict(zip(self.needs, entries, strict=True)), parameters)
+        )
 
     @property
     def needs(self) -> tuple[Entry, ...]:
@@ -54,8 +57,10 @@ class Core:
         u, v = gaussian_symbols(2)
         return expr.xreplace({u: v, v: u}) == expr
 
-    def value(self, covariances: Sequence[jax.Array], parameters: Sequence[jax.Array]) -> jax.Array:
-        return self._value(tuple(covariances), tuple(parameters))
+    def value(
+        self, covariances: Sequence[jax.Array], parameters: Sequence[jax.Array], differentiated: bool = True
+    ) -> jax.Array:
+        return (self._value if differentiated else self._alone)(tuple(covariances), tuple(parameters))
 
     def derivative(self, key: Entry | int) -> Core | None:
         """The expectation that is d/dC_ij (key (i, j)) or d/d parameter (key k); None when it is zero."""
@@ -183,10 +188,13 @@ class Expectation:
     formula: sp.Expr | None
     _core: Core = field(repr=False)
 
-    def value(self, covariances: Sequence[jax.Array], parameters: Sequence[jax.Array] = ()) -> jax.Array:
-        """The expectation; `covariances` in the order of `needs`, all arrays broadcasting elementwise."""
+    def value(
+        self, covariances: Sequence[jax.Array], parameters: Sequence[jax.Array] = (), *, differentiated: bool = True
+    ) -> jax.Array:
+        """The expectation; `covariances` in the order of `needs`, all arrays broadcasting elementwise. differentiated: False where no
+        derivatives are taken, which is traced sooner; those of its formula are not the expectation's everywhere."""
         self._check(covariances, parameters)
-        return self._core.value(*self._arrays(covariances, parameters))
+        return self._core.value(*self._arrays(covariances, parameters), differentiated=differentiated)
 
     @any_ranks
     def error(self, covariances: Sequence[jax.Array], parameters: Sequence[jax.Array] = ()) -> jax.Array:

@@ -113,9 +113,10 @@ def _code(found: Sequence[Quantity], context: Context) -> Callable[[list[jax.Arr
         return lambda given: _bare(found, given if context.same is None else given[:-1], context)
     numbers: dict[Quantity, int] = {}  # which arguments are one, or one of either input, as `meetings` asks
     reads = tuple((numbers.setdefault(o.quantity, len(numbers)), o.side) for o in operands_of(found[0]))
-    key = (*map(signature, found), reads, context.dtype, context.same is None)
+    key = (*map(signature, found), reads, context.dtype, context.same is None, context.differentiated)
     if key not in context.codes:
-        alone = Context({}, {}, context.dtype, None, AllNormals((), context.dtype, None), off=context.off)
+        normals, differentiated = AllNormals((), context.dtype, None), context.differentiated
+        alone = Context({}, {}, context.dtype, None, normals, off=context.off, differentiated=differentiated)
         of_one = lambda given: _bare(found, given, alone)
         of_two = lambda given: _bare(found, given[:-1], replace(alone, same=given[-1]))
         context.codes[key] = jax.jit(of_one if context.same is None else of_two)
@@ -137,7 +138,7 @@ def is_cross(quantity: Quantity) -> bool:
 class Context:
     """What the rows of `EMIT` read besides their operands: an input's leaves, hyperparameters, and the points of sampling. live: true, but
     XLA does not know that; None where barriers do. same: are the two inputs of the pair one? off: optimisations that are switched off.
-    codes: of quantities, by what they compute."""
+    codes: of quantities, by what they compute. differentiated: are derivatives taken of what is emitted?"""
 
     leaves: dict[Node, jax.Array]
     hypers: dict[str, jax.Array]
@@ -148,6 +149,7 @@ class Context:
     same: jax.Array | None = None
     off: Collection[str] = ()
     codes: dict[Any, Callable[..., Any]] = field(default_factory=dict)
+    differentiated: bool = True
 
 
 # ------------------------------------------------------------------------------------------ quantities
@@ -208,7 +210,8 @@ def _expect(q: Expect, args: list[jax.Array], context: Context) -> jax.Array:
     shape = q.shape
     if "together" not in context.off:
         aligned, shape = _fewer_axes(aligned, shape)
-    value = q.expectation.value(aligned[: q.n_covariances], aligned[q.n_covariances :])
+    covariances, parameters = aligned[: q.n_covariances], aligned[q.n_covariances :]
+    value = q.expectation.value(covariances, parameters, differentiated=context.differentiated)
     return jnp.broadcast_to(value, shape).astype(context.dtype)
 
 

@@ -34,8 +34,8 @@ State = tuple[Any, ...]
 class Lowered:
     """Blocks as functions without batch axes.
 
-    state: (inputs, hypers, live) -> what one input contributes. pair: (state, state, live, alone) -> the blocks. live: see
-    `emit.Context`. alone: values alone, which are not differentiated. diagonal: state -> the blocks of an input with itself. strained: a
+    state: (inputs, hypers, live, differentiated) -> what one input contributes. pair: (state, state, live, differentiated) -> the blocks.
+    live, differentiated: see `emit.Context`. diagonal: state -> the blocks of an input with itself. strained: a
     check of the states of many inputs. means: state -> the means.
     """
 
@@ -91,11 +91,27 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
     codes: dict[Any, Callable[..., Any]] = {}
     exact = differentiable(pair_ends)
 
-    def state(leaves: Sequence[jax.Array], hypers: dict[str, jax.Array], live: jax.Array | None = None) -> State:
+    def state(
+        leaves: Sequence[jax.Array],
+        hypers: dict[str, jax.Array],
+        live: jax.Array | None = None,
+        differentiated: bool = True,
+    ) -> State:
         dtype = real_dtype(leaves)
         shift = hypers[SHIFT].astype(jnp.int32) if SHIFT in hypers else None
         normals = AllNormals((q for q in quantities(kept) if isinstance(q, Normals)), dtype, shift)
-        context = Context(dict(zip(inputs, leaves, strict=True)), hypers, dtype, shift, normals, live, None, off, codes)
+        context = Context(
+            dict(zip(inputs, leaves, strict=True)),
+            hypers,
+            dtype,
+            shift,
+            normals,
+            live,
+            None,
+            off,
+            codes,
+            differentiated,
+        )
         env = run(state_steps, lambda found, args: emit_together(found, args, context), kept, together=together)
         # the dtype is remembered in an array of it: a state may hold nothing else
         return (fingerprint(leaves), *env.entries(slots), jnp.zeros((), dtype), *([] if shift is None else [shift]))
@@ -105,13 +121,13 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
         last = 1 + len(slots.order)
         return a[last].dtype, a[last + 1] if len(a) > last + 1 else None
 
-    def pair(a: State, b: State, live: jax.Array | None = None, alone: bool = False) -> tuple[jax.Array, ...]:
+    def pair(a: State, b: State, live: jax.Array | None = None, differentiated: bool = True) -> tuple[jax.Array, ...]:
         dtype, shift = read(a)
         normals = AllNormals((q for q in pair_steps if isinstance(q, Normals)), dtype, shift)
         same = (a[0][0] == b[0][0]) & (a[0][1] == b[0][1])
-        moves = exact and not alone
+        moves = exact and differentiated
         met = same if moves and not graph.noise else None
-        context = Context({}, {}, dtype, shift, normals, live, met, off, codes)
+        context = Context({}, {}, dtype, shift, normals, live, met, off, codes, differentiated)
         step = lambda found, args: emit_together(found, args, context)
         openly = None if live is None or "packing" in off else lambda found, args: emit_open(found, args, context)
         env = run(pair_steps, step, pair_ends, outside=Outside(slots, (a, b)), together=together, emit_open=openly)

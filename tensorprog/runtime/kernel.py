@@ -171,17 +171,17 @@ def live_flag(x: Leaves, off: Collection[str] = ()) -> jax.Array | None:
     return some == some
 
 
-def steps(lowered: OfPairs, entries: int, off: Collection[str] = (), alone: bool = False) -> Steps:
-    """A lowered kernel in its two steps, `jax.vmap` over the inputs of both. entries: of the largest array of an input or pair. alone: pairs
-    are not differentiated."""
+def steps(lowered: OfPairs, entries: int, off: Collection[str] = (), differentiated: bool = True) -> Steps:
+    """A lowered kernel in its two steps, `jax.vmap` over the inputs of both. entries: of the largest array of an input or pair.
+    differentiated: are derivatives taken of them?"""
 
     def states(x: Leaves, hypers: Hypers) -> Any:
         live = live_flag(x, off)
-        return by_inputs(lambda leaves: lowered.state(leaves, hypers, live), x, entries)
+        return by_inputs(lambda leaves: lowered.state(leaves, hypers, live, differentiated), x, entries)
 
     def pairs(first: Any, second: Any) -> tuple[jax.Array, ...]:
         live = live_flag(jax.tree.leaves(first), off)
-        pair = lambda a, b: lowered.pair(a, b, live, alone)
+        pair = lambda a, b: lowered.pair(a, b, live, differentiated)
         return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(first, second)
 
     return Steps(states, _twice(states), pairs, jax.vmap(lowered.diagonal), lowered.strained)
@@ -195,7 +195,7 @@ def _twice(states: Callable[[Leaves, Hypers], Any]) -> Callable[[Leaves, Hypers]
 def parted(lowered: OfPairs, entries: int, off: Collection[str] = ()) -> Steps:
     """The steps of `steps` for tiles, which are not differentiated: what pairs compute of one input alone is computed with its state.
     Where pairs have positions, that would be more to read than it saves."""
-    plain = steps(lowered, entries, off, alone=True)
+    plain = steps(lowered, entries, off, differentiated=False)
     if entries > 1 or "sides" in off:
         return plain
     flag = [] if without_branches(off) else [jax.ShapeDtypeStruct((), bool)]
@@ -206,9 +206,9 @@ def parted(lowered: OfPairs, entries: int, off: Collection[str] = ()) -> Steps:
 
         def both(leaves: Leaves) -> Any:
             nonlocal made
-            state = lowered.state(leaves, hypers, live)
+            state = lowered.state(leaves, hypers, live, False)
             kinds = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)
-            made = Parted(lambda a, b, live=None: lowered.pair(a, b, live, True), kinds, flag)
+            made = Parted(lambda a, b, live=None: lowered.pair(a, b, live, False), kinds, flag)
             return made.one(state), state
 
         kept, state = by_inputs(both, x, entries)
@@ -260,9 +260,11 @@ def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -
     entries, guarded = pair_entries(graph.nodes), lowered.guarded
     two, marked = parted(lowered, entries, off), steps(guarded, entries, off)
 
-    def both(x1: Leaves, x2: Leaves, hypers: Hypers, live: jax.Array | None) -> tuple[Any, Any]:
+    def both(
+        x1: Leaves, x2: Leaves, hypers: Hypers, live: jax.Array | None, differentiated: bool = True
+    ) -> tuple[Any, Any]:
         """The states of two sets of inputs: one graph, not two."""
-        of_one = jax.vmap(lambda leaves: lowered.state(leaves, hypers, live))
+        of_one = jax.vmap(lambda leaves: lowered.state(leaves, hypers, live, differentiated))
         joined = of_one([jnp.concatenate(pair) for pair in zip(x1, x2, strict=True)])
         n1 = x1[0].shape[0]
         return jax.tree.map(lambda a: a[:n1], joined), jax.tree.map(lambda a: a[n1:], joined)
@@ -277,7 +279,7 @@ def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -
 
     def rows(x1: Leaves, x2: Leaves, hypers: Hypers) -> Any:
         live = live_flag(x1, off)
-        return jax.vmap(lambda a, b: guarded.pair(a, b, live))(*both(x1, x2, hypers, live))
+        return jax.vmap(lambda a, b: guarded.pair(a, b, live, False))(*both(x1, x2, hypers, live, False))
 
     kinks, directions = kinked(graph.nodes), sees_directions(graph.nodes)
     norms = norms_members(graph.nodes)
