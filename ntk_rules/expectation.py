@@ -194,7 +194,8 @@ class Expectation:
         """The expectation; `covariances` in the order of `needs`, all arrays broadcasting elementwise. differentiated: False where no
         derivatives are taken, which is traced sooner; those of its formula are not the expectation's everywhere."""
         self._check(covariances, parameters)
-        return self._core.value(*self._arrays(covariances, parameters), differentiated=differentiated)
+        entries, values = self._arrays(covariances, parameters)
+        return self._core.value(entries, values, differentiated)
 
     @any_ranks
     def error(self, covariances: Sequence[jax.Array], parameters: Sequence[jax.Array] = ()) -> jax.Array:
