@@ -201,7 +201,7 @@ def parted(lowered: OfPairs, entries: int, off: Collection[str] = ()) -> Steps:
     flag = [] if without_branches(off) else [jax.ShapeDtypeStruct((), bool)]
     known: dict[Any, Parted] = {}  # for every precision
 
-    def all_kept(x: Leaves, hypers: Hypers) -> tuple[Any, Any]:
+    def kept(x: Leaves, hypers: Hypers) -> tuple[Any, Any]:
         live, made = live_flag(x, off), None
 
         def both(leaves: Leaves) -> Any:
@@ -209,26 +209,25 @@ def parted(lowered: OfPairs, entries: int, off: Collection[str] = ()) -> Steps:
             state = lowered.state(leaves, hypers, live, False)
             kinds = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)
             made = Parted(lambda a, b, live=None: lowered.pair(a, b, live, False), kinds, flag)
-            return made.one(state), state
+            return [jax.tree.leaves(state)[0], *made.one(state)], state  # the first, for what tells that code is live
 
-        kept, state = by_inputs(both, x, entries)
+        found, states = by_inputs(both, x, entries)
         assert made is not None
-        kept = [jnp.moveaxis(a, 0, axis) for a, axis in zip(kept, made.axes, strict=True)]
-        known[_kinds(kept)] = made
-        return (kept, jax.tree.leaves(state)[0]), state
+        found = [jnp.moveaxis(a, 0, axis) for a, axis in zip(found, (0, *made.axes), strict=True)]
+        known[_kinds(found)] = made
+        return found, states
 
     def pairs(first: Any, second: Any) -> list[jax.Array]:
-        (a, some), (b, _) = first, second
-        made, live = known[_kinds(a)], live_flag([some], off)
-        pair = lambda a, b: made.two(a, b, *([] if live is None else [live]))
-        return jax.vmap(jax.vmap(pair, (None, made.axes)), (made.axes, None))(a, b)
+        made, live = known[_kinds(first)], live_flag(first, off)
+        axes = [0, *made.axes]
+        pair = lambda a, b: made.two(a[1:], b[1:], *([] if live is None else [live]))
+        return jax.vmap(jax.vmap(pair, (None, axes)), (axes, None))(first, second)
 
-    def some_kept(read: Any, start: Any, count: int) -> Any:
-        kept, some = read
-        axes = known[_kinds(kept)].axes
-        return [part(a, start, count, axis) for a, axis in zip(kept, axes, strict=True)], some
+    def some(arrays: Any, start: Any, count: int) -> Any:
+        axes = 0, *known[_kinds(arrays)].axes
+        return [part(a, start, count, axis) for a, axis in zip(arrays, axes, strict=True)]
 
-    return replace(plain, kept=all_kept, pairs=pairs, part=some_kept)
+    return replace(plain, kept=kept, pairs=pairs, part=some)
 
 
 def _kinds(arrays: Sequence[Any]) -> Any:
