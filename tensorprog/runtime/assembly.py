@@ -32,6 +32,7 @@ from ntk_rules.interpreted import interpreted
 from tensorprog.runtime.memory import fresh, results
 
 __all__ = [
+    "SIMPLER",
     "Ahead",
     "DeviceMatrices",
     "HostMatrices",
@@ -48,6 +49,9 @@ __all__ = [
 
 T = TypeVar("T")
 Job = Callable[[], Callable[[], T]]  # begins something, and gives what ends it
+# Of XLA's compilation: loops by its older generator of code, which takes less time to compile. Of the same values, and as fast for arrays of
+# single inputs and for transposes; not for layers and series, whose loops it does not vectorise.
+SIMPLER = {"xla_cpu_use_fusion_emitters": False}
 Partner = tuple[int, int]  # which matrix has the other half of one, and how many of its own output axes are of x'
 
 
@@ -225,7 +229,7 @@ def turned(block: Any, right: int) -> Any:
     return block.transpose((1, 0, *range(2 + left, 2 + left + right), *range(2, 2 + left)))
 
 
-_TURNED = Ahead(turned, ("right",))
+_TURNED = Ahead(turned, ("right",), SIMPLER)
 
 
 class Matrices:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tensorprog.runtime.assembly import Ahead, Interpreted, Pairs
+from tensorprog.runtime.assembly import SIMPLER, Ahead, Interpreted, Pairs
 from tensorprog.runtime.inputs import is_traced
 from tensorprog.runtime.kernel import GET, Functions, Hypers, Leaves, Steps, float_dtype, part, whole
 from tensorprog.runtime.pieces import Code, Piece, Progress, Work, assemble, matrices
@@ -22,8 +22,6 @@ from tensorprog.runtime.tiles import TILE_BYTES, Tiling, pairs_in_memory
 __all__ = ["Gram", "Layers", "Way", "refined"]
 
 FEW = 2  # see `Piece.cached`: tiles of a series, and of layers without positions, are passed over few times
-# What belongs to inputs are short arrays, where these simpler loops are as fast, of the same values, and compiled in 0.6 of the time.
-SOON = {"xla_cpu_use_fusion_emitters": False}
 
 
 class Way(Protocol):
@@ -49,7 +47,7 @@ class Layers:
     def __init__(self, steps: Steps, names: Sequence[str], entries: int, cached: int = 1, refine: Refine | None = None):
         self._steps, self._names, self._entries = steps, tuple(names), entries
         self._cached, self._refine = cached, refine
-        self._states = Ahead(self._of_inputs, ("own",), SOON if entries == 1 else None)
+        self._states = Ahead(self._of_inputs, ("own",), SIMPLER if entries == 1 else None)
         self._checked, self._few = Ahead(steps.states), Interpreted(steps.states)
         # The longest input that `check` has let pass, and for which dtype and hyperparameters.
         self._passed: tuple[Any, float] = (None, 0.0)
