@@ -189,7 +189,8 @@ def _read(jaxpr: Any, consts: Sequence[Any], given: Sequence[_Value], numbers: _
 
     def value(atom: Any) -> _Value:
         if isinstance(atom, jex.Literal):
-            return _constant(np.asarray(atom.val, atom.aval.dtype), numbers)  # type: ignore[attr-defined]
+            kind: Any = atom.aval
+            return _constant(np.asarray(atom.val, kind.dtype), numbers)
         return values[atom]
 
     for eqn in jaxpr.eqns:
@@ -250,7 +251,7 @@ def _of_loop(eqn: Any, reads: list[_Value], numbers: _Numbers) -> list[_Value]:
     rows = {_given(("row", v.key), _like(v.kind, v.kind.shape[1:]), v.node.sides, numbers): v for v in stacks}
     part, length = _Program(_read(body.jaxpr, body.consts, [*fixed, *carried, *rows], numbers)), params["length"]
     outside = {v: _outside(v, fixed | rows, rows, length, numbers) for v in part.reads if v not in carried}
-    by_row = [v for v in outside if _depends(v, rows)]
+    by_row = [v for v in outside if not rows.keys().isdisjoint(_Program([v], whole=True).reads)]
     once = [v for v in outside if v not in by_row]
     given = [outside[v] for v in by_row]
 
@@ -271,10 +272,6 @@ def _of_loop(eqn: Any, reads: list[_Value], numbers: _Numbers) -> list[_Value]:
 
 def _like(kind: Any, shape: tuple[int, ...]) -> Any:
     return jax.ShapeDtypeStruct(shape, kind.dtype)
-
-
-def _depends(value: _Value, on: Collection[_Value]) -> bool:
-    return value in on or any(_depends(v, on) for v in value.node.reads)
 
 
 def _outside(
