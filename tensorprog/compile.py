@@ -20,7 +20,7 @@ from tensorprog.frontend.trace import trace
 from tensorprog.ir import Input, Program, parse_program, verify
 from tensorprog.joint import JointKernel, of_program, outputs_joined
 from tensorprog.kernel import KernelGraph, derive
-from tensorprog.kernel.graph import Average, Expect, Sampled
+from tensorprog.kernel.graph import Average, Sampled
 from tensorprog.kernel.invariant import PLANE, features, homogeneous, in_the_plane
 from tensorprog.kernel.report import Derivation, derivation
 from tensorprog.lower import SHIFT, lower, value
@@ -33,7 +33,7 @@ from tensorprog.runtime.archive import JOINT_FORMAT, read_archive
 from tensorprog.runtime.call import KernelFunction, filled
 from tensorprog.runtime.gram import Gram
 from tensorprog.runtime.interpolated import Interpolated
-from tensorprog.runtime.kernel import Functions, functions
+from tensorprog.runtime.kernel import Functions, functions, kinked, pair_operations
 from tensorprog.runtime.loaded import LoadedKernel, save
 from tensorprog.runtime.loaded_joint import LoadedJoint, LoadedOutput
 from tensorprog.runtime.optimisations import check_optimisations
@@ -96,14 +96,16 @@ class Kernel(KernelFunction):
         vector = None if "interpolation" in self._off else features(self.graph)
         if vector is None:
             return None
-        plane = in_the_plane(self.graph, vector)
-        made = functions(lower(plane, (PLANE,)), plane)
-        assert made.rows is not None
-        scales, point = homogeneous(self.graph, vector), value(vector, self.program.inputs)
-        costly = any(isinstance(q, Expect) and q.expectation.formula is None for q in plane.nodes)
+
+        def plane() -> Functions:
+            graph = in_the_plane(self.graph, vector)
+            return functions(lower(graph, (PLANE,)), graph)
+
+        nodes = self.graph.nodes
         return Interpolated(
-            point, made.rows, made.block, homogeneous=scales, kinks=made.kinks, costly=costly, off=self._off
-        )
+            value(vector, self.program.inputs), plane, homogeneous=homogeneous(self.graph, vector), kinks=kinked(nodes),
+            cost=pair_operations(nodes), off=self._off,
+        )  # fmt: skip
 
     def without(self, *names: str) -> Kernel:
         """The same kernel with optimisations switched off, to measure them or to check them: docs/speed.md says what each does.

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import sympy
 
+from ntk_rules.interpreted import by_numpy
 from tensorprog.ir import Const, LinComb, Literal, Node, Nonlin, PositionMap
 from tensorprog.ir.phi import vector
 
@@ -132,6 +133,6 @@ def moves(node: PositionMap) -> bool:
 def _places(node: PositionMap) -> np.ndarray:
     """For every entry which one of the operand it is, counted from one; zero where it is filled."""
     shape = node.args[0].type.shape
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        numbers = jnp.arange(1.0, math.prod(shape) + 1).reshape(shape)
-        return np.asarray(node.op(numbers)).astype(int).ravel()
+    with jax.enable_x64(True):
+        found = by_numpy(node.op)(np.arange(1.0, math.prod(shape) + 1).reshape(shape))
+    return np.asarray(found).astype(int).ravel()

@@ -18,10 +18,10 @@ import numpy as np
 from jax import lax
 from numpy.polynomial.chebyshev import cheb2poly
 
-from ntk_rules.interpreted import interpreted, operations
+from ntk_rules.interpreted import interpreted
 from ntk_rules.special import signed_angle
-from tensorprog.runtime.assembly import Ahead, Pairs
-from tensorprog.runtime.kernel import GET, Hypers, Leaves, float_dtype, part, without_branches
+from tensorprog.runtime.assembly import Ahead, Interpreted, Pairs
+from tensorprog.runtime.kernel import GET, Functions, Hypers, Leaves, float_dtype, part, without_branches
 from tensorprog.runtime.pieces import Code, Work
 from tensorprog.runtime.series import TOLERANCE, Points, Series, make_series
 
@@ -47,26 +47,25 @@ class Interpolated:
     def __init__(
         self,
         features: Callable[[Leaves, Hypers], jax.Array],
-        rows: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]],
-        block: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]],
+        plane: Callable[[], Functions],
         *,
         homogeneous: bool,
         kinks: bool,
-        costly: bool = False,
+        cost: float,
         off: Collection[str] = (),
     ):
-        """features: phi of one input. rows, block: the kernels of pairs of points in the plane, the i-th with the i-th, or
-        all with all. homogeneous: does k depend on the angle alone?
-        kinks: has a nonlinearity kinks? If so, and k depends on the norms, it has a corner at equal inputs and no short series. costly: is
-        one without closed form? off: optimisations that are switched off."""
+        """features: phi of one input. plane: makes the functions of the kernels of points in the plane. homogeneous: does k depend on the
+        angle alone? kinks: has a nonlinearity kinks? If so, and k depends on the norms, it has a corner at equal inputs and no short series.
+        cost: of a pair by its layers, in operations; infinite where an expectation has no closed form. off: optimisations that are
+        switched off."""
         self._homogeneous, self._corner = homogeneous, kinks and not homogeneous
-        self._features = jax.jit(lambda x, hypers: jax.vmap(lambda leaves: features(leaves, hypers))(x))
-        self._function, self._costly = jax.jit(block if costly else rows), costly
+        of_all = lambda x, hypers: jax.vmap(lambda leaves: features(leaves, hypers))(x)
+        self._features, self._features_by_numpy = jax.jit(of_all), Interpreted(of_all)
+        self._plane, self._cost, self._costly = plane, cost, math.isinf(cost)
         self._live = None if without_branches(off) else np.array(True)
         self._by_numpy = "numpy" not in off
         self._run: tuple[bool, Any] | None = None  # the layers, and are they run by NumPy?
         self._anew = 0  # how many series were made
-        self._cost = math.inf  # of a pair by its layers, in operations
         self._traced: Any = None
         self._made: tuple[Any, float, float, Series | None] | None = None
 
@@ -75,22 +74,29 @@ class Interpolated:
         dtype = np.dtype(float_dtype(x1))
         if dtype not in TOLERANCE or len(x1[0]) * len((x2 or x1)[0]) < LEAST_PAIRS:
             return None
-        features = [self._features(x, hypers) for x in (x1, x2) if x is not None]
-        if self._corner and _differ(np.asarray(features[0])[:AT_FIRST]):
+        features = [self._features_of(x, hypers) for x in (x1, x2) if x is not None]
+        if self._corner and _differ(features[0][0][:AT_FIRST]):
             return None
-        sides = [_Side(found) for found in features]
+        sides = [_Side(*found) for found in features]
         if not all(side.usable for side in sides):
             return None
         low, high = min(s.norms.min() for s in sides), max(s.norms.max() for s in sides)
         if self._corner and high - low > EQUAL:
             return None
         in_norms = not self._homogeneous and high - low > EQUAL
-        if in_norms and self._layers(hypers) < _cost((2, 2, 2, LEAST_ANGLES)):
-            return None  # what is traced tells, and need not be compiled
+        if in_norms and self._cost < _cost((2, 2, 2, LEAST_ANGLES)):
+            return None
         series = self._series(hypers, float(low), float(high), dtype)
         if series is None or self._cost < _cost(series.coefficients.shape):
             return None
         return self._tiles(sides, series, dtype, get)
+
+    def _features_of(self, x: Leaves, hypers: Hypers) -> tuple[np.ndarray, Any]:
+        """The features of inputs, mostly these themselves, and on what device."""
+        if self._by_numpy and all(len(leaf.devices()) == 1 for leaf in x):
+            return self._features_by_numpy(x, hypers), x[0].sharding
+        found = self._features(x, hypers)
+        return np.asarray(found), found.sharding
 
     def _tiles(self, sides: list[_Side], series: Series, dtype: np.dtype, get: tuple[str, ...]) -> Work:
         which = [GET.index(name) for name in get]
@@ -127,22 +133,24 @@ class Interpolated:
             self._made = key, low, high, made
         return self._made[3]
 
-    def _layers(self, hypers: Hypers) -> float:
-        """What a pair costs by its layers."""
+    def _layers(self, hypers: Hypers) -> Any:
+        """The layers of points in the plane, traced."""
         if self._traced is None:
+            made = self._plane()
+            assert made.rows is not None
+            function = partial(made.block, differentiated=False) if self._costly else made.rows
+            sizes = (FIRST, SECOND) if self._costly else (AT_ONCE, AT_ONCE)
             with jax.enable_x64(True):
-                sizes = (FIRST, SECOND) if self._costly else (AT_ONCE, AT_ONCE)
-                self._traced = self._function.trace(*map(_points, sizes), _wide(hypers))
-                self._cost = operations(self._traced.jaxpr) / (FIRST * SECOND if self._costly else AT_ONCE)
-        return self._cost
+                self._traced = jax.jit(function).trace(*map(_points, sizes), _wide(hypers))
+        return self._traced
 
     def _sample(self, hypers: Hypers, first: Points, second: Points) -> np.ndarray:
         """The kernels of all pairs of points. They are few: NumPy has them before XLA has compiled the layers, which it does where costly ones
         are asked for again and again, with other hyperparameters."""
-        self._layers(hypers)
+        traced = self._layers(hypers)
         by_numpy = self._by_numpy and not (self._costly and self._anew > OFTEN)
         if self._run is None or self._run[0] != by_numpy:
-            self._run = by_numpy, _run_by_numpy(self._traced) if by_numpy else self._traced.lower().compile()
+            self._run = by_numpy, _run_by_numpy(traced) if by_numpy else traced.lower().compile()
         values, one, other = _wide(hypers), _in_the_plane(first), _in_the_plane(second)
         run = lambda i, j: np.stack(self._run[1]([one[i]], [other[j]], values))
         return (_by_blocks if self._costly else _by_rows)(run, len(one), len(other))
@@ -195,9 +203,8 @@ def _cost(shape: tuple[int, ...]) -> float:
 class _Side:
     """One set of inputs: features, as directions and log-norms in float64."""
 
-    def __init__(self, features: jax.Array):
-        self.features = np.asarray(features)
-        self.device = features.sharding
+    def __init__(self, features: np.ndarray, device: Any):
+        self.features, self.device = features, device
         found = _log_norms(self.features)
         self.usable = found is not None
         self.norms = np.zeros(0) if found is None else found
