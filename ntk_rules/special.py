@@ -18,6 +18,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.scipy.special import erf
 from jax.scipy.special import ndtr as wide_ndtr
 
@@ -72,10 +73,10 @@ def as_floats(*values: object) -> tuple[jax.Array, ...]:
 
 
 def horner(coefficients: tuple[float, ...], x: jax.Array) -> jax.Array:
-    """sum_k coefficients[k] x^k."""
+    """sum_k coefficients[k] x^k. (JAX traces operations of `lax` in half the time of those of `jnp`.)"""
     total = jnp.full_like(x, coefficients[-1])
-    for c in coefficients[-2::-1]:
-        total = total * x + c
+    for c in np.asarray(coefficients[-2::-1], x.dtype):
+        total = lax.add(lax.mul(total, x), c)
     return total
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntk_rules.collector import collector_at_rest
 from ntk_rules.sampling import SHIFTS
 from tensorprog.errors import InputError, explain
 from tensorprog.frontend.interpret import interpret, interpret_outputs
@@ -260,6 +261,7 @@ def _derived_again(program: Program, example: Any, *how: Any) -> Kernel:
 
 
 @lru_cache(maxsize=16)
+@collector_at_rest()
 def _made_once(
     program: Program, tree: Any, tolerance: float | None, method: str, apart: bool, off: frozenset[str]
 ) -> Kernel:
@@ -269,6 +271,7 @@ def _made_once(
     return kernel
 
 
+@collector_at_rest()
 def compile(net: Any, example: Any, *, tolerance: float | None = None, method: str = "auto") -> Kernel:
     """Derive the infinite-width NNGP and neural tangent kernels of a network.
 
@@ -310,6 +313,7 @@ def compile(net: Any, example: Any, *, tolerance: float | None = None, method: s
     return kernel
 
 
+@collector_at_rest()
 def joint(net: Any, example: Any, *, tolerance: float | None = None, method: str = "auto") -> JointKernel:
     """The kernels of all outputs of a network and between them: several readouts, hidden layers, averages over the width.
 
@@ -358,6 +362,7 @@ def joint(net: Any, example: Any, *, tolerance: float | None = None, method: str
     return JointKernel(inputs, parts, jax.tree.structure(abstract(example)), traced.out_tree, tolerance, method)
 
 
+@collector_at_rest()
 def compile_program(
     program: Program | str, tree: Any = None, *, tolerance: float | None = None, method: str = "auto"
 ) -> Kernel:

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ntk_rules.collector import collector_at_rest
 from ntk_rules.interpreted import interpreted
 from tensorprog.runtime.memory import fresh, results
 
@@ -180,16 +181,20 @@ class Ahead:
         """The compiled function, for arguments like these and these static ones."""
         key = _kind(args, static, placed=True)
         if key not in self._made:
-            self._made[key] = self._compiled(self._jitted.lower(*args, **static))
+            with collector_at_rest():
+                lowered = self._jitted.lower(*args, **static)
+            self._made[key] = self._compiled(lowered)
         return self._made[key]
 
     def begun(self, *args: Any, **static: Any) -> tuple[Future[Any], Any]:
         """The same in a thread, while the caller compiles what reads its values; and of what shapes and dtypes they will be."""
         key = _kind(args, static, placed=True)
         if key not in self._begun:
-            traced = self._jitted.trace(*args, **static)
+            with collector_at_rest():
+                traced = self._jitted.trace(*args, **static)
+                lowered = traced.lower()
             thread = ThreadPoolExecutor(1)
-            self._begun[key] = thread.submit(self._compiled, traced.lower()), traced.out_info
+            self._begun[key] = thread.submit(self._compiled, lowered), traced.out_info
             thread.shutdown(wait=False)
         return self._begun[key]
 
@@ -211,7 +216,8 @@ class Interpreted:
         """Its values, as NumPy's arrays; traced at the first call with arguments like these and these static ones."""
         key = _kind(args, static, placed=False)
         if key not in self._made:
-            traced = self._jitted.trace(*args, **static)
+            with collector_at_rest():
+                traced = self._jitted.trace(*args, **static)
             self._made[key] = interpreted(traced.jaxpr), jax.tree.structure(traced.out_info)
         run, tree = self._made[key]
         return jax.tree.unflatten(tree, run(*jax.tree.leaves(args)))

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from numpy.polynomial.chebyshev import cheb2poly
 
+from ntk_rules.collector import collector_at_rest
 from ntk_rules.interpreted import interpreted
 from ntk_rules.special import signed_angle
 from tensorprog.runtime.assembly import Ahead, Interpreted, Pairs
@@ -128,7 +129,7 @@ class Interpolated:
         key = (dtype, *((name, np.asarray(value).tobytes()) for name, value in sorted(hypers.items())))
         if self._made is None or self._made[0] != key or not self._made[1] <= low <= high <= self._made[2]:
             self._anew += 1
-            with jax.enable_x64(True):
+            with jax.enable_x64(True), collector_at_rest():
                 made = make_series(partial(self._sample, hypers), low, high, dtype, self._homogeneous)
             self._made = key, low, high, made
         return self._made[3]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,9 +15,11 @@ from jax.scipy.special import erf
 from numpy.polynomial.chebyshev import chebval
 
 import tensorprog as tp
+from ntk_rules.interpreted import operations
 from tensorprog import nn
 from tensorprog.kernel.invariant import features, homogeneous
 from tensorprog.runtime import interpolated, pieces
+from tensorprog.runtime.kernel import pair_operations
 
 Net = Callable[[jax.Array], jax.Array]
 
@@ -111,10 +115,10 @@ def test_however_the_layers_are_computed_for_it_the_series_is_the_same(
 ) -> None:
     """In blocks or pair by pair, by NumPy or by XLA."""
     x, found, made = inputs(12), [], interpolated.Interpolated.__init__
-    for costly in (True, False):
+    for cost in (math.inf, 1e6):
 
-        def forced(self: Any, *args: Any, costly: bool, chosen: bool = costly, **options: Any) -> None:
-            made(self, *args, costly=chosen, **options)
+        def forced(self: Any, *args: Any, cost: float, chosen: float = cost, **options: Any) -> None:
+            made(self, *args, cost=chosen, **options)
 
         monkeypatch.setattr(interpolated.Interpolated, "__init__", forced)
         kernel = tp.compile(deep(erf, 1, 0.1), jnp.zeros((2, 2)))
@@ -130,7 +134,7 @@ def test_costly_layers_asked_for_again_and_again_are_compiled(
     always: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def costly(self: Any, *args: Any, **options: Any) -> None:
-        init(self, *args, **options | {"costly": True})
+        init(self, *args, **options | {"cost": math.inf})
 
     init = interpolated.Interpolated.__init__
     monkeypatch.setattr(interpolated.Interpolated, "__init__", costly)
@@ -239,3 +243,20 @@ def test_few_pairs_have_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "cores", lambda: 2)
     kernel(inputs(200)), kernel(inputs(500))
     assert workers == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "phi", [jax.nn.relu, erf, jnp.sin, partial(jax.nn.gelu, approximate=False)], ids=["relu", "erf", "sin", "gelu"]
+)
+def test_what_a_pair_costs_is_about_what_is_traced(phi: Callable[[jax.Array], jax.Array]) -> None:
+    kernel = tp.compile(deep(phi, 3, 0.1), jnp.zeros((2, 2)))
+    x = [jnp.zeros((64, 2, 2))]
+    with jax.enable_x64(True):
+        traced = jax.jit(kernel.functions.rows).trace(x, x, {})
+    counted = operations(traced.jaxpr) / 64
+    assert counted / 3 < pair_operations(kernel.graph.nodes) < 3 * counted
+
+
+def test_without_a_closed_form_a_pair_costs_more_than_any_series() -> None:
+    kernel = tp.compile(deep(jax.nn.swish, 1), jnp.zeros((2, 2)))
+    assert pair_operations(kernel.graph.nodes) == math.inf
