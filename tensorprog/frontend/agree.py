@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from tensorprog.frontend.build import cut_at, map_positions, unflattened
+from tensorprog.frontend.alignment import cut_at, unflattened
 from tensorprog.frontend.division import MOST_CUT, Redo, borders, common, division_of, finer_by, finer_origins
+from tensorprog.frontend.mapped import map_positions
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import Axis, Division, Key, Layout, Param, Var, unit_shape
 from tensorprog.ir import position

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tensorprog.frontend.build import constant, exact, map_positions, nonlin, to_var
+from tensorprog.frontend.build import constant, exact, nonlin, to_var
+from tensorprog.frontend.mapped import map_positions
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import Known, Param, Squares, Value, Var, kind_of
 from tensorprog.ir import Phi, position

@@ -17,18 +17,10 @@ import numpy as np
 import sympy
 
 from tensorprog.frontend.agree import agreeing, alike, among_zeros, at_places, check_symmetry, in_whole, places_of
-from tensorprog.frontend.build import (
-    constant,
-    lincomb,
-    map_positions,
-    moment,
-    nonlin,
-    scaled,
-    to_var,
-    weight_node,
-)
+from tensorprog.frontend.build import constant, lincomb, moment, nonlin, scaled, to_var, weight_node
 from tensorprog.frontend.division import Redo
 from tensorprog.frontend.entrywise import readout_of
+from tensorprog.frontend.mapped import map_positions
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import (
     Axis,

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tensorprog.frontend.build import map_positions, to_var
+from tensorprog.frontend.build import to_var
 from tensorprog.frontend.contract import Dims, product, spread, sum_over, times_weight
 from tensorprog.frontend.cutting import parts_along, weight_parts
 from tensorprog.frontend.joining import beside
+from tensorprog.frontend.mapped import map_positions
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import WIDTHS, Axis, Layout, Matrices, Param, Value, Var, aval, axis_of, width_axis
 from tensorprog.ir import position

@@ -9,8 +9,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from tensorprog.frontend.blocks import take_block
-from tensorprog.frontend.build import map_positions, to_var
+from tensorprog.frontend.build import to_var
 from tensorprog.frontend.joining import side_by_side
+from tensorprog.frontend.mapped import map_positions
 from tensorprog.frontend.refusals import Refusal, same_place
 from tensorprog.frontend.values import WIDTHS, Axis, Known, Param, Value, Var
 from tensorprog.ir import position

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tensorprog.frontend.build import map_positions, moment
+from tensorprog.frontend.build import moment
 from tensorprog.frontend.contract import Dims, products
+from tensorprog.frontend.mapped import map_positions
 from tensorprog.frontend.values import Axis, Known, Param, Value, Var, unit_shape, width_axis
 from tensorprog.ir import LinComb, MatMul, Node, PositionMap, Type, Weight, position
 

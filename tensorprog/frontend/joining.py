@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import sympy
 
-from tensorprog.frontend.build import lincomb, map_positions, nonlin, to_var, unflattened
+from tensorprog.frontend.alignment import unflattened
+from tensorprog.frontend.build import lincomb, nonlin, to_var
+from tensorprog.frontend.mapped import map_positions
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import Known, Value, Var
 from tensorprog.ir import Phi, position

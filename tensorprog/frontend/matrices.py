@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tensorprog.frontend.build import constant, lincomb, map_positions, scaled, to_var
+from tensorprog.frontend.build import constant, lincomb, scaled, to_var
 from tensorprog.frontend.contract import Dims, dotted, product, sum_over
 from tensorprog.frontend.cutting import take_step
+from tensorprog.frontend.mapped import map_positions
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import (
     Complex,

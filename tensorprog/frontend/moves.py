@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tensorprog.frontend.build import constant, lincomb, map_positions, nonlin, to_var
+from tensorprog.frontend.build import constant, lincomb, nonlin, to_var
 from tensorprog.frontend.cutting import parts_along, whole
 from tensorprog.frontend.division import finer_origins
 from tensorprog.frontend.joining import stack_steps
+from tensorprog.frontend.mapped import map_positions
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import (
     WIDTHS,

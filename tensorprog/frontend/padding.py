@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tensorprog.frontend.build import constant, exact, lincomb, map_positions, nonlin, to_var
+from tensorprog.frontend.build import constant, exact, lincomb, nonlin, to_var
 from tensorprog.frontend.cutting import cut, whole
+from tensorprog.frontend.mapped import map_positions
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import Value, Var, width_axis
 from tensorprog.ir import Phi, position

@@ -19,11 +19,12 @@ import sympy
 from ntk_rules import functions as nf
 from tensorprog.frontend import contract, cutting, joining, moves, reductions, scatter
 from tensorprog.frontend.arithmetic import param_arithmetic, reciprocal, squares, symmetrised
-from tensorprog.frontend.build import constant, exact, lincomb, map_positions, nonlin, scaled, to_var
+from tensorprog.frontend.build import constant, exact, lincomb, nonlin, scaled, to_var
 from tensorprog.frontend.clipping import between_parameters, folded, signed
 from tensorprog.frontend.convolution import convolution
 from tensorprog.frontend.elementwise import ELEMENTWISE, expression
 from tensorprog.frontend.logits import has_moment, logits_refusal
+from tensorprog.frontend.mapped import map_positions
 from tensorprog.frontend.padding import pad
 from tensorprog.frontend.refusals import Refusal, advice
 from tensorprog.frontend.stacked import resolved

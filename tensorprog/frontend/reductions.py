@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import sympy
 
 from tensorprog.frontend import contract
-from tensorprog.frontend.build import lincomb, map_positions, nonlin, to_var
+from tensorprog.frontend.build import lincomb, nonlin, to_var
+from tensorprog.frontend.mapped import map_positions
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import Squares, Value, Var, unit_shape, width_axis
 from tensorprog.ir import Phi, position

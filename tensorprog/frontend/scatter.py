@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import sympy
 
-from tensorprog.frontend.build import constant, lincomb, map_positions, nonlin, scaled, to_var
+from tensorprog.frontend.build import constant, lincomb, nonlin, scaled, to_var
 from tensorprog.frontend.contract import product
 from tensorprog.frontend.joining import join
+from tensorprog.frontend.mapped import map_positions
 from tensorprog.frontend.refusals import Refusal
 from tensorprog.frontend.values import Axis, Known, Value, Var, axis_of, unit_shape, width_axis
 from tensorprog.ir import Const, Phi, Position, position

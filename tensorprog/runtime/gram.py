@@ -174,8 +174,7 @@ class Gram:
     """
 
     def __init__(self, made: Functions, shortcut: Way | None = None, off: Collection[str] = (), average: bool = False):
-        self._norms = made.norms and not made.draws
-        self._wide = average and made.kinks and not made.draws
+        self._in_float64 = () if made.draws else GET if made.norms else ("ntk",) if average and made.kinks else ()
         self.shape, self.pair_entries = made.shape, made.pair_entries
         cached = int(not ("rows" in off or made.draws))
         self._layers = Layers(made.steps or whole(made), GET, made.pair_entries, cached, refined(made))
@@ -195,7 +194,8 @@ class Gram:
         if x[0].shape[0] == 0:
             empty = jnp.zeros((0, *self.shape, *self.shape), float_dtype(x))
             return empty, empty
-        if self._norms and float_dtype(x) == np.float32 and not is_traced((x, hypers)):
+        whole = self._in_float64 == GET  # the ntk alone is of pairs that are near, not of one input
+        if whole and float_dtype(x) == np.float32 and not is_traced((x, hypers)):
             nngp, ntk = in_float64(lambda a, _, values: list(self.diagonal(a, values)), x, None, hypers)
             return nngp, ntk
         self._layers.check(x, hypers, own=True)
@@ -231,7 +231,7 @@ class Gram:
         n1, n2 = len(x1[0]), len((x1 if x2 is None else x2)[0])
         if n1 == 0 or n2 == 0:
             return self._empty(n1, n2, dtype, get)
-        if (self._norms or (self._wide and "ntk" in get)) and dtype == np.float32:
+        if dtype == np.float32 and not set(get).isdisjoint(self._in_float64):
             return in_float64(lambda a, b, values: self(a, b, values, get, progress), x1, x2, hypers)
         if x2 is None and not self._symmetry:
             x2 = x1
