@@ -97,12 +97,7 @@ class Kernel(KernelFunction):
         vector = None if "interpolation" in self._off else features(self.graph)
         if vector is None:
             return None
-
-        def plane() -> Functions:
-            graph = in_the_plane(self.graph, vector)
-            return functions(lower(graph, (PLANE,)), graph)
-
-        nodes = self.graph.nodes
+        nodes, plane = self.graph.nodes, lambda: lower(in_the_plane(self.graph, vector), PLANE)
         return Interpolated(
             value(vector, self.program.inputs), plane, homogeneous=homogeneous(self.graph, vector), kinks=kinked(nodes),
             cost=pair_operations(nodes), off=self._off,

@@ -19,7 +19,7 @@ from tensorprog.kernel.graph import Average, Combine, Contract, Data, Expect, Op
 
 __all__ = ["PLANE", "features", "homogeneous", "in_the_plane"]
 
-PLANE = Input("point", (2,), "float64")
+PLANE = Input("norm", (1,), "float64"), Input("direction", (2,), "float64")  # a point
 
 
 def features(graph: KernelGraph) -> Data | None:
@@ -48,17 +48,21 @@ def features(graph: KernelGraph) -> Data | None:
 
 
 def in_the_plane(graph: KernelGraph, vector: Data) -> KernelGraph:
-    """The same kernels as functions of points in the plane, in the place of `vector`."""
-    moved: dict[Quantity, Quantity] = {vector: Data(PLANE, (), PLANE.shape)}
+    """The same kernels as functions of points in the plane, in the place of `vector`. What belongs to a point alone reads its norm alone, so
+    that it can be computed once for points of many directions."""
+    norm, direction = (Data(node, (), node.shape) for node in PLANE)
+    moved: dict[Quantity, Quantity] = {}
     for q in graph.nodes:
-        if q in moved:
-            continue
-        operands: tuple[Operand, ...] | None = getattr(q, "operands", None)
-        if operands is None or all(moved.get(o.quantity) is o.quantity for o in operands):
+        operands: tuple[Operand, ...] = getattr(q, "operands", ())
+        if any(o.quantity is vector for o in operands):
+            assert isinstance(q, Contract)
+            read = [Operand(part, o.side) for part in ((norm, direction) if q.cross else (norm,)) for o in operands]
+            moved[q] = replace(q, spec="a,a,b,b->" if q.cross else "a,a->", operands=tuple(read))
+        elif all(moved.get(o.quantity) is o.quantity for o in operands):
             moved[q] = q
-            continue
-        changed: Any = replace(q, operands=tuple(Operand(moved[o.quantity], o.side) for o in operands))  # type: ignore[call-arg]
-        moved[q] = changed
+        else:
+            changed: Any = replace(q, operands=tuple(Operand(moved[o.quantity], o.side) for o in operands))  # type: ignore[call-arg]
+            moved[q] = changed
     nngp, ntk, nngp_self, ntk_self = (moved[q] for q in graph.outputs)
     return KernelGraph(nngp, ntk, nngp_self, ntk_self, graph.mirrored, graph.shape, graph.noise)
 

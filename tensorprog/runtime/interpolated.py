@@ -19,12 +19,12 @@ from jax import lax
 from numpy.polynomial.chebyshev import cheb2poly
 
 from ntk_rules.collector import collector_at_rest
-from ntk_rules.interpreted import interpreted
 from ntk_rules.special import signed_angle
 from tensorprog.runtime.assembly import Ahead, Interpreted, Pairs
-from tensorprog.runtime.kernel import GET, Functions, Hypers, Leaves, float_dtype, part, without_branches
+from tensorprog.runtime.kernel import GET, Hypers, Leaves, OfPairs, float_dtype, part, without_branches
 from tensorprog.runtime.pieces import Code, Work
-from tensorprog.runtime.series import TOLERANCE, Points, Series, make_series
+from tensorprog.runtime.plane import Plane
+from tensorprog.runtime.series import TOLERANCE, Series, make_series
 
 __all__ = ["Interpolated"]
 
@@ -36,9 +36,7 @@ NEAR = {
 EQUAL = 1e-6  # range of log-norms that rounding makes
 CHUNK = 2**14  # pairs computed again at once
 LEAST_ANGLES = 14  # of a series in norms, unless a network is nearly linear: one layer of erf has 26
-AT_ONCE = 1024  # pairs in the plane that are computed together
 OFTEN = 4  # series of costly layers after which XLA's compilation is worth its time
-FIRST, SECOND = 16, 64  # points between which costly kernels are
 AT_FIRST = 8  # inputs of which nearly always two have different norms, if any two do
 
 
@@ -48,26 +46,25 @@ class Interpolated:
     def __init__(
         self,
         features: Callable[[Leaves, Hypers], jax.Array],
-        plane: Callable[[], Functions],
+        plane: Callable[[], OfPairs],
         *,
         homogeneous: bool,
         kinks: bool,
         cost: float,
         off: Collection[str] = (),
     ):
-        """features: phi of one input. plane: makes the functions of the kernels of points in the plane. homogeneous: does k depend on the
-        angle alone? kinks: has a nonlinearity kinks? If so, and k depends on the norms, it has a corner at equal inputs and no short series.
+        """features: phi of one input. plane: makes the kernels as functions of points in the plane. homogeneous: does k depend on the angle
+        alone? kinks: has a nonlinearity kinks? If so, and k depends on the norms, it has a corner at equal inputs and no short series.
         cost: of a pair by its layers, in operations; infinite where an expectation has no closed form. off: optimisations that are
         switched off."""
         self._homogeneous, self._corner = homogeneous, kinks and not homogeneous
         of_all = lambda x, hypers: jax.vmap(lambda leaves: features(leaves, hypers))(x)
         self._features, self._features_by_numpy = jax.jit(of_all), Interpreted(of_all)
-        self._plane, self._cost, self._costly = plane, cost, math.isinf(cost)
+        self._cost, self._costly = cost, math.isinf(cost)
+        self._plane = Plane(plane, self._costly)
         self._live = None if without_branches(off) else np.array(True)
         self._by_numpy = "numpy" not in off
-        self._run: tuple[bool, Any] | None = None  # the layers, and are they run by NumPy?
         self._anew = 0  # how many series were made
-        self._traced: Any = None
         self._made: tuple[Any, float, float, Series | None] | None = None
 
     def work(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> Work | None:
@@ -130,68 +127,11 @@ class Interpolated:
         if self._made is None or self._made[0] != key or not self._made[1] <= low <= high <= self._made[2]:
             self._anew += 1
             with jax.enable_x64(True), collector_at_rest():
-                made = make_series(partial(self._sample, hypers), low, high, dtype, self._homogeneous)
+                by_numpy = self._by_numpy and not (self._costly and self._anew > OFTEN)
+                sample = partial(self._plane, hypers=hypers, by_numpy=by_numpy)
+                made = make_series(sample, low, high, dtype, self._homogeneous)
             self._made = key, low, high, made
         return self._made[3]
-
-    def _layers(self, hypers: Hypers) -> Any:
-        """The layers of points in the plane, traced."""
-        if self._traced is None:
-            made = self._plane()
-            assert made.rows is not None
-            function = partial(made.block, differentiated=False) if self._costly else made.rows
-            sizes = (FIRST, SECOND) if self._costly else (AT_ONCE, AT_ONCE)
-            with jax.enable_x64(True):
-                self._traced = jax.jit(function).trace(*map(_points, sizes), _wide(hypers))
-        return self._traced
-
-    def _sample(self, hypers: Hypers, first: Points, second: Points) -> np.ndarray:
-        """The kernels of all pairs of points. They are few: NumPy has them before XLA has compiled the layers, which it does where costly ones
-        are asked for again and again, with other hyperparameters."""
-        traced = self._layers(hypers)
-        by_numpy = self._by_numpy and not (self._costly and self._anew > OFTEN)
-        if self._run is None or self._run[0] != by_numpy:
-            self._run = by_numpy, _run_by_numpy(traced) if by_numpy else traced.lower().compile()
-        values, one, other = _wide(hypers), _in_the_plane(first), _in_the_plane(second)
-        run = lambda i, j: np.stack(self._run[1]([one[i]], [other[j]], values))
-        return (_by_blocks if self._costly else _by_rows)(run, len(one), len(other))
-
-
-def _run_by_numpy(traced: Any) -> Callable[..., list[np.ndarray]]:
-    run = interpreted(traced.jaxpr)
-    return lambda *arguments: run(*jax.tree.leaves(arguments))
-
-
-def _by_rows(run: Callable[[np.ndarray, np.ndarray], np.ndarray], n1: int, n2: int) -> np.ndarray:
-    """(2, n1, n2) from a function of pairs, in batches of one size."""
-    found = [run(*np.divmod(pairs, n2)) for pairs in _batches(n1 * n2, AT_ONCE)]
-    return np.concatenate(found, 1)[:, : n1 * n2].reshape(2, n1, n2)
-
-
-def _by_blocks(run: Callable[[np.ndarray, np.ndarray], np.ndarray], n1: int, n2: int) -> np.ndarray:
-    """The same from a function of blocks. Of costly layers most is computed of inputs, as coefficients of a function at a variance: once for
-    each point here, not for each pair."""
-    columns = _batches(n2, SECOND)
-    rows = [np.concatenate([run(i, j) for j in columns], 2) for i in _batches(n1, FIRST)]
-    return np.concatenate(rows, 1)[:, :n1, :n2]
-
-
-def _batches(count: int, size: int) -> list[np.ndarray]:
-    """0, 1, .. in batches, the last one filled up with what is there."""
-    return [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]
-
-
-def _points(count: int) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct((count, 2), np.float64)]
-
-
-def _in_the_plane(points: Points) -> np.ndarray:
-    norms, angles = points
-    return np.exp(norms)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
-
-
-def _wide(hypers: Hypers) -> Hypers:
-    return {name: jnp.asarray(np.asarray(value), np.float64) for name, value in hypers.items()}
 
 
 def _cost(shape: tuple[int, ...]) -> float:

@@ -107,8 +107,8 @@ class Steps:
 class Functions:
     """The functions that whole matrices are made of, with a batch axis on every array: lowered here, or read from a file.
 
-    block: (x1, x2, hypers) -> (nngp, ntk) of every pair; where it is lowered here, differentiated=False is traced sooner. diagonal:
-    (x, hypers) -> (nngp, ntk) of every input with itself.
+    block: (x1, x2, hypers) -> (nngp, ntk) of every pair. diagonal: (x, hypers) -> (nngp, ntk) of every input with
+    itself.
     x1, x2, x are lists of the input's leaves. shape: the output's own axes. pair_entries: entries of the largest
     array of a pair.
     steps: the block in two steps, where it falls into them.
@@ -117,7 +117,7 @@ class Functions:
     `sees_directions`. norms: of `norms_members`.
     """
 
-    block: Callable[..., tuple[jax.Array, jax.Array]]
+    block: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]]
     diagonal: Callable[[Leaves, Hypers], tuple[jax.Array, jax.Array]]
     shape: tuple[int, ...]
     pair_entries: int
@@ -281,10 +281,9 @@ def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -
         n1 = x1[0].shape[0]
         return jax.tree.map(lambda a: a[:n1], joined), jax.tree.map(lambda a: a[n1:], joined)
 
-    def block(x1: Leaves, x2: Leaves, hypers: Hypers, differentiated: bool = True) -> Any:
-        first, second = both(x1, x2, hypers, live_flag(x1, off), differentiated)
-        pairs = marked.pairs if differentiated else steps(guarded, entries, off, False).pairs
-        return pairs(first, second) if "rows" in off else by_rows(pairs, first, second, entries)
+    def block(x1: Leaves, x2: Leaves, hypers: Hypers) -> Any:
+        first, second = both(x1, x2, hypers, live_flag(x1, off))
+        return marked.pairs(first, second) if "rows" in off else by_rows(marked.pairs, first, second, entries)
 
     def diagonal(x: Leaves, hypers: Hypers) -> Any:
         live = live_flag(x, off)
