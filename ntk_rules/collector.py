@@ -1,7 +1,7 @@
-"""Python's collector of cycles, at rest while much is made that stays: expressions, programs, traced functions.
+"""Python's collector of cycles, kept to what is new while much is made that stays: expressions, programs, traced functions.
 
-A full collection walks all objects there are, of JAX and SymPy alone so many that it takes as long as deriving a short kernel. It comes the
-more often the more is made, and what is made here stays, so that it finds next to nothing.
+A full collection walks all objects there are, of JAX and SymPy alone so many that it takes as long as deriving a short kernel, and it comes
+the more often the more is made. Those that were there before are set aside meanwhile (`gc.freeze`).
 """
 
 from __future__ import annotations
@@ -10,34 +10,35 @@ import gc
 import threading
 from contextlib import ContextDecorator
 
-__all__ = ["collector_at_rest"]
+__all__ = ["older_objects_aside"]
 
 _LOCK = threading.Lock()
-_resting = 0  # how many ask for it
-_was_at_work = False
+_asking = 0
+_ours = False  # is what is set aside set aside by us?
 
 
-class collector_at_rest(ContextDecorator):
-    """While it is entered, in whatever thread, no cycles are looked for. A collector that the user has switched off stays off.
+class older_objects_aside(ContextDecorator):
+    """While it is entered, in whatever thread, the collector looks at no objects that were there before. What a user has set aside stays so.
 
-    >>> with collector_at_rest():
-    ...     gc.isenabled()
-    False
-    >>> gc.isenabled()
+    >>> with older_objects_aside():
+    ...     gc.get_freeze_count() > 0
     True
+    >>> gc.get_freeze_count()
+    0
     """
 
     def __enter__(self) -> None:
-        global _resting, _was_at_work
+        global _asking, _ours
         with _LOCK:
-            if _resting == 0:
-                _was_at_work = gc.isenabled()
-                gc.disable()
-            _resting += 1
+            if _asking == 0:
+                _ours = gc.get_freeze_count() == 0
+                if _ours:
+                    gc.freeze()
+            _asking += 1
 
     def __exit__(self, *error: object) -> None:
-        global _resting
+        global _asking
         with _LOCK:
-            _resting -= 1
-            if _resting == 0 and _was_at_work:
-                gc.enable()
+            _asking -= 1
+            if _asking == 0 and _ours:
+                gc.unfreeze()

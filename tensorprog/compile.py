@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntk_rules.collector import collector_at_rest
+from ntk_rules.collector import older_objects_aside
 from ntk_rules.sampling import SHIFTS
 from tensorprog.errors import InputError, explain
 from tensorprog.frontend.interpret import interpret, interpret_outputs
@@ -256,7 +256,7 @@ def _derived_again(program: Program, example: Any, *how: Any) -> Kernel:
 
 
 @lru_cache(maxsize=16)
-@collector_at_rest()
+@older_objects_aside()
 def _made_once(
     program: Program, tree: Any, tolerance: float | None, method: str, apart: bool, off: frozenset[str]
 ) -> Kernel:
@@ -266,7 +266,7 @@ def _made_once(
     return kernel
 
 
-@collector_at_rest()
+@older_objects_aside()
 def compile(net: Any, example: Any, *, tolerance: float | None = None, method: str = "auto") -> Kernel:
     """Derive the infinite-width NNGP and neural tangent kernels of a network.
 
@@ -308,7 +308,7 @@ def compile(net: Any, example: Any, *, tolerance: float | None = None, method: s
     return kernel
 
 
-@collector_at_rest()
+@older_objects_aside()
 def joint(net: Any, example: Any, *, tolerance: float | None = None, method: str = "auto") -> JointKernel:
     """The kernels of all outputs of a network and between them: several readouts, hidden layers, averages over the width.
 
@@ -357,7 +357,7 @@ def joint(net: Any, example: Any, *, tolerance: float | None = None, method: str
     return JointKernel(inputs, parts, jax.tree.structure(abstract(example)), traced.out_tree, tolerance, method)
 
 
-@collector_at_rest()
+@older_objects_aside()
 def compile_program(
     program: Program | str, tree: Any = None, *, tolerance: float | None = None, method: str = "auto"
 ) -> Kernel:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ntk_rules.collector import collector_at_rest
+from ntk_rules.collector import older_objects_aside
 from ntk_rules.interpreted import interpreted
 from tensorprog.runtime.memory import fresh, results
 
@@ -181,7 +181,7 @@ class Ahead:
         """The compiled function, for arguments like these and these static ones."""
         key = _kind(args, static, placed=True)
         if key not in self._made:
-            with collector_at_rest():
+            with older_objects_aside():
                 lowered = self._jitted.lower(*args, **static)
             self._made[key] = self._compiled(lowered)
         return self._made[key]
@@ -190,7 +190,7 @@ class Ahead:
         """The same in a thread, while the caller compiles what reads its values; and of what shapes and dtypes they will be."""
         key = _kind(args, static, placed=True)
         if key not in self._begun:
-            with collector_at_rest():
+            with older_objects_aside():
                 traced = self._jitted.trace(*args, **static)
                 lowered = traced.lower()
             thread = ThreadPoolExecutor(1)
@@ -216,7 +216,7 @@ class Interpreted:
         """Its values, as NumPy's arrays; traced at the first call with arguments like these and these static ones."""
         key = _kind(args, static, placed=False)
         if key not in self._made:
-            with collector_at_rest():
+            with older_objects_aside():
                 traced = self._jitted.trace(*args, **static)
             self._made[key] = interpreted(traced.jaxpr), jax.tree.structure(traced.out_info)
         run, tree = self._made[key]

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from numpy.polynomial.chebyshev import cheb2poly
 
-from ntk_rules.collector import collector_at_rest
+from ntk_rules.collector import older_objects_aside
 from ntk_rules.special import signed_angle
 from tensorprog.runtime.assembly import Ahead, Interpreted, Pairs
 from tensorprog.runtime.kernel import GET, Hypers, Leaves, OfPairs, float_dtype, part, without_branches
@@ -126,7 +126,7 @@ class Interpolated:
         key = (dtype, *((name, np.asarray(value).tobytes()) for name, value in sorted(hypers.items())))
         if self._made is None or self._made[0] != key or not self._made[1] <= low <= high <= self._made[2]:
             self._anew += 1
-            with jax.enable_x64(True), collector_at_rest():
+            with jax.enable_x64(True), older_objects_aside():
                 by_numpy = self._by_numpy and not (self._costly and self._anew > OFTEN)
                 sample = partial(self._plane, hypers=hypers, by_numpy=by_numpy)
                 made = make_series(sample, low, high, dtype, self._homogeneous)

@@ -1,49 +1,75 @@
-"""The collector of cycles at rest."""
+"""Older objects set aside while the collector of cycles looks at new ones."""
 
 from __future__ import annotations
 
 import gc
+import weakref
+from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 import tensorprog as tp
-from ntk_rules.collector import collector_at_rest
+from ntk_rules.collector import older_objects_aside
 from tensorprog import nn
 
 
-def test_rests_until_the_last_has_left() -> None:
-    assert gc.isenabled()
-    with collector_at_rest():
-        with collector_at_rest():
-            assert not gc.isenabled()
-        assert not gc.isenabled()
-    assert gc.isenabled()
+@pytest.fixture(autouse=True)
+def nothing_aside() -> Iterator[None]:
+    """What runs the tests may have set objects aside."""
+    aside = gc.get_freeze_count() > 0
+    gc.unfreeze()
+    yield
+    if aside:
+        gc.freeze()
 
 
-def test_an_error_wakes_it() -> None:
-    with pytest.raises(ZeroDivisionError), collector_at_rest():
+def test_until_the_last_has_left() -> None:
+    assert gc.get_freeze_count() == 0
+    with older_objects_aside():
+        with older_objects_aside():
+            assert gc.get_freeze_count() > 0
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
+
+
+def test_an_error_brings_them_back() -> None:
+    with pytest.raises(ZeroDivisionError), older_objects_aside():
         1 / 0  # noqa: B018
-    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
 
 
-def test_what_was_switched_off_stays_off() -> None:
-    gc.disable()
+def test_what_a_user_has_set_aside_stays_aside() -> None:
+    gc.freeze()
     try:
-        with collector_at_rest():
+        with older_objects_aside():
             pass
-        assert not gc.isenabled()
+        assert gc.get_freeze_count() > 0
     finally:
-        gc.enable()
+        gc.unfreeze()
+
+
+def test_new_cycles_are_still_found() -> None:
+    class Cycle:
+        pass
+
+    with older_objects_aside():
+        cycle = Cycle()
+        cycle.itself = cycle  # type: ignore[attr-defined]
+        seen = weakref.ref(cycle)
+        del cycle
+        gc.collect()
+        assert seen() is None
 
 
 def test_while_a_kernel_is_derived_and_traced() -> None:
-    seen = []
+    counts = []
 
-    def net(x):
-        seen.append(gc.isenabled())
+    def net(x: jax.Array) -> jax.Array:
+        counts.append(gc.get_freeze_count())
         return nn.dense(jnp.tanh(nn.dense(x)), features=1)
 
     kernel = tp.compile(net, jnp.zeros(2))
     kernel(jnp.eye(2))
-    assert gc.isenabled() and seen and not any(seen)
+    assert gc.get_freeze_count() == 0 and counts and all(counts)
