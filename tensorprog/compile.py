@@ -72,7 +72,8 @@ class Kernel(KernelFunction):
         self.gradients = source if isinstance(source, Adjoint) else None
         self._exposed = expose(fuse(output_program(program), drop_zeros=True))
         moving = None if self._moved is None else self._moved.exposed
-        self.graph: KernelGraph = derive(self._exposed.program, moving, tolerance, apart)
+        with older_objects_aside():
+            self.graph: KernelGraph = derive(self._exposed.program, moving, tolerance, apart)
         self._noise = self.graph.noise
         self._off: frozenset[str] = frozenset()
 
@@ -256,7 +257,6 @@ def _derived_again(program: Program, example: Any, *how: Any) -> Kernel:
 
 
 @lru_cache(maxsize=16)
-@older_objects_aside()
 def _made_once(
     program: Program, tree: Any, tolerance: float | None, method: str, apart: bool, off: frozenset[str]
 ) -> Kernel:
@@ -266,7 +266,6 @@ def _made_once(
     return kernel
 
 
-@older_objects_aside()
 def compile(net: Any, example: Any, *, tolerance: float | None = None, method: str = "auto") -> Kernel:
     """Derive the infinite-width NNGP and neural tangent kernels of a network.
 
@@ -308,7 +307,6 @@ def compile(net: Any, example: Any, *, tolerance: float | None = None, method: s
     return kernel
 
 
-@older_objects_aside()
 def joint(net: Any, example: Any, *, tolerance: float | None = None, method: str = "auto") -> JointKernel:
     """The kernels of all outputs of a network and between them: several readouts, hidden layers, averages over the width.
 
@@ -357,7 +355,6 @@ def joint(net: Any, example: Any, *, tolerance: float | None = None, method: str
     return JointKernel(inputs, parts, jax.tree.structure(abstract(example)), traced.out_tree, tolerance, method)
 
 
-@older_objects_aside()
 def compile_program(
     program: Program | str, tree: Any = None, *, tolerance: float | None = None, method: str = "auto"
 ) -> Kernel:

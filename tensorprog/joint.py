@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntk_rules.collector import older_objects_aside
 from ntk_rules.sampling import SHIFTS
 from tensorprog.errors import UnsupportedError
 from tensorprog.frontend.outputs import Output
@@ -331,7 +332,8 @@ class JointKernel(JointFunction):
         return [part.side.node for part in self.outputs]
 
     def _graph(self, pairs: Sequence[Pair], means: Sequence[Node] = ()) -> BlockGraph:
-        return derive_blocks(pairs, means, self._noise, self._tolerance)
+        with older_objects_aside():
+            return derive_blocks(pairs, means, self._noise, self._tolerance)
 
     @cached_property
     def graph(self) -> BlockGraph:
