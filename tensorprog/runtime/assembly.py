@@ -50,8 +50,8 @@ __all__ = [
 
 T = TypeVar("T")
 Job = Callable[[], Callable[[], T]]  # begins something, and gives what ends it
-# Of XLA's compilation: loops by its older generator of code, which takes less time to compile. Of the same values to rounding, and as fast for arrays of
-# single inputs and for transposes; not for layers and series, whose loops it does not vectorise.
+# Of XLA's compilation: loops by its older generator of code, which takes less time to compile. Of the same values to rounding, and as fast
+# for arrays of single inputs and for transposes; not for layers and series, whose loops it does not vectorise.
 SIMPLER = {"xla_cpu_use_fusion_emitters": False}
 Partner = tuple[int, int]  # which matrix has the other half of one, and how many of its own output axes are of x'
 
