@@ -39,7 +39,10 @@ def features(graph: KernelGraph) -> Data | None:
         read = {o.quantity for o in operands if of_input.get(o.quantity, False)}
         if not read:
             continue
-        if not (isinstance(q, Contract) and q.spec == "a,a->" and len(read) == 1 and len(operands) == 2):
+        alone = len(read) == 1 and all(
+            o.quantity in read for o in operands
+        )  # not with a constant vector, which has a direction
+        if not (isinstance(q, Contract) and q.spec == "a,a->" and alone and len(operands) == 2):
             return None
         found |= read  # type: ignore[arg-type]
     if len(found) != 1 or any(of_input.get(q, False) for q in graph.outputs):

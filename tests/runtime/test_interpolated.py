@@ -259,3 +259,14 @@ def test_what_a_pair_costs_is_about_what_is_traced(phi: Callable[[jax.Array], ja
 def test_without_a_closed_form_a_pair_costs_more_than_any_series() -> None:
     kernel = tp.compile(deep(jax.nn.swish, 1), jnp.zeros((2, 2)))
     assert pair_operations(kernel.graph.nodes) == math.inf
+
+
+def test_an_input_beside_a_constant_vector_is_not_invariant() -> None:
+    """What reads x'c depends on the direction of x, not on norms and angles alone."""
+
+    def net(x: jax.Array) -> jax.Array:
+        w = nn.weight((nn.width(), 2))
+        h, g = (w @ v / 2**0.5 for v in (x, jnp.array([1.0, 0.0])))
+        return nn.dense(jnp.sin(h) * jnp.cos(g), features=1)
+
+    assert tp.compile(net, jnp.zeros(2))._interpolated is None
