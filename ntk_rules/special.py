@@ -73,7 +73,7 @@ def as_floats(*values: object) -> tuple[jax.Array, ...]:
 
 
 def horner(coefficients: tuple[float, ...], x: jax.Array) -> jax.Array:
-    """sum_k coefficients[k] x^k. (JAX traces operations of `lax` in half the time of those of `jnp`.)"""
+    """sum_k coefficients[k] x^k. (JAX traces operations of `lax` sooner than those of `jnp`.)"""
     total = jnp.full_like(x, coefficients[-1])
     for c in np.asarray(coefficients[-2::-1], x.dtype):
         total = lax.add(lax.mul(total, x), c)
