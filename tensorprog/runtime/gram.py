@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tensorprog.runtime.assembly import SIMPLER, Ahead, Interpreted, Pairs
+from tensorprog.runtime.assembly import SIMPLER, Ahead, Interpreted
 from tensorprog.runtime.inputs import is_traced
 from tensorprog.runtime.kernel import GET, Functions, Hypers, Leaves, Steps, float_dtype, part, whole
 from tensorprog.runtime.pieces import Code, Piece, Progress, Work, assemble, matrices
@@ -67,16 +67,15 @@ class Layers:
     def _of_pairs(
         self, states: Any, i: Any, j: Any, *, rows: int, columns: int, get: tuple[str, ...]
     ) -> tuple[list[jax.Array], jax.Array | None]:  # fmt: skip
-        """One tile, of inputs from i and from j on."""
+        """One tile, of inputs from i and from j on, and which of its pairs are near."""
         kept, _, more = states
-        found, marks = self._steps.pairs(self._steps.part(kept, i, rows), self._steps.part(kept, j, columns)), None
+        found, near = self._steps.pairs(self._steps.part(kept, i, rows), self._steps.part(kept, j, columns)), None
         if more is not None and self._refine is not None:
             std, _, directions = more
             near = self._refine.near(found[0], part(std, i, rows), part(std, j, columns))
             if directions is not None:
                 near |= self._refine.alike(part(directions, i, rows), part(directions, j, columns))
-            marks = jnp.any(near, axis=0)
-        return [found[self._names.index(name)] for name in get], marks
+        return [found[self._names.index(name)] for name in get], near
 
     def work(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> Work:
         """The matrices named by `get`."""
@@ -87,28 +86,16 @@ class Layers:
         kinds = _placed(kinds, [leaf for x in sides for leaf in x]) or states()
         if self._steps.strained is not None:
             self._check(states()[1])
-        names, at = get if refine is None else self._names, np.int32(0)
+        at = np.int32(0)
 
         def tile(rows: int, columns: int) -> Code:
-            code, made = self._tile(kinds, at, at, rows=rows, columns=columns, get=names), states()
+            code, made = self._tile(kinds, at, at, rows=rows, columns=columns, get=get), states()
             return lambda i, j: code(made, np.int32(i), np.int32(second + j))
 
         if refine is None:
-            return Work(names, tile)
-        looked_at = functools.cache(lambda: jax.tree.map(np.asarray, states()[2]))
-
-        def again(kernels: list[np.ndarray], i: int, j: int, columns: np.ndarray) -> Pairs:
-            std, _, directions = looked_at()
-            some = kernels[0][:, columns]
-            rows, others = slice(i, i + len(some)), second + j + columns
-            near = refine.near(some, std[rows], std[others])
-            if directions is not None:
-                near |= refine.alike(directions[rows], directions[others])
-            found, at = np.nonzero(near)
-            return Pairs(i + found, j + columns[at])
-
-        exact = lambda pairs: {"ntk": refine.mended(x1, sides[-1], looked_at()[1], hypers, pairs)}
-        return Work(names, tile, again, exact)
+            return Work(tile)
+        own = functools.cache(lambda: np.asarray(states()[2][1]))
+        return Work(tile, lambda pairs: {"ntk": refine.mended(x1, sides[-1], own(), hypers, pairs)})
 
     def _check(self, states: Any, own: bool = False) -> None:
         if self._steps.strained is not None:

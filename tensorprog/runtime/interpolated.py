@@ -110,16 +110,13 @@ class Interpolated:
             return lambda i, j: code(*args, np.int32(i), np.int32(j))
 
         first, second = sides[0], sides[-1]
-        again = lambda kernels, i, j, columns: _near_pairs(
-            first, second, slice(i, i + len(kernels[0])), j + columns, dtype
-        )
 
         def exact(pairs: Pairs) -> dict[str, np.ndarray]:
             parts = [Pairs(*(k[start : start + CHUNK] for k in pairs)) for start in range(0, len(pairs.i), CHUNK)]
             values = np.concatenate([series(*_from_chord(first, second, p)) for p in parts], axis=1)
             return {name: values[k] for name, k in zip(get, which, strict=True)}
 
-        return Work(get, tile, again, exact)
+        return Work(tile, exact)
 
     def _series(self, hypers: Hypers, low: float, high: float, dtype: np.dtype) -> Series | None:
         """The series for this range of norms, made anew where the last one was for other hyperparameters or a smaller range."""
@@ -205,23 +202,23 @@ def _tile(
     first: Any, second: Any, coefficients: jax.Array, live: jax.Array | None, i: Any, j: Any,
     *, rows: int, columns: int, in_powers: bool, gram: bool,
 ) -> tuple[list[jax.Array], jax.Array]:  # fmt: skip
-    """The kernels of a tile that begins at i, j; and which columns have a near pair.
+    """The kernels of a tile that begins at i, j; and which of its pairs are near.
 
     live: true, but XLA does not know that: what stands in a branch is not computed anew for each kernel; None where a barrier does.
     gram: are both sides one? Then an input with itself is not near: its cosine is 1.
     """
     (unit1, basis1, scale1), (unit2, basis2, scale2) = part(first, i, rows), part(second, j, columns)
     cosine = jnp.matmul(unit1, unit2.T, precision="highest")
-    near = jnp.abs(cosine)
+    near = jnp.abs(cosine) > 1 - NEAR[np.dtype(cosine.dtype)]
     if gram:
         itself = i + np.arange(rows)[:, None] == j + np.arange(columns)
-        cosine, near = jnp.where(itself, 1, cosine), jnp.where(itself, 0, near)
+        cosine, near = jnp.where(itself, 1, cosine), near & ~itself
     place = lax.optimization_barrier(_place(cosine)) if live is None else lax.cond(live, _place, lambda c: c, cosine)
     kernels = [
         scale1[:, k, None] * scale2[:, k] * _sum(_terms(coefficients[k], basis1, basis2), place, in_powers)
         for k in range(len(coefficients))
     ]
-    return kernels, jnp.max(near, axis=0) > 1 - NEAR[np.dtype(near.dtype)]
+    return kernels, near
 
 
 def _place(cosine: jax.Array) -> jax.Array:
@@ -256,13 +253,6 @@ def _polynomial(terms: jax.Array, x: jax.Array, in_powers: bool) -> jax.Array:
     for d in range(len(terms) - 1, 0, -1):
         after, now = now, (x * now + terms[d] if in_powers else 2 * x * now - after + terms[d])
     return now * x + terms[0] if in_powers else x * now - after + terms[0]
-
-
-def _near_pairs(first: _Side, second: _Side, rows: slice, columns: np.ndarray, dtype: np.dtype) -> Pairs:
-    """The near pairs among some rows and columns."""
-    cosine = first.directions(rows) @ second.directions(columns).T
-    i, at = np.nonzero(np.abs(cosine) > 1 - NEAR[dtype])
-    return Pairs(rows.start + i, columns[at])
 
 
 def _from_chord(first: _Side, second: _Side, pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from tensorprog.errors import InputError
 from tensorprog.kernel import KernelGraph
 from tensorprog.kernel.fields import chunk_entries
 from tensorprog.kernel.graph import Average, Expect, Normals, Operand, Quantity, Sampled, Tilted
-from tensorprog.runtime.one_sided import Parted
+from tensorprog.runtime.one_sided import Parted, Some
 from tensorprog.runtime.picture import heat_maps
 from tensorprog.runtime.tiles import CACHED, pairs_in_memory
 
@@ -83,9 +83,9 @@ def float_dtype(x: Iterable[jax.Array]) -> Any:
     return jnp.result_type(*kinds) if kinds else jnp.result_type(float)
 
 
-def part(tree: Any, start: Any, count: int, axis: int = 0) -> Any:
+def part(tree: Any, start: Any, count: int) -> Any:
     """Some of the inputs, of arrays with a batch axis; start is not negative."""
-    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, count, axis, allow_negative_indices=False), tree)
+    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, count, allow_negative_indices=False), tree)
 
 
 @dataclass(frozen=True)
@@ -230,17 +230,12 @@ def parted(lowered: OfPairs, entries: int, off: Collection[str] = ()) -> Steps:
         known[_kinds(found)] = made
         return found, states
 
-    def pairs(first: Any, second: Any) -> list[jax.Array]:
-        made, live = known[_kinds(first)], live_flag(first, off)
-        axes = [0, *made.axes]
-        pair = lambda a, b: made.two(a[1:], b[1:], *([] if live is None else [live]))
-        return jax.vmap(jax.vmap(pair, (None, axes)), (axes, None))(first, second)
+    def pairs(first: Some, second: Some) -> list[jax.Array]:
+        made, live = known[_kinds(first.arrays)], live_flag(list(first.arrays), off)
+        sides = [replace(some, arrays=some.arrays[1:]) for some in (first, second)]
+        return made.pairs(*sides, *([] if live is None else [live]))
 
-    def some(arrays: Any, start: Any, count: int) -> Any:
-        axes = 0, *known[_kinds(arrays)].axes
-        return [part(a, start, count, axis) for a, axis in zip(arrays, axes, strict=True)]
-
-    return replace(plain, kept=kept, pairs=pairs, part=some)
+    return replace(plain, kept=kept, pairs=pairs, part=Some)
 
 
 def _kinds(arrays: Sequence[Any]) -> Any:

@@ -6,7 +6,8 @@ computed for all inputs together with their states. Loops and branches are taken
 is a stack. A tile is left with the operations of pairs, so that there are fewer loops to compile, and to run.
 
 A value that is larger than what it is made of, such as a function at the nodes of a quadrature, is left in the tile (its sums are not),
-and so is one that is only moved.
+and so is one that is only moved. The rows of a stack are read where they stand, among those of all inputs: a tile's own would be one more
+loop to compile for each stack.
 """
 
 from __future__ import annotations
@@ -22,14 +23,24 @@ import jax
 import jax.extend.core as jex
 import numpy as np
 from jax import lax
+from jax.custom_batching import custom_vmap
 
 from ntk_rules.interpreted import called, loop_sizes
 
-__all__ = ["Parted"]
+__all__ = ["Parted", "Some"]
 
 Bind = Callable[..., Sequence[Any]]  # the values of an operation, from those that it reads
 _MOVES = {"reshape", "broadcast_in_dim", "squeeze"}
 _BOTH = frozenset((0, 1))
+
+
+@dataclass(frozen=True)
+class Some:
+    """Of what is kept of all inputs, that of so many, from `start` on, which is not negative."""
+
+    arrays: Sequence[Any]
+    start: Any
+    count: int
 
 
 class Parted:
@@ -65,6 +76,29 @@ class Parted:
         """The results of a pair."""
         given = a, b, rest
         return self._pair([given[side][k] for side, k in self._reads])
+
+    def pairs(self, first: Some, second: Some, *rest: Any) -> list[Any]:
+        """The results of every pair, with two batch axes."""
+        cut = [self._cut(some) for some in (first, second)]
+
+        def pair(a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
+            return self.two(self._given(first, a), self._given(second, b), *rest)
+
+        return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(*cut)
+
+    def _cut(self, some: Some) -> list[Any]:
+        """What `_given` reads with a batch axis: which inputs these are, and what loops do not read by rows."""
+        arrays = (a for a, axis in zip(some.arrays, self.axes, strict=True) if axis == 0)
+        slices = [lax.dynamic_slice_in_dim(a, some.start, some.count, allow_negative_indices=False) for a in arrays]
+        return [np.arange(some.count), *slices]
+
+    def _given(self, some: Some, cut: Sequence[Any]) -> list[Any]:
+        """What is kept of one of them."""
+        which, *slices = cut
+        rest = iter(slices)
+        return [
+            _Rows(a, some.start, which) if axis else next(rest) for a, axis in zip(some.arrays, self.axes, strict=True)
+        ]
 
 
 # ------------------------------------------------------------------------------------------------ operations
@@ -156,6 +190,30 @@ class _Program:
             found = node.bind(*(values[v] for v in node.reads))
             values.update((_Value(node, k), value) for k, value in enumerate(found))
         return [values[v] for v in self._ends]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a stack of all inputs that belong to one: number `which` of those from `start` on."""
+
+    stack: Any
+    start: Any
+    which: Any
+
+    def __getitem__(self, k: Any) -> Any:
+        return _row(self.stack, k, self.start, self.which)
+
+
+@custom_vmap
+def _row(stack: Any, k: Any, start: Any, which: Any) -> Any:
+    return stack[k, start + which]
+
+
+@_row.def_vmap
+def _row_of_some(count: int, _: Any, stack: Any, k: Any, start: Any, which: Any) -> tuple[Any, bool]:
+    """For all that `which` counts, which are neighbours: a slice."""
+    row = lax.dynamic_index_in_dim(stack, k, keepdims=False, allow_negative_indices=False)
+    return lax.dynamic_slice_in_dim(row, start, count, allow_negative_indices=False), True
 
 
 def _given(key: Any, kind: Any, sides: frozenset[int], numbers: _Numbers) -> _Value:
@@ -253,21 +311,32 @@ def _of_loop(eqn: Any, reads: list[_Value], numbers: _Numbers) -> list[_Value]:
     outside = {v: _outside(v, fixed | rows, rows, length, numbers) for v in part.reads if v not in carried}
     by_row = [v for v in outside if not rows.keys().isdisjoint(_Program([v], whole=True).reads)]
     once = [v for v in outside if v not in by_row]
-    given = [outside[v] for v in by_row]
+    given = [_stack(outside[v], numbers) for v in by_row]
 
     def bind(*values: Any) -> Sequence[Any]:
         known, values = dict(zip(once, values, strict=False)), values[len(once) :]
+        start, stacks = values[:n_carry], dict(zip(by_row, values[n_carry:], strict=True))
+        in_place = {v: stack for v, stack in stacks.items() if isinstance(stack, _Rows)}
+        rows = {v: stack for v, stack in stacks.items() if v not in in_place}
 
-        def step(carry: Sequence[Any], row: Sequence[Any]) -> tuple[Any, Any]:
-            here = {**known, **dict(zip(carried, carry, strict=True)), **dict(zip(by_row, row, strict=True))}
+        def step(carry: Sequence[Any], at: tuple[Any, Sequence[Any]]) -> tuple[Any, Any]:
+            k, row = at
+            here = {**known, **dict(zip(carried, carry, strict=True)), **dict(zip(rows, row, strict=True))}
+            here.update((v, stack[k]) for v, stack in in_place.items())
             found = part([here[v] for v in part.reads])
             return tuple(found[:n_carry]), tuple(found[n_carry:])
 
-        end, made = lax.scan(step, values[:n_carry], values[n_carry:], length, params["reverse"], params["unroll"])
+        xs = np.arange(length, dtype=np.int32), list(rows.values())
+        end, made = lax.scan(step, start, xs, length, params["reverse"], params["unroll"])
         return [*end, *made]
 
     reads, kinds = [*(outside[v] for v in once), *start, *given], [v.aval for v in eqn.outvars]
     return _operation(object(), bind, reads, kinds, numbers, stacks=given)
+
+
+def _stack(value: _Value, numbers: _Numbers) -> _Value:
+    """What a loop reads row by row, and nothing else: in place, where it is of one input."""
+    return _operation("stack", lambda stack: [stack], [value], [value.kind], numbers, kept=True)[0]
 
 
 def _like(kind: Any, shape: tuple[int, ...]) -> Any:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tensorprog.runtime.assembly import (
@@ -35,14 +36,11 @@ MANY = 2**20  # pairs to be computed again that are remembered, at most
 class Work:
     """A matrix about to be made.
 
-    names: of the kernels that a tile has. tile: (rows, columns) -> code for tiles of this size: (i, j), where a tile begins -> (kernels,
-    which columns hold a pair to be computed again). again: (kernels, i, j, columns) -> those pairs of a tile. exact: pairs -> those
-    of their kernels that change, by name.
+    tile: (rows, columns) -> code for tiles of this size: (i, j), where a tile begins -> (kernels, which pairs are to be computed again, if
+    any may be). exact: pairs -> those of their kernels that change, by name.
     """
 
-    names: tuple[str, ...]
     tile: Callable[[int, int], Code]
-    again: Callable[[list[np.ndarray], int, int, np.ndarray], Pairs] | None = None
     exact: Callable[[Pairs], dict[str, np.ndarray]] | None = None
 
 
@@ -102,7 +100,7 @@ def assemble(
             halves = made.halves(tiles.rows, tiles.columns) if mirror else None
             code = work.tile(tiles.rows, tiles.columns)
             for i, j in tiles:
-                yield partial(_begin, made, piece, work, code, halves, tiles, i, j, get)
+                yield partial(_begin, made, piece, work, code, halves, tiles, i, j)
 
     again: list[_Again] = []
     for found in progress(at_once(jobs(), min(workers, total)), total):
@@ -124,18 +122,17 @@ class _Again(NamedTuple):
 
 
 def _begin(
-    made: Matrices, piece: Piece, work: Work, code: Code, halves: Callable[[Sequence[Any]], list[Any]] | None, tiles: Tiling, i: int, j: int,
-    get: tuple[str, ...],
+    made: Matrices, piece: Piece, work: Work, code: Code, halves: Callable[[Sequence[Any]], list[Any]] | None, tiles: Tiling, i: int, j: int
 ) -> Callable[[], _Again | None]:  # fmt: skip
     """Have the tile at i, j of the piece computed, and give what puts it in its place. All tiles have one size: those at the edges begin before
     their place."""
     start, at = min(i, piece.n1 - tiles.rows), min(j, piece.n2 - tiles.columns)
-    kernels, marks = code(start, at)
-    chosen: list[Any] = [kernels[work.names.index(name)] for name in get]
-    turned = None if halves is None else halves(chosen)
+    kernels, near = code(start, at)
+    turned = None if halves is None else halves(kernels)
 
     def end() -> _Again | None:
-        parts, others = chosen, turned
+        parts: Sequence[Any] = kernels
+        others = turned
         if made.on_host:
             parts, others = [np.asarray(k) for k in parts], None if others is None else [np.asarray(k) for k in others]
         rows, columns = slice(i, min(i + tiles.rows, piece.n1)), slice(j, min(j + tiles.columns, piece.n2))
@@ -146,14 +143,16 @@ def _begin(
             parts = [k[i - start :, j - at :] for k in parts]
             others = None if others is None else [k[j - at :, i - start :] for k in others]
         made.put(place, parts, others)
-        if marks is None or work.again is None:
+        if near is None or not (made.on_host or jnp.any(near)):  # what is not there is not fetched from an accelerator
             return None
-        marked = np.flatnonzero(np.asarray(marks)[j - at :]) + (j - at)
-        if not len(marked):
+        which = np.flatnonzero(np.asarray(near)[i - start :, j - at :])
+        if not len(which):
             return None
-        pairs = work.again([np.asarray(k) for k in kernels], start, at, marked)
-        mine = (pairs.i >= i) & (pairs.i <= pairs.j if piece.symmetric and place.on_diagonal else True)
-        return _Again(piece, work, Pairs(pairs.i[mine], pairs.j[mine])) if mine.any() else None
+        pairs = Pairs(i + which // (columns.stop - j), j + which % (columns.stop - j))
+        if piece.symmetric and place.on_diagonal:
+            above = pairs.i <= pairs.j
+            pairs = Pairs(pairs.i[above], pairs.j[above])
+        return _Again(piece, work, pairs)
 
     return end
 

@@ -56,8 +56,7 @@ class Refine:
         return nngp > (1 - self._angle) * std1[:, None] * std2[None, :]
 
     def alike(self, first: Any, second: Any) -> Any:
-        """Which pairs have nearly one direction, or opposite ones, by their sketches, in NumPy or in JAX: for inputs of many entries a
-        few others too."""
+        """Which pairs have nearly one direction, or opposite ones, by their sketches: for inputs of many entries a few others too."""
         squares = [(a * a).sum(-1) for a in (first, second)]
         gap = squares[0][:, None] + squares[1] - 2 * abs(first @ second.T)
         return gap < 2 * self._angle * (SURELY if first.shape[-1] == SKETCH else 1)

@@ -15,7 +15,7 @@ import tensorprog as tp
 from ntk_rules.interpreted import called
 from tensorprog import nn
 from tensorprog.runtime.assembly import Ahead
-from tensorprog.runtime.one_sided import Parted
+from tensorprog.runtime.one_sided import Parted, Some
 
 RANDOM = np.random.default_rng(5)
 N1, N2, NODES = 3, 4, np.linspace(-1, 1, 9)
@@ -107,6 +107,45 @@ def test_in_two_steps_it_is_the_function(function: Callable[..., Any]) -> None:
     kept = [jax.vmap(made.one, out_axes=made.axes)(s) for s in (a, b)]
     for mine, right in zip(batched(made.two, (made.axes, made.axes))(*kept), batched(function)(a, b), strict=True):
         np.testing.assert_allclose(mine, right, rtol=1e-13)
+
+
+def nested(a: State, b: State) -> tuple[jax.Array, ...]:
+    """A loop in a loop, a stack that is read as a whole too, one whose rows are arrays, and one of both inputs."""
+
+    def step(carry: jax.Array, row: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        one, other, wide = row
+        carry = lax.scan(lambda c, r: (c + jnp.sqrt(r) * other, None), carry, a["each"] * one)[0]
+        return carry * jnp.sqrt(one) + (wide * b["x"]).sum(), carry
+
+    wide = a["each"][:, None] * a["x"]
+    end, every = lax.scan(step, a["x"] @ b["x"], (a["each"], b["each"], wide))
+    again, _ = lax.scan(lambda c, r: (c * r[0] + r[1], None), end, (every, b["each"]), reverse=True)
+    return again, every, a["each"] * b["v"]
+
+
+@pytest.mark.parametrize("function", [plain, loop, branches, series, sorted_rows, nested], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("starts", [(0, 0), (2, 1), (4, 2)])
+def test_some_pairs_are_those_of_all(function: Callable[..., Any], starts: tuple[int, int]) -> None:
+    s = states(N1 + N2)
+    made = Parted(function, one_of(s))
+    kept = jax.vmap(made.one, out_axes=made.axes)(s)
+    found = jax.jit(lambda kept, i, j: made.pairs(Some(kept, i, N1), Some(kept, j, N2)))(kept, *starts)
+    first, second = (
+        jax.tree.map(lambda a, at=at, n=n: a[at : at + n], s) for at, n in zip(starts, (N1, N2), strict=True)
+    )
+    for mine, right in zip(found, batched(function)(first, second), strict=True):
+        np.testing.assert_allclose(mine, right, rtol=1e-13)
+
+
+def test_a_tile_cuts_nothing_out_of_stacks() -> None:
+    """Rows are read where they stand, within the loop."""
+    s = states(N1)
+    made = Parted(loop, one_of(s))
+    kept = jax.vmap(made.one, out_axes=made.axes)(s)
+    assert 1 in made.axes
+    jaxpr = jax.make_jaxpr(lambda kept: made.pairs(Some(kept, 0, N1), Some(kept, 0, 2)))(kept).jaxpr
+    outside = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dynamic_slice"]
+    assert len(outside) == 2 * made.axes.count(0)
 
 
 @pytest.mark.parametrize(
