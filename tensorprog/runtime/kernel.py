@@ -18,7 +18,7 @@ from tensorprog.errors import InputError
 from tensorprog.kernel import KernelGraph
 from tensorprog.kernel.fields import chunk_entries
 from tensorprog.kernel.graph import Average, Expect, Normals, Operand, Quantity, Sampled, Tilted
-from tensorprog.runtime.one_sided import Parted, Some
+from tensorprog.runtime.one_sided import Parted, Some, stretch
 from tensorprog.runtime.picture import heat_maps
 from tensorprog.runtime.tiles import CACHED, pairs_in_memory
 
@@ -85,7 +85,7 @@ def float_dtype(x: Iterable[jax.Array]) -> Any:
 
 def part(tree: Any, start: Any, count: int) -> Any:
     """Some of the inputs, of arrays with a batch axis; start is not negative."""
-    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, count, allow_negative_indices=False), tree)
+    return jax.tree.map(lambda a: stretch(a, start, count), tree)
 
 
 @dataclass(frozen=True)

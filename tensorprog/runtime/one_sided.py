@@ -27,11 +27,20 @@ from jax.custom_batching import custom_vmap
 
 from ntk_rules.interpreted import called, loop_sizes
 
-__all__ = ["Parted", "Some"]
+__all__ = ["Parted", "Some", "stretch"]
 
 Bind = Callable[..., Sequence[Any]]  # the values of an operation, from those that it reads
 _MOVES = {"reshape", "broadcast_in_dim", "squeeze"}
 _BOTH = frozenset((0, 1))
+
+
+def stretch(array: Any, start: Any, count: int) -> Any:
+    """So many of the inputs of an array, from `start` on, which is not negative: along one axis, whose loop takes least to compile."""
+    each = math.prod(array.shape[1:])
+    if array.ndim == 1 or array.size > np.iinfo(np.int32).max:
+        return lax.dynamic_slice_in_dim(array, start, count, allow_negative_indices=False)
+    found = lax.dynamic_slice_in_dim(array.ravel(), start * each, count * each, allow_negative_indices=False)
+    return found.reshape(count, *array.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -88,8 +97,9 @@ class Parted:
 
     def _cut(self, some: Some) -> list[Any]:
         """What `_given` reads with a batch axis: which inputs these are, and what loops do not read by rows."""
-        arrays = (a for a, axis in zip(some.arrays, self.axes, strict=True) if axis == 0)
-        slices = [lax.dynamic_slice_in_dim(a, some.start, some.count, allow_negative_indices=False) for a in arrays]
+        slices = [
+            stretch(a, some.start, some.count) for a, axis in zip(some.arrays, self.axes, strict=True) if axis == 0
+        ]
         return [np.arange(some.count), *slices]
 
     def _given(self, some: Some, cut: Sequence[Any]) -> list[Any]:
