@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import sympy as sp
 
 from tensorprog.ir import ArrayOp, LinComb, Moment, Node, Nonlin, PositionMap
 from tensorprog.kernel.graph import Data, Expect, Factored, Operand, Quantity, Ran, Shifts, Zero, quantities
@@ -19,7 +20,9 @@ from tensorprog.kernel.graph import Data, Expect, Factored, Operand, Quantity, R
 __all__ = ["Loop", "Read", "Step", "operands_of", "schedule", "signature"]
 
 LEAST_GROUPS = 2  # a loop keeps XLA from computing one layer again inside the next, which two layers already repay
-LEAST_SHIELDED = 4  # shifts and sums over many orders do that by themselves; then a loop only saves code
+LEAST_SHIELDED = (
+    4  # shifts and sums over many orders do that by themselves, numbers of one input need not: a loop only saves code
+)
 
 
 @dataclass(frozen=True)
@@ -287,8 +290,13 @@ def _is_of_pairs(quantity: Quantity) -> bool:
 
 
 def _shields(quantity: Quantity) -> bool:
-    """Does XLA compute it once anyway?"""
-    return isinstance(quantity, Shifts) or (isinstance(quantity, Expect) and quantity.expectation.formula is None)
+    """Does XLA compute it once anyway, or is it a number of one input, which is quickly computed again?"""
+    if isinstance(quantity, Shifts):
+        return True
+    if not isinstance(quantity, Expect):
+        return False
+    formula = quantity.expectation.formula
+    return formula is None or not (quantity.cross or quantity.shape or formula.atoms(sp.Function, sp.Pow))
 
 
 def _shape(quantity: Quantity) -> tuple[int, ...]:

@@ -31,6 +31,27 @@ __all__ = ["Parted", "Some", "stretch"]
 
 Bind = Callable[..., Sequence[Any]]  # the values of an operation, from those that it reads
 _MOVES = {"reshape", "broadcast_in_dim", "squeeze"}
+_CHEAP = {
+    "add",
+    "sub",
+    "mul",
+    "neg",
+    "abs",
+    "sign",
+    "max",
+    "min",
+    "clamp",
+    "select_n",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "and",
+    "or",
+    "not",
+}
 _BOTH = frozenset((0, 1))
 
 
@@ -105,10 +126,8 @@ class Parted:
     def _given(self, some: Some, cut: Sequence[Any]) -> list[Any]:
         """What is kept of one of them."""
         which, *slices = cut
-        rest = iter(slices)
-        return [
-            _Rows(a, some.start, which) if axis else next(rest) for a, axis in zip(some.arrays, self.axes, strict=True)
-        ]
+        rest, one = iter(slices), _One(some.start, which)
+        return [_Rows(a, one) if axis else next(rest) for a, axis in zip(some.arrays, self.axes, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------ operations
@@ -202,28 +221,37 @@ class _Program:
         return [values[v] for v in self._ends]
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The rows of a stack of all inputs that belong to one: number `which` of those from `start` on."""
+@dataclass(frozen=True, eq=False)
+class _One:
+    """One of the inputs: number `which` of those from `start` on."""
 
-    stack: Any
     start: Any
     which: Any
 
-    def __getitem__(self, k: Any) -> Any:
-        return _row(self.stack, k, self.start, self.which)
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a stack of all inputs that belong to one."""
+
+    stack: Any
+    one: _One
 
 
 @custom_vmap
-def _row(stack: Any, k: Any, start: Any, which: Any) -> Any:
-    return stack[k, start + which]
+def _rows(stacks: list[Any], k: Any, start: Any, which: Any) -> list[Any]:
+    """Row k of each stack, for one input."""
+    return [stack[k, start + which] for stack in stacks]
 
 
-@_row.def_vmap
-def _row_of_some(count: int, _: Any, stack: Any, k: Any, start: Any, which: Any) -> tuple[Any, bool]:
+@_rows.def_vmap
+def _rows_of_some(
+    count: int, _: Any, stacks: list[Any], k: Any, start: Any, which: Any
+) -> tuple[list[Any], list[bool]]:
     """For all that `which` counts, which are neighbours: a slice."""
-    row = lax.dynamic_index_in_dim(stack, k, keepdims=False, allow_negative_indices=False)
-    return lax.dynamic_slice_in_dim(row, start, count, allow_negative_indices=False), True
+    rows = [lax.dynamic_index_in_dim(stack, k, keepdims=False, allow_negative_indices=False) for stack in stacks]
+    return [lax.dynamic_slice_in_dim(row, start, count, allow_negative_indices=False) for row in rows], [True] * len(
+        rows
+    )
 
 
 def _given(key: Any, kind: Any, sides: frozenset[int], numbers: _Numbers) -> _Value:
@@ -285,7 +313,8 @@ def _of_equation(eqn: Any, reads: list[_Value], numbers: _Numbers) -> list[_Valu
     kinds = [v.aval for v in eqn.outvars]
     size = max(math.prod(kind.shape) for kind in kinds)
     small = any(size <= v.node.base or size < v.size for v in reads if v.node.sides)
-    return _operation(key, partial(_bound, eqn), reads, kinds, numbers, small and name not in _MOVES)
+    of_row = name in _CHEAP and _sides(reads) == frozenset([0])
+    return _operation(key, partial(_bound, eqn), reads, kinds, numbers, small and name not in _MOVES and not of_row)
 
 
 def _bound(eqn: Any, *values: Any) -> Sequence[Any]:
@@ -326,13 +355,17 @@ def _of_loop(eqn: Any, reads: list[_Value], numbers: _Numbers) -> list[_Value]:
     def bind(*values: Any) -> Sequence[Any]:
         known, values = dict(zip(once, values, strict=False)), values[len(once) :]
         start, stacks = values[:n_carry], dict(zip(by_row, values[n_carry:], strict=True))
-        in_place = {v: stack for v, stack in stacks.items() if isinstance(stack, _Rows)}
-        rows = {v: stack for v, stack in stacks.items() if v not in in_place}
+        in_place: dict[_One, dict[_Value, Any]] = {}
+        for v, stack in stacks.items():
+            if isinstance(stack, _Rows):
+                in_place.setdefault(stack.one, {})[v] = stack.stack
+        rows = {v: stack for v, stack in stacks.items() if not isinstance(stack, _Rows)}
 
         def step(carry: Sequence[Any], at: tuple[Any, Sequence[Any]]) -> tuple[Any, Any]:
             k, row = at
             here = {**known, **dict(zip(carried, carry, strict=True)), **dict(zip(rows, row, strict=True))}
-            here.update((v, stack[k]) for v, stack in in_place.items())
+            for one, some in in_place.items():
+                here.update(zip(some, _rows(list(some.values()), k, one.start, one.which), strict=True))
             found = part([here[v] for v in part.reads])
             return tuple(found[:n_carry]), tuple(found[n_carry:])
 
