@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from tensorprog.errors import InputError
-from tensorprog.frontend.params import Constant, Gaussian, Network, Recorder, collect, recording
+from tensorprog.frontend.params import Constant, Gaussian, Network, collect, run
 
 __all__ = ["Parameters", "apply", "init"]
 
@@ -71,5 +71,4 @@ def apply(net: Any, params: Any, x: Any, *, width: int | None = None, **hypers: 
         raise InputError(
             "apply: params is a plain dict, expected what tp.init returns\n  to mend: give width=.. as well"
         )
-    with recording(Recorder(width, dict(params), hypers)):
-        return net(x)
+    return run(net, width, dict(params), hypers, x)[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -215,12 +215,13 @@ class Recorder:
     """What `tensorprog.nn` talks to while a network runs: it hands out parameters and remembers their specs.
 
     With `params` None it only records (under abstract evaluation) and hands out zeros; otherwise it hands out the
-    arrays in `params`.
+    arrays in `params`. alone: nothing is to be traced around it, see `run`.
     """
 
-    def __init__(self, width: int, params: dict[str, Any] | None, hypers: dict[str, Any]):
+    def __init__(self, width: int, params: dict[str, Any] | None, hypers: dict[str, Any], alone: bool = False):
         self.width = width
         self.params = params
+        self.alone = alone
         self.specs: dict[str, Spec] = {}
         self.hyper_values = hypers
         self.hyper_defaults: dict[str, float] = {}
@@ -271,21 +272,62 @@ class Recorder:
 
 
 _recorder: ContextVar[Recorder | None] = ContextVar("tensorprog_recorder", default=None)
+_traced_anew = jax.make_user_context(None)
+
+
+class _AskedInside(Exception):
+    """A function that JAX traces on its own, and may keep, asks for parameters."""
 
 
 def current() -> Recorder | None:
     """The recorder of the network being run, if any."""
-    return _recorder.get()
+    recorder = _recorder.get()
+    if recorder is not None and recorder.alone and _in_a_trace():
+        raise _AskedInside
+    return recorder
+
+
+def _in_a_trace() -> bool:
+    return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
 @contextmanager
 def recording(recorder: Recorder):  # type: ignore[no-untyped-def]
-    """Make `recorder` the current one."""
+    """Make `recorder` the current one. What JAX has kept of functions that another recorder has seen, such as a network under `jax.jit`, with
+    that one's width and parameters in it, is traced anew."""
     token = _recorder.set(recorder)
     try:
-        yield recorder
+        with nullcontext() if recorder.alone else _traced_anew(object()):
+            yield recorder
     finally:
         _recorder.reset(token)
+
+
+def run(
+    net: Callable[[Any], Any], width: int, params: dict[str, Any], hypers: dict[str, Any], x: Any
+) -> tuple[Any, Recorder]:
+    """A network written with `tensorprog.nn`, of given parameters and one input; and what it has asked for.
+
+    Outside of any trace it is run operation by operation, and JAX keeps the code of each. Where a part that is traced on its own asks for a
+    parameter, which would be kept with it, the whole is compiled for this one call instead.
+    """
+
+    def once(params: dict[str, Any], hypers: dict[str, Any], x: Any, alone: bool = False) -> tuple[Any, Recorder]:
+        with recording(Recorder(width, params, hypers, alone)) as recorder:
+            return net(x), recorder
+
+    if _in_a_trace():
+        return once(params, hypers, x)
+    with suppress(_AskedInside):
+        return once(params, hypers, x, alone=True)
+    asked: list[Recorder] = []
+
+    def whole(*args: Any) -> Any:
+        out, recorder = once(*args)
+        asked.append(recorder)
+        return out
+
+    return jax.jit(whole)(params, hypers, x), asked[-1]
 
 
 # ------------------------------------------------------------------------------------ one form for all
@@ -327,15 +369,14 @@ def as_model(net: Any, example: Any) -> Model:
             f"net is a {type(net).__name__}, expected a function of one example written in JAX, or a tp.Network"
         )
 
-    def run(width: int, params: dict[str, ArrayLike], hypers: dict[str, Any], x: Any) -> Any:
-        with recording(Recorder(width, params, hypers)) as recorder:
-            out = net(x)
+    def checked(width: int, params: dict[str, ArrayLike], hypers: dict[str, Any], x: Any) -> Any:
+        out, recorder = run(net, width, params, hypers, x)
         _check_defaults(recorder.hyper_defaults, any_width.hyper_defaults, width)
         return out
 
     made = cache(lambda width: collect(net, example, width))
     any_width = made(WIDTHS[0])
-    return Model(lambda width: made(width).specs, run, any_width.hyper_defaults, frozenset(any_width.nonnegative))
+    return Model(lambda width: made(width).specs, checked, any_width.hyper_defaults, frozenset(any_width.nonnegative))
 
 
 def _check_defaults(here: dict[str, float], known: dict[str, float], width: int) -> None:
