@@ -15,8 +15,9 @@ from ntk_rules.collector import older_objects_aside
 from ntk_rules.sampling import SHIFTS
 from tensorprog.errors import InputError, explain
 from tensorprog.frontend.interpret import interpret, interpret_outputs
+from tensorprog.frontend.model import Model, abstract, as_model
 from tensorprog.frontend.outputs import Output
-from tensorprog.frontend.params import Model, Network, abstract, as_model
+from tensorprog.frontend.params import Network
 from tensorprog.frontend.trace import trace
 from tensorprog.ir import Input, Program, parse_program, verify
 from tensorprog.joint import JointKernel, of_program, outputs_joined

@@ -20,7 +20,8 @@ import numpy as np
 from jax import lax
 
 from tensorprog.errors import InputError, NetworkError, explain
-from tensorprog.frontend.params import Constant, Gaussian, Hyper, Recorder, Spec, current
+from tensorprog.frontend.params import Constant, Gaussian, Hyper, Spec
+from tensorprog.frontend.recording import Recorder, current
 
 __all__ = [
     "avg_pool", "bias", "constant", "conv", "dense", "dropout", "flatten", "global_avg_pool", "layer_norm",

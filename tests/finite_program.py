@@ -237,7 +237,7 @@ RUN: dict[type, Callable[..., jax.Array]] = {
 def network_program(net: Any, example: Any) -> Program:
     """The program as the front end makes it, before any pass."""
     from tensorprog.frontend.interpret import interpret
-    from tensorprog.frontend.params import as_model
+    from tensorprog.frontend.model import as_model
     from tensorprog.frontend.trace import trace
 
     return interpret(trace(as_model(net, example), example))
@@ -246,7 +246,7 @@ def network_program(net: Any, example: Any) -> Program:
 def sampled_network(net: Any, example: Any, width: int, seed: int = 0) -> tuple[Any, Weights]:
     """Parameters of a finite network, for `tp.apply`, and the same numbers as weights of its program."""
     import tensorprog as tp
-    from tensorprog.frontend.params import collect
+    from tensorprog.frontend.model import collect
 
     params = tp.init(net, example, width, jax.random.key(seed))
     specs = net.init(width) if isinstance(net, tp.Network) else collect(net, example, width).specs

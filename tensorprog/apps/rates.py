@@ -11,7 +11,8 @@ import jax
 
 import tensorprog as tp
 from tensorprog.errors import InputError
-from tensorprog.frontend.params import Constant, Gaussian, as_model
+from tensorprog.frontend.model import as_model
+from tensorprog.frontend.params import Constant, Gaussian
 
 __all__ = ["speeds"]
 

@@ -21,7 +21,8 @@ from tensorprog.apps.checks import check_key, check_whole
 from tensorprog.apps.grams import count, precision, widened
 from tensorprog.apps.structured import structured
 from tensorprog.errors import InputError
-from tensorprog.frontend.params import Constant, Gaussian, Model, as_model
+from tensorprog.frontend.model import Model, as_model
+from tensorprog.frontend.params import Constant, Gaussian
 from tensorprog.runtime import KernelResult
 from tensorprog.runtime.inputs import check_hypers
 

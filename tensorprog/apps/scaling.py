@@ -17,7 +17,7 @@ from tensorprog.apps.parametrization import Parametrization, parametrization_of
 from tensorprog.compile import Kernel
 from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.frontend.interpret import interpret
-from tensorprog.frontend.params import abstract, as_model
+from tensorprog.frontend.model import abstract, as_model
 from tensorprog.frontend.trace import trace
 from tensorprog.ir import MatMul, Moment, Node, Nonlin, Program, Weight, operands, topological
 from tensorprog.ir.rebuild import rebuild

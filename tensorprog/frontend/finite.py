@@ -8,7 +8,9 @@ from typing import Any
 import jax
 
 from tensorprog.errors import InputError
-from tensorprog.frontend.params import Constant, Gaussian, Network, collect, run
+from tensorprog.frontend.model import collect
+from tensorprog.frontend.params import Constant, Gaussian, Network
+from tensorprog.frontend.recording import run
 
 __all__ = ["Parameters", "apply", "init"]
 

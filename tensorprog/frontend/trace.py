@@ -17,7 +17,8 @@ import numpy as np
 from jax.extend import core as jex
 
 from tensorprog.errors import InputError, NetworkError, explain
-from tensorprog.frontend.params import Constant, Gaussian, Model, abstract
+from tensorprog.frontend.model import Model, abstract
+from tensorprog.frontend.params import Constant, Gaussian
 from tensorprog.frontend.values import WIDTHS
 from tensorprog.ir import Source
 

@@ -14,7 +14,8 @@ import numpy as np
 from tensorprog.errors import InputError, LawWarning, NetworkError, explain
 from tensorprog.frontend.finite import Parameters
 from tensorprog.frontend.interpret import interpret
-from tensorprog.frontend.params import Constant, Gaussian, Model, Network
+from tensorprog.frontend.model import Model
+from tensorprog.frontend.params import Constant, Gaussian, Network
 from tensorprog.frontend.trace import trace
 from tensorprog.frontend.values import WIDTHS, fit_power, layout_of
 from tensorprog.ir import MatMul, Program, Weight, operands

@@ -15,7 +15,7 @@ import pytest
 
 import tensorprog as tp
 from tensorprog import nn
-from tensorprog.frontend.params import current
+from tensorprog.frontend.recording import current
 from tests.references import duals
 
 RNG = np.random.default_rng(3)

@@ -18,7 +18,7 @@ from flax import nnx
 import tensorprog as tp
 from examples.flax_models import CNN, MLP, BatchNormCNN, Encoder
 from tensorprog import nn
-from tensorprog.frontend.params import current
+from tensorprog.frontend.recording import current
 from tensorprog.models.laws import Law
 from tests.everyday import everyday
 from tests.models.zoo import CASES

@@ -19,7 +19,7 @@ import tensorprog as tp
 from ntk_rules.interpreted import by_numpy
 from tensorprog import nn
 from tensorprog.frontend.interpret import interpret
-from tensorprog.frontend.params import as_model
+from tensorprog.frontend.model import as_model
 from tensorprog.frontend.trace import trace
 from tensorprog.ir import PositionMap, Program, verify
 from tensorprog.ir.positions import POSITIONS

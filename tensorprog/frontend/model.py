@@ -1,0 +1,91 @@
+"""One form for every network that is accepted: the specs of its parameters, and how it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from tensorprog.errors import InputError, NetworkError, explain
+from tensorprog.frontend.params import Network
+from tensorprog.frontend.recording import Recorder, called, run, watched_first
+from tensorprog.frontend.values import WIDTHS
+
+__all__ = ["Model", "abstract", "as_model", "collect"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Any accepted form of a network, seen by the tracer: its parameters' specs and how it runs, at each width."""
+
+    specs: Callable[[int], Any]
+    run: Callable[[int, Any, dict[str, Any], Any], Any]
+    hypers: dict[str, float]
+    nonnegative: frozenset[str] = frozenset()  # hyperparameters that are variances
+
+
+def abstract(example: Any) -> Any:
+    """The example input as shapes, real numbers as float64: tracing keeps every digit of a literal."""
+    return jax.tree.map(_abstract_leaf, example)
+
+
+def _abstract_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
+    try:
+        dtype = np.dtype(leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype)
+    except (TypeError, ValueError):
+        raise InputError(f"example has a {type(leaf).__name__}, expected real numbers, integers or booleans") from None
+    real = jnp.issubdtype(dtype, jnp.floating)
+    if not real and dtype.kind not in "iub":
+        raise InputError(f"example has an array of dtype {dtype}, expected real numbers, integers or booleans")
+    return jax.ShapeDtypeStruct(np.shape(leaf), np.dtype("float64") if real else dtype)
+
+
+def as_model(net: Any, example: Any) -> Model:
+    """Read a `Network`, or a function written with `tensorprog.nn`, whose parameters are collected by name."""
+    if isinstance(net, Network):
+        known = net.at(example)
+        return Model(known.init, lambda width, params, hypers, x: known.apply(params, x), {})
+    if not callable(net):
+        raise InputError(
+            f"net is a {type(net).__name__}, expected a function of one example written in JAX, or a tp.Network"
+        )
+
+    def checked(width: int, params: dict[str, ArrayLike], hypers: dict[str, Any], x: Any) -> Any:
+        out, recorder = run(net, width, params, hypers, x)
+        _check_defaults(recorder.hyper_defaults, any_width.hyper_defaults, width)
+        return out
+
+    made = cache(lambda width: collect(net, example, width))
+    any_width = made(WIDTHS[0])
+    return Model(lambda width: made(width).specs, checked, any_width.hyper_defaults, frozenset(any_width.nonnegative))
+
+
+def _check_defaults(here: dict[str, float], known: dict[str, float], width: int) -> None:
+    """One number for all widths."""
+    for name in here.keys() & known.keys():
+        if here[name] != known[name]:
+            raise NetworkError(
+                explain(
+                    f"hyperparameter {name!r} has the default {known[name]} at width {WIDTHS[0]} and {here[name]} at width {width}",
+                    reason="it is an argument of the kernel, which is of no width",
+                    mend=f"multiply it by what depends on the width: tp.hyper({name!r}, 1.0) * nn.width() ** -0.5",
+                )
+            )
+
+
+def collect(net: Callable[[Any], Any], example: Any, width: int) -> Recorder:
+    """What a network written with `tensorprog.nn` makes at one width: parameters and hyperparameters."""
+
+    def once(watched: bool) -> Recorder:
+        recorder = Recorder(width, None, {}, watched)
+        jax.eval_shape(lambda x: called(net, recorder, x), abstract(example))
+        return recorder
+
+    with jax.enable_x64(True):
+        return watched_first(once)
