@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core as jex
 from jax.typing import ArrayLike
 
 from tensorprog.errors import InputError, NetworkError, explain
@@ -22,12 +23,16 @@ __all__ = ["Model", "abstract", "as_model", "collect"]
 
 @dataclass(frozen=True)
 class Model:
-    """Any accepted form of a network, seen by the tracer: its parameters' specs and how it runs, at each width."""
+    """Any accepted form of a network, seen by the tracer: its parameters' specs and how it runs, at each width.
+
+    nonnegative: hyperparameters that are variances. traced: of the example, in float64, where it is already: with its output's tree.
+    """
 
     specs: Callable[[int], Any]
     run: Callable[[int, Any, dict[str, Any], Any], Any]
     hypers: dict[str, float]
-    nonnegative: frozenset[str] = frozenset()  # hyperparameters that are variances
+    nonnegative: frozenset[str] = frozenset()
+    traced: Callable[[int], tuple[jex.ClosedJaxpr, Any] | None] = lambda width: None
 
 
 def abstract(example: Any) -> Any:
@@ -61,9 +66,16 @@ def as_model(net: Any, example: Any) -> Model:
         _check_defaults(recorder.hyper_defaults, any_width.hyper_defaults, width)
         return out
 
-    made = cache(lambda width: collect(net, example, width))
-    any_width = made(WIDTHS[0])
-    return Model(lambda width: made(width).specs, checked, any_width.hyper_defaults, frozenset(any_width.nonnegative))
+    made = cache(lambda width: _collected_and_traced(net, example, width))
+    any_width, _ = made(WIDTHS[0])
+
+    def traced(width: int) -> tuple[jex.ClosedJaxpr, Any] | None:
+        recorder, found = made(width)
+        _check_defaults(recorder.hyper_defaults, any_width.hyper_defaults, width)
+        return found if recorder.hyper_defaults.keys() == any_width.hyper_defaults.keys() else None
+
+    nonnegative = frozenset(any_width.nonnegative)
+    return Model(lambda width: made(width)[0].specs, checked, any_width.hyper_defaults, nonnegative, traced)
 
 
 def _check_defaults(here: dict[str, float], known: dict[str, float], width: int) -> None:
@@ -77,6 +89,44 @@ def _check_defaults(here: dict[str, float], known: dict[str, float], width: int)
                     mend=f"multiply it by what depends on the width: tp.hyper({name!r}, 1.0) * nn.width() ** -0.5",
                 )
             )
+
+
+def _collected_and_traced(
+    net: Callable[[Any], Any], example: Any, width: int
+) -> tuple[Recorder, tuple[jex.ClosedJaxpr, Any] | None]:
+    """The same as `collect`, and with it, in one run, the trace, as `Model.traced`; None where parts are traced on their own."""
+    recorder = Recorder(width, None, {}, watched=True)
+    given: dict[str, dict[str, Any]] = {"params": {}, "hypers": {}}
+    recorder.given = given
+    counts, trees = [], []
+
+    def flat(x: Any) -> tuple[list[Any], Any]:
+        leaves, tree = jax.tree.flatten(called(net, recorder, x))
+        counts.append(len(leaves))
+        trees.append(tree)
+        return leaves, given
+
+    try:
+        with jax.enable_x64(True):
+            closed = jax.make_jaxpr(flat)(abstract(example))
+    except Exception:  # what is wrong with the network, if anything, `collect` will say
+        return collect(net, example, width), None
+    jaxpr, count = closed.jaxpr, counts[-1]
+    arguments = jaxpr.outvars[count:]
+    places = set(map(id, arguments))
+    eqns = [eqn for eqn in jaxpr.eqns if places.isdisjoint(map(id, eqn.outvars))]
+    if len(eqns) + len(arguments) != len(jaxpr.eqns):
+        return recorder, None
+    jaxpr = jaxpr.replace(
+        invars=[*_in_order(given, arguments), *jaxpr.invars], outvars=jaxpr.outvars[:count], eqns=eqns
+    )
+    return recorder, (jex.ClosedJaxpr(jaxpr, closed.consts), trees[-1])
+
+
+def _in_order(given: dict[str, dict[str, Any]], arguments: list[Any]) -> list[Any]:
+    """Parameters, then hyperparameters. arguments: in the order of the leaves of `given`."""
+    named = jax.tree.unflatten(jax.tree.structure(given), arguments)
+    return [named[kind][name] for kind in ("params", "hypers") for name in sorted(named[kind])]
 
 
 def collect(net: Callable[[Any], Any], example: Any, width: int) -> Recorder:

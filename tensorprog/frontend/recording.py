@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend import core as jex
 
 from tensorprog.errors import InputError, NetworkError, explain
@@ -30,7 +31,8 @@ class Recorder:
     """What `tensorprog.nn` talks to while a network runs: it hands out parameters and remembers their specs.
 
     With `params` None it only records (under abstract evaluation) and hands out zeros; otherwise it hands out the
-    arrays in `params`. watched: it is to be asked in one trace alone, see `watched_first`.
+    arrays in `params`. watched: it is to be asked in one trace alone, see `watched_first`. given: the values that a trace is to take for
+    arguments, by name.
     """
 
     def __init__(self, width: int, params: dict[str, Any] | None, hypers: dict[str, Any], watched: bool):
@@ -38,6 +40,7 @@ class Recorder:
         self.params = params
         self.watched = watched
         self.home: Any = None  # the trace in which the network was called
+        self.given: dict[str, dict[str, Any]] | None = None
         self.specs: dict[str, Spec] = {}
         self.hyper_values = hypers
         self.hyper_defaults: dict[str, float] = {}
@@ -62,7 +65,7 @@ class Recorder:
             )
         self.specs[name] = spec
         if self.params is None:
-            return jnp.zeros(spec.shape)
+            return jnp.zeros(spec.shape) if self.given is None else self._argument("params", name, spec.shape)
         if name not in self.params:
             raise InputError(
                 f"params has no entry {name!r}: it has {sorted(self.params)}\n  to mend: make it with tp.init for this same network"
@@ -84,7 +87,17 @@ class Recorder:
                     mend="make it once with tp.hyper and use that object everywhere, or give two names",
                 )
             )
+        if self.given is not None:
+            return self._argument("hypers", hyper.name)
         return jnp.asarray(self.hyper_values.get(hyper.name, hyper.default), dtype=float)
+
+    def _argument(self, kind: str, name: str, shape: tuple[int, ...] = ()) -> jax.Array:
+        """The result of an equation of its own."""
+        assert self.given is not None
+        if name not in self.given[kind]:
+            value = jnp.zeros(shape)
+            self.given[kind][name] = value if shape else lax.optimization_barrier(value)
+        return self.given[kind][name]
 
 
 _recorder: ContextVar[Recorder | None] = ContextVar("tensorprog_recorder", default=None)

@@ -135,6 +135,9 @@ def _in_single_precision(model: Model, struct: Any, error: TypeError) -> list[tu
 def _trace_at(width: int, model: Model, struct: Any, real: Any = jnp.float64) -> tuple[jex.ClosedJaxpr, Any, Any]:
     specs = model.specs(width)
     _leaves(specs)
+    if real is jnp.float64 and (known := model.traced(width)) is not None:
+        jaxpr, tree = known
+        return jaxpr, specs, tree
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, real), specs, is_leaf=_is_spec)
     hypers = {name: jax.ShapeDtypeStruct((), real) for name in model.hypers}
     out_tree: list[Any] = []
