@@ -24,7 +24,7 @@ from tensorprog.runtime.assembly import Ahead, Interpreted, Pairs
 from tensorprog.runtime.kernel import GET, Hypers, Leaves, OfPairs, float_dtype, part, without_branches
 from tensorprog.runtime.pieces import Code, Work
 from tensorprog.runtime.plane import Plane
-from tensorprog.runtime.series import TOLERANCE, Series, make_series
+from tensorprog.runtime.series import EQUAL, TOLERANCE, Series, make_series
 
 __all__ = ["Interpolated"]
 
@@ -33,7 +33,6 @@ NEAR = {
     np.dtype(np.float32): 1e-3,
     np.dtype(np.float64): 1e-8,
 }  # 1 - |cosine| from which a rounded cosine tells an angle to 1e-6
-EQUAL = 1e-6  # range of log-norms that rounding makes
 CHUNK = 2**14  # pairs computed again at once
 LEAST_ANGLES = 14  # of a series in norms, unless a network is nearly linear: one layer of erf has 26
 OFTEN = 4  # series of costly layers after which XLA's compilation is worth its time

@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.polynomial.chebyshev import chebval, chebvander
 
-__all__ = ["TOLERANCE", "Series", "make_series"]
+__all__ = ["EQUAL", "TOLERANCE", "Series", "make_series"]
 
 TOLERANCE = {np.dtype(np.float32): 2e-8, np.dtype(np.float64): 1e-13}  # of the coefficients left out, relative to k
 AGREEMENT = {np.dtype(np.float32): 1e-7, np.dtype(np.float64): 1e-12}  # with the kernel at random places
 MOST_ANGLES, MOST_NORMS = 128, 17
+EQUAL = 1e-6  # range of log-norms that rounding makes
 RANDOM = 1024  # places
 
 # Both kernels, (2, N1, N2, A), of points of these log-norms, and of those, with these angles between them.
@@ -71,12 +72,20 @@ class Series:
 def make_series(sample: Samples, low: float, high: float, dtype: Any, homogeneous: bool) -> Series | None:
     """The series to the tolerance of `dtype`, or None where there is none short enough.
 
-    sample: the kernels between points of the plane. homogeneous: k does not depend on the norms.
+    sample: the kernels between points of the plane. homogeneous: k does not depend on the norms. Of norms that only rounding has parted,
+    one is tried for all.
     """
-    tolerance, norms, angles = TOLERANCE[dtype], 1 if homogeneous or high - low < 1e-12 else 3, 16
-    scales = _scales(sample, low, high, tolerance)
+    scales = _scales(sample, low, high, TOLERANCE[dtype])
     if scales is None:
         return None
+    tried = (1,) if homogeneous or high - low < 1e-12 else (1, 3) if high - low <= EQUAL else (3,)
+    found = (_fitted(sample, low, high, scales, dtype, norms) for norms in tried)
+    return next((series for series in found if series is not None), None)
+
+
+def _fitted(sample: Samples, low: float, high: float, scales: np.ndarray, dtype: Any, norms: int) -> Series | None:
+    """The series of so many norms, or more if that is not 1."""
+    tolerance, angles = TOLERANCE[dtype], 16
     while norms <= MOST_NORMS and angles <= MOST_ANGLES:
         at, turns = (low + high) / 2 + (high - low) / 2 * _nodes(norms), (_nodes(angles) + 1) * (math.pi / 2)
         scale = Series(low, high, scales, np.ones((2, 1, 1, 1))).scale(at)

@@ -270,3 +270,23 @@ def test_an_input_beside_a_constant_vector_is_not_invariant() -> None:
         return nn.dense(jnp.sin(h) * jnp.cos(g), features=1)
 
     assert tp.compile(net, jnp.zeros(2))._interpolated is None
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_norms_that_rounding_has_parted_are_one(depth: int) -> None:
+    """Inputs of unit norm in float32: a series in the angle alone, for which the norms need not be equal to the last digit."""
+    x = np.random.default_rng(0).standard_normal((200, 2, 2)).astype(np.float32)
+    x = np.asarray(jnp.asarray(x) / jnp.linalg.norm(jnp.asarray(x), axis=(1, 2), keepdims=True))
+    kernel = tp.compile(deep(jax.nn.relu, depth, 0.1), jnp.zeros((2, 2)))
+    found = kernel(x)
+    shortcut = kernel._gram._shortcut
+    assert isinstance(shortcut, interpolated.Interpolated)
+    assert shortcut._made is not None
+    _, low, high, series = shortcut._made
+    assert 1e-12 < high - low <= 1e-6
+    assert series is not None
+    assert series.coefficients.shape[1:3] == (1, 1)
+    with jax.enable_x64(True):
+        exact = kernel.without("interpolation")(x.astype(np.float64))
+    np.testing.assert_allclose(found.nngp, exact.nngp, rtol=1e-6)
+    np.testing.assert_allclose(found.ntk, exact.ntk, rtol=1e-6)
