@@ -2,7 +2,8 @@
 
 Where they are, the kernel is the diagonal's value exactly: inner products from a matrix product and from a sum of
 squares differ in the last digit, and arccos-like functions would blow that up to half the digits. Comparing
-fingerprints costs N^2 integer comparisons instead of N^2 d. Two different inputs share one with probability 2^-64.
+fingerprints costs N^2 integer comparisons instead of N^2 d. Two different inputs share one with probability 2^-64. Inputs of a few
+numbers are their own.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ from jax import lax
 __all__ = ["fingerprint"]
 
 _SEED = 0x7E15_0A96
+_SHORT = 4  # numbers that are compared themselves
 _FEW = 2**12  # random weights that are kept as constants: a program of their making takes as long to compile as a layer
 
 
 def fingerprint(leaves: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    """Two sums of the input's bits with fixed odd random weights, of dtype uint32: two scalars, which XLA compares where it needs them."""
+    """Two sums of the input's bits with fixed odd random weights, of dtype uint32, or the few numbers of a short input: scalars, which XLA
+    compares where it needs them."""
+    if 0 < sum(leaf.size for leaf in leaves) <= _SHORT:
+        flat = [lax.stop_gradient(leaf).reshape(-1) for leaf in leaves]
+        return tuple(lax.index_in_dim(leaf, k, keepdims=False) for leaf in flat for k in range(leaf.size))
     total: tuple[jax.Array, ...] = (jnp.zeros((), jnp.uint32),) * 2
     for i, leaf in enumerate(leaves):
         words = _words(lax.stop_gradient(leaf))

@@ -6,6 +6,8 @@ matrix product and keeps every self quantity at N, not N^2.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -124,7 +126,7 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
     def pair(a: State, b: State, live: jax.Array | None = None, differentiated: bool = True) -> tuple[jax.Array, ...]:
         dtype, shift = read(a)
         normals = AllNormals((q for q in pair_steps if isinstance(q, Normals)), dtype, shift)
-        same = (a[0][0] == b[0][0]) & (a[0][1] == b[0][1])
+        same = functools.reduce(operator.and_, (one == other for one, other in zip(a[0], b[0], strict=True)))
         moves = exact and differentiated
         met = same if moves and not graph.noise else None
         context = Context({}, {}, dtype, shift, normals, live, met, off, codes, differentiated)
