@@ -8,7 +8,7 @@ ask only where JAX is told to trace it anew.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -101,7 +101,8 @@ class Recorder:
 
 
 _recorder: ContextVar[Recorder | None] = ContextVar("tensorprog_recorder", default=None)
-_traced_anew = jax.make_user_context(None)
+_kept_for = jax.make_user_context(None)  # what JAX has traced under one value of this, it reads under no other
+_WATCHED = "watched"  # what is kept under this has asked for nothing
 
 
 class _AskedElsewhere(Exception):
@@ -136,7 +137,7 @@ def called(net: Callable[[Any], Any], recorder: Recorder, x: Any) -> Any:
 def _recording(recorder: Recorder) -> Iterator[None]:
     token, recorder.home = _recorder.set(recorder), _trace()
     try:
-        with nullcontext() if recorder.watched else _traced_anew(object()):
+        with _kept_for(_WATCHED if recorder.watched else object()):
             yield
     finally:
         _recorder.reset(token)

@@ -21,7 +21,7 @@ __all__ = ["Loop", "Read", "Step", "operands_of", "schedule", "signature"]
 
 LEAST_GROUPS = 2  # a loop keeps XLA from computing one layer again inside the next, which two layers already repay
 LEAST_SHIELDED = (
-    4  # shifts and sums over many orders do that by themselves, numbers of one input need not: a loop only saves code
+    4  # of shifts and sums over many orders, which do that by themselves, and of numbers: a loop only saves code
 )
 
 
