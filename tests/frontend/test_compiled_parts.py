@@ -76,13 +76,13 @@ def test_a_number_seen_before_is_an_argument_in_the_network() -> None:
         return h * tp.hyper("scale", 3.0)
 
     f = lambda x: nn.dense(times(nn.dense(x)), features=1)
-    assert float(times(jnp.ones(()))) == 3
+    assert float(times(jnp.ones(8))[0]) == 3  # of the shape and dtype that it has in the network, at width 8
     params = tp.init(f, jnp.zeros(4), 8, jax.random.key(0))
     first = tp.apply(f, params, INPUTS[0], scale=1.0)
     np.testing.assert_allclose(tp.apply(f, params, INPUTS[0], scale=2.0), 2 * first, rtol=1e-6)
     kernel = tp.compile(f, jnp.zeros(4))
     np.testing.assert_allclose(kernel(INPUTS, scale=2.0).nngp, 4 * kernel(INPUTS, scale=1.0).nngp, rtol=1e-6)
-    assert float(times(jnp.ones(()))) == 3
+    assert float(times(jnp.ones(8))[0]) == 3
 
 
 def values(f: Net, params: Any, **hypers: float) -> jax.Array:
