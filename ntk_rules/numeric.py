@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ from ntk_rules.probes import Probes, admissible, judged, probed, up_to
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.wedges import preferred, wedges
 
+T = TypeVar("T")
 _PLANE_CHUNK = 16
 _EVERYWHERE = (1 - 1e-6, 0.999, 0.9, 0.0)  # correlations: transitions of every width
 _SERIES64, _SERIES32 = 1e-12, 3e-7  # up to where a series is taken, relative to the scale of the answer
@@ -242,29 +244,45 @@ def _hermite(pieces: panels.Piecewise) -> Callable[..., jax.Array]:
     return lambda s, parameters, thin: panels.coefficients(pieces, s, parameters, thin)
 
 
+def _pieces_of(f: Factor, g: Factor, question: Question) -> tuple[panels.Piecewise, panels.Piecewise]:
+    """Both functions in pieces; one object where they are one function, of whichever Gaussian."""
+    zs = gaussian_symbols(question.gaussians)
+    left = piecewise(f.regular, f.index, question)
+    same = f.regular.xreplace({zs[f.index]: zs[g.index]}) == g.regular
+    return left, left if same else piecewise(g.regular, g.index, question)
+
+
+def _each(functions: Sequence[Callable[..., T]], stds: Sequence[jax.Array], *more: Any) -> list[T]:
+    """Of both functions at their standard deviations: once, where both are one function of one variance."""
+    if functions[0] is functions[1] and stds[0] is stds[1]:
+        return [functions[0](stds[0], *more)] * 2
+    return [function(std, *more) for function, std in zip(functions, stds, strict=True)]
+
+
+def _of_both(made: Callable[[panels.Piecewise], T], left: panels.Piecewise, right: panels.Piecewise) -> list[T]:
+    """`made` of two functions, one object where they are one."""
+    first = made(left)
+    return [first, first if left is right else made(right)]
+
+
 def _regular_pair(f: Factor, g: Factor, question: Question) -> tuple[Part, str]:
-    left, right = (piecewise(h.regular, h.index, question) for h in (f, g))
+    left, right = _pieces_of(f, g, question)
     if left.kinks and right.kinks:
         part = plane_pair(left, right, f.index, g.index)
         return _with_plane(part, left, right, (f.index, g.index), question), "quadrature split at the kinks"
     i, j = f.index, g.index
-    series = (_hermite(left), _hermite(right))
-    sizes_of, unseen = [_size(h) for h in (left, right)], [_unseen(h) for h in (left, right)]
-
-    def stds(covariances):
-        return standard_deviation(covariances[(i, i)]), standard_deviation(covariances[(j, j)])
+    series, sizes_of, unseen = (_of_both(made, left, right) for made in (_hermite, _size, _unseen))
 
     def compute(covariances, parameters):
         rho, _ = special.correlation(covariances[(i, i)], covariances[(j, j)], covariances[(i, j)])
-        a, b = (h(s, parameters, 1) for h, s in zip(series, stds(covariances), strict=True))
+        a, b = _each(series, _stds(covariances, i, j), parameters, 1)
         return smooth.mehler_sum(a, b, rho)
 
     def error(covariances, parameters):
-        runs = [[h(s, parameters, thin) for thin in THIN] for h, s in zip(series, stds(covariances), strict=True)]
+        stds = _stds(covariances, i, j)
+        runs = list(zip(*(_each(series, stds, parameters, thin) for thin in THIN), strict=True))
         fine = [run[0] for run in runs]
-        sizes, more = (
-            [h(s, parameters) for h, s in zip(each, stds(covariances), strict=True)] for each in (sizes_of, unseen)
-        )
+        sizes, more = (_each(functions, stds, parameters) for functions in (sizes_of, unseen))
         off = [_coefficient_error(run, size) + x for run, size, x in zip(runs, sizes, more, strict=True)]
         tails = [smooth.truncation(c, size * size) for c, size in zip(fine, sizes, strict=True)]
         total = tails[0] * tails[1] + off[0] * sizes[1] + off[1] * sizes[0]
@@ -289,11 +307,11 @@ def _with_plane(usual: Part, left: panels.Piecewise, right: panels.Piecewise, at
     double, single = how_far["near"]
     beyond = far.beyond(left, right, single, double)
     thinned = far.thinned(left, right, THIN)
-    sizes_of, unseen = [_size(h) for h in (left, right)], [_unseen(h) for h in (left, right)]
+    sizes_of, unseen = (_of_both(made, left, right) for made in (_size, _unseen))
 
     def law(covariances):
         q_u, c, q_v = (covariances[e] for e in needs)
-        return standard_deviation(q_u), standard_deviation(q_v), *special.correlation(q_u, q_v, c)
+        return *_stds(covariances, i, j), *special.correlation(q_u, q_v, c)
 
     def compute(covariances, parameters):
         value = usual.compute(covariances, parameters)
@@ -306,7 +324,7 @@ def _with_plane(usual: Part, left: panels.Piecewise, right: panels.Piecewise, at
         """The error beyond, and the scale."""
         known = law(covariances)
         fine, coarse, coarser = thinned(is_far(*known[:2]), *known)
-        sizes, more = ([h(s, ()) for h, s in zip(each, known, strict=False)] for each in (sizes_of, unseen))
+        sizes, more = (_each(functions, known[:2], ()) for functions in (sizes_of, unseen))
         scale = jnp.broadcast_to(sizes[0] * sizes[1], fine.shape)
         off = smooth.refined_error(jnp.abs(fine - coarse), jnp.abs(coarse - coarser), scale)
         return off + more[0] * sizes[1] + more[1] * sizes[0], scale
@@ -324,7 +342,14 @@ def _with_plane(usual: Part, left: panels.Piecewise, right: panels.Piecewise, at
     return Part(compute, error, usual.step + step, found) if reaches_farther else replace(usual, probes=probes)
 
 
-def _coefficient_error(runs: list[jax.Array], size: jax.Array) -> jax.Array:
+def _stds(covariances: Mapping[Entry, jax.Array], i: int, j: int) -> tuple[jax.Array, jax.Array]:
+    """The standard deviations of two Gaussians; one object where their variances are."""
+    first, second = covariances[(i, i)], covariances[(j, j)]
+    std = standard_deviation(first)
+    return std, std if first is second else standard_deviation(second)
+
+
+def _coefficient_error(runs: Sequence[jax.Array], size: jax.Array) -> jax.Array:
     """The error of all coefficients together, from runs with all, half and a quarter of the nodes.
 
     They are compared in the quarter of the orders that all resolve: what is wrong with f is seen there, and the highest

@@ -51,9 +51,12 @@ def probed(
     large = (_LARGE_VARIANCES if len(needs) == 1 else ()) + _VARIANCES
     q = np.asarray(large + _SMALL_VARIANCES)
     rho = np.asarray(correlations)[:, None]
-    known = {e: (1.0 if e[0] == e[1] else rho) * q for e in needs}
+
+    def at(q: jax.Array, rho: jax.Array, values: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        return error_at({e: q if e[0] == e[1] else rho * q for e in needs}, values)
+
     with jax.enable_x64(True):
-        found = by_numpy(error_at)(known, tuple(np.ones_like(q) for _ in range(parameters)))
+        found = by_numpy(at)(q, rho, tuple(np.ones_like(q) for _ in range(parameters)))
     error, scale = (np.broadcast_to(x, (len(rho), q.size)) for x in found)
     return Probes(tuple(q.tolist()), len(large), error, scale)
 
