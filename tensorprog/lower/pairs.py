@@ -25,6 +25,7 @@ from tensorprog.lower.fingerprint import fingerprint
 from tensorprog.lower.population import AllNormals
 from tensorprog.lower.run import Outside, plan, run
 from tensorprog.lower.schedule import operands_of, schedule
+from tensorprog.lower.sharpness import Sharpness
 from tensorprog.lower.strained import Strained, variances_of
 
 __all__ = ["Lowered", "lower", "lower_blocks"]
@@ -38,7 +39,7 @@ class Lowered:
 
     state: (inputs, hypers, live, differentiated) -> what one input contributes. pair: (state, state, live, differentiated) -> the blocks.
     live, differentiated: see `emit.Context`. diagonal: state -> the blocks of an input with itself. strained: a
-    check of the states of many inputs. means: state -> the means.
+    check of the states of many inputs. means: state -> the means. sharp: state -> `Sharpness`.
     """
 
     state: Callable[..., State]
@@ -46,6 +47,7 @@ class Lowered:
     diagonal: Callable[[State], tuple[jax.Array, ...]]
     strained: Strained | None
     means: Callable[[State], tuple[jax.Array, ...]]
+    sharp: Callable[[State], jax.Array] | None = None
 
     @property
     def guarded(self) -> Lowered:
@@ -148,4 +150,5 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
     def means(a: State) -> tuple[jax.Array, ...]:
         return tuple(slots.read(a, q).astype(read(a)[0]) for q in graph.means)
 
-    return Lowered(state, pair, diagonal, Strained(looked_at, slots) if looked_at else None, means)
+    strained = Strained(looked_at, slots) if looked_at else None
+    return Lowered(state, pair, diagonal, strained, means, Sharpness(quantities(pair_ends), slots) or None)

@@ -13,7 +13,7 @@ import numpy as np
 
 from tensorprog.kernel.joint import BlockGraph
 from tensorprog.runtime.assembly import Pairs, turned, upper
-from tensorprog.runtime.gram import Layers
+from tensorprog.runtime.gram import Layers, Sharp
 from tensorprog.runtime.inputs import is_traced
 from tensorprog.runtime.kernel import (
     Hypers,
@@ -158,7 +158,10 @@ class Blocks:
             made = matrices(shapes, np.dtype(dtype), x1, self._partners, "reuse" not in self._off)
             pieces = self._layers.pieces(x1, second, hypers, self._names)
             threads = "threads" not in self._off
-            found = assemble(made, pieces, self._names, second is None, threads, lambda items, total: items)
+            try:
+                found = assemble(made, pieces, self._names, second is None, threads, lambda items, total: items)
+            except Sharp:
+                return in_float64(self, x1, x2, hypers)
         if x2 is None and self._noise:
             at = jnp.arange(n1)
             found = [k.at[at, at].set(own) for k, own in zip(found, self._diagonal(x1, hypers), strict=True)]

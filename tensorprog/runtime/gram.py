@@ -19,9 +19,14 @@ from tensorprog.runtime.pieces import Code, Piece, Progress, Work, assemble, mat
 from tensorprog.runtime.refine import Refine, in_float64, sketch
 from tensorprog.runtime.tiles import TILE_BYTES, Tiling, pairs_in_memory
 
-__all__ = ["Gram", "Layers", "Way", "refined"]
+__all__ = ["Gram", "Layers", "Sharp", "Way", "refined"]
 
+SHARP = 16  # (`tensorprog.lower.sharpness`) up to which float32 keeps kernels to 1e-5
 FEW = 2  # see `Piece.cached`: tiles of a series, and of layers without positions, are passed over few times
+
+
+class Sharp(Exception):
+    """Functions are too sharp at these variances for float32."""
 
 
 class Way(Protocol):
@@ -54,21 +59,24 @@ class Layers:
         self._tile = Ahead(self._of_pairs, ("rows", "columns", "get"))
 
     def _of_inputs(self, sides: list[Leaves], hypers: Hypers, own: bool) -> Any:
-        """What pairs read of the inputs of all sides, and what is to be checked of them; with the standard deviation and the ntk of each
-        input, and sketches of directions, if `own`. They are not taken apart again, which would be code for every array."""
+        """What pairs read of the inputs of all sides, and what is to be checked of them, in float32 how sharp functions are; with the standard
+        deviation and the ntk of each input, and sketches of directions, if `own`. They are not taken apart again, which would be code for
+        every array."""
         joined = [jnp.concatenate(leaves) for leaves in zip(*sides, strict=True)]
         kept, states = self._steps.kept(joined, hypers)
-        checked = None if self._steps.strained is None else states
+        checked, sharp = None if self._steps.strained is None else states, None
+        if self._steps.sharp is not None and float_dtype(joined) == np.float32:
+            sharp = jnp.max(self._steps.sharp(states))
         if not own or self._refine is None:
-            return kept, checked, None
+            return kept, checked, None, sharp
         nngp, ntk = self._steps.own(states)
-        return kept, checked, (jnp.sqrt(nngp), ntk, sketch(joined) if self._refine.directions else None)
+        return kept, checked, (jnp.sqrt(nngp), ntk, sketch(joined) if self._refine.directions else None), sharp
 
     def _of_pairs(
         self, states: Any, i: Any, j: Any, *, rows: int, columns: int, get: tuple[str, ...]
     ) -> tuple[list[jax.Array], jax.Array | None]:  # fmt: skip
         """One tile, of inputs from i and from j on, and which of its pairs are near."""
-        kept, _, more = states
+        kept, _, more, _ = states
         found, near = self._steps.pairs(self._steps.part(kept, i, rows), self._steps.part(kept, j, columns)), None
         if more is not None and self._refine is not None:
             std, _, directions = more
@@ -78,7 +86,7 @@ class Layers:
         return [found[self._names.index(name)] for name in get], near
 
     def work(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> Work:
-        """The matrices named by `get`."""
+        """The matrices named by `get`. `Sharp` ends them where float32 is not enough."""
         sides, second = ([x1], 0) if x2 is None else ([x1, x2], len(x1[0]))  # where the second inputs begin
         refine = self._refine if "ntk" in get and float_dtype(x1) == np.float32 else None
         compiled, kinds = self._states.begun(sides, hypers, own=refine is not None)
@@ -90,6 +98,8 @@ class Layers:
 
         def tile(rows: int, columns: int) -> Code:
             code, made = self._tile(kinds, at, at, rows=rows, columns=columns, get=get), states()
+            if made[-1] is not None and made[-1] > SHARP:
+                raise Sharp
             return lambda i, j: code(made, np.int32(i), np.int32(second + j))
 
         if refine is None:
@@ -225,7 +235,10 @@ class Gram:
         pieces = self._pieces(x1, x2, hypers, get)
         shape, axes = (n1, n2, *self.shape, *self.shape), len(self.shape)
         made = matrices([shape] * len(get), dtype, x1, [(k, axes) for k in range(len(get))], self._reuse)
-        return assemble(made, pieces, get, x2 is None, self._threads, progress)
+        try:
+            return assemble(made, pieces, get, x2 is None, self._threads, progress)
+        except Sharp:
+            return in_float64(lambda a, b, values: self(a, b, values, get, progress), x1, x2, hypers)
 
     def _pieces(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[Piece]:
         """The matrix in pieces: one by the short way, or those of the layers."""

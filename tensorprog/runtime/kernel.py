@@ -93,13 +93,15 @@ class Steps:
     """states: (x, hypers) -> what belongs to each input, a tree of arrays with a batch axis. kept: (x, hypers) -> (what pairs read of
     the inputs, the states). pairs: (kept, kept) -> the blocks of every pair. own: states -> the blocks of every input with itself.
     strained: (states, own=False) -> None, or InputError where variances are beyond what quadrature follows; own: of inputs met with
-    themselves alone. part: (kept, start, count) -> what pairs read of some inputs."""
+    themselves alone. sharp: states -> how sharp functions are at the variances of each input, (N,). part: (kept, start, count) -> what pairs
+    read of some inputs."""
 
     states: Callable[[Leaves, Hypers], Any]
     kept: Callable[[Leaves, Hypers], tuple[Any, Any]]
     pairs: Callable[[Any, Any], Sequence[jax.Array]]
     own: Callable[[Any], tuple[jax.Array, ...]]
     strained: Callable[..., None] | None = None
+    sharp: Callable[[Any], jax.Array] | None = None
     part: Callable[[Any, Any, int], Any] = part
 
 
@@ -140,6 +142,8 @@ class OfPairs(Protocol):
     def diagonal(self) -> Callable[..., Any]: ...
     @property
     def strained(self) -> Callable[..., None] | None: ...
+    @property
+    def sharp(self) -> Callable[..., jax.Array] | None: ...
     @property
     def guarded(self) -> OfPairs: ...
 
@@ -197,7 +201,8 @@ def steps(lowered: OfPairs, entries: int, off: Collection[str] = (), differentia
         pair = lambda a, b: lowered.pair(a, b, live, differentiated)
         return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(first, second)
 
-    return Steps(states, _twice(states), pairs, jax.vmap(lowered.diagonal), lowered.strained)
+    sharp = None if lowered.sharp is None else jax.vmap(lowered.sharp)
+    return Steps(states, _twice(states), pairs, jax.vmap(lowered.diagonal), lowered.strained, sharp)
 
 
 def _twice(states: Callable[[Leaves, Hypers], Any]) -> Callable[[Leaves, Hypers], tuple[Any, Any]]:
@@ -307,10 +312,11 @@ def norms_members(nodes: Iterable[Quantity]) -> bool:
 def sees_directions(nodes: Iterable[Quantity]) -> bool:
     """Does a function with kinks see no bias, but only the directions of two inputs, which biases above may part further?
 
-    Then inputs of one direction are near there, whatever the output says.
+    Then inputs of one direction are near there, whatever the output says. So are opposite ones, where no bias follows: to ReLU these
+    have nothing in common.
     """
     made_of: dict[Quantity, str] = {}  # of a pair: of data alone, of a constant alone, or of more than that
-    bare = biased = False
+    bare = False
     for q in nodes:
         if not getattr(q, "cross", False):
             continue
@@ -325,8 +331,7 @@ def sees_directions(nodes: Iterable[Quantity]) -> bool:
             made_of[q] = "data" if sided else "constant"
         else:
             made_of[q] = kinds.pop() if len(kinds) == 1 else "more"
-        biased = biased or made_of[q] == "constant"
-    return bare and biased
+    return bare
 
 
 def check_get(get: str | Sequence[str] | None, what: str = "kernel") -> tuple[str, ...]:

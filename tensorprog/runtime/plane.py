@@ -66,7 +66,9 @@ class Plane:
         lowered = self._lowered()
 
         def kernels(norms: jax.Array, others: jax.Array, directions: jax.Array, hypers: Hypers) -> Any:
-            point = lambda norm, direction: lowered.state([norm, direction], hypers, None, False)
+            point = jax.jit(
+                lambda norm, direction: lowered.state([norm, direction], hypers, None, False)
+            )  # traced once
             pair = lambda u, v, direction: lowered.pair(point(u, EAST), point(v, direction), None, False)
             for axes in _EACH if self._costly else _TOGETHER:
                 pair = jax.vmap(pair, axes)

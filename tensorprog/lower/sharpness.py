@@ -1,0 +1,66 @@
+"""How sharp functions are at the variances that they meet: is float32 enough for them?
+
+A smooth function F(a z) of a Gaussian z whose variance q is large goes from one level to another within a small part of the spread of z. What
+it makes of two inputs then depends on how far apart they are, on a scale of 1/(a^2 q) in their correlation; and a distance is a difference of
+covariances, of which float32 has seven digits. (Functions with kinks are as sharp at every variance. Of those it is known which pairs are
+near, which are computed again: `tensorprog.runtime.refine`.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import sympy as sp
+
+from ntk_rules.pieces import has_kinks
+from tensorprog.kernel.graph import Expect, Quantity
+from tensorprog.lower.run import Slots
+
+__all__ = ["Sharpness", "steepness"]
+
+
+def steepness(function: sp.Expr) -> float:
+    """a of F(a z): by how much arguments are multiplied within the functions of an expression, one that is a power z^k by a^k. 0 of
+    polynomials, and of functions with kinks.
+
+    >>> z = sp.Symbol("z", real=True)
+    >>> steepness(z * sp.tanh(3 * z)), steepness(sp.exp(-4 * z**2)), steepness(z**2)
+    (3.0, 2.0, 0.0)
+    """
+    if has_kinks(function):
+        return 0.0
+    roots = [p.base for p in function.atoms(sp.Pow) if not (p.exp.is_integer and p.exp.is_positive)]
+    arguments = [argument for f in function.atoms(sp.Function) for argument in f.args] + roots
+    return max((_scale(argument) for argument in arguments), default=0.0)
+
+
+def _scale(argument: sp.Expr) -> float:
+    zs = sorted(argument.free_symbols, key=str)
+    if not zs:
+        return 0.0
+    if not argument.is_polynomial(*zs):
+        return 1.0  # of the functions in it
+    terms = sp.Poly(argument, *zs).terms()
+    return max((float(abs(c)) ** (1 / sum(powers)) for powers, c in terms if any(powers)), default=0.0)
+
+
+class Sharpness:
+    """The largest a^2 q of one input's state. None of them is there where no function is smooth, and not a polynomial."""
+
+    def __init__(self, nodes: Iterable[Quantity], slots: Slots):
+        self._slots = slots
+        self._read: dict[Quantity, float] = {}
+        for q in nodes:
+            if isinstance(q, Expect) and q.cross and (steep := steepness(q.function)):
+                for (i, j), operand in zip(q.expectation.needs, q.operands, strict=False):
+                    if i == j and operand.side is not None:
+                        self._read[operand.quantity] = max(self._read.get(operand.quantity, 0.0), steep**2)
+
+    def __bool__(self) -> bool:
+        return bool(self._read)
+
+    def __call__(self, state: Any) -> jax.Array:
+        return jnp.max(jnp.stack([jnp.max(self._slots.read(state, v)) * factor for v, factor in self._read.items()]))
