@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -67,10 +67,21 @@ def apply(net: Any, params: Any, x: Any, *, width: int | None = None, **hypers: 
     params: from `init`. width: needed only when `params` is a plain dict. hypers: values of `tp.hyper` numbers.
     """
     if isinstance(net, Network):
+        _check_known(hypers, ())
         return net.apply(params, x)
     width = getattr(params, "width", width)
     if width is None:
         raise InputError(
             "apply: params is a plain dict, expected what tp.init returns\n  to mend: give width=.. as well"
         )
-    return run(net, width, dict(params), hypers, x)[0]
+    out, recorder = run(net, width, dict(params), hypers, x)
+    _check_known(hypers, recorder.hyper_defaults)
+    return out
+
+
+def _check_known(hypers: dict[str, float], known: Collection[str]) -> None:
+    if unknown := [name for name in hypers if name not in known]:
+        raise InputError(
+            f"apply: unknown hyperparameter {unknown[0]!r}, expected {', '.join(map(repr, sorted(known))) or 'none'}\n"
+            "  to mend: name a number in a network written with tensorprog.nn by tp.hyper"
+        )

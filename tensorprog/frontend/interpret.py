@@ -19,6 +19,7 @@ from tensorprog.frontend.logits import logits_refusal
 from tensorprog.frontend.matrices import narrowed
 from tensorprog.frontend.outputs import Output, average_of, output_of
 from tensorprog.frontend.params import Constant, Gaussian
+from tensorprog.frontend.recording import deriving
 from tensorprog.frontend.refusals import moves_from_zero
 from tensorprog.frontend.trace import Trace
 from tensorprog.frontend.values import WIDTHS, Complex, Known, Param, Value, Var, fit_power, layout_of, width_axis
@@ -28,6 +29,7 @@ from tensorprog.ir import Hyper, Input, Node, Program
 __all__ = ["interpret", "interpret_outputs"]
 
 
+@deriving()
 def interpret(traced: Trace, *, averages: bool = False, any_power: bool = False) -> Program:
     """The program of a traced network. averages: take an average over the width for an output too. any_power: take a readout whatever
     power of n it is divided by, as if that were sqrt(n).
@@ -42,6 +44,7 @@ def interpret(traced: Trace, *, averages: bool = False, any_power: bool = False)
     return Program(inputs, *_output(outputs, any_power))
 
 
+@deriving()
 def interpret_outputs(traced: Trace) -> tuple[tuple[Input, ...], list[Output]]:
     """The inputs and all outputs of a traced network, of whatever kinds: what `interpret` asks of one output, it asks of none."""
     with jax.enable_x64(True):

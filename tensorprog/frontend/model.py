@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.frontend.params import Network
-from tensorprog.frontend.recording import Recorder, called, run, watched_first
+from tensorprog.frontend.recording import AskedElsewhere, Recorder, called, run, watched_first
 from tensorprog.frontend.values import WIDTHS
 
 __all__ = ["Model", "abstract", "as_model", "collect"]
@@ -109,7 +109,7 @@ def _collected_and_traced(
     try:
         with jax.enable_x64(True):
             closed = jax.make_jaxpr(flat)(abstract(example))
-    except Exception:  # what is wrong with the network, if anything, `collect` will say
+    except (Exception, AskedElsewhere):  # what is wrong with the network, if anything, `collect` will say
         return collect(net, example, width), None
     jaxpr, count = closed.jaxpr, counts[-1]
     arguments = jaxpr.outvars[count:]

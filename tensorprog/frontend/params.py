@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tensorprog.errors import InputError
-from tensorprog.frontend.recording import current
+from tensorprog.errors import InputError, NetworkError, explain
+from tensorprog.frontend.recording import current, is_derived
 from tensorprog.ir import Program
 
 __all__ = ["Constant", "Gaussian", "Hyper", "Network", "Spec", "hyper"]
@@ -124,9 +124,17 @@ class Hyper:
 
     def __jax_array__(self) -> jax.Array:
         recorder = current()
-        if recorder is None:
-            return jnp.asarray(self.default)
-        return recorder.hyper(self)
+        if recorder is not None:
+            return recorder.hyper(self)
+        if is_derived():
+            raise NetworkError(
+                explain(
+                    f"hyperparameter {self.name!r} is asked for where it would be its default, whatever the kernel is called with",
+                    reason="it is no argument of the rule of a jax.custom_jvp or custom_vjp, nor of tp.Network.apply",
+                    mend="give it to that function as an argument, in a network written with tensorprog.nn",
+                )
+            )
+        return jnp.asarray(self.default)
 
     def __add__(self, other: Any) -> jax.Array:
         return self.__jax_array__() + other

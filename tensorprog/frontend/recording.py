@@ -8,7 +8,7 @@ ask only where JAX is told to trace it anew.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +22,7 @@ from tensorprog.errors import InputError, NetworkError, explain
 if TYPE_CHECKING:
     from tensorprog.frontend.params import Hyper, Spec
 
-__all__ = ["Recorder", "called", "current", "run", "watched_first"]
+__all__ = ["AskedElsewhere", "Recorder", "called", "current", "deriving", "is_derived", "run", "watched_first"]
 
 T = TypeVar("T")
 
@@ -40,6 +40,7 @@ class Recorder:
         self.params = params
         self.watched = watched
         self.home: Any = None  # the trace in which the network was called
+        self.asked: Callable[[], Any] = lambda: None  # to be called when something is asked
         self.given: dict[str, dict[str, Any]] | None = None
         self.specs: dict[str, Spec] = {}
         self.hyper_values = hypers
@@ -101,19 +102,24 @@ class Recorder:
 
 
 _recorder: ContextVar[Recorder | None] = ContextVar("tensorprog_recorder", default=None)
+_derived: ContextVar[bool] = ContextVar("tensorprog_derived", default=False)
 _kept_for = jax.make_user_context(None)  # what JAX has traced under one value of this, it reads under no other
 _WATCHED = "watched"  # what is kept under this has asked for nothing
 
 
-class _AskedElsewhere(Exception):
-    """A part of the network that JAX traces on its own, and may keep, asks for something."""
+class AskedElsewhere(BaseException):
+    """A part of the network that JAX traces on its own, and may keep, asks for something. No part of a network is to catch it."""
 
 
 def current() -> Recorder | None:
-    """The recorder of the network being run, if any."""
+    """The recorder of the network being run, if any, which is about to be asked."""
     recorder = _recorder.get()
-    if recorder is not None and recorder.watched and recorder.home != _trace() and _is_traced():
-        raise _AskedElsewhere
+    if recorder is None:
+        return None
+    if not recorder.watched:
+        recorder.asked()
+    elif recorder.home != _trace() and _is_traced():
+        raise AskedElsewhere
     return recorder
 
 
@@ -127,6 +133,21 @@ def _is_traced() -> bool:
     return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
+def is_derived() -> bool:
+    """Is a kernel being derived?"""
+    return _derived.get()
+
+
+@contextmanager
+def deriving() -> Iterator[None]:
+    """While a network is traced and read."""
+    token = _derived.set(True)
+    try:
+        yield
+    finally:
+        _derived.reset(token)
+
+
 def called(net: Callable[[Any], Any], recorder: Recorder, x: Any) -> Any:
     """A network of one input, which asks that recorder."""
     with _recording(recorder):
@@ -137,7 +158,10 @@ def called(net: Callable[[Any], Any], recorder: Recorder, x: Any) -> Any:
 def _recording(recorder: Recorder) -> Iterator[None]:
     token, recorder.home = _recorder.set(recorder), _trace()
     try:
-        with _kept_for(_WATCHED if recorder.watched else object()):
+        with ExitStack() as contexts:
+            contexts.enter_context(_kept_for(_WATCHED if recorder.watched else object()))
+            # what has asked once asks anew when it is called again: another layer, another parameter
+            recorder.asked = lambda: contexts.enter_context(_kept_for(object()))
             yield
     finally:
         _recorder.reset(token)
@@ -146,7 +170,7 @@ def _recording(recorder: Recorder) -> Iterator[None]:
 def watched_first(once: Callable[[bool], T], anew: Callable[[], T] | None = None) -> T:
     """`once(watched=True)`; and where a part that is traced on its own asks, which is found before JAX keeps it, `anew()`, by default
     `once(watched=False)`: for that nothing is read of what JAX has kept, nor of this later, which takes its time and memory."""
-    with suppress(_AskedElsewhere):
+    with suppress(AskedElsewhere):
         return once(True)
     return once(False) if anew is None else anew()
 

@@ -19,6 +19,7 @@ from jax.extend import core as jex
 from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.frontend.model import Model, abstract
 from tensorprog.frontend.params import Constant, Gaussian
+from tensorprog.frontend.recording import deriving
 from tensorprog.frontend.values import WIDTHS
 from tensorprog.ir import Source
 
@@ -84,6 +85,7 @@ def _shorten(file: str) -> str:
         return path.name
 
 
+@deriving()
 def trace(model: Model, example: Any) -> Trace:
     """Trace `model` on an example input (arrays, ShapeDtypeStructs or Python numbers) at both widths."""
     with jax.enable_x64(True):

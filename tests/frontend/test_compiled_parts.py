@@ -68,6 +68,91 @@ def test_its_kernel_is_that_of_the_network(pair: tuple[Net, Net]) -> None:
         np.testing.assert_allclose(found.ntk, right.ntk, rtol=1e-6)
 
 
+def shared(h: jax.Array) -> jax.Array:
+    return h + jax.nn.relu(nn.dense(h, bias_var=0.1))
+
+
+TWICE: dict[str, Net] = {
+    "jit": jax.jit(shared),
+    "inline": jax.jit(shared, inline=True),
+    "checkpoint": jax.checkpoint(shared),
+    "both": jax.jit(jax.checkpoint(shared)),
+    "inside": jax.jit(lambda h: jax.jit(shared)(h)),
+    "scan": lambda h: lax.scan(lambda c, _: (shared(c), None), h, None, 1)[0],
+    "fori_loop": lambda h: lax.fori_loop(0, 1, lambda _, c: shared(c), h),
+    "map": lambda h: lax.map(shared, h[None])[0],
+    "vmap": lambda h: jax.vmap(shared)(h[None])[0],
+    "cond": lambda h: lax.cond(True, shared, lambda c: c, h),
+}
+
+
+@pytest.mark.parametrize("part", TWICE)
+def test_a_part_that_is_called_twice_is_two_layers(part: str) -> None:
+    """As it is where nothing is compiled: a name, and a parameter, for every call."""
+
+    def of(block: Net) -> Net:
+        return lambda x: nn.dense(block(block(nn.dense(x))), features=1)
+
+    found, right = (of(block) for block in (TWICE[part], shared))
+    made = [tp.init(f, jnp.zeros(4), 8, jax.random.key(0)) for f in (found, right)]
+    assert {name: a.shape for name, a in made[0].items()} == {name: a.shape for name, a in made[1].items()}
+    np.testing.assert_allclose(values(found, made[0]), values(right, made[0]), rtol=1e-5)
+    kernels = [tp.compile(f, jnp.zeros(4))(INPUTS) for f in (found, right)]
+    for name in ("nngp", "ntk"):
+        np.testing.assert_allclose(getattr(kernels[0], name), getattr(kernels[1], name), rtol=1e-5)
+
+
+def test_a_name_that_is_given_twice_is_refused() -> None:
+    block = jax.jit(lambda h: jax.nn.relu(nn.dense(h, name="mine")))
+    with pytest.raises(tp.NetworkError, match="two parameters are named 'mine"):
+        tp.compile(lambda x: nn.dense(block(block(nn.dense(x))), features=1), jnp.zeros(4))
+
+
+def test_numbers_in_rules_are_refused() -> None:
+    """A rule is run when the network is gone: it would have the default."""
+
+    @jax.custom_jvp
+    def sign(h: jax.Array) -> jax.Array:
+        return jnp.sign(h)
+
+    sign.defjvp(lambda primals, tangents: (sign(primals[0]), tangents[0] * tp.hyper("slope", 1.0)))
+    with pytest.raises(tp.NetworkError, match="'slope' is asked for where it would be its default"):
+        tp.compile(lambda x: nn.dense(sign(nn.dense(x)), features=1), jnp.zeros(4))
+
+
+def test_numbers_in_plain_networks_are_refused() -> None:
+    net = tp.Network(
+        lambda n: {"v": tp.Gaussian((n,)), "w": tp.Gaussian((n, 4))},
+        lambda p, x: tp.hyper("s", 1.0) * (p["v"] @ jax.nn.relu(p["w"] @ x)) / jnp.sqrt(p["v"].size),
+    )
+    with pytest.raises(tp.NetworkError, match="'s' is asked for where it would be its default"):
+        tp.compile(net, jnp.zeros(4))
+    with pytest.raises(tp.InputError, match="unknown hyperparameter 's', expected none"):
+        tp.apply(net, tp.init(net, jnp.zeros(4), 8, jax.random.key(0)), jnp.ones(4), s=2.0)
+
+
+def test_unknown_numbers_are_refused() -> None:
+    params = tp.init(net, jnp.zeros(4), 8, jax.random.key(0))
+    with pytest.raises(tp.InputError, match="unknown hyperparameter 'scales', expected 'scale'"):
+        tp.apply(net, params, jnp.ones(4), scales=2.0)
+
+
+def test_a_network_that_catches_errors_catches_none_of_ours() -> None:
+    block = jax.jit(lambda h: jax.nn.relu(nn.dense(h)))
+
+    def careful(x: jax.Array) -> jax.Array:
+        h = nn.dense(x)
+        try:
+            h = block(h)
+        except Exception:
+            h = jnp.tanh(h)
+        return nn.dense(h, features=1)
+
+    found = tp.compile(careful, jnp.zeros(4))(INPUTS).nngp
+    right = tp.compile(lambda x: nn.dense(block(nn.dense(x)), features=1), jnp.zeros(4))(INPUTS).nngp
+    np.testing.assert_allclose(found, right, rtol=1e-6)
+
+
 def test_a_number_seen_before_is_an_argument_in_the_network() -> None:
     """Outside of any network a hyperparameter is its default, which JAX keeps too."""
 
