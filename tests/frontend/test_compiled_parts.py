@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 import tensorprog as tp
 from tensorprog import apps, nn
@@ -209,3 +210,28 @@ def test_sampled_networks_agree_with_the_limit() -> None:
     right = kernel(INPUTS)
     assert np.all(np.abs(found.mean.nngp - right.nngp) < 5 * found.error.nngp + 0.02)
     assert np.all(np.abs(found.mean.ntk - right.ntk) < 5 * found.error.ntk + 0.02)
+
+
+IDENTITIES: dict[str, Net] = {
+    "checkpoint_name": lambda h: checkpoint_name(h, "kept"),
+    "optimization_barrier": lax.optimization_barrier,
+    "sharding": lambda h: lax.with_sharding_constraint(h, jax.sharding.SingleDeviceSharding(jax.devices()[0])),
+}
+
+
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_what_is_said_of_values_changes_none(name: str) -> None:
+    plain = lambda x: nn.dense(jax.nn.relu(nn.dense(x)), features=1)
+    said = lambda x: nn.dense(IDENTITIES[name](jax.nn.relu(nn.dense(x))), features=1)
+    found, right = (tp.compile(f, jnp.zeros(4))(INPUTS) for f in (said, plain))
+    np.testing.assert_array_equal(found.ntk, right.ntk)
+
+
+def test_a_typed_random_key_may_be_a_constant() -> None:
+    key = jax.random.key(3)
+    signs = jax.random.rademacher(key, (4,)).astype(float)
+    found = tp.compile(
+        lambda x: nn.dense(jax.nn.relu(nn.dense(x * jax.random.rademacher(key, (4,)))), features=1), jnp.zeros(4)
+    )
+    right = tp.compile(lambda x: nn.dense(jax.nn.relu(nn.dense(x * signs)), features=1), jnp.zeros(4))
+    np.testing.assert_allclose(found(INPUTS).nngp, right(INPUTS).nngp, rtol=1e-6)
