@@ -39,7 +39,7 @@ class Lowered:
 
     state: (inputs, hypers, live, differentiated) -> what one input contributes. pair: (state, state, live, differentiated) -> the blocks.
     live, differentiated: see `emit.Context`. diagonal: state -> the blocks of an input with itself. strained: a
-    check of the states of many inputs. means: state -> the means. sharp: state -> `Sharpness`.
+    check of the states of many inputs, and so is sharp. means: state -> the means.
     """
 
     state: Callable[..., State]
@@ -47,7 +47,7 @@ class Lowered:
     diagonal: Callable[[State], tuple[jax.Array, ...]]
     strained: Strained | None
     means: Callable[[State], tuple[jax.Array, ...]]
-    sharp: Callable[[State], jax.Array] | None = None
+    sharp: Sharpness | None = None
 
     @property
     def guarded(self) -> Lowered:

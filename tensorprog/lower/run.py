@@ -84,6 +84,10 @@ class Slots:
     order: tuple[Any, ...]
     places: dict[Quantity, Place]
 
+    def slot(self, quantity: Quantity) -> int:
+        """Which entry of a state holds it, with others of a loop."""
+        return 1 + self.places[quantity][0]
+
     def read(self, state: Sequence[jax.Array], quantity: Quantity) -> jax.Array:
         """The value of a quantity in a state (whose first entry is the input's fingerprint)."""
         entry, row = self.places[quantity]

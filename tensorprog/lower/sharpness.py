@@ -8,11 +8,11 @@ near, which are computed again: `tensorprog.runtime.refine`.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import sympy as sp
 
 from ntk_rules.pieces import has_kinks
@@ -48,19 +48,26 @@ def _scale(argument: sp.Expr) -> float:
 
 
 class Sharpness:
-    """The largest a^2 q of one input's state. None of them is there where no function is smooth, and not a polynomial."""
+    """The largest a^2 q in the states of many inputs. It is false where no function is smooth, and not a polynomial."""
 
     def __init__(self, nodes: Iterable[Quantity], slots: Slots):
-        self._slots = slots
-        self._read: dict[Quantity, float] = {}
+        self._factors: dict[int, float] = {}  # by the slot of a variance, or of those of several layers
         for q in nodes:
             if isinstance(q, Expect) and q.cross and (steep := steepness(q.function)):
                 for (i, j), operand in zip(q.expectation.needs, q.operands, strict=False):
                     if i == j and operand.side is not None:
-                        self._read[operand.quantity] = max(self._read.get(operand.quantity, 0.0), steep**2)
+                        slot = slots.slot(operand.quantity)
+                        self._factors[slot] = max(self._factors.get(slot, 0.0), steep**2)
 
     def __bool__(self) -> bool:
-        return bool(self._read)
+        return bool(self._factors)
 
-    def __call__(self, state: Any) -> jax.Array:
-        return jnp.max(jnp.stack([jnp.max(self._slots.read(state, v)) * factor for v, factor in self._read.items()]))
+    def variances(self, states: Any) -> list[jax.Array]:
+        """What `largest` looks at, of the states: numbers of layers as they are there in any case, of fields the largest."""
+        found = (states[slot] for slot in self._factors)
+        return [a if a.ndim <= 2 else a.max(tuple(range(1, a.ndim))) for a in found]
+
+    def largest(self, variances: Sequence[Any]) -> float:
+        """By NumPy, for which nothing is compiled."""
+        pairs = zip(variances, self._factors.values(), strict=True)
+        return max((float(np.max(np.asarray(q), initial=0)) * factor for q, factor in pairs), default=0.0)

@@ -59,14 +59,14 @@ class Layers:
         self._tile = Ahead(self._of_pairs, ("rows", "columns", "get"))
 
     def _of_inputs(self, sides: list[Leaves], hypers: Hypers, own: bool) -> Any:
-        """What pairs read of the inputs of all sides, and what is to be checked of them, in float32 how sharp functions are; with the standard
-        deviation and the ntk of each input, and sketches of directions, if `own`. They are not taken apart again, which would be code for
-        every array."""
+        """What pairs read of the inputs of all sides, and what is to be checked of them, in float32 the variances that say how sharp functions
+        are; with the standard deviation and the ntk of each input, and sketches of directions, if `own`. They are not taken apart again, which
+        would be code for every array."""
         joined = [jnp.concatenate(leaves) for leaves in zip(*sides, strict=True)]
         kept, states = self._steps.kept(joined, hypers)
         checked, sharp = None if self._steps.strained is None else states, None
         if self._steps.sharp is not None and float_dtype(joined) == np.float32:
-            sharp = jnp.max(self._steps.sharp(states))
+            sharp = self._steps.sharp.variances(states)
         if not own or self._refine is None:
             return kept, checked, None, sharp
         nngp, ntk = self._steps.own(states)
@@ -98,7 +98,7 @@ class Layers:
 
         def tile(rows: int, columns: int) -> Code:
             code, made = self._tile(kinds, at, at, rows=rows, columns=columns, get=get), states()
-            if made[-1] is not None and made[-1] > SHARP:
+            if self._steps.sharp is not None and made[-1] is not None and self._steps.sharp.largest(made[-1]) > SHARP:
                 raise Sharp
             return lambda i, j: code(made, np.int32(i), np.int32(second + j))
 

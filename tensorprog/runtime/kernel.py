@@ -88,20 +88,27 @@ def part(tree: Any, start: Any, count: int) -> Any:
     return jax.tree.map(lambda a: stretch(a, start, count), tree)
 
 
+class OfVariances(Protocol):
+    """How sharp functions are at the variances that states keep (`tensorprog.lower.sharpness`)."""
+
+    def variances(self, states: Any) -> list[jax.Array]: ...
+    def largest(self, variances: Sequence[Any]) -> float: ...
+
+
 @dataclass(frozen=True)
 class Steps:
     """states: (x, hypers) -> what belongs to each input, a tree of arrays with a batch axis. kept: (x, hypers) -> (what pairs read of
     the inputs, the states). pairs: (kept, kept) -> the blocks of every pair. own: states -> the blocks of every input with itself.
     strained: (states, own=False) -> None, or InputError where variances are beyond what quadrature follows; own: of inputs met with
-    themselves alone. sharp: states -> how sharp functions are at the variances of each input, (N,). part: (kept, start, count) -> what pairs
-    read of some inputs."""
+    themselves alone. sharp: how sharp functions are at the variances of the states. part: (kept, start, count) -> what pairs read of some
+    inputs."""
 
     states: Callable[[Leaves, Hypers], Any]
     kept: Callable[[Leaves, Hypers], tuple[Any, Any]]
     pairs: Callable[[Any, Any], Sequence[jax.Array]]
     own: Callable[[Any], tuple[jax.Array, ...]]
     strained: Callable[..., None] | None = None
-    sharp: Callable[[Any], jax.Array] | None = None
+    sharp: OfVariances | None = None
     part: Callable[[Any, Any, int], Any] = part
 
 
@@ -143,7 +150,7 @@ class OfPairs(Protocol):
     @property
     def strained(self) -> Callable[..., None] | None: ...
     @property
-    def sharp(self) -> Callable[..., jax.Array] | None: ...
+    def sharp(self) -> OfVariances | None: ...
     @property
     def guarded(self) -> OfPairs: ...
 
@@ -201,8 +208,7 @@ def steps(lowered: OfPairs, entries: int, off: Collection[str] = (), differentia
         pair = lambda a, b: lowered.pair(a, b, live, differentiated)
         return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(first, second)
 
-    sharp = None if lowered.sharp is None else jax.vmap(lowered.sharp)
-    return Steps(states, _twice(states), pairs, jax.vmap(lowered.diagonal), lowered.strained, sharp)
+    return Steps(states, _twice(states), pairs, jax.vmap(lowered.diagonal), lowered.strained, lowered.sharp)
 
 
 def _twice(states: Callable[[Leaves, Hypers], Any]) -> Callable[[Leaves, Hypers], tuple[Any, Any]]:

@@ -75,7 +75,10 @@ def convolved(x: jax.Array) -> jax.Array:
     [
         (deep([0.0, 0.1]), True),
         (deep([0.1, 0.1]), False),  # the first layer sees a bias as well
-        (deep([0.0, 0.0]), False),  # nothing above parts what has one direction
+        (
+            deep([0.0, 0.0]),
+            True,
+        ),  # nothing above parts what has one direction, but opposite inputs have nothing in common
         (lambda x: deep([0.0])(jnp.tanh(nn.dense(x))), False),
         (lambda x: deep([0.0, 0.1])(x) + nn.dense(x, features=1), True),
         (convolved, True),
