@@ -6,8 +6,8 @@ computed for all inputs together with their states. Loops and branches are taken
 is a stack. A tile is left with the operations of pairs, so that there are fewer loops to compile, and to run.
 
 A value that is larger than what it is made of, such as a function at the nodes of a quadrature, is left in the tile (its sums are not),
-and so is one that is only moved. The rows of a stack are read where they stand, among those of all inputs: a tile's own would be one more
-loop to compile for each stack.
+and so is one that is only moved, or of a row and cheap, which is computed once for all columns there. The rows of a stack are read where they
+stand, among those of all inputs: a tile's own would be one more loop to compile for each stack.
 """
 
 from __future__ import annotations
@@ -32,26 +32,8 @@ __all__ = ["Parted", "Some", "stretch"]
 Bind = Callable[..., Sequence[Any]]  # the values of an operation, from those that it reads
 _MOVES = {"reshape", "broadcast_in_dim", "squeeze"}
 _CHEAP = {
-    "add",
-    "sub",
-    "mul",
-    "neg",
-    "abs",
-    "sign",
-    "max",
-    "min",
-    "clamp",
-    "select_n",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "and",
-    "or",
-    "not",
-}
+    "add", "sub", "mul", "neg", "abs", "sign", "max", "min", "clamp", "select_n", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not",
+}  # fmt: skip
 _BOTH = frozenset((0, 1))
 
 
@@ -249,9 +231,8 @@ def _rows_of_some(
 ) -> tuple[list[Any], list[bool]]:
     """For all that `which` counts, which are neighbours: a slice."""
     rows = [lax.dynamic_index_in_dim(stack, k, keepdims=False, allow_negative_indices=False) for stack in stacks]
-    return [lax.dynamic_slice_in_dim(row, start, count, allow_negative_indices=False) for row in rows], [True] * len(
-        rows
-    )
+    found = [lax.dynamic_slice_in_dim(row, start, count, allow_negative_indices=False) for row in rows]
+    return found, [True] * len(found)
 
 
 def _given(key: Any, kind: Any, sides: frozenset[int], numbers: _Numbers) -> _Value:
