@@ -54,26 +54,28 @@ class Strained:
         """Of the states of many inputs, by NumPy."""
         return [np.max([np.max(np.asarray(self._slots.of_all(states, v))) for v in own]) for _, own in self._read]
 
-    def _judged(self, largest: Sequence[Any], own: bool) -> Iterator[tuple[Expect, Any, float, Any]]:
+    def _judged(
+        self, largest: Sequence[Any], own: bool, loose: bool = False
+    ) -> Iterator[tuple[Expect, Any, float, Any]]:
         """(expectation, variance, the most it holds for, is it more?)"""
         for (q, _), variance in zip(self._read, largest, strict=True):
             if not (own and q.cross):
-                most = q.expectation.holds(variance.dtype == np.float64)
+                most = q.expectation.holds(variance.dtype == np.float64 and not loose)
                 yield q, variance, most, variance > most * (1 + 1e-4)  # rounding of a variance that is the limit
 
     def beyond(self, state: Any, own: bool = False) -> jax.Array:
         """Is a variance of one input's state beyond what is followed?"""
         return jnp.any(jnp.stack([False, *(more for *_, more in self._judged(self._largest(state), own))]))
 
-    def __call__(self, states: Any, own: bool = False) -> None:
-        """InputError where a variance of the states of many inputs is."""
-        for q, variance, most, more in self._judged(self._largest_of_all(states), own):
+    def __call__(self, states: Any, own: bool = False, loose: bool = False) -> None:
+        """InputError where a variance of the states of many inputs is. loose: to what float32 asks for, in float64 too."""
+        for q, variance, most, more in self._judged(self._largest_of_all(states), own, loose):
             if more:
                 raise InputError(
                     explain(
                         f"kernel: the inputs give the argument of {q.function} a variance of {float(variance):.2g}, expected at most {most:g}",
                         reason="this expectation has no closed form, and beyond that quadrature may be off by more than "
-                        + ("1e-9 of its size" if variance.dtype == np.float64 else "1e-5 of its size"),
+                        + ("1e-9 of its size" if variance.dtype == np.float64 and not loose else "1e-5 of its size"),
                         mend="scale the inputs down, or the variances of weights; functions with a closed form, such as erf and ReLU, "
                         "have no such limit",
                     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -139,8 +140,8 @@ class Blocks:
     def _in_float64(self, *arguments: Any) -> bool:
         return self._norms and float_dtype(arguments[0]) == np.float32 and not is_traced(arguments)
 
-    def __call__(self, x1: Leaves, x2: Leaves | None, hypers: Hypers) -> list[jax.Array]:
-        """Every block between all inputs, (N1, N2, ..); of one set of inputs exactly symmetric."""
+    def __call__(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, loose: bool = False) -> list[jax.Array]:
+        """Every block between all inputs, (N1, N2, ..); of one set of inputs exactly symmetric. loose: of `Layers.check`."""
         other = x1 if x2 is None else x2
         n1, n2, dtype = x1[0].shape[0], other[0].shape[0], float_dtype(x1)
         shapes = [(n1, n2, *shape) for shape in self._shapes]
@@ -156,12 +157,12 @@ class Blocks:
         else:
             second = x1 if x2 is None and "symmetry" in self._off else x2
             made = matrices(shapes, np.dtype(dtype), x1, self._partners, "reuse" not in self._off)
-            pieces = self._layers.pieces(x1, second, hypers, self._names)
+            pieces = self._layers.pieces(x1, second, hypers, self._names, loose)
             threads = "threads" not in self._off
             try:
                 found = assemble(made, pieces, self._names, second is None, threads, lambda items, total: items)
             except Sharp:
-                return in_float64(self, x1, x2, hypers)
+                return in_float64(partial(self, loose=True), x1, x2, hypers)
         if x2 is None and self._noise:
             at = jnp.arange(n1)
             found = [k.at[at, at].set(own) for k, own in zip(found, self._diagonal(x1, hypers), strict=True)]

@@ -85,15 +85,17 @@ class Layers:
                 near |= self._refine.alike(part(directions, i, rows), part(directions, j, columns))
         return [found[self._names.index(name)] for name in get], near
 
-    def work(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> Work:
-        """The matrices named by `get`. `Sharp` ends them where float32 is not enough."""
+    def work(
+        self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...], loose: bool = False
+    ) -> Work:  # fmt: skip
+        """The matrices named by `get`. `Sharp` ends them where float32 is not enough. loose: of `check`."""
         sides, second = ([x1], 0) if x2 is None else ([x1, x2], len(x1[0]))  # where the second inputs begin
         refine = self._refine if "ntk" in get and float_dtype(x1) == np.float32 else None
         compiled, kinds = self._states.begun(sides, hypers, own=refine is not None)
         states = functools.cache(lambda: compiled.result()(sides, hypers))
         kinds = _placed(kinds, [leaf for x in sides for leaf in x]) or states()
         if self._steps.strained is not None:
-            self._check(states()[1])
+            self._check(states()[1], loose=loose)
         at = np.int32(0)
 
         def tile(rows: int, columns: int) -> Code:
@@ -107,23 +109,23 @@ class Layers:
         own = functools.cache(lambda: np.asarray(states()[2][1]))
         return Work(tile, lambda pairs: {"ntk": refine.mended(x1, sides[-1], own(), hypers, pairs)})
 
-    def _check(self, states: Any, own: bool = False) -> None:
+    def _check(self, states: Any, own: bool = False, loose: bool = False) -> None:
         if self._steps.strained is not None:
-            self._steps.strained(states, own)
+            self._steps.strained(states, own, loose)
 
-    def check(self, x: Leaves, hypers: Hypers, largest: bool = False, own: bool = False) -> None:
+    def check(self, x: Leaves, hypers: Hypers, largest: bool = False, own: bool = False, loose: bool = False) -> None:
         """InputError where variances are beyond what quadrature follows. largest: look at the longest input alone. own: only what an
-        input with itself asks for."""
+        input with itself asks for. loose: for a result in float32, of computations in float64."""
         if self._steps.strained is None or is_traced((x, hypers)):
             return
         if not largest:
-            self._check(self._checked(x, hypers)(x, hypers), own)
+            self._check(self._checked(x, hypers)(x, hypers), own, loose)
             return
         sizes = sum(np.square(np.asarray(leaf, float)).reshape(len(leaf), -1).sum(1) for leaf in x)
         at = int(np.argmax(sizes))
-        key = (float_dtype(x), *((name, np.asarray(value).tobytes()) for name, value in sorted(hypers.items())))
+        key = (float_dtype(x), loose, *((name, np.asarray(value).tobytes()) for name, value in sorted(hypers.items())))
         if self._passed[0] != key or self._passed[1] < sizes[at]:
-            self._check(self._few([np.asarray(leaf)[at : at + 1] for leaf in x], hypers), own)
+            self._check(self._few([np.asarray(leaf)[at : at + 1] for leaf in x], hypers), own, loose)
             self._passed = key, sizes[at]
 
     def _inputs_at_once(self, x: Leaves, hypers: Hypers) -> int:
@@ -135,14 +137,16 @@ class Layers:
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(found))
         return min(n, max(1, TILE_BYTES // size))
 
-    def pieces(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[Piece]:
-        """A matrix in as many pieces as keep what pairs read of their inputs within the bound of memory."""
+    def pieces(
+        self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...], loose: bool = False
+    ) -> list[Piece]:  # fmt: skip
+        """A matrix in as many pieces as keep what pairs read of their inputs within the bound of memory. loose: of `check`."""
         most, other, pieces = self._inputs_at_once(x1, hypers), x1 if x2 is None else x2, []
         cached = self._cached * (FEW if self._entries == 1 and x2 is not None else 1)
         for i, j in Tiling(len(x1[0]), len(other[0]), most, most, x2 is None):
             rows, columns = (_stretch(x, k, most) for x, k in ((x1, i), (other, j)))
             own = x2 is None and i == j
-            work = partial(self.work, rows, None if own else columns, hypers, get)
+            work = partial(self.work, rows, None if own else columns, hypers, get, loose)
             pieces.append(Piece(i, j, len(rows[0]), len(columns[0]), own, self._entries, cached, work))
         return pieces
 
@@ -221,9 +225,15 @@ class Gram:
         return [jnp.zeros((n1, n2, *self.shape, *self.shape), dtype) for _ in get]
 
     def __call__(
-        self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...], progress: Progress
+        self,
+        x1: Leaves,
+        x2: Leaves | None,
+        hypers: Hypers,
+        get: tuple[str, ...],
+        progress: Progress,
+        loose: bool = False,
     ) -> list[Any]:
-        """The matrices named by `get`."""
+        """The matrices named by `get`. loose: of `Layers.check`."""
         dtype = np.dtype(float_dtype(x1))
         n1, n2 = len(x1[0]), len((x1 if x2 is None else x2)[0])
         if n1 == 0 or n2 == 0:
@@ -232,22 +242,24 @@ class Gram:
             return in_float64(lambda a, b, values: self(a, b, values, get, progress), x1, x2, hypers)
         if x2 is None and not self._symmetry:
             x2 = x1
-        pieces = self._pieces(x1, x2, hypers, get)
+        pieces = self._pieces(x1, x2, hypers, get, loose)
         shape, axes = (n1, n2, *self.shape, *self.shape), len(self.shape)
         made = matrices([shape] * len(get), dtype, x1, [(k, axes) for k in range(len(get))], self._reuse)
         try:
             return assemble(made, pieces, get, x2 is None, self._threads, progress)
         except Sharp:
-            return in_float64(lambda a, b, values: self(a, b, values, get, progress), x1, x2, hypers)
+            return in_float64(lambda a, b, values: self(a, b, values, get, progress, loose=True), x1, x2, hypers)
 
-    def _pieces(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[Piece]:
+    def _pieces(
+        self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...], loose: bool
+    ) -> list[Piece]:  # fmt: skip
         """The matrix in pieces: one by the short way, or those of the layers."""
         work = None if self._shortcut is None else self._shortcut.work(x1, x2, hypers, get)
         if work is None:
-            return self._layers.pieces(x1, x2, hypers, get)
+            return self._layers.pieces(x1, x2, hypers, get, loose)
         for x in (x1, x2):
             if x is not None:
-                self._layers.check(x, hypers, largest=True)
+                self._layers.check(x, hypers, largest=True, loose=loose)
         return [
             Piece(0, 0, len(x1[0]), len((x1 if x2 is None else x2)[0]), x2 is None, 1, FEW, lambda: work, short=True)
         ]

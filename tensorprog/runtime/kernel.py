@@ -99,9 +99,9 @@ class OfVariances(Protocol):
 class Steps:
     """states: (x, hypers) -> what belongs to each input, a tree of arrays with a batch axis. kept: (x, hypers) -> (what pairs read of
     the inputs, the states). pairs: (kept, kept) -> the blocks of every pair. own: states -> the blocks of every input with itself.
-    strained: (states, own=False) -> None, or InputError where variances are beyond what quadrature follows; own: of inputs met with
-    themselves alone. sharp: how sharp functions are at the variances of the states. part: (kept, start, count) -> what pairs read of some
-    inputs."""
+    strained: (states, own, loose) -> None, or InputError where variances are beyond what quadrature follows; own: of inputs met with
+    themselves alone; loose: to float32's tolerance. sharp: how sharp functions are at the variances of the states. part: (kept, start, count)
+    -> what pairs read of some inputs."""
 
     states: Callable[[Leaves, Hypers], Any]
     kept: Callable[[Leaves, Hypers], tuple[Any, Any]]

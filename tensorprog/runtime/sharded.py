@@ -50,9 +50,9 @@ class ShardedGram(Gram):
 
     def __call__(
         self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...],
-        progress: Callable[[Iterable[Any], int], Iterable[Any]],
+        progress: Callable[[Iterable[Any], int], Iterable[Any]], loose: bool = False,
     ) -> list[Any]:  # fmt: skip
-        """The matrices named by `get`, sharded by rows. progress: not shown, the devices work at once."""
+        """The matrices named by `get`, sharded by rows. progress: not shown, the devices work at once. loose: nothing is checked."""
         other = x1 if x2 is None else x2
         n1, n2 = len(x1[0]), len(other[0])
         if n1 == 0 or n2 == 0:
