@@ -20,9 +20,8 @@ from tensorprog.kernel.graph import Data, Expect, Factored, Operand, Quantity, R
 __all__ = ["Loop", "Read", "Step", "operands_of", "schedule", "signature"]
 
 LEAST_GROUPS = 2  # a loop keeps XLA from computing one layer again inside the next, which two layers already repay
-LEAST_SHIELDED = (
-    4  # of shifts and sums over many orders, which do that by themselves, and of numbers: a loop only saves code
-)
+# Shifts and sums over many orders do that by themselves, and numbers of one input need not: a loop only saves code.
+LEAST_SHIELDED = 4
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,6 @@ NEAR = {
     np.dtype(np.float32): 1e-3,
     np.dtype(np.float64): 1e-8,
 }  # 1 - |cosine| from which a rounded cosine tells an angle to 1e-6
-ROUNDING = {
-    np.dtype(np.float32): 1e-5,
-    np.dtype(np.float64): math.inf,
-}  # that of a cosine may move a kernel by, relative to its scale
 CHUNK = 2**14  # pairs computed again at once
 LEAST_ANGLES = 14  # of a series in norms, unless a network is nearly linear: one layer of erf has 26
 OFTEN = 4  # series of costly layers after which XLA's compilation is worth its time
@@ -89,8 +85,6 @@ class Interpolated:
             return None
         series = self._series(hypers, float(low), float(high), dtype)
         if series is None or self._cost < _cost(series.coefficients.shape):
-            return None
-        if series.rounding(float(np.finfo(dtype).eps) / 2, NEAR[dtype]) > ROUNDING[dtype]:
             return None
         return self._tiles(sides, series, dtype, get)
 

@@ -65,16 +65,6 @@ class Series:
         )
         return self.scale(norms1) * self.scale(norms2) * np.einsum("kpd,pd->kp", by_norms, in_angle)
 
-    def rounding(self, cosine: float, near: float) -> float:
-        """How much an error of a cosine moves k, at most, where the cosine differs by more than `near` from 1 and -1."""
-        first = math.acos(1 - near)
-        turns = np.linspace(first, math.pi - first, 65)
-        norms = np.unique([self.low, (self.low + self.high) / 2, self.high])
-        u, v, t = (grid.ravel() for grid in np.meshgrid(norms, norms, turns, indexing="ij"))
-        step = first / 100
-        slope = (self(u, v, t + step) - self(u, v, t - step)) / (2 * step * self.scale(u) * self.scale(v))
-        return float(np.abs(slope / np.sin(t)).max() * cosine)
-
     def _place(self, norms: np.ndarray) -> np.ndarray:
         return (norms - (self.low + self.high) / 2) * (2 / max(self.high - self.low, 1e-300))
 

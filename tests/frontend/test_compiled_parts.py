@@ -73,14 +73,22 @@ def shared(h: jax.Array) -> jax.Array:
     return h + jax.nn.relu(nn.dense(h, bias_var=0.1))
 
 
+def round_of_scan(h: jax.Array, _: None) -> tuple[jax.Array, None]:  # one object, which JAX knows again
+    return shared(h), None
+
+
+def round_of_loop(_: int, h: jax.Array) -> jax.Array:
+    return shared(h)
+
+
 TWICE: dict[str, Net] = {
     "jit": jax.jit(shared),
     "inline": jax.jit(shared, inline=True),
     "checkpoint": jax.checkpoint(shared),
     "both": jax.jit(jax.checkpoint(shared)),
     "inside": jax.jit(lambda h: jax.jit(shared)(h)),
-    "scan": lambda h: lax.scan(lambda c, _: (shared(c), None), h, None, 1)[0],
-    "fori_loop": lambda h: lax.fori_loop(0, 1, lambda _, c: shared(c), h),
+    "scan": lambda h: lax.scan(round_of_scan, h, None, 1)[0],
+    "fori_loop": lambda h: lax.fori_loop(0, 1, round_of_loop, h),
     "map": lambda h: lax.map(shared, h[None])[0],
     "vmap": lambda h: jax.vmap(shared)(h[None])[0],
     "cond": lambda h: lax.cond(True, shared, lambda c: c, h),
