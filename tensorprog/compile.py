@@ -143,7 +143,7 @@ class Kernel(KernelFunction):
             (3, 3)
         """
         other = copy(self)
-        other.__dict__["_gram"] = ShardedGram(self.functions, mesh)
+        other.__dict__["_gram"] = ShardedGram(self.functions, mesh, is_average(self.program))
         return other
 
     def by_parameter(self, x1: Any, x2: Any = None, **hypers: Any) -> dict[str, Any]:

@@ -8,10 +8,12 @@ near, which are computed again: `tensorprog.runtime.refine`.)
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import sympy as sp
 
@@ -66,6 +68,11 @@ class Sharpness:
         """What `largest` looks at, of the states: numbers of layers as they are there in any case, of fields the largest."""
         found = (states[slot] for slot in self._factors)
         return [a if a.ndim <= 2 else a.max(tuple(range(1, a.ndim))) for a in found]
+
+    def of_each(self, states: Any) -> jax.Array:
+        """The largest a^2 q of each input."""
+        pairs = zip(self.variances(states), self._factors.values(), strict=True)
+        return functools.reduce(jnp.maximum, [q.max(tuple(range(1, q.ndim))) * factor for q, factor in pairs])
 
     def largest(self, variances: Sequence[Any]) -> float:
         """By NumPy, for which nothing is compiled."""

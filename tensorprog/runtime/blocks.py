@@ -28,6 +28,7 @@ from tensorprog.runtime.kernel import (
     norms_members,
     pair_entries,
     parted,
+    sharpness,
     steps,
     whole,
 )
@@ -56,7 +57,7 @@ class BlockFunctions:
     (x, hypers) -> the means. shapes: the blocks' own axes, of which the last `rights` belong to the second side. entries: of all
     arrays of a pair. noise: is anything drawn anew for every input? steps: the block in two steps, where it falls into them. draws: are
     random points drawn for every block? rows: (x1, x2, hypers) -> the blocks of the i-th with the i-th input, where there is such a
-    function. kinks, norms: as of `Functions`. positions: has a pair arrays of them?
+    function. kinks, norms, sharp: as of `Functions`. positions: has a pair arrays of them?
     """
 
     block: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, ...]]
@@ -72,6 +73,7 @@ class BlockFunctions:
     kinks: bool = False
     positions: bool = False
     norms: bool = False
+    sharp: Callable[[Leaves, Hypers], jax.Array] | None = None
 
     def some(self, which: Sequence[int]) -> BlockFunctions:
         """Of these blocks alone."""
@@ -109,7 +111,7 @@ def block_functions(graph: BlockGraph, lowered: OfBlocks, off: Collection[str] =
     diagonal, means = own(guarded.diagonal), own(guarded.means)
     return BlockFunctions(
         block, diagonal, means, shapes, rights, entries, graph.noise, two, draws(graph.nodes), rows, kinked(graph.nodes), largest > 1,
-        norms_members(graph.nodes),
+        norms_members(graph.nodes), sharpness(lowered, plain.states),
     )  # fmt: skip
 
 

@@ -1,10 +1,11 @@
 """Kernel functions as `jax.export` artefacts: serialised StableHLO that runs without this package.
 
-Four artefacts: the block of all pairs and the diagonal, each in float32 and float64. Their signature is that of a
+At least four artefacts: the block of all pairs and the diagonal, each in float32 and float64. Their signature is that of a
 user, with the batch sizes left open (symbols N1 and N2): block(x1, x2, hypers) -> (nngp, ntk) and diagonal(x,
 hypers) -> (nngp, ntk), where the x have the structure of the example input and hypers is a dict of scalars. Of several
 outputs both return the blocks of nngp, row by row, and then those of ntk, and two more artefacts have the means of every output.
-Their gradients go with them (`vjp_order=1`).
+Their gradients go with them (`vjp_order=1`). Where functions are smooth, one more, in float32, says how sharp they are at the variances
+of every input: whether float32 is enough for them.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ __all__ = [
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _DTYPES = ("float32", "float64")
+_SHARP = "sharp", "float32"  # not in archives of older versions, nor of networks without smooth functions
 
 
 def member(kind: str, dtype: str) -> str:
-    """The name in the archive of an artefact: kind is "block", "diagonal" or "means"."""
+    """The name in the archive of an artefact: kind is "block", "diagonal", "means" or "sharp"."""
     return f"{kind}.{dtype}.jax_export"
 
 
@@ -64,6 +66,10 @@ def serialise(
     singles = {"diagonal": of_one(made.diagonal)}
     if isinstance(made, BlockFunctions):
         singles["means"] = of_one(made.means)
+    sharp = None if (of_each := made.sharp) is None else of_one(lambda x, values: (of_each(x, values),))
+
+    def artefact(function: Callable[..., Any], args: tuple[Any, ...], order: int) -> bytes:
+        return bytes(export.export(jax.jit(function), platforms=tuple(platforms))(*args).serialize(vjp_order=order))
 
     def write(order: int) -> dict[str, bytes]:
         written = {}
@@ -73,8 +79,9 @@ def serialise(
                 x1, x2 = (_specs(inputs, tree, n, dtype) for n in (n1, n2))
                 every = [("block", block, (x1, x2, values)), *((kind, f, (x1, values)) for kind, f in singles.items())]
                 for kind, function, args in every:
-                    exported = export.export(jax.jit(function), platforms=tuple(platforms))(*args)
-                    written[member(kind, dtype)] = bytes(exported.serialize(vjp_order=order))
+                    written[member(kind, dtype)] = artefact(function, args, order)
+                if sharp is not None and dtype == "float32":
+                    written[member(*_SHARP)] = artefact(sharp, (x1, values), 0)
         return written
 
     try:
@@ -122,9 +129,9 @@ def deserialise(
     """
     run = _runners(members, inputs, tree, hypers, ("block", "diagonal"))
     block = run("block")
-    rows = _one_by_one(block)
-    more = {"rows": rows, "kinks": kinks, "draws": draws, "directions": directions, "norms": norms}
-    return Functions(block, run("diagonal"), shape, pair_entries, **more)  # type: ignore[arg-type]
+    more = {"kinks": kinks, "draws": draws, "directions": directions, "norms": norms}
+    every = {"rows": _one_by_one(block), "sharp": _sharp(members, run), **more}
+    return Functions(block, run("diagonal"), shape, pair_entries, **every)  # type: ignore[arg-type]
 
 
 def deserialise_blocks(
@@ -136,8 +143,15 @@ def deserialise_blocks(
     run = _runners(members, inputs, tree, hypers, ("block", "diagonal", "means"))
     block, sizes = run("block"), (tuple(shapes), tuple(rights), entries, noise)
     return BlockFunctions(
-        block, run("diagonal"), run("means"), *sizes, draws=draws, rows=_one_by_one(block), kinks=kinks, positions=positions, norms=norms
+        block, run("diagonal"), run("means"), *sizes, None, draws, _one_by_one(block), kinks, positions, norms, _sharp(members, run)
     )  # fmt: skip
+
+
+def _sharp(
+    members: Mapping[str, bytes], run: Callable[[str], Callable[..., tuple[jax.Array, ...]]]
+) -> Callable[[Leaves, Hypers], jax.Array] | None:
+    """How sharp functions are, where the archive says so."""
+    return (lambda x, hypers: run("sharp")(x, hypers)[0]) if member(*_SHARP) in members else None
 
 
 def _one_by_one(
@@ -159,7 +173,8 @@ def _runners(
     members: Mapping[str, bytes], inputs: Sequence[Input], tree: Any, hypers: Mapping[str, float], kinds: Sequence[str]
 ) -> Callable[[str], Callable[..., tuple[jax.Array, ...]]]:
     """The artefacts as functions, by kind."""
-    found = {(kind, d): export.deserialize(bytearray(members[member(kind, d)])) for kind in kinds for d in _DTYPES}
+    names = [(kind, d) for kind in kinds for d in _DTYPES] + ([_SHARP] if member(*_SHARP) in members else [])
+    found = {name: export.deserialize(bytearray(members[member(*name)])) for name in names}
     with jax.enable_x64(False):
         x, values = _specs(inputs, tree, 1, "float32"), {name: jax.ShapeDtypeStruct((), "float32") for name in hypers}
         jax.jit(found["block", "float32"].call).lower(

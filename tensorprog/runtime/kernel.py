@@ -92,6 +92,7 @@ class OfVariances(Protocol):
     """How sharp functions are at the variances that states keep (`tensorprog.lower.sharpness`)."""
 
     def variances(self, states: Any) -> list[jax.Array]: ...
+    def of_each(self, states: Any) -> jax.Array: ...
     def largest(self, variances: Sequence[Any]) -> float: ...
 
 
@@ -123,7 +124,8 @@ class Functions:
     steps: the block in two steps, where it falls into them.
     rows: (x1, x2, hypers) -> (nngp, ntk) of the i-th with the i-th input, where there is such a function. kinks: are there
     functions with kinks? draws: are random points drawn for every block, so that blocks should be large? directions: of
-    `sees_directions`. norms: of `norms_members`.
+    `sees_directions`. norms: of `norms_members`. sharp: (x, hypers) -> how sharp functions are at the variances of every input, where any
+    is smooth (`tensorprog.lower.sharpness`).
     """
 
     block: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]]
@@ -136,6 +138,7 @@ class Functions:
     draws: bool = False
     directions: bool = True
     norms: bool = False
+    sharp: Callable[[Leaves, Hypers], jax.Array] | None = None
 
 
 class OfPairs(Protocol):
@@ -260,6 +263,21 @@ class InOne(Protocol):
     def block(self) -> Callable[..., tuple[jax.Array, ...]]: ...
     @property
     def diagonal(self) -> Callable[..., tuple[jax.Array, ...]]: ...
+    @property
+    def sharp(self) -> Callable[[Leaves, Hypers], jax.Array] | None: ...
+
+
+class _OfInputs:
+    """How sharp functions are, where states are the inputs themselves."""
+
+    def __init__(self, of_each: Callable[[Any], jax.Array]):
+        self.of_each = of_each
+
+    def variances(self, states: Any) -> list[jax.Array]:
+        return [self.of_each(states)]
+
+    def largest(self, variances: Sequence[Any]) -> float:
+        return float(np.max(np.asarray(variances[0]), initial=0))
 
 
 def whole(made: InOne) -> Steps:
@@ -270,7 +288,17 @@ def whole(made: InOne) -> Steps:
 
     one = lambda values: {name: value[0] for name, value in values.items()}
     pairs = lambda a, b: made.block(a[0], b[0], one(a[1]))
-    return Steps(states, _twice(states), pairs, lambda a: made.diagonal(a[0], one(a[1])))
+    of_states = lambda function: lambda a: function(a[0], one(a[1]))
+    sharp = None if made.sharp is None else _OfInputs(of_states(made.sharp))
+    return Steps(states, _twice(states), pairs, of_states(made.diagonal), sharp=sharp)
+
+
+def sharpness(
+    lowered: OfPairs, states: Callable[[Leaves, Hypers], Any]
+) -> Callable[[Leaves, Hypers], jax.Array] | None:
+    """How sharp functions are at the variances of every input, where any is smooth."""
+    sharp = lowered.sharp
+    return None if sharp is None else lambda x, hypers: sharp.of_each(states(x, hypers))
 
 
 def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -> Functions:
@@ -300,8 +328,10 @@ def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -
         return jax.vmap(lambda a, b: guarded.pair(a, b, live, False))(*both(x1, x2, hypers, live, False))
 
     kinks, directions = kinked(graph.nodes), sees_directions(graph.nodes)
-    norms = norms_members(graph.nodes)
-    return Functions(block, diagonal, graph.shape, entries, two, rows, kinks, draws(graph.nodes), directions, norms)
+    norms, sharp = norms_members(graph.nodes), sharpness(lowered, marked.states)
+    return Functions(
+        block, diagonal, graph.shape, entries, two, rows, kinks, draws(graph.nodes), directions, norms, sharp
+    )
 
 
 def kinked(nodes: Iterable[Quantity]) -> bool:

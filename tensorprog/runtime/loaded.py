@@ -217,20 +217,20 @@ class _SerialisedGram(Gram):
         super().__init__(made, average=bool(kernel.manifest.get("average", False)))
         self._kernel, self._has_run = kernel, False
 
-    def _attempt(self, method: str, *args: Any) -> Any:
+    def _attempt(self, method: str, *args: Any, **more: Any) -> Any:
         """A serialised function that has run once is sound: what it raises later is the caller's to see."""
         try:
-            found = getattr(super(), method)(*args)
+            found = getattr(super(), method)(*args, **more)
             self._has_run = True
             return found
         except Exception as error:
             if self._has_run:
                 raise
             self._kernel._fall_back(error)
-            return getattr(self._kernel._recompiled._gram, method)(*args)
+            return getattr(self._kernel._recompiled._gram, method)(*args, **more)
 
-    def __call__(self, *args: Any) -> list[Any]:
-        return self._attempt("__call__", *args)
+    def __call__(self, *args: Any, **more: Any) -> list[Any]:
+        return self._attempt("__call__", *args, **more)
 
     def diagonal(self, *args: Any) -> tuple[jax.Array, jax.Array]:
         return self._attempt("diagonal", *args)

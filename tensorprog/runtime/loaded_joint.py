@@ -173,16 +173,16 @@ class _SerialisedBlocks(Blocks):
 
     def __init__(self, made: BlockFunctions, partners: Sequence[int], kernel: LoadedJoint, names: tuple[str, ...]):
         super().__init__(made, partners)
-        self._kernel, self._names, self._has_run = kernel, names, False
+        self._kernel, self._get, self._has_run = kernel, names, False
 
     def _again(self) -> Blocks:
-        return self._kernel._recompiled._blocks(self._names)
+        return self._kernel._recompiled._blocks(self._get)
 
-    def _attempt(self, method: str, instead: Callable[[], Blocks], *args: Any) -> Any:
+    def _attempt(self, method: str, instead: Callable[[], Blocks], *args: Any, **more: Any) -> Any:
         if is_traced(args) and not self._kernel.manifest["gradients"]:
-            return getattr(instead(), method)(*args)
+            return getattr(instead(), method)(*args, **more)
         try:
-            found = getattr(super(), method)(*args)
+            found = getattr(super(), method)(*args, **more)
             self._has_run = self._has_run or not is_traced(args)
             return found
         except Exception as error:
@@ -190,10 +190,10 @@ class _SerialisedBlocks(Blocks):
                 if self._has_run:  # it is sound: what it raises is the caller's to see
                     raise
                 self._kernel._fall_back(error)
-            return getattr(instead(), method)(*args)
+            return getattr(instead(), method)(*args, **more)
 
-    def __call__(self, *args: Any) -> list[jax.Array]:
-        return self._attempt("__call__", self._again, *args)
+    def __call__(self, *args: Any, **more: Any) -> list[jax.Array]:
+        return self._attempt("__call__", self._again, *args, **more)
 
     def diagonal(self, *args: Any) -> tuple[jax.Array, ...]:
         return self._attempt("diagonal", self._again, *args)

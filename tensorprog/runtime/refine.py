@@ -162,7 +162,7 @@ def in_float64(
     with jax.enable_x64(True):
         values = {name: jnp.asarray(_widened(np.asarray(value))) for name, value in hypers.items()}
         found = function(widened(x1), None if x2 is None else widened(x2), values)
-        narrow = [np.asarray(k).astype(np.float32) for k in found]
+        narrow = [k.astype(np.float32) if len(k.devices()) > 1 else np.asarray(k).astype(np.float32) for k in found]
     return [jnp.asarray(k) for k in narrow]
 
 

@@ -14,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tensorprog.errors import InputError
 from tensorprog.runtime.assembly import Pairs, turned, upper
-from tensorprog.runtime.gram import Gram, refined
+from tensorprog.runtime.gram import SHARP, Gram, refined
 from tensorprog.runtime.kernel import GET, Functions, Hypers, Leaves, float_dtype
+from tensorprog.runtime.refine import in_float64
 
 __all__ = ["ShardedGram"]
 
@@ -24,15 +25,15 @@ class ShardedGram(Gram):
     """Whole kernel matrices, their rows spread over the devices of a mesh (over all of its axes). No device holds more of the
     result than its rows, and none waits for another: the inputs are copied to all before."""
 
-    def __init__(self, made: Functions, mesh: Mesh):
+    def __init__(self, made: Functions, mesh: Mesh, average: bool = False):
         if not isinstance(mesh, Mesh):
             raise InputError(
                 f"shard: mesh is a {type(mesh).__name__}, expected a jax.sharding.Mesh, as jax.make_mesh((jax.device_count(),), ('rows',)) "
                 "gives"
             )
-        super().__init__(made)
+        super().__init__(made, average=average)
         self._mesh = Mesh(mesh.devices.reshape(-1), ("rows",))
-        self._refine = refined(made)
+        self._refine, self._sharp = refined(made), None if made.sharp is None else jax.jit(made.sharp)
         local, rows = Gram(made), PartitionSpec("rows")
 
         @partial(jax.jit, static_argnames="get")
@@ -57,6 +58,8 @@ class ShardedGram(Gram):
         n1, n2 = len(x1[0]), len(other[0])
         if n1 == 0 or n2 == 0:
             return super().__call__(x1, x2, hypers, get, progress)
+        if float_dtype(x1) == np.float32 and self._asks_for_float64(x1, x2, hypers, get):
+            return in_float64(lambda a, b, values: self(a, b, values, get, progress), x1, x2, hypers)
         refine = self._refine if "ntk" in get and float_dtype(x1) == np.float32 else None
         names = get if refine is None else GET
         found = dict(zip(names, self._rows_of(x1, other, hypers, names), strict=True))
@@ -68,6 +71,11 @@ class ShardedGram(Gram):
                 found["ntk"] = found["ntk"].at[pairs.i, pairs.j].set(mended)
         kernels = [found[name] for name in get]
         return [_mirrored(k) for k in kernels] if x2 is None else kernels
+
+    def _asks_for_float64(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> bool:
+        sides = [x for x in (x1, x2) if x is not None]
+        sharp = self._sharp is not None and any(float(self._sharp(x, hypers).max()) > SHARP for x in sides)
+        return sharp or not set(get).isdisjoint(self._in_float64)
 
     def _rows_of(self, x1: Leaves, x2: Leaves, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:
         """Whole matrices, an equal number of rows on each device."""

@@ -35,6 +35,11 @@ x[1] = x[0] * (1 + 1e-4)
 for a, b in zip(sharded(x), kernel(x), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5)
 assert sharded(x, get="ntk").shape == (16, 16)
+sharp = tp.compile(lambda x: nn.dense(jnp.tanh(nn.dense(x)){pooled}, features=1), jnp.zeros({shape}))
+x[1] = x[0] * (1 + 1e-2)
+for a, b in zip(sharp.shard(mesh)(20 * x), sharp(20 * x), strict=True):
+    assert a.dtype == np.float32 and len(a.sharding.device_set) == 8
+    np.testing.assert_allclose(a, b, rtol=1e-6)
 print("agrees")
 """
 

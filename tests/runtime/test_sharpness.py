@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,11 +31,11 @@ def deep(phi: Callable[[jax.Array], jax.Array], depth: int, bias: float = 0.0) -
     return net
 
 
-def worst(net: Any, x1: np.ndarray, x2: np.ndarray) -> float:
-    """The largest error of both kernels in float32, relative to sqrt(K(x, x) K(x', x'))."""
+def worst(net: Any, x1: np.ndarray, x2: np.ndarray, changed: Callable[[Any], Any] = lambda kernel: kernel) -> float:
+    """The largest error of both kernels in float32, relative to sqrt(K(x, x) K(x', x')), of the kernel changed in some way."""
     x1, x2 = (np.asarray(x, np.float32) for x in (x1, x2))
     kernel = tp.compile(net, jnp.zeros(x1.shape[1:]))
-    found = kernel(x1, x2)
+    found = changed(kernel)(x1, x2)
     with jax.enable_x64(True):
         wide = [np.asarray(x, np.float64) for x in (x1, x2)]
         exact = kernel.without("interpolation")(*wide)
@@ -86,3 +87,25 @@ def test_moderate_variances_stay_in_float32(monkeypatch: pytest.MonkeyPatch) -> 
 def test_nearly_opposite_inputs(phi: Callable[[jax.Array], jax.Array], depth: int) -> None:
     for bias in (0.0, 1e-4, 0.1):
         assert worst(deep(phi, depth, bias), POINTS, -POINTS + APART * MOVES) < 1e-5
+
+
+def test_loaded_kernels(tmp_path: Path) -> None:
+    def loaded(kernel: Any) -> Any:
+        kernel.export(tmp_path / "net.tpk", platforms=("cpu",))
+        back = tp.load(tmp_path / "net.tpk")
+        back(POINTS.astype(np.float32))
+        assert back.source == "serialised"
+        return back
+
+    net, x1, x2 = deep(jax.lax.erf, 2), 30 * POINTS, 30 * (POINTS + APART * MOVES)
+    assert worst(net, x1, x2, loaded) < 1e-5
+    both = lambda kernel: tp.joint(lambda x: {"f": net(x)}, jnp.zeros(5))
+    narrow = lambda k: tp.KernelResult(*(tree["f"]["f"] for tree in k))
+    assert worst(net, x1, x2, lambda kernel: lambda *x: narrow(loaded(both(kernel))(*x))) < 1e-5
+
+
+def test_sharded_kernels() -> None:
+    """Of one device; of several in test_sharded.py."""
+    mesh = jax.make_mesh((1,), ("rows",))
+    net, x1, x2 = deep(jax.lax.erf, 2), 30 * POINTS, 30 * (POINTS + APART * MOVES)
+    assert worst(net, x1, x2, lambda kernel: kernel.shard(mesh)) < 1e-5
