@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core as jex
 
+from ntk_rules.interpreted import called
 from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.models.laws import Moments
 
-__all__ = ["Door", "building", "concrete", "draws_when_called", "one_model", "running_statistics", "sample"]
+__all__ = ["Door", "building", "concrete", "draws_when_called", "one_model", "running_statistics", "sample", "unmoved"]
 
 ENTRIES = 1 << 20  # of all parameters of a model at one width, to be drawn by building it again and again
 BUILT = (2, 16)  # but at least and at most so often
@@ -103,6 +105,32 @@ def concrete(make: Callable[[], list[jax.Array]]) -> list[jax.Array]:
     """The arrays that `make` makes, also where JAX is tracing around us. Compiled, nothing is left of what they do not
     depend on, such as large parameters made beside them."""
     return jax.jit(make).lower().compile(QUICKLY)()
+
+
+def unmoved(function: Callable[..., tuple[Sequence[Any], Sequence[Any]]], *args: Any) -> list[bool]:
+    """A function gives what some variables held before and after. Which of them hold the same argument, whatever calls and loops that went
+    through?"""
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    found = [_origin(jaxpr, v) for v in jaxpr.outvars]
+    count = len(found) // 2
+    return [a is not None and a is b for a, b in zip(found[:count], found[count:], strict=True)]
+
+
+def _origin(jaxpr: Any, value: Any) -> Any:
+    """The argument of a traced function that one of its values is; None where it is computed."""
+    if isinstance(value, jex.Literal):
+        return None
+    eqn = next((eqn for eqn in jaxpr.eqns if any(v is value for v in eqn.outvars)), None)
+    if eqn is None:
+        return value if any(v is value for v in jaxpr.invars) else None
+    place = next(k for k, v in enumerate(eqn.outvars) if v is value)
+    body = eqn.params["jaxpr"].jaxpr if eqn.primitive.name == "scan" else called(eqn)
+    if body is None:
+        return None
+    inner = body[0] if isinstance(body, tuple) else body
+    origin = _origin(inner, inner.outvars[place])
+    at = next((k for k, v in enumerate(inner.invars) if v is origin), None)
+    return None if at is None else _origin(jaxpr, eqn.invars[at])
 
 
 def one_model(what: str, model: Any) -> InputError:

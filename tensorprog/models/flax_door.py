@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from tensorprog.errors import InputError, NetworkError, explain
-from tensorprog.models.door import Door, building, concrete, draws_when_called, one_model, running_statistics
+from tensorprog.models.door import (
+    Door,
+    building,
+    concrete,
+    draws_when_called,
+    one_model,
+    running_statistics,
+    unmoved,
+)
 from tensorprog.models.network import ModelNetwork, network_of
 from tensorprog.models.training import Given, Training
 
@@ -92,12 +100,26 @@ def from_flax(
     def evaluate(width: int, params: dict[str, Any], x: Any) -> Any:
         graph, shapes, tree, leaves = skeleton(width)
         arrays = [params[name] for name in _named(shapes)]
-        state = jax.tree.unflatten(tree, [_as_wide(leaf, arrays) for leaf in leaves])
-        model = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(shapes), arrays), state)
-        before = _variables(nnx, model)
-        y = run(model, x) if batch_axis is None else run(model, jax.tree.map(lambda leaf: leaf[None], x))[0]
-        _check_variables(before, _variables(nnx, model))
-        return y
+        structure = jax.tree.structure(shapes)
+
+        def merged(arrays: list[Any]) -> Any:
+            state = jax.tree.unflatten(tree, [_as_wide(leaf, arrays) for leaf in leaves])
+            return nnx.merge(graph, jax.tree.unflatten(structure, arrays), state)
+
+        def called(model: Any, x: Any) -> Any:
+            return run(model, x) if batch_axis is None else run(model, jax.tree.map(lambda leaf: leaf[None], x))[0]
+
+        def before_and_after(variables: Any, arrays: list[Any], x: Any) -> tuple[list[Any], list[Any]]:
+            model = merged(arrays)
+            nnx.update(model, variables)
+            before = _variables(nnx, model)
+            called(model, x)
+            return jax.tree.leaves(before), jax.tree.leaves(_variables(nnx, model))
+
+        model = merged(arrays)
+        if variables := _variables(nnx, model):
+            _check_variables(nnx, variables, unmoved(before_and_after, variables, arrays, x))
+        return called(model, x)
 
     @cache
     def shapes(width: int) -> dict[str, tuple[int, ...]]:
@@ -154,19 +176,17 @@ def _as_wide(leaf: jax.Array, arrays: list[Any]) -> jax.Array:
     return leaf.astype(jnp.result_type(leaf.dtype, *(a.dtype for a in arrays)))
 
 
-def _variables(nnx: Any, model: Any) -> dict[str, tuple[str, Any]]:
-    """The variables that a call may change: what kind each is and what it holds."""
-    found = {}
-    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.BatchStat, nnx.RngCount))):
-        kind = "statistics" if isinstance(variable, nnx.BatchStat) else "random"
-        found[".".join(map(str, path))] = kind, variable.get_value()
-    return found
+def _variables(nnx: Any, model: Any) -> Any:
+    """The variables that a call may change, as a state."""
+    return nnx.state(model, nnx.Any(nnx.BatchStat, nnx.RngCount))
 
 
-def _check_variables(before: Mapping[str, tuple[str, Any]], after: Mapping[str, tuple[str, Any]]) -> None:
-    """Refuse what the state gives away: random numbers drawn, or statistics used without being updated."""
-    same = {name: after[name][1] is value for name, (_, value) in before.items()}
-    drawn = sorted(name for name, (kind, _) in before.items() if kind == "random" and not same[name])
+def _check_variables(nnx: Any, variables: Any, same: Sequence[bool]) -> None:
+    """Refuse what the state gives away: random numbers drawn, or statistics used without being updated. same: which variables a call leaves
+    as they are."""
+    found = zip(nnx.to_flat_state(variables), same, strict=True)
+    kinds = [(".".join(map(str, path)), isinstance(variable, nnx.BatchStat), kept) for (path, variable), kept in found]
+    drawn = sorted(name for name, statistics, kept in kinds if not statistics and not kept)
     if drawn:
         mend = (
             "turn dropout off: model.set_attributes(nnx.Dropout, deterministic=True) or model.eval() before build returns it, "
@@ -174,6 +194,6 @@ def _check_variables(before: Mapping[str, tuple[str, Any]], after: Mapping[str, 
             "one, model(x, initial_carry=jnp.zeros(size, jnp.float32))"
         )
         raise draws_when_called("from_flax", ", ".join(drawn), mend)
-    running = sorted(name for name, (kind, _) in before.items() if kind == "statistics" and same[name])
+    running = sorted(name for name, statistics, kept in kinds if statistics and kept)
     if running:
         raise running_statistics("from_flax", running)

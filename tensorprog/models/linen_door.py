@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tensorprog.errors import InputError, NetworkError
-from tensorprog.models.door import Door, building, concrete, draws_when_called, one_model, running_statistics
+from tensorprog.models.door import Door, building, concrete, draws_when_called, one_model, running_statistics, unmoved
 from tensorprog.models.network import ModelNetwork, network_of
 from tensorprog.models.training import Given, Training
 
@@ -84,15 +84,24 @@ def from_linen(
         tree, structure, leaves = skeleton(width)
         arrays = [params[name] for name in _named(tree)]
         rest = jax.tree.unflatten(structure, leaves)
-        variables = {"params": jax.tree.unflatten(jax.tree.structure(tree), arrays), **rest}
         module = build(width)
-        run = lambda: module.apply(variables, batched(x), method=call, mutable=list(rest))
-        y, after = _drawing(errors, run)
-        before = _named(rest.get("batch_stats", {}))
-        if same := sorted(
-            name for name, value in _named(after.get("batch_stats", {})).items() if value is before[name]
-        ):
-            raise running_statistics("from_linen", same)
+
+        def called(statistics: Any, arrays: list[Any], x: Any) -> tuple[Any, Any]:
+            variables = {"params": jax.tree.unflatten(jax.tree.structure(tree), arrays), **rest, **statistics}
+            return _drawing(
+                errors, lambda: module.apply(variables, batched(x), method=call, mutable=list(rest))
+            )  # what it gives, and the collections after it
+
+        def before_and_after(statistics: Any, arrays: list[Any], x: Any) -> tuple[list[Any], list[Any]]:
+            after = {name: value for name, value in called(statistics, arrays, x)[1].items() if name in statistics}
+            return jax.tree.leaves(statistics), jax.tree.leaves(after)
+
+        statistics = {name: value for name, value in rest.items() if name == "batch_stats"}
+        if statistics:
+            same = zip(_named(statistics["batch_stats"]), unmoved(before_and_after, statistics, arrays, x), strict=True)
+            if kept := sorted(name for name, unchanged in same if unchanged):
+                raise running_statistics("from_linen", kept)
+        y, _ = called(statistics, arrays, x)
         return y if batch_axis is None else y[0]
 
     @cache
