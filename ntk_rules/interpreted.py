@@ -166,7 +166,7 @@ def called(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     if eqn.primitive.name in ("scan", "while", "cond", "reduce"):
         return None
     bodies = [eqn.params[key] for key in _BODIES if key in eqn.params]
-    if len(bodies) != 1 or len(list(_inner(eqn))) != 1:
+    if len(bodies) != 1 or len(list(inner_jaxprs(eqn))) != 1:
         return None
     body = bodies[0]
     return (body.jaxpr, body.consts) if hasattr(body, "consts") else (body, ())
@@ -175,7 +175,7 @@ def called(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
 def _rule(eqn: Any) -> Run:
     """What an equation computes."""
     name, by_jax = eqn.primitive.name, _left_to_jax(eqn)
-    if name in ("scan", "while") and _times(eqn) * sum(map(operations, _inner(eqn))) > _MUCH:
+    if name in ("scan", "while") and _times(eqn) * sum(map(operations, inner_jaxprs(eqn))) > _MUCH:
         return by_jax
     match name:
         case "scan":
@@ -215,7 +215,7 @@ def _left_to_jax(eqn: Any) -> Run:
     def made() -> Callable[..., Any]:
         params = tuple(sorted(eqn.params.items()))
         try:
-            return (_jitted.__wrapped__ if list(_inner(eqn)) else _jitted)(eqn.primitive, params)
+            return (_jitted.__wrapped__ if list(inner_jaxprs(eqn)) else _jitted)(eqn.primitive, params)
         except TypeError:  # a parameter that cannot be compared
             return _jitted.__wrapped__(eqn.primitive, params)
 
@@ -282,7 +282,7 @@ def loop_sizes(eqn: Any, body: Any) -> tuple[int, int]:
 
 def operations(jaxpr: Any) -> float:
     """How many elementwise operations a traced function has, entries counted; the bodies of loops as often as they run."""
-    return sum(_times(eqn) * sum(map(operations, _inner(eqn))) or _entries(eqn) for eqn in jaxpr.eqns)
+    return sum(_times(eqn) * sum(map(operations, inner_jaxprs(eqn))) or _entries(eqn) for eqn in jaxpr.eqns)
 
 
 def _entries(eqn: Any) -> float:
@@ -298,7 +298,8 @@ def _times(eqn: Any) -> float:
     return 1
 
 
-def _inner(eqn: Any) -> Iterator[Any]:
+def inner_jaxprs(eqn: Any) -> Iterator[Any]:
+    """The bodies of a call, a loop, or branches."""
     for value in eqn.params.values():
         for one in value if isinstance(value, (tuple, list)) else (value,):
             if hasattr(one, "jaxpr"):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
+from ntk_rules.interpreted import inner_jaxprs
 from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.frontend.model import Model, abstract
 from tensorprog.frontend.params import Constant, Gaussian
@@ -67,13 +68,13 @@ def source_of(eqn: jex.JaxprEqn) -> Source | None:
     return Source(file, layers[0].line_num, eqn.primitive.name)
 
 
-def from_library(jaxpr: jex.ClosedJaxpr) -> bool:
+def from_library(jaxpr: jex.ClosedJaxpr | jex.Jaxpr) -> bool:
     """Is it the body of a function of JAX or of ours, such as jnp.where?
 
     Such a function is traced once, so that its equations remember the line of the first call ever; the caller's line
     is right.
     """
-    info = jaxpr.jaxpr.debug_info
+    info = getattr(jaxpr, "jaxpr", jaxpr).debug_info
     return any(folder in (info.func_src_info or "") for folder in (*_LIBRARIES, str(_OURS)))
 
 
@@ -88,6 +89,7 @@ def _shorten(file: str) -> str:
 @deriving()
 def trace(model: Model, example: Any) -> Trace:
     """Trace `model` on an example input (arrays, ShapeDtypeStructs or Python numbers) at both widths."""
+    single = not jax.config.jax_enable_x64  # type: ignore[attr-defined]
     with jax.enable_x64(True):
         struct = abstract(example)
         try:
@@ -108,6 +110,8 @@ def trace(model: Model, example: Any) -> Trace:
             )
         )
     same_structure(jaxpr1, jaxpr2)
+    if single:
+        _check_draws(jaxpr1.jaxpr)
     if out1 != out2:
         raise NetworkError(f"the network's output has different structures at different widths: {out1} and {out2}")
     if empty := [aval.shape for aval in jaxpr1.out_avals if 0 in aval.shape]:
@@ -121,6 +125,26 @@ def trace(model: Model, example: Any) -> Trace:
     flat, _ = jax.tree.flatten_with_path(struct)
     inputs = [(jax.tree_util.keystr(path, simple=True, separator=".") or "x", leaf) for path, leaf in flat]
     return Trace((jaxpr1, jaxpr2), (leaves1, leaves2), paths1, inputs, model.hypers, model.nonnegative, out1)
+
+
+def _check_draws(jaxpr: jex.Jaxpr, caller: Source | None = None) -> None:
+    """Refuse random numbers of double precision, where a network is run in single precision: of one key JAX draws others there."""
+    foreign = caller is not None and from_library(jaxpr)
+    for eqn in jaxpr.eqns:
+        source = caller if foreign else source_of(eqn) or caller
+        if eqn.primitive.name == "random_bits" and eqn.params["bit_width"] == 64:
+            raise NetworkError(
+                explain(
+                    "the network draws random numbers of JAX's default type, which is not the same here and there",
+                    where=str(source or ""),
+                    reason="kernels are derived in double precision, and of one key JAX draws other numbers there than in single precision, "
+                    "in which this process computes: the kernel would be that of a network with other constants",
+                    mend="give the draw its type, as jax.random.normal(key, shape, jnp.float32), or draw outside of the network, or "
+                    "set jax_enable_x64",
+                )
+            )
+        for body in inner_jaxprs(eqn):
+            _check_draws(body, source)
 
 
 def _in_single_precision(model: Model, struct: Any, error: TypeError) -> list[tuple[jex.ClosedJaxpr, Any, Any]]:

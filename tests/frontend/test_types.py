@@ -105,6 +105,36 @@ def test_numbers_drawn_inside_are_constants() -> None:
         tp.compile(layers(lambda: drawn((1, nn.width()))), X[0])
 
 
+def test_numbers_drawn_in_single_precision_are_those_of_their_type() -> None:
+    """Of one key JAX draws other numbers in double precision, in which networks are read: the kernel was that of other constants."""
+    dense = lambda x: nn.dense(jax.nn.relu(nn.dense(x)), features=1)
+
+    def looped(x: jax.Array) -> jax.Array:
+        scaled = lambda h, key: (h * jax.random.uniform(key, (4,)), None)
+        return dense(jax.lax.scan(scaled, x, jax.random.split(jax.random.key(0), 2))[0])
+
+    with jax.enable_x64(False):
+        x, key = jnp.asarray(X, jnp.float32), jax.random.key(5)
+        draws = {
+            "normal": lambda: jax.random.normal(key, (4, 2)),
+            "bernoulli": lambda: jax.random.bernoulli(key, 0.5, (4, 2)),
+            "randint": lambda: jax.random.randint(key, (4, 2), 0, 9),
+        }
+        for drawn in draws.values():
+            with pytest.raises(tp.NetworkError, match=rf"draws random numbers(?s:.*)at .*{__name__.split('.')[-1]}"):
+                tp.compile(lambda x, drawn=drawn: dense(x @ drawn()), x[0])
+            fixed = drawn()
+            assert tp.compile(lambda x, fixed=fixed: dense(x @ fixed), x[0])(x).nngp.shape == (3, 3)
+        with pytest.raises(tp.NetworkError, match="draws random numbers"):
+            tp.compile(looped, x[0])
+        typed = lambda x: dense(x @ jax.random.normal(key, (4, 2), jnp.float32))
+        fixed = jax.random.normal(key, (4, 2))
+        places = lambda x: dense(x[jax.random.permutation(key, 4)])  # whose bits are the same
+        order = jax.random.permutation(key, 4)
+        for found, right in ((typed, lambda x: dense(x @ fixed)), (places, lambda x: dense(x[order]))):
+            np.testing.assert_allclose(*(tp.compile(f, x[0])(x).ntk for f in (found, right)), rtol=1e-6)
+
+
 @pytest.mark.long
 def test_inputs_of_half_precision_are_rounded() -> None:
     """JAX has the normal distribution function for single and double precision only."""
