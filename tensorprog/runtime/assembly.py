@@ -266,6 +266,10 @@ class Matrices:
     def _upper(self, part: Any, k: int) -> np.ndarray:
         return upper(part.shape, k, self._partners[k][0])
 
+    def _other_half(self, index: int, values: np.ndarray) -> np.ndarray:
+        """Of single entries K[x, x'], which have no other partner than themselves, K[x', x]."""
+        return turned(values[None], self._partners[index][1])[:, 0]
+
     def change(self, index: int, pairs: Pairs, values: np.ndarray, mirror: bool) -> None:
         """Write single entries of one of them."""
         raise NotImplementedError
@@ -308,7 +312,7 @@ class HostMatrices(Matrices):
         """Write single entries of one of them."""
         self.arrays[index][pairs.i, pairs.j] = values
         if mirror:
-            self.arrays[index][pairs.j, pairs.i] = values
+            self.arrays[index][pairs.j, pairs.i] = self._other_half(index, values)
 
     def get(self) -> list[jax.Array]:
         """The finished matrices: JAX takes over their memory."""
@@ -337,7 +341,8 @@ class DeviceMatrices(Matrices):
         """Write single entries of one of them."""
         values = values.astype(self.arrays[index].dtype)
         whole = self.arrays[index].at[pairs.i, pairs.j].set(values)
-        self.arrays[index] = whole.at[pairs.j, pairs.i].set(values) if mirror else whole
+        other = self._other_half(index, values) if mirror else None
+        self.arrays[index] = whole if other is None else whole.at[pairs.j, pairs.i].set(other)
 
     def get(self) -> list[jax.Array]:
         """The finished matrices."""

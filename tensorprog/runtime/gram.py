@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tensorprog.runtime.assembly import SIMPLER, Ahead, Interpreted
+from tensorprog.runtime.assembly import SIMPLER, Ahead, Interpreted, Pairs
 from tensorprog.runtime.inputs import is_traced
 from tensorprog.runtime.kernel import GET, Functions, Hypers, Leaves, Steps, float_dtype, part, whole
 from tensorprog.runtime.pieces import Code, Piece, Progress, Work, assemble, matrices
-from tensorprog.runtime.refine import Refine, in_float64, sketch
+from tensorprog.runtime.refine import ANGLE, Refine, in_float64, sketch, stds_of
 from tensorprog.runtime.tiles import TILE_BYTES, Tiling, pairs_in_memory
 
 __all__ = ["Gram", "Layers", "Sharp", "Way", "refined"]
@@ -38,9 +38,9 @@ class Way(Protocol):
 
 def refined(made: Functions) -> Refine | None:
     """What computes near pairs again, where a kernel in float32 needs it."""
-    if made.rows is None or made.shape or not made.kinks:
+    if made.rows is None or not made.kinks or (made.shape and made.draws):
         return None
-    return Refine(made.rows, made.pair_entries, directions=made.directions)
+    return Refine(made.rows, made.pair_entries, ANGLE if made.shape else None, made.directions)
 
 
 class Layers:
@@ -60,8 +60,8 @@ class Layers:
 
     def _of_inputs(self, sides: list[Leaves], hypers: Hypers, own: bool) -> Any:
         """What pairs read of the inputs of all sides, and what is to be checked of them, in float32 the variances that say how sharp functions
-        are; with the standard deviation and the ntk of each input, and sketches of directions, if `own`. They are not taken apart again, which
-        would be code for every array."""
+        are; if `own`, with the standard deviations of each input, sketches of directions, its ntk with itself, and whether it is near itself.
+        They are not taken apart again, which would be code for every array."""
         joined = [jnp.concatenate(leaves) for leaves in zip(*sides, strict=True)]
         kept, states = self._steps.kept(joined, hypers)
         checked, sharp = None if self._steps.strained is None else states, None
@@ -70,7 +70,8 @@ class Layers:
         if not own or self._refine is None:
             return kept, checked, None, sharp
         nngp, ntk = self._steps.own(states)
-        return kept, checked, (jnp.sqrt(nngp), ntk, sketch(joined) if self._refine.directions else None), sharp
+        more = stds_of(nngp), sketch(joined) if self._refine.directions else None
+        return kept, checked, (*more, ntk, self._refine.near_itself(nngp)), sharp
 
     def _of_pairs(
         self, states: Any, i: Any, j: Any, *, rows: int, columns: int, get: tuple[str, ...]
@@ -79,7 +80,7 @@ class Layers:
         kept, _, more, _ = states
         found, near = self._steps.pairs(self._steps.part(kept, i, rows), self._steps.part(kept, j, columns)), None
         if more is not None and self._refine is not None:
-            std, _, directions = more
+            std, directions, _, _ = more
             near = self._refine.near(found[0], part(std, i, rows), part(std, j, columns))
             if directions is not None:
                 near |= self._refine.alike(part(directions, i, rows), part(directions, j, columns))
@@ -106,8 +107,13 @@ class Layers:
 
         if refine is None:
             return Work(tile)
-        own = functools.cache(lambda: np.asarray(states()[2][1]))
-        return Work(tile, lambda pairs: {"ntk": refine.mended(x1, sides[-1], own(), hypers, pairs)})
+
+        def exact(pairs: Pairs) -> dict[str, np.ndarray]:
+            own, near_itself = (None if a is None else np.asarray(a) for a in states()[2][2:])
+            assert own is not None
+            return {"ntk": refine.mended(x1, sides[-1], own, near_itself, hypers, pairs)}
+
+        return Work(tile, exact)
 
     def _check(self, states: Any, own: bool = False, loose: bool = False) -> None:
         if self._steps.strained is not None:
@@ -176,6 +182,8 @@ class Gram:
 
     def __init__(self, made: Functions, shortcut: Way | None = None, off: Collection[str] = (), average: bool = False):
         self._in_float64 = () if made.draws else GET if made.norms else ("ntk",) if average and made.kinks else ()
+        # of an input with itself the ntk alone is none of pairs that are near, but of positions that are
+        self._own_in_float64 = self._in_float64 == GET or bool(made.shape and made.kinks and not made.draws)
         self.shape, self.pair_entries = made.shape, made.pair_entries
         cached = int(not ("rows" in off or made.draws))
         self._layers = Layers(made.steps or whole(made), GET, made.pair_entries, cached, refined(made))
@@ -195,8 +203,7 @@ class Gram:
         if x[0].shape[0] == 0:
             empty = jnp.zeros((0, *self.shape, *self.shape), float_dtype(x))
             return empty, empty
-        whole = self._in_float64 == GET  # the ntk alone is of pairs that are near, not of one input
-        if whole and float_dtype(x) == np.float32 and not is_traced((x, hypers)):
+        if self._own_in_float64 and float_dtype(x) == np.float32 and not is_traced((x, hypers)):
             nngp, ntk = in_float64(lambda a, _, values: list(self.diagonal(a, values)), x, None, hypers)
             return nngp, ntk
         self._layers.check(x, hypers, own=True)

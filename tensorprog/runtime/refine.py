@@ -24,7 +24,17 @@ from tensorprog.runtime.assembly import Ahead, Job, Pairs, at_once, cores
 from tensorprog.runtime.kernel import Hypers, Leaves, float_dtype
 from tensorprog.runtime.tiles import pairs_in_memory
 
-__all__ = ["ANGLE_OF_OUTPUTS", "ANGLE_OF_POSITIONS", "Refine", "in_float64", "near_pairs", "sketch", "unlike"]
+__all__ = [
+    "ANGLE",
+    "ANGLE_OF_OUTPUTS",
+    "ANGLE_OF_POSITIONS",
+    "Refine",
+    "in_float64",
+    "near_pairs",
+    "sketch",
+    "stds_of",
+    "unlike",
+]
 
 ANGLE = 1e-3  # 1 - cosine below which a pair is near; above, float32 keeps the NTK to 1e-5 at depth 20
 ANGLE_OF_OUTPUTS = 1e-2  # the same for several outputs, of which one may stand many layers above another
@@ -52,8 +62,20 @@ class Refine:
         self._angle = angle or (ANGLE if entries == 1 else ANGLE_OF_POSITIONS)
 
     def near(self, nngp: Any, std1: Any, std2: Any) -> Any:
-        """Which pairs are near, by their nngp and the standard deviations of both inputs, in NumPy or in JAX."""
-        return nngp > (1 - self._angle) * std1[:, None] * std2[None, :]
+        """Which pairs are near at some positions of the output, by their nngp and the standard deviations (N, positions) of both inputs, in
+        NumPy or in JAX."""
+        (n1, places), n2 = std1.shape, len(std2)
+        kernel = nngp.reshape(n1, n2, places, places)
+        return (kernel > (1 - self._angle) * std1[:, None, :, None] * std2[None, :, None, :]).any((2, 3))
+
+    def near_itself(self, own: Any) -> Any:
+        """Which inputs are near themselves, at different positions, where the output has any. own: their nngp (N, *axes, *axes)."""
+        std = stds_of(own)
+        places = std.shape[1]
+        if places == 1:
+            return None
+        high = own.reshape(-1, places, places) > (1 - self._angle) * std[:, :, None] * std[:, None, :]
+        return (high & ~np.eye(places, dtype=bool)).any((1, 2))
 
     def alike(self, first: Any, second: Any) -> Any:
         """Which pairs have nearly one direction, or opposite ones, by their sketches: for inputs of many entries a few others too."""
@@ -61,12 +83,16 @@ class Refine:
         gap = squares[0][:, None] + squares[1] - 2 * abs(first @ second.T)
         return gap < 2 * self._angle * (SURELY if first.shape[-1] == SKETCH else 1)
 
-    def mended(self, x1: Leaves, x2: Leaves, own: np.ndarray, hypers: Hypers, pairs: Pairs) -> np.ndarray:
-        """The NTK of near pairs. own: that of each of the first inputs with itself."""
-        found = own[pairs.i]
-        parted = np.flatnonzero(unlike(x1, x2, pairs))
+    def mended(
+        self, x1: Leaves, x2: Leaves, own: np.ndarray, near_itself: np.ndarray | None, hypers: Hypers, pairs: Pairs
+    ) -> np.ndarray:
+        """The NTK of near pairs. own: that of each of the first inputs with itself. near_itself: of `Refine.near_itself`."""
+        found, differ = own[pairs.i], unlike(x1, x2, pairs)
+        parted = np.flatnonzero(differ if near_itself is None else differ | near_itself[pairs.i])
         if len(parted):
             found[parted] = self.exact(x1, x2, hypers, Pairs(pairs.i[parted], pairs.j[parted]))
+        if near_itself is not None:
+            found[~differ] = _symmetric(found[~differ])
         return found
 
     def exact(self, x1: Leaves, x2: Leaves, hypers: Hypers, pairs: Pairs) -> np.ndarray:
@@ -91,6 +117,19 @@ class Refine:
                     found = np.empty((count, *ntk.shape[1:]), np.float32)
                 found[start : start + size] = ntk[: count - start]
         return found
+
+
+def stds_of(own: Any) -> Any:
+    """The standard deviations at every position, (N, positions), of the nngp (N, *axes, *axes) of inputs with themselves."""
+    places = math.isqrt(math.prod(own.shape[1:]))
+    return own.reshape(-1, places, places).diagonal(0, 1, 2) ** 0.5
+
+
+def _symmetric(own: np.ndarray) -> np.ndarray:
+    """What stands above the diagonal of positions, below it as well."""
+    places = math.isqrt(math.prod(own.shape[1:]))
+    square = own.reshape(-1, places, places)
+    return np.where(np.tri(places, dtype=bool).T, square, square.swapaxes(1, 2)).reshape(own.shape)
 
 
 def sketch(x: Leaves) -> jax.Array:
@@ -136,13 +175,13 @@ def near_pairs(refine: Refine, outputs: Sequence[Own], x1: Leaves, x2: Leaves) -
 def _near_outputs(refine: Refine, nngp: Any, own1: Any, own2: Any) -> np.ndarray:
     """Which pairs are near at some positions of an output. nngp: (N1, N2, *A, *A) of an output with axes A; own1, own2: (N, *A, *A)."""
     n1, n2 = nngp.shape[:2]
-    places = math.isqrt(math.prod(nngp.shape[2:]))
+    first, second = stds_of(np.asarray(own1)), stds_of(np.asarray(own2))
+    places = first.shape[1]
     kernels = np.asarray(nngp).reshape(n1, n2, places, places)
-    stds = [np.sqrt(np.diagonal(np.asarray(own).reshape(-1, places, places), 0, 1, 2)) for own in (own1, own2)]
     found = np.zeros((n1, n2), bool)
     for a in range(places):
         for b in range(places):
-            found |= refine.near(kernels[:, :, a, b], stds[0][:, a], stds[1][:, b])
+            found |= refine.near(kernels[:, :, a, b], first[:, a : a + 1], second[:, b : b + 1])
     return found
 
 

@@ -16,7 +16,7 @@ from tensorprog.errors import InputError
 from tensorprog.runtime.assembly import Pairs, turned, upper
 from tensorprog.runtime.gram import SHARP, Gram, refined
 from tensorprog.runtime.kernel import GET, Functions, Hypers, Leaves, float_dtype
-from tensorprog.runtime.refine import in_float64
+from tensorprog.runtime.refine import in_float64, stds_of
 
 __all__ = ["ShardedGram"]
 
@@ -65,9 +65,10 @@ class ShardedGram(Gram):
         found = dict(zip(names, self._rows_of(x1, other, hypers, names), strict=True))
         if refine is not None:
             (own1, ntk), (own2, _) = (self.diagonal(x, hypers) for x in (x1, other))
-            pairs = Pairs(*np.nonzero(np.asarray(refine.near(found["nngp"], jnp.sqrt(own1), jnp.sqrt(own2)))))
+            pairs = Pairs(*np.nonzero(np.asarray(refine.near(found["nngp"], stds_of(own1), stds_of(own2)))))
             if len(pairs.i):
-                mended = refine.mended(x1, other, np.asarray(ntk), hypers, pairs)
+                itself = refine.near_itself(np.asarray(own1))
+                mended = refine.mended(x1, other, np.asarray(ntk), itself, hypers, pairs)
                 found["ntk"] = found["ntk"].at[pairs.i, pairs.j].set(mended)
         kernels = [found[name] for name in get]
         return [_mirrored(k) for k in kernels] if x2 is None else kernels

@@ -124,3 +124,58 @@ def test_sketches_keep_distances() -> None:
     ratio = squares(found) / squares(directions)
     assert abs(ratio.mean() - 1) < 0.05 and ratio.max() < 3.5
     assert not np.any(np.isnan(sketch([jnp.zeros((2, 3))])))
+
+
+def of_positions(biases: Sequence[float]) -> Callable[[jax.Array], jax.Array]:
+    def net(x: jax.Array) -> jax.Array:
+        for bias in biases:
+            x = relu(nn.conv(x, 3, padding="SAME", weight_var=2.0, bias_var=bias))
+        return nn.dense(x, features=1)[:, 0]
+
+    return net
+
+
+RNG = np.random.default_rng(0)
+SEQUENCES = RNG.standard_normal((4, 6, 2)).astype(np.float32)
+POSITIONED = {
+    "near inputs": SEQUENCES + 1e-3 * RNG.standard_normal((2, 1, 6, 2)).astype(np.float32),
+    "near at one position": SEQUENCES + np.float32(np.arange(2) / 1e3)[:, None, None, None] * (np.arange(6) == 2)[:, None],
+    "opposite inputs": SEQUENCES * np.float32([1, -1])[:, None, None, None] + 1e-3 * np.float32(RNG.standard_normal((2, 4, 6, 2))),
+    "near positions": SEQUENCES[None, :, :1] + 1e-3 * RNG.standard_normal((2, 4, 6, 2)).astype(np.float32),
+    "equal inputs": np.stack([SEQUENCES] * 2),
+}  # fmt: skip
+
+
+def errors(found: tp.KernelResult, wanted: tp.KernelResult) -> list[float]:
+    for a in found:
+        assert a.dtype == np.float32
+    return [float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for a, b in zip(found, wanted, strict=True)]
+
+
+@pytest.mark.parametrize("biases", [(0.0,), (0.1, 0.0)], ids=["one layer", "biased"])
+@pytest.mark.parametrize("name", POSITIONED)
+def test_outputs_with_positions(name: str, biases: Sequence[float]) -> None:
+    """Without the second computation the error is up to 3e-4."""
+    x = np.asarray(POSITIONED[name].reshape(8, 6, 2), np.float32)
+    kernel = tp.compile(of_positions(biases), jnp.zeros((6, 2)))
+    wanted, own = kernel(x.astype(float)), kernel.diag(x.astype(float))
+    gram = kernel(x)
+    assert max(errors(gram, wanted)) < 2e-6
+    for k in gram:
+        np.testing.assert_array_equal(k, k.transpose(1, 0, 3, 2))
+    assert max(errors(kernel(x[:3], x), tp.KernelResult(*(k[:3] for k in wanted)))) < 2e-6
+    assert max(errors(kernel.diag(x), own)) < 2e-6
+    np.testing.assert_allclose(kernel(x, get="ntk"), gram.ntk, rtol=1e-6)
+
+
+@pytest.mark.long
+def test_outputs_with_positions_loaded_and_sharded(tmp_path: Path) -> None:
+    x = np.asarray(np.concatenate(list(POSITIONED.values())).reshape(-1, 6, 2), np.float32)
+    kernel = tp.compile(of_positions((0.1, 0.0)), jnp.zeros((6, 2)))
+    wanted = kernel(x.astype(float))
+    kernel.export(tmp_path / "net.tpk", platforms=("cpu",))
+    loaded = tp.load(tmp_path / "net.tpk")
+    for changed in (loaded, kernel.shard(jax.make_mesh((1,), ("rows",))), kernel.without("symmetry")):
+        assert max(errors(changed(x), wanted)) < 2e-6
+        assert max(errors(changed(x[:3], x), tp.KernelResult(*(k[:3] for k in wanted)))) < 2e-6
+    assert loaded.source == "serialised"
