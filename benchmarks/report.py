@@ -26,6 +26,7 @@ COLUMNS = (
     "limit s",
     "of limit",
     "derive + compile s, ours / peer",
+    "first value s, ours / peer",
     "peak RSS MB, ours / peer",
     "error of ours vs ours64 / peer64",
     "error of peer vs ours64 / peer64",
@@ -37,7 +38,7 @@ LEGEND = """\
 Seconds are medians of warm calls, float32, NNGP and NTK together; ratio = peer / ours. Limit: one GEMM of the
 inputs plus reading its result once and writing two of its size. Errors and differences are the largest ones
 relative to the largest entry, the worse of NNGP and NTK; ours64 and peer64 are both sides' float64 kernels on
-the leading inputs. Peak RSS includes the imports ({base}). How it is measured: benchmarks/README.md."""
+the leading inputs. First value: all of it, from the network's function to the first kernel. Peak RSS includes the imports ({base}). How it is measured: benchmarks/README.md."""
 
 
 def header(*, rounds: int, note: str | None) -> dict[str, Any]:
@@ -188,6 +189,7 @@ def _cells(row: Row) -> list[str]:
         _seconds(row["limit_s"]),
         f"{row['fraction_of_limit']:.0%}" if "fraction_of_limit" in row else "-",
         f"{_seconds(ours.get('compile_s'))} / {_seconds(peer.get('compile_s'))}",
+        f"{_seconds(ours.get('first_value_s'))} / {_seconds(peer.get('first_value_s'))}",
         f"{_number(ours.get('rss_peak_mb'), '.0f')} / {_number(peer.get('rss_peak_mb'), '.0f')}",
         _errors(ours),
         _errors(peer),
