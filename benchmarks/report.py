@@ -38,7 +38,8 @@ LEGEND = """\
 Seconds are medians of warm calls, float32, NNGP and NTK together; ratio = peer / ours. Limit: one GEMM of the
 inputs plus reading its result once and writing two of its size. Errors and differences are the largest ones
 relative to the largest entry, the worse of NNGP and NTK; ours64 and peer64 are both sides' float64 kernels on
-the leading inputs. First value: all of it, from the network's function to the first kernel. Peak RSS includes the imports ({base}). How it is measured: benchmarks/README.md."""
+the leading inputs. First value: from the network's function to the first kernel, all of it. Peak RSS includes the
+imports ({base}). How it is measured: benchmarks/README.md."""
 
 
 def header(*, rounds: int, note: str | None) -> dict[str, Any]:

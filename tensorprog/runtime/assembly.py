@@ -50,10 +50,18 @@ __all__ = [
 
 T = TypeVar("T")
 Job = Callable[[], Callable[[], T]]  # begins something, and gives what ends it
-# Of XLA's compilation: loops by its older generator of code, which takes less time to compile. Of the same values to rounding, and as fast
-# for arrays of single inputs and for transposes; not for layers and series, whose loops it does not vectorise.
-SIMPLER = {"xla_cpu_use_fusion_emitters": False}
 Partner = tuple[int, int]  # which matrix has the other half of one, and how many of its own output axes are of x'
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# Of XLA's compilation: loops by its older generator of code, all in as many modules as there are cores, which takes less time to compile. Of
+# the same values to rounding, and as fast for arrays of single inputs and for transposes; not for layers and series, whose loops it does not
+# vectorise.
+SIMPLER = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": cores()}
 
 
 class Place(NamedTuple):
@@ -73,11 +81,6 @@ class Pairs(NamedTuple):
 
     i: np.ndarray
     j: np.ndarray
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def at_once(jobs: Iterable[Job[T]], workers: int) -> Iterator[T]:
