@@ -5,6 +5,7 @@ A tier is a function of the question that answers with a `Method` or raises `Dec
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -67,6 +68,7 @@ def _rewritten(question: Question) -> Method:
     )  # fmt: skip
 
 
+@functools.lru_cache(maxsize=64)
 def tidy_formula(formula: sp.Expr) -> sp.Expr:
     """Like terms collected; nothing that could cancel digits."""
     return sp.factor_terms(formula) if formula.count_ops() < 200 else formula
