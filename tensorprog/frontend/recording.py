@@ -18,6 +18,7 @@ from jax import lax
 from jax.extend import core as jex
 
 from tensorprog.errors import InputError, NetworkError, explain
+from tensorprog.frontend.callers import check_callers
 
 if TYPE_CHECKING:
     from tensorprog.frontend.params import Hyper, Spec
@@ -64,6 +65,7 @@ class Recorder:
                     mend="give the layers different names, or, to share a weight, make it once with nn.weight and use it twice",
                 )
             )
+        check_callers(name, called.__code__)
         self.specs[name] = spec
         if self.params is None:
             return jnp.zeros(spec.shape) if self.given is None else self._argument("params", name, spec.shape)
