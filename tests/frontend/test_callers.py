@@ -11,7 +11,7 @@ import pytest
 import tensorprog as tp
 from tensorprog import nn
 
-X = np.random.default_rng(0).standard_normal((2, 6, 3))
+X = np.random.default_rng(0).standard_normal((2, 3, 3))
 
 
 def mapped(batch_size: int | None, weight_before: bool = False) -> Any:
@@ -24,16 +24,16 @@ def mapped(batch_size: int | None, weight_before: bool = False) -> Any:
     return net
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 6])
+@pytest.mark.parametrize("batch_size", [1, 3])
 def test_whole_batches_are_one_call(batch_size: int) -> None:
     found, right = (tp.compile(mapped(size), X[0])(X) for size in (batch_size, None))
     np.testing.assert_allclose(found.ntk, right.ntk, rtol=1e-12)
 
 
-@pytest.mark.parametrize("batch_size", [4, 8])
+@pytest.mark.parametrize("batch_size", [2, 4])
 def test_a_rest_would_have_weights_of_its_own(batch_size: int) -> None:
     """The kernel was that of two layers, one for the last rows."""
-    message = rf"batch_size={batch_size}, of 6 calls more than once(?s:.*)a batch_size that divides 6"
+    message = rf"batch_size={batch_size}, of 3 calls more than once(?s:.*)a batch_size that divides 3"
     with pytest.raises(tp.NetworkError, match=message):
         tp.compile(mapped(batch_size), X[0])
     found, right = (tp.compile(mapped(size, weight_before=True), X[0])(X) for size in (batch_size, None))
