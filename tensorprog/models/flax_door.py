@@ -112,9 +112,9 @@ def from_flax(
         def before_and_after(variables: Any, arrays: list[Any], x: Any) -> tuple[list[Any], list[Any]]:
             model = merged(arrays)
             nnx.update(model, variables)
-            before = _variables(nnx, model)
+            before = _values(nnx, _variables(nnx, model))
             called(model, x)
-            return jax.tree.leaves(before), jax.tree.leaves(_variables(nnx, model))
+            return before, _values(nnx, _variables(nnx, model))
 
         model = merged(arrays)
         if variables := _variables(nnx, model):
@@ -179,6 +179,10 @@ def _as_wide(leaf: jax.Array, arrays: list[Any]) -> jax.Array:
 def _variables(nnx: Any, model: Any) -> Any:
     """The variables that a call may change, as a state."""
     return nnx.state(model, nnx.Any(nnx.BatchStat, nnx.RngCount))
+
+
+def _values(nnx: Any, variables: Any) -> list[Any]:
+    return [variable.get_value() for _, variable in nnx.to_flat_state(variables)]
 
 
 def _check_variables(nnx: Any, variables: Any, same: Sequence[bool]) -> None:

@@ -139,7 +139,8 @@ class Layers:
         n = len(x[0])
         if n * self._entries * np.dtype(float_dtype(x)).itemsize <= TILE_BYTES // 16:
             return n  # no need to count: fewer than sixteen arrays of such a size are kept of an input
-        found = jax.eval_shape(self._steps.states, [leaf[:1] for leaf in x], hypers)
+        of_inputs = partial(self._of_inputs, own=self._refine is not None)
+        found = jax.eval_shape(of_inputs, [[leaf[:1] for leaf in x]], hypers)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(found))
         return min(n, max(1, TILE_BYTES // size))
 
