@@ -23,7 +23,17 @@ from tensorprog.frontend.callers import check_callers
 if TYPE_CHECKING:
     from tensorprog.frontend.params import Hyper, Spec
 
-__all__ = ["AskedElsewhere", "Recorder", "called", "current", "deriving", "is_derived", "run", "watched_first"]
+__all__ = [
+    "AskedElsewhere",
+    "Recorder",
+    "called",
+    "current",
+    "deriving",
+    "is_derived",
+    "is_single",
+    "run",
+    "watched_first",
+]
 
 T = TypeVar("T")
 
@@ -105,6 +115,7 @@ class Recorder:
 
 _recorder: ContextVar[Recorder | None] = ContextVar("tensorprog_recorder", default=None)
 _derived: ContextVar[bool] = ContextVar("tensorprog_derived", default=False)
+_single: ContextVar[bool] = ContextVar("tensorprog_single", default=False)
 _kept_for = jax.make_user_context(None)  # what JAX has traced under one value of this, it reads under no other
 _WATCHED = "watched"  # what is kept under this has asked for nothing
 
@@ -142,12 +153,19 @@ def is_derived() -> bool:
 
 @contextmanager
 def deriving() -> Iterator[None]:
-    """While a network is traced and read."""
-    token = _derived.set(True)
+    """While a network is traced and read, in double precision."""
+    single = _single.get() if is_derived() else not jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    tokens = _derived.set(True), _single.set(single)
     try:
         yield
     finally:
-        _derived.reset(token)
+        _derived.reset(tokens[0])
+        _single.reset(tokens[1])
+
+
+def is_single() -> bool:
+    """Is the network that is being derived one that its user runs in single precision?"""
+    return _single.get()
 
 
 def called(net: Callable[[Any], Any], recorder: Recorder, x: Any) -> Any:

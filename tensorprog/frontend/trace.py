@@ -20,7 +20,7 @@ from ntk_rules.interpreted import inner_jaxprs
 from tensorprog.errors import InputError, NetworkError, explain
 from tensorprog.frontend.model import Model, abstract
 from tensorprog.frontend.params import Constant, Gaussian
-from tensorprog.frontend.recording import deriving
+from tensorprog.frontend.recording import deriving, is_single
 from tensorprog.frontend.values import WIDTHS
 from tensorprog.ir import Source
 
@@ -89,7 +89,6 @@ def _shorten(file: str) -> str:
 @deriving()
 def trace(model: Model, example: Any) -> Trace:
     """Trace `model` on an example input (arrays, ShapeDtypeStructs or Python numbers) at both widths."""
-    single = not jax.config.jax_enable_x64  # type: ignore[attr-defined]
     with jax.enable_x64(True):
         struct = abstract(example)
         try:
@@ -110,7 +109,7 @@ def trace(model: Model, example: Any) -> Trace:
             )
         )
     same_structure(jaxpr1, jaxpr2)
-    if single:
+    if is_single():
         _check_draws(jaxpr1.jaxpr)
     if out1 != out2:
         raise NetworkError(f"the network's output has different structures at different widths: {out1} and {out2}")

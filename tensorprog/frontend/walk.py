@@ -19,7 +19,7 @@ from jax import lax
 from jax.extend import core as jex
 
 from ntk_rules.interpreted import loop_sizes
-from tensorprog.errors import UnsupportedError, explain
+from tensorprog.errors import NetworkError, UnsupportedError, explain
 from tensorprog.frontend.build import to_var
 from tensorprog.frontend.clipping import folded
 from tensorprog.frontend.complexes import in_pairs
@@ -31,6 +31,7 @@ from tensorprog.frontend.matrix_rules import matrix_rule, step_of
 from tensorprog.frontend.own_places import places_of_their_own, read_by_each
 from tensorprog.frontend.own_rules import CUSTOM, named, with_own_slopes
 from tensorprog.frontend.primitives import RULES, elementwise
+from tensorprog.frontend.recording import is_single
 from tensorprog.frontend.refusals import Refusal, advice, check_numbers
 from tensorprog.frontend.trace import from_library, same_structure, source_of
 from tensorprog.frontend.values import Known, Matrices, Value, Var, aval, kind_of, width_axis
@@ -203,7 +204,47 @@ def _compute(eqn: Equation, values: Sequence[Known]) -> list[Value]:
             continue
         made = e.primitive.bind(*(jax.numpy.asarray(v.values[i]) for v in values), **e.params)
         results.append([_on_host(r) for r in (made if e.primitive.multiple_results else [made])])
-    return [Known(pair) for pair in zip(*results, strict=True)]
+    found = [Known(pair) for pair in zip(*results, strict=True)]
+    if eqn.primitive in _GROWING and is_single():
+        _check_overflow(eqn, values, found[0])
+    return [*found]
+
+
+_GROWING = {
+    "add",
+    "sub",
+    "mul",
+    "integer_pow",
+    "pow",
+    "shift_left",
+    "neg",
+    "dot_general",
+    "reduce_sum",
+    "cumsum",
+    "reduce_prod",
+    "cumprod",
+}
+
+
+def _check_overflow(eqn: Equation, values: Sequence[Known], found: Known) -> None:
+    """Refuse integers that the network, run in single precision, would have in 32 bits, where they wrap around."""
+    if eqn.out_dtype == np.int64 and _fits(*values) and not _fits(found) and np.array_equal(*found.values):
+        raise NetworkError(
+            explain(
+                "integers of the network are more than 32 bits hold",
+                where=str(eqn.source or ""),
+                reason="in this process they have 32 bits and wrap around, and kernels are derived with 64: the kernel would be that of a "
+                "network with other constants",
+                mend="keep them smaller, or give them their type, as jnp.arange(3, dtype=jnp.int32), or set jax_enable_x64",
+            )
+        )
+
+
+def _fits(*found: Known) -> bool:
+    """Do integers have 32 bits at most?"""
+    bound = np.iinfo(np.int32)
+    whole = [v.values[0] for v in found if v.values[0].dtype.kind in "iu" and v.values[0].size]
+    return all(bound.min <= v.min() and v.max() <= bound.max for v in whole)
 
 
 _BY_NUMPY = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,25 @@ def test_numbers_drawn_in_single_precision_are_those_of_their_type() -> None:
         order = jax.random.permutation(key, 4)
         for found, right in ((typed, lambda x: dense(x @ fixed)), (places, lambda x: dense(x[order]))):
             np.testing.assert_allclose(*(tp.compile(f, x[0])(x).ntk for f in (found, right)), rtol=1e-6)
+
+
+def test_integers_that_wrap_around_in_single_precision_are_refused() -> None:
+    """As a hash of positions: networks are read with 64 bits, where it is another."""
+    dense = lambda x: nn.dense(jax.nn.relu(nn.dense(x)), features=1)
+
+    def hashed(dtype: Any) -> Any:
+        return lambda x: dense(
+            x * (jnp.arange(4, dtype=dtype) * jnp.asarray(40503, dtype) * jnp.asarray(65537, dtype) % 7)
+        )
+
+    with jax.enable_x64(False):
+        x = jnp.asarray(X, jnp.float32)
+        with pytest.raises(tp.NetworkError, match=r"more than 32 bits hold(?s:.*)at .*test_types"):
+            tp.compile(hashed(int), x[0])
+        fixed = jnp.arange(4) * 40503 * 65537 % 7
+        found, right = (tp.compile(f, x[0])(x).ntk for f in (hashed(jnp.int32), lambda x: dense(x * fixed)))
+        np.testing.assert_allclose(found, right, rtol=1e-6)
+    tp.compile(hashed(int), X[0])  # in double precision they are what they are
 
 
 @pytest.mark.long
