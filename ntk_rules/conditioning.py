@@ -40,7 +40,7 @@ def rounding_bound(
     def bound(covariances: dict[Entry, jax.Array], values: Sequence[jax.Array]) -> jax.Array:
         read = {s: x for s, x in symbol_values(symbols, covariances).items() if s.is_Symbol}
         given: Known = read | dict(zip(parameters, values, strict=True))
-        if not given:
+        if not formula.free_symbols:
             return 4 * jnp.finfo(jnp.result_type(float)).eps * jnp.abs(jnp.asarray(float(formula)))
         given = dict(zip(given, special.as_floats(*given.values()), strict=True))
         shape = jnp.broadcast_shapes(*(x.shape for x in given.values()))
@@ -88,7 +88,7 @@ def _backwards(formula: sp.Expr, order: list[sp.Expr], known: Known) -> jax.Arra
             if part is not None and argument.free_symbols:
                 slopes[argument] = slopes.get(argument, 0.0) + slope * part
     # Of a standard deviation, a root; of a sine, a root of a product. A correlation is moved, and a covariance is exact.
-    roots = [s for s in slopes if s.name.startswith(("s_", "w_"))]
+    roots = [s for s in slopes if s.is_Symbol and s.name.startswith(("s_", "w_"))]
     return total + sum(jnp.abs(slopes[s] * known[s]) for s in roots)
 
 

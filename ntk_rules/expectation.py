@@ -8,12 +8,13 @@ d/dC_ij E[F] = E[d_i d_j F] for i != j and d/dC_ii E[F] = E[d_i^2 F]/2, derived 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import sympy as sp
 from jax.custom_derivatives import SymbolicZero
 
@@ -23,12 +24,15 @@ from ntk_rules.errors import NoRule
 from ntk_rules.evaluate import in_covariances
 from ntk_rules.factors import collected
 from ntk_rules.functions import ceiling, floor
-from ntk_rules.interpreted import by_numpy
+from ntk_rules.heads import CANCELLING
+from ntk_rules.interpreted import by_numpy, interpreted
 from ntk_rules.many import SAMPLED
 from ntk_rules.promotion import any_ranks
 from ntk_rules.question import Question, canonical, cov_derivative, gaussian_symbols, parameter_derivative
 
 Entry = tuple[int, int]
+_CORRELATIONS = np.array([0.0, 0.9, -0.9])  # at which errors are looked at: at 1 and -1 a rounded correlation decides
+_NONNEGATIVE = np.array([0.0, 0.5, 0.9])  # that all of several Gaussians may have
 EXCHANGED: dict[Entry, Entry] = {(0, 0): (1, 1), (0, 1): (0, 1), (1, 1): (0, 0)}  # entries of two Gaussians
 
 
@@ -39,6 +43,7 @@ class Core:
         self.question = question
         self.method = tiers.choose(question)
         self._derivatives: dict[Any, Core | None] = {}
+        self._traced: dict[Any, Callable[..., list[Any]]] = {}  # of `by_numpy`
         self._value = self._differentiable()
         self._alone = any_ranks(
             lambda entries, parameters: self.method.compute(dict(zip(self.needs, entries, strict=True)), parameters)
@@ -47,6 +52,47 @@ class Core:
     @property
     def needs(self) -> tuple[Entry, ...]:
         return self.method.needs
+
+    @functools.cached_property
+    def by_parameters(self) -> bool:
+        """Do the values of parameters decide how exact it is? Of quadrature, and of closed forms whose terms may cancel, or that divide by
+        them."""
+        symbols, formula = set(self.question.parameter_symbols()), self.method.formula
+        if not symbols or SAMPLED in self.method.tier or self.method.estimate is None:
+            return False
+        if formula is None:
+            return True
+        divided = (
+            p for p in formula.atoms(sp.Pow) if not p.exp.is_nonnegative and not symbols.isdisjoint(p.free_symbols)
+        )
+        return any(not symbols.isdisjoint(f.free_symbols) for f in formula.atoms(*CANCELLING)) or any(divided)
+
+    @functools.cached_property
+    def divisors(self) -> list[int]:
+        """Which parameters the formula divides by."""
+        powers = [] if self.method.formula is None else self.method.formula.atoms(sp.Pow)
+        bases = [p.base for p in powers if not p.exp.is_nonnegative]
+        return [
+            k
+            for k, s in enumerate(self.question.parameter_symbols())
+            if any(b.has(s) and b.subs(s, 0) == 0 for b in bases)
+        ]
+
+    def estimated(self, entries: Sequence[jax.Array], parameters: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """The value, and a bound of its error."""
+        known = dict(zip(self.needs, entries, strict=True))
+        value = (self.method.once or self.method.compute)(known, tuple(parameters))
+        return value, self.method.error(known, tuple(parameters))
+
+    def by_numpy(self, arrays: Sequence[np.ndarray]) -> list[Any]:
+        """The same of arrays of one shape, by NumPy; traced once for each."""
+        kind = jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)
+        if kind not in self._traced:
+            count = len(self.needs)
+            with jax.enable_x64(True):
+                function = lambda *given: self.estimated(given[:count], given[count:])
+                self._traced[kind] = interpreted(jax.make_jaxpr(function)(*[kind] * len(arrays)))
+        return [np.broadcast_to(a, kind.shape) for a in self._traced[kind](*arrays)]
 
     @functools.cached_property
     def symmetric(self) -> bool:
@@ -223,6 +269,34 @@ class Expectation:
     def holds(self, double: bool) -> float:
         """The largest variance for which the estimated error stays below 1e-9 of the scale of the answer (1e-5 in single precision)."""
         return self._core.method.near[0 if double else 1]
+
+    @property
+    def by_parameters(self) -> bool:
+        """Do the values of parameters decide how exact it is? Then `reach` and `holds` are those of parameters that are 1."""
+        return self._core.by_parameters
+
+    def relative_error(
+        self, variances: Mapping[int, np.ndarray], parameters: Sequence[np.ndarray], single: bool = False
+    ) -> np.ndarray:
+        """The estimated error relative to the scale of the answer, the worst over correlations, elementwise.
+
+        variances: of each Gaussian, arrays of one shape. parameters: arrays of that shape. single: of single precision. By NumPy.
+        """
+        several = len(variances) > 2  # whose correlations are not free
+        rho = (_NONNEGATIVE if several else _CORRELATIONS).reshape(-1, *[1] * np.ndim(next(iter(variances.values()))))
+        entries = [
+            variances[i] + 0 * rho if i == j else rho * (variances[i] * variances[j]) ** 0.5 for i, j in self.needs
+        ]
+        arrays = [np.asarray(a, np.float64) for a in (*entries, *(p + 0 * rho for p in parameters))]
+        value, error = self._core.by_numpy(arrays)
+        size = np.max(np.abs(value), axis=0)
+        if single:
+            value, error = self._core.by_numpy([a.astype(np.float32) for a in arrays])
+        usable = np.isfinite(error) & np.isfinite(value) & np.isfinite(size)
+        for k in self._core.divisors:
+            usable &= arrays[len(entries) + k] != 0
+        worst = np.max(np.where(usable, error, np.inf), axis=0)
+        return np.where(np.isfinite(worst) & (worst > 0), worst / np.where(size > 0, size, 1e-30), worst)
 
     def latex(self) -> str:
         """The formula in LaTeX; of a numerical value, the name of its tier."""

@@ -292,3 +292,6 @@ def hermite_factor(mean: sp.Expr, variance: sp.Expr, order: int) -> sp.Expr:
     for j in range(1, order):
         previous, current = current, sp.expand(-(mean * current + j * previous) / variance)
     return current
+
+
+CANCELLING = (NormalCdf, ScaledCdf, BivariateCdf)  # what may be far larger than a sum of them

@@ -26,7 +26,6 @@ from ntk_rules.numeric import Part, conditioned, line_parts, plane_pair, standar
 from ntk_rules.question import Question, gaussian_symbols
 from ntk_rules.wedges import AGREED, ORDERS, Value, Wedges, mean_wedges, meets, preferred, reach
 
-_CANCELLING = (heads.NormalCdf, heads.ScaledCdf, heads.BivariateCdf)
 _VARIANCES = 10.0 ** (np.arange(-24, 17) / 2)
 _ONE = 24  # the place of variance 1
 _CORRELATIONS = np.array([0.5, -0.9, 1.0, -1.0])
@@ -51,7 +50,7 @@ class Range:
 
 def kept_accurate(question: Question, method: Method) -> Method:
     """`method`, a closed form, with quadrature where it loses its digits; itself where it loses none or none is known to."""
-    if question.parameters or method.formula is None or not method.formula.has(*_CANCELLING):
+    if question.parameters or method.formula is None or not method.formula.has(*heads.CANCELLING):
         return method
     try:
         by_quadrature = _by_quadrature(question)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
@@ -181,7 +181,7 @@ def _convert(eqn: Equation, var: Var) -> Var:
     """Numbers of another type. Precisions of real numbers are all the same: the kernel is computed in that of its inputs."""
     before, after = eqn.eqns[0].invars[0], eqn.eqns[0].outvars[0]
     was, to, dtype = kind_of(before), kind_of(after), eqn.out_dtype
-    if was == to == "f" or (var.det and was == to and not _loses(aval(before).dtype, dtype)):
+    if was == to == "f" or (var.det and aval(before).dtype == dtype):
         return var
     if var.random:
         return _of_another_type(eqn, var, was, to)
@@ -189,8 +189,7 @@ def _convert(eqn: Equation, var: Var) -> Var:
         from tensorprog.ir import ArrayOp
 
         kind = {"f": "real", "i": "integer", "u": "integer", "b": "boolean", "c": "complex"}[to]
-        kept = _loses(aval(before).dtype, dtype)
-        params = (("bits", 8 * dtype.itemsize), ("signed", to == "i")) if kept else ()
+        params = (("bits", 8 * dtype.itemsize), ("signed", to == "i")) if to in "iu" else ()
         return Var.of(ArrayOp(f"to_{kind}", params, (var.node,), var.shape), var.layout, var.power)
     return _function(eqn, [var])
 
@@ -210,11 +209,6 @@ def _of_another_type(eqn: Equation, var: Var, was: str, to: str) -> Var:
     if var.power and to == "i":
         raise Refusal(f"it rounds what scales like n^{var.power} with the width n", "bring it to order one first")
     return nonlin(Phi(nf.trunc(vector(0)) if to == "i" else sympy.Ne(vector(0), 0), 1), [var], [])
-
-
-def _loses(was: Any, to: np.dtype) -> bool:
-    """Do whole numbers wrap around, or saturate, where those of JAX's own size do not?"""
-    return to.kind in "iu" and not np.can_cast(was, to) and (to.itemsize < 4 or to.kind == "u")
 
 
 def _kept(eqn: Equation, values: Sequence[Value]) -> Value | None:

@@ -297,7 +297,8 @@ def _run(node: ArrayOp, args: list[jax.Array], context: Context) -> jax.Array:
             return args[0].astype(context.dtype)
         case "to_integer":
             known = dict(node.params)
-            return args[0].astype(f"{'int' if known['signed'] else 'uint'}{known['bits']}" if known else int)
+            wide = f"{'int' if known['signed'] else 'uint'}{known['bits']}" if known else "int64"
+            return args[0].astype(jax.dtypes.canonicalize_dtype(wide))
         case "to_complex":
             return args[0].astype(complex)
         case "to_boolean":
@@ -312,6 +313,8 @@ def _run(node: ArrayOp, args: list[jax.Array], context: Context) -> jax.Array:
     params = dict(node.params)
     if "new_dtype" in params and np.issubdtype(params["new_dtype"], np.floating):
         params["new_dtype"] = context.dtype
+    if "index_dtype" in params:
+        params["index_dtype"] = jax.dtypes.canonicalize_dtype(params["index_dtype"])
     result = primitive.bind(*args, **params)
     return result[0] if primitive.multiple_results else result
 

@@ -26,7 +26,7 @@ from tensorprog.lower.population import AllNormals
 from tensorprog.lower.run import Outside, plan, run
 from tensorprog.lower.schedule import operands_of, schedule
 from tensorprog.lower.sharpness import Sharpness
-from tensorprog.lower.strained import Strained, variances_of
+from tensorprog.lower.strained import Strained, parameters_of, variances_of
 
 __all__ = ["Lowered", "lower", "lower_blocks"]
 
@@ -88,7 +88,7 @@ def lower_blocks(graph: BlockGraph, inputs: tuple[Input, ...], off: Collection[s
     every = [*(q for b in graph.blocks for q in (b.cross, b.own)), *graph.means]
     ends = dict.fromkeys(q for q in every if not is_cross(q))
     looked_at = variances_of(quantities([*pair_ends, *ends]))
-    used |= {v for _, own in looked_at for v in own}
+    used |= {v for q, own in looked_at for v in (*own, *(parameters_of(q) if q.expectation.by_parameters else ()))}
     kept = [q for q in quantities([*ends, *(q for q in graph.nodes if q in used)]) if q in used or q in ends]
     state_steps = schedule(kept, False, roll=roll)
     slots = plan(state_steps, kept)

@@ -121,7 +121,7 @@ def _short_file_names() -> Iterator[None]:
 
 def deserialise(
     members: Mapping[str, bytes], inputs: Sequence[Input], tree: Any, hypers: Mapping[str, float], shape: tuple[int, ...], pair_entries: int,
-    kinks: bool = False, draws: bool = False, directions: bool = True, norms: bool = False,
+    kinks: bool = False, draws: bool = False, directions: bool = True, norms: bool = False, noise: bool = False,
 ) -> Functions:  # fmt: skip
     """The functions of an archive, tried out by lowering one for the default device.
 
@@ -129,7 +129,7 @@ def deserialise(
     """
     run = _runners(members, inputs, tree, hypers, ("block", "diagonal"))
     block = run("block")
-    more = {"kinks": kinks, "draws": draws, "directions": directions, "norms": norms}
+    more = {"kinks": kinks, "draws": draws, "directions": directions, "norms": norms, "noise": noise}
     every = {"rows": _one_by_one(block), "sharp": _sharp(members, run), **more}
     return Functions(block, run("diagonal"), shape, pair_entries, **every)  # type: ignore[arg-type]
 

@@ -26,7 +26,7 @@ FEW = 2  # see `Piece.cached`: tiles of a series, and of layers without position
 
 
 class Sharp(Exception):
-    """Functions are too sharp at these variances for float32."""
+    """Functions are too sharp at these variances for float32, or what they are computed by loses too many digits."""
 
 
 class Way(Protocol):
@@ -40,7 +40,7 @@ def refined(made: Functions) -> Refine | None:
     """What computes near pairs again, where a kernel in float32 needs it."""
     if made.rows is None or not made.kinks or (made.shape and made.draws):
         return None
-    return Refine(made.rows, made.pair_entries, ANGLE if made.shape else None, made.directions)
+    return Refine(made.rows, made.pair_entries, ANGLE if made.shape else None, made.directions, made.noise)
 
 
 class Layers:
@@ -116,8 +116,8 @@ class Layers:
         return Work(tile, exact)
 
     def _check(self, states: Any, own: bool = False, loose: bool = False) -> None:
-        if self._steps.strained is not None:
-            self._steps.strained(states, own, loose)
+        if self._steps.strained is not None and not self._steps.strained(states, own, loose):
+            raise Sharp
 
     def check(self, x: Leaves, hypers: Hypers, largest: bool = False, own: bool = False, loose: bool = False) -> None:
         """InputError where variances are beyond what quadrature follows. largest: look at the longest input alone. own: only what an
@@ -199,15 +199,22 @@ class Gram:
         self._diagonal = jax.jit(made.diagonal)
         self._block: Callable[[Leaves, Leaves, Hypers, tuple[str, ...]], list[jax.Array]] = block
 
-    def diagonal(self, x: Leaves, hypers: Hypers) -> tuple[jax.Array, jax.Array]:
+    def diagonal(self, x: Leaves, hypers: Hypers, loose: bool = False) -> tuple[jax.Array, jax.Array]:
         """The kernel of every input with itself, shape (N, ..)."""
         if x[0].shape[0] == 0:
             empty = jnp.zeros((0, *self.shape, *self.shape), float_dtype(x))
             return empty, empty
-        if self._own_in_float64 and float_dtype(x) == np.float32 and not is_traced((x, hypers)):
-            nngp, ntk = in_float64(lambda a, _, values: list(self.diagonal(a, values)), x, None, hypers)
-            return nngp, ntk
-        self._layers.check(x, hypers, own=True)
+        wide = self._own_in_float64
+        if float_dtype(x) == np.float32 and not is_traced((x, hypers)):
+            try:
+                self._layers.check(x, hypers, own=True, loose=loose)
+            except Sharp:
+                wide = True
+            if wide:
+                found = in_float64(lambda a, _, values: list(self.diagonal(a, values, loose=True)), x, None, hypers)
+                return found[0], found[1]
+        else:
+            self._layers.check(x, hypers, own=True, loose=loose)
         return self._diagonal(x, hypers)
 
     def traced(self, x1: Leaves, x2: Leaves | None, hypers: Hypers, get: tuple[str, ...]) -> list[jax.Array]:
@@ -250,10 +257,10 @@ class Gram:
             return in_float64(lambda a, b, values: self(a, b, values, get, progress), x1, x2, hypers)
         if x2 is None and not self._symmetry:
             x2 = x1
-        pieces = self._pieces(x1, x2, hypers, get, loose)
         shape, axes = (n1, n2, *self.shape, *self.shape), len(self.shape)
-        made = matrices([shape] * len(get), dtype, x1, [(k, axes) for k in range(len(get))], self._reuse)
         try:
+            pieces = self._pieces(x1, x2, hypers, get, loose)
+            made = matrices([shape] * len(get), dtype, x1, [(k, axes) for k in range(len(get))], self._reuse)
             return assemble(made, pieces, get, x2 is None, self._threads, progress)
         except Sharp:
             return in_float64(lambda a, b, values: self(a, b, values, get, progress, loose=True), x1, x2, hypers)

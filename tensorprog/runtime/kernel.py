@@ -100,15 +100,15 @@ class OfVariances(Protocol):
 class Steps:
     """states: (x, hypers) -> what belongs to each input, a tree of arrays with a batch axis. kept: (x, hypers) -> (what pairs read of
     the inputs, the states). pairs: (kept, kept) -> the blocks of every pair. own: states -> the blocks of every input with itself.
-    strained: (states, own, loose) -> None, or InputError where variances are beyond what quadrature follows; own: of inputs met with
-    themselves alone; loose: to float32's tolerance. sharp: how sharp functions are at the variances of the states. part: (kept, start, count)
-    -> what pairs read of some inputs."""
+    strained: (states, own, loose) -> is the precision enough? InputError where variances are beyond what quadrature follows; own: of inputs
+    met with themselves alone; loose: to float32's tolerance. sharp: how sharp functions are at the variances of the states. part:
+    (kept, start, count) -> what pairs read of some inputs."""
 
     states: Callable[[Leaves, Hypers], Any]
     kept: Callable[[Leaves, Hypers], tuple[Any, Any]]
     pairs: Callable[[Any, Any], Sequence[jax.Array]]
     own: Callable[[Any], tuple[jax.Array, ...]]
-    strained: Callable[..., None] | None = None
+    strained: Callable[..., bool] | None = None
     sharp: OfVariances | None = None
     part: Callable[[Any, Any, int], Any] = part
 
@@ -125,7 +125,7 @@ class Functions:
     rows: (x1, x2, hypers) -> (nngp, ntk) of the i-th with the i-th input, where there is such a function. kinks: are there
     functions with kinks? draws: are random points drawn for every block, so that blocks should be large? directions: of
     `sees_directions`. norms: of `norms_members`. sharp: (x, hypers) -> how sharp functions are at the variances of every input, where any
-    is smooth (`tensorprog.lower.sharpness`).
+    is smooth (`tensorprog.lower.sharpness`). noise: is anything drawn anew for every input?
     """
 
     block: Callable[[Leaves, Leaves, Hypers], tuple[jax.Array, jax.Array]]
@@ -139,6 +139,7 @@ class Functions:
     directions: bool = True
     norms: bool = False
     sharp: Callable[[Leaves, Hypers], jax.Array] | None = None
+    noise: bool = False
 
 
 class OfPairs(Protocol):
@@ -151,7 +152,7 @@ class OfPairs(Protocol):
     @property
     def diagonal(self) -> Callable[..., Any]: ...
     @property
-    def strained(self) -> Callable[..., None] | None: ...
+    def strained(self) -> Callable[..., bool] | None: ...
     @property
     def sharp(self) -> OfVariances | None: ...
     @property
@@ -330,7 +331,18 @@ def functions(lowered: OfPairs, graph: KernelGraph, off: Collection[str] = ()) -
     kinks, directions = kinked(graph.nodes), sees_directions(graph.nodes)
     norms, sharp = norms_members(graph.nodes), sharpness(lowered, marked.states)
     return Functions(
-        block, diagonal, graph.shape, entries, two, rows, kinks, draws(graph.nodes), directions, norms, sharp
+        block,
+        diagonal,
+        graph.shape,
+        entries,
+        two,
+        rows,
+        kinks,
+        draws(graph.nodes),
+        directions,
+        norms,
+        sharp,
+        graph.noise,
     )
 
 

@@ -175,7 +175,7 @@ class LoadedKernel(Serialised, KernelFunction):
             raise malformed(path, error) from error
         super().__init__(inputs, tree, hypers, nonnegative, noise)
         try:
-            made = deserialise(self._members, inputs, tree, hypers, shape, entries, **kinds)
+            made = deserialise(self._members, inputs, tree, hypers, shape, entries, **kinds, noise=noise)
         except Exception as error:  # JAX names no exception for an artefact that it refuses
             self._fall_back(error)
             try:

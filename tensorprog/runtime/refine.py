@@ -53,10 +53,12 @@ class Refine:
         entries: int,
         angle: float | None = None,
         directions: bool = True,
+        noise: bool = False,
     ):
         """rows: (nngp, what is computed again) of the i-th with the i-th input. entries: of the largest array of a pair. angle: 1 - cosine
-        below which a pair is near. directions: are inputs of one direction near, whatever their nngp?"""
-        self.directions = directions
+        below which a pair is near. directions: are inputs of one direction near, whatever their nngp? noise: is anything drawn anew for every
+        input, so that equal ones are two?"""
+        self.directions, self._noise = directions, noise
         self._rows = Ahead(lambda x1, x2, hypers: rows(x1, x2, hypers)[1])
         self._entries = entries
         self._angle = angle or (ANGLE if entries == 1 else ANGLE_OF_POSITIONS)
@@ -87,6 +89,8 @@ class Refine:
         self, x1: Leaves, x2: Leaves, own: np.ndarray, near_itself: np.ndarray | None, hypers: Hypers, pairs: Pairs
     ) -> np.ndarray:
         """The NTK of near pairs. own: that of each of the first inputs with itself. near_itself: of `Refine.near_itself`."""
+        if self._noise:
+            return self.exact(x1, x2, hypers, pairs)
         found, differ = own[pairs.i], unlike(x1, x2, pairs)
         parted = np.flatnonzero(differ if near_itself is None else differ | near_itself[pairs.i])
         if len(parted):
