@@ -82,6 +82,12 @@ def _backwards(formula: sp.Expr, order: list[sp.Expr], known: Known) -> jax.Arra
         slope = slopes.pop(node, None)
         if slope is None:
             continue
+        if isinstance(node, sp.Piecewise):
+            for branch, _ in node.args:
+                if branch.free_symbols:
+                    taken = jnp.equal(known[node], known[branch])
+                    slopes[branch] = slopes.get(branch, 0.0) + jnp.where(taken, slope, 0)
+            continue
         size, weight = _rounding(node, known)
         total = total + jnp.abs(slope) * size * weight
         for argument, part in zip(node.args, _slopes(node, known), strict=True):

@@ -8,6 +8,7 @@ d/dC_ij E[F] = E[d_i d_j F] for i != j and d/dC_ii E[F] = E[d_i^2 F]/2, derived 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -62,10 +63,8 @@ class Core:
             return False
         if formula is None:
             return True
-        divided = (
-            p for p in formula.atoms(sp.Pow) if not p.exp.is_nonnegative and not symbols.isdisjoint(p.free_symbols)
-        )
-        return any(not symbols.isdisjoint(f.free_symbols) for f in formula.atoms(*CANCELLING)) or any(divided)
+        powers = (p for p in formula.atoms(sp.Pow) if not p.exp.is_nonnegative)
+        return any(not symbols.isdisjoint(part.free_symbols) for part in (*formula.atoms(*CANCELLING), *powers))
 
     @functools.cached_property
     def divisors(self) -> list[int]:
@@ -86,13 +85,12 @@ class Core:
 
     def by_numpy(self, arrays: Sequence[np.ndarray]) -> list[Any]:
         """The same of arrays of one shape, by NumPy; traced once for each."""
-        kind = jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)
-        if kind not in self._traced:
-            count = len(self.needs)
-            with jax.enable_x64(True):
+        kind, count = jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype), len(self.needs)
+        with jax.enable_x64(True):
+            if kind not in self._traced:
                 function = lambda *given: self.estimated(given[:count], given[count:])
                 self._traced[kind] = interpreted(jax.make_jaxpr(function)(*[kind] * len(arrays)))
-        return [np.broadcast_to(a, kind.shape) for a in self._traced[kind](*arrays)]
+            return [np.broadcast_to(a, kind.shape) for a in self._traced[kind](*arrays)]
 
     @functools.cached_property
     def symmetric(self) -> bool:
@@ -277,8 +275,8 @@ class Expectation:
 
     def relative_error(
         self, variances: Mapping[int, np.ndarray], parameters: Sequence[np.ndarray], single: bool = False
-    ) -> np.ndarray:
-        """The estimated error relative to the scale of the answer, the worst over correlations, elementwise.
+    ) -> float:
+        """The largest estimated error at some variances and parameters, relative to the largest value there, of several correlations.
 
         variances: of each Gaussian, arrays of one shape. parameters: arrays of that shape. single: of single precision. By NumPy.
         """
@@ -289,14 +287,16 @@ class Expectation:
         ]
         arrays = [np.asarray(a, np.float64) for a in (*entries, *(p + 0 * rho for p in parameters))]
         value, error = self._core.by_numpy(arrays)
-        size = np.max(np.abs(value), axis=0)
+        size = np.max(np.abs(value))
         if single:
             value, error = self._core.by_numpy([a.astype(np.float32) for a in arrays])
-        usable = np.isfinite(error) & np.isfinite(value) & np.isfinite(size)
+        usable = np.isfinite(error) & np.isfinite(value)
         for k in self._core.divisors:
             usable &= arrays[len(entries) + k] != 0
-        worst = np.max(np.where(usable, error, np.inf), axis=0)
-        return np.where(np.isfinite(worst) & (worst > 0), worst / np.where(size > 0, size, 1e-30), worst)
+        if not usable.all() or not np.isfinite(size):
+            return math.inf
+        worst = float(np.max(error))
+        return worst / float(size) if size > 0 else 0.0 if worst < 1e-30 else math.inf
 
     def latex(self) -> str:
         """The formula in LaTeX; of a numerical value, the name of its tier."""

@@ -102,7 +102,7 @@ class Strained:
             variances, parameters = self._rows(q, states)
             place = next(iter(_variances(q).values()))
             single = np.asarray(self._slots.of_all(states, place)).dtype == np.float32
-            error = np.max(q.expectation.relative_error(variances, parameters))
+            error = q.expectation.relative_error(variances, parameters)
             if not error <= NEAR[single or loose]:
                 values = ", ".join(f"{s} = {np.max(v):.3g}" for s, v in zip(_symbols(q), parameters, strict=False))
                 largest = max(map(np.max, variances.values()))
@@ -115,7 +115,7 @@ class Strained:
                         "the rule is then chosen for that number",
                     )
                 )
-            enough &= not single or np.max(q.expectation.relative_error(variances, parameters, single=True)) <= NEAR[1]
+            enough &= not single or q.expectation.relative_error(variances, parameters, single=True) <= NEAR[1]
         return enough
 
     def __call__(self, states: Any, own: bool = False, loose: bool = False) -> bool:
