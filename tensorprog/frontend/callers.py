@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ __all__ = ["check_callers"]
 
 def check_callers(name: str, outermost: CodeType) -> None:
     """Raises NetworkError where the parameter called `name` is asked for inside of one of them. outermost: what calls the network."""
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code is not outermost:
         found = _CALLERS.get(frame.f_code)
         if found is not None and (reason := found(frame.f_locals)) is not None:
@@ -34,7 +34,7 @@ def check_callers(name: str, outermost: CodeType) -> None:
                     mend=f"{mend}, or make the weights before it, with nn.weight, and use them inside",
                 )
             )
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
 
 
 Reason = tuple[str, str, str]
